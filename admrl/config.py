@@ -1,0 +1,173 @@
+"""Configuration of the method and its presets. Free of torch, so that the command line can describe it at once.
+
+`range` in a field's metadata is what `check_config` allows, both ends included.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+from dynamics.config import DynamicsConfig, FitConfig
+from policy_opt.config import TrpoConfig, ValueConfig
+
+SELECTORS = ("adversarial", "uniform", "gaussian")
+
+
+@dataclass(frozen=True)
+class VirtualTrainingConfig:
+    """Virtual training, Alg. 2: one iteration fits the model, then improves the policy inside it."""
+
+    num_model_steps: int = field(default=100, metadata={"range": (0, 1_000_000)})
+    """n_model, optimiser steps of the model per iteration. Paper: 100."""
+    num_policy_updates: int = field(default=20, metadata={"range": (1, 100_000)})
+    """n_policy, TRPO updates per iteration. Paper: 20."""
+    num_samples: int = field(default=10_000, metadata={"range": (1, 10_000_000)})
+    """n_trpo, virtual steps per TRPO update and task; a multiple of horizon x ensemble members. Paper: 10000."""
+    trpo: TrpoConfig = TrpoConfig()
+    value: ValueConfig = ValueConfig()
+
+
+@dataclass(frozen=True)
+class SlboConfig:
+    """SLBO (Luo et al. 2018): stages of real sampling, each followed by virtual training."""
+
+    num_stages: int = field(default=3, metadata={"range": (1, 10_000)})
+    """n_slbo, stages per task. Paper: 3."""
+    num_iterations: int = field(default=20, metadata={"range": (1, 100_000)})
+    """n_inner, virtual-training iterations per stage. Paper: 20."""
+    num_samples: int = field(default=10_000, metadata={"range": (1, 10_000_000)})
+    """n_collect, real steps per stage and task; a multiple of the horizon. Released code: 10000."""
+    noise_scale: float = field(default=0.3, metadata={"range": (0, 10)})
+    """Ornstein-Uhlenbeck exploration noise added to the policy's actions, per step. Released code: 0.3."""
+    noise_decay: float = field(default=0.15, metadata={"range": (0, 1)})
+    """Share of the noise that is forgotten per step. Released code: 0.15."""
+
+
+@dataclass(frozen=True)
+class TaskGradientConfig:
+    """The gradient of the sub-optimality gap, AdMRL Eq. 2."""
+
+    num_samples: int = field(default=10_000, metadata={"range": (1, 10_000_000)})
+    """Steps of each of the three rollouts (two real, one virtual); a multiple of the horizon."""
+    max_steps: int = field(default=50, metadata={"range": (1, 10_000)})
+    """Krylov steps of the solve with the Hessian."""
+    damping: float = field(default=0.01, metadata={"range": (0, 1e6)})
+    """Added to A'A, relative to |A|^2, so that it depends neither on the reward's scale nor on p."""
+
+
+@dataclass(frozen=True)
+class MetaTrainConfig:
+    """Adversarial meta-training, Alg. 1."""
+
+    num_tasks: int = field(default=10, metadata={"range": (1, 100_000)})
+    """n_tasks, tasks visited. Paper: 10 (Hopper2D, Walker2D) or 20."""
+    num_zero_shot: int = field(default=40, metadata={"range": (1, 100_000)})
+    """n_zeroshot, virtual-training iterations before the first real sample of a task. Paper: 40."""
+    num_first_stages: int = field(default=10, metadata={"range": (1, 10_000)})
+    """n_slbo of the first task, which starts from an untrained model. Paper: 10 or 20."""
+    step_size: float = field(default=2.0, metadata={"range": (0, 1e6)})
+    """alpha of the projected ascent: unit-box coordinates per (discounted return / horizon). Paper: 2."""
+    policy_hidden_sizes: tuple[int, ...] = (32, 32)
+    """Widths of the policy's tanh layers. Released code: 32 32."""
+    fixed_log_std: float | None = None
+    """Logarithm of the policy's standard deviation, if it is not to be learned."""
+    slbo: SlboConfig = SlboConfig()
+    virtual: VirtualTrainingConfig = VirtualTrainingConfig()
+    fit: FitConfig = FitConfig()
+    dynamics: DynamicsConfig = DynamicsConfig()
+    gradient: TaskGradientConfig = TaskGradientConfig()
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Zero-shot evaluation on a grid of tasks and the reference returns that it is compared with."""
+
+    num_policy_seeds: int = field(default=2, metadata={"range": (1, 1000)})
+    """R, policies solved per task: one alone is dominated by the noise of its optimisation."""
+    num_episodes: int = field(default=20, metadata={"range": (1, 100_000)})
+    """Real episodes per policy that its return is averaged over."""
+    num_updates: int = field(default=100, metadata={"range": (1, 100_000)})
+    """TRPO updates of a zero-shot policy (n_zeroshot x n_policy)."""
+    num_samples: int = field(default=4000, metadata={"range": (1, 10_000_000)})
+    """Virtual steps per update and policy; a multiple of horizon x ensemble members."""
+    num_reference_stages: int = field(default=3, metadata={"range": (0, 10_000)})
+    """SLBO stages of the reference run, all grid tasks together; 0: only the methods themselves."""
+    num_reference_samples: int = field(default=2000, metadata={"range": (1, 10_000_000)})
+    """Real steps per stage and task of the reference run; a multiple of the horizon."""
+    num_reference_updates: int = field(default=60, metadata={"range": (1, 1_000_000)})
+    """TRPO updates per stage of the reference run."""
+
+
+_PAPER = MetaTrainConfig(
+    dynamics=DynamicsConfig(hidden_sizes=(1000, 1000), num_members=1),
+)
+_LAPTOP = MetaTrainConfig(
+    num_tasks=6,
+    num_zero_shot=6,
+    num_first_stages=4,
+    slbo=SlboConfig(num_stages=2, num_iterations=6, num_samples=4000),
+    virtual=VirtualTrainingConfig(num_model_steps=100, num_policy_updates=10, num_samples=4000),
+    gradient=TaskGradientConfig(num_samples=4000),
+)
+_SMOKE = MetaTrainConfig(
+    num_tasks=2,
+    num_zero_shot=1,
+    num_first_stages=1,
+    slbo=SlboConfig(num_stages=1, num_iterations=1, num_samples=800),
+    virtual=VirtualTrainingConfig(num_model_steps=5, num_policy_updates=2, num_samples=800),
+    dynamics=DynamicsConfig(hidden_sizes=(32,), num_members=2),
+    gradient=TaskGradientConfig(num_samples=800, max_steps=3),
+)
+PRESETS = {"smoke": _SMOKE, "laptop": _LAPTOP, "paper": _PAPER}
+"""smoke: seconds, proves the installation; laptop: minutes; paper: Table 1 and App. C, hours."""
+
+
+def check_config(config: Any, where: str = "") -> None:
+    """Refuse a configuration with a value outside its range, before any work.
+
+    Raises:
+        ValueError: names the field, the value and the allowed range.
+    """
+    for f in fields(config):
+        name, value = f"{where}{f.name}", getattr(config, f.name)
+        if is_dataclass(value):
+            check_config(value, f"{name}.")
+        elif "range" in f.metadata:
+            low, high = f.metadata["range"]
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{name}: expected a number from {low:g} to {high:g}, got {value!r}")
+            if not low <= value <= high:
+                raise ValueError(f"{name}: expected {low:g} to {high:g}, got {value:g}")
+        elif f.name.endswith("hidden_sizes") and not all(isinstance(n, int) and n > 0 for n in value):
+            raise ValueError(f"{name}: expected positive layer widths, got {value}")
+
+
+def check_lanes(name: str, num_samples: int, horizon: int, num_members: int = 1) -> int:
+    """The number of lanes N that num_samples steps make, episodes of horizon steps each.
+
+    Raises:
+        ValueError: not a multiple of horizon x members of the ensemble.
+    """
+    unit = horizon * num_members
+    if num_samples < unit or num_samples % unit:
+        nearest = max(1, round(num_samples / unit)) * unit
+        raise ValueError(
+            f"{name}: expected a multiple of {unit} (horizon {horizon} x {num_members} ensemble members), "
+            f"got {num_samples}; the nearest is {nearest}"
+        )
+    return num_samples // horizon
+
+
+def check_sample_counts(config: MetaTrainConfig, horizon: int) -> None:
+    """Every sample count of the configuration against the family's horizon; see `check_lanes`."""
+    members = config.dynamics.num_members
+    check_lanes("virtual.num_samples", config.virtual.num_samples, horizon, members)
+    check_lanes("slbo.num_samples", config.slbo.num_samples, horizon)
+    check_lanes("gradient.num_samples", config.gradient.num_samples, horizon, members)
+
+
+def evaluation_virtual(config: VirtualTrainingConfig, evaluation: EvaluationConfig) -> VirtualTrainingConfig:
+    """Virtual training as the evaluation runs it: frozen model, its own number of samples."""
+    return replace(config, num_model_steps=0, num_samples=evaluation.num_samples)

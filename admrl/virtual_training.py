@@ -1,0 +1,185 @@
+"""Virtual training, AdMRL Alg. 2: fit the model, then TRPO inside it; M tasks at once.
+
+    1: procedure VirtualTraining(theta, phi, psi, D, n)
+    2:   for n iterations
+    3:     optimise the model over phi with data from D, n_model steps
+    4:     for n_policy iterations
+    5:       D' <- n_trpo samples from the learned dynamics
+    6:       optimise pi_theta by TRPO on D'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from admrl.config import VirtualTrainingConfig, check_lanes
+from admrl.reporting import Reporter, Silent
+from dynamics.ensemble import DynamicsEnsemble
+from dynamics.learner import ModelLearner
+from dynamics.virtual_env import VirtualEnv
+from policy_opt.advantage import gae
+from policy_opt.gaussian_policy import GaussianPolicy
+from policy_opt.trpo import STATES_PER_BLOCK, trpo_step
+from policy_opt.value import ValueFunction
+from task_families.family import TaskFamily
+from task_families.rollout import Rollout, collect
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """M policies, one per task, with the value functions that trained them."""
+
+    psi: Tensor  # (M, k)
+    policy: GaussianPolicy
+    theta: Tensor  # (M, p)
+    value: ValueFunction
+    weights: Tensor  # (M, F)
+
+    def tasks(self, index: slice) -> Solution:
+        """The solution of some tasks."""
+        policy, value = self.policy, self.value
+        if value.obs_mean.dim() == 2:
+            mean, std = value.obs_mean[index], value.obs_std[index]
+            policy, value = policy.with_normalizer(mean, std), replace(value, obs_mean=mean, obs_std=std)
+        return Solution(self.psi[index], policy, self.theta[index], value, self.weights[index])
+
+
+def new_solution(
+    model: DynamicsEnsemble,
+    psi: Tensor,
+    policy: GaussianPolicy,
+    config: VirtualTrainingConfig,
+    generators: Sequence[torch.Generator],
+) -> Solution:
+    """Random policies (Alg. 1, line 3) and zero value functions, with the model's present normaliser."""
+    mean, std = _normalizer(model)
+    policy, value = policy.with_normalizer(mean, std), ValueFunction.make(mean, std, config.value)
+    theta = policy.init(generators, dtype=mean.dtype)
+    return Solution(psi.to(mean), policy, theta, value, value.init(len(psi)))
+
+
+def refresh_normalizer(solution: Solution, model: DynamicsEnsemble) -> Solution:
+    """The same parameters with the model's present normaliser, after new data has moved it."""
+    mean, std = _normalizer(model)
+    value = replace(solution.value, obs_mean=mean, obs_std=std)
+    return replace(solution, policy=solution.policy.with_normalizer(mean, std), value=value)
+
+
+def stochastic_actor(
+    solution: Solution,
+    shape: tuple[int, int],
+    num_steps: int,
+    generators: Sequence[torch.Generator],
+) -> Callable[[int, Tensor], tuple[Tensor, Tensor]]:
+    """The policies as the `act` of `collect`. All noise is drawn ahead, each task's from its own generator."""
+    noise = gaussian_noise(shape, num_steps, solution.policy.act_size, generators, solution.theta)
+
+    def act(t: int, obs: Tensor) -> tuple[Tensor, Tensor]:
+        return solution.policy.sample(solution.theta, obs, noise[t])
+
+    return act
+
+
+def gaussian_noise(
+    shape: tuple[int, int], num_steps: int, size: int, generators: Sequence[torch.Generator], like: Tensor
+) -> Tensor:
+    """Standard normal (T, M, N, size) of like's dtype and device."""
+    draws = [
+        torch.randn(num_steps, shape[1], size, generator=g, dtype=like.dtype, device=g.device)
+        for g in generators
+    ]
+    return torch.stack(draws, dim=1).to(like.device)
+
+
+@torch.no_grad()
+def virtual_training(
+    family: TaskFamily,
+    model: DynamicsEnsemble,
+    solution: Solution,
+    num_iterations: int,
+    config: VirtualTrainingConfig,
+    generators: Sequence[torch.Generator],
+    *,
+    learner: ModelLearner | None = None,
+    reporter: Reporter | None = None,
+) -> Solution:
+    """n iterations of Alg. 2 for all tasks of the solution.
+
+    Args:
+        model: T_phi; one model for all tasks, or one per task.
+        learner: fits the model in every iteration (line 3); None keeps it frozen.
+        generators: one per task.
+
+    Returns:
+        The improved solution. Each task's result does not depend on the others of the batch.
+    """
+    reporter = reporter or Silent()
+    num_lanes = check_lanes("virtual.num_samples", config.num_samples, family.horizon, model.num_members)
+    for _ in range(num_iterations):
+        fit: dict[str, float] = {}
+        if learner is not None and config.num_model_steps > 0:
+            loss = learner.fit(config.num_model_steps).loss  # Alg. 2, line 3
+            fit = {"model_loss": float(loss.mean())}
+        for _ in range(config.num_policy_updates):
+            solution, returns = virtual_update(family, model, solution, num_lanes, config, generators)
+            reporter.advance(return_model=float(returns.mean()), virtual_samples=returns.shape[0] * config.num_samples, **fit)
+    return solution
+
+
+@torch.no_grad()
+def virtual_update(
+    family: TaskFamily,
+    model: DynamicsEnsemble,
+    solution: Solution,
+    num_lanes: int,
+    config: VirtualTrainingConfig,
+    generators: Sequence[torch.Generator],
+) -> tuple[Solution, Tensor]:
+    """One TRPO update of every task on fresh virtual samples (Alg. 2, lines 5-6).
+
+    Returns:
+        The new solution and the mean undiscounted return per episode in the model (M,) before the update.
+    """
+    shape = (len(solution.theta), num_lanes)
+    env = VirtualEnv(model, family, shape)
+    actor = stochastic_actor(solution, shape, family.horizon, generators)
+    rollout = collect(env, family, actor, family.horizon, generators)
+    # in blocks of tasks, because the features of all tasks at once leave the cache and fill the memory
+    per_block = max(1, STATES_PER_BLOCK // (num_lanes * family.horizon))
+    blocks = [slice(i, i + per_block) for i in range(0, shape[0], per_block)]
+    parts = [_improve(family, solution.tasks(b), rollout.tasks(b), config) for b in blocks]
+    thetas, weights, returns = zip(*parts, strict=True)
+    return replace(solution, theta=torch.cat(thetas), weights=torch.cat(weights)), torch.cat(returns)
+
+
+def _improve(
+    family: TaskFamily, solution: Solution, rollout: Rollout, config: VirtualTrainingConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    reward = family.reward(solution.psi[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
+    value, weights = solution.value, solution.weights
+    features = value.features(rollout.obs)
+    v = value.predict(weights, features)
+    # V(next_obs): the next row's V within an episode, unused after a termination, evaluated at the cut
+    v_cut = value(weights, rollout.next_obs[:, :, -1:])
+    advantage = gae(
+        reward,
+        v,
+        torch.cat([v[:, :, 1:], v_cut], dim=-1),
+        rollout.terminated,
+        rollout.truncated,
+        gamma=family.gamma,
+        gae_lambda=config.value.gae_lambda,
+    )
+    theta, _ = trpo_step(solution.policy, solution.theta, rollout.obs, rollout.act, advantage, config.trpo)
+    returns = (reward * rollout.first_episode()).sum(-1).mean(-1)
+    return theta, value.fit(features, advantage + v), returns
+
+
+def _normalizer(model: DynamicsEnsemble) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the observations: (S,) for one model, (K, S) for one per task."""
+    mean, std = model.obs_normalizer.mean, model.obs_normalizer.std
+    return (mean[0].clone(), std[0].clone()) if model.num_models == 1 else (mean.clone(), std.clone())

@@ -1,0 +1,97 @@
+"""TransitionData: the real transitions D, shared by all tasks (no rewards), with a held-out part."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from task_families.rollout import Rollout
+
+_COLUMNS = ("obs", "act", "next_obs")
+
+
+class TransitionData:
+    """Rows in time order, lane after lane. Lanes are either for fitting or held out, as a whole."""
+
+    def __init__(self, obs_size: int, act_size: int, dtype: torch.dtype = torch.float32) -> None:
+        self.obs = torch.zeros(0, obs_size, dtype=dtype)  # (R, S)
+        self.act = torch.zeros(0, act_size, dtype=dtype)  # (R, A)
+        self.next_obs = torch.zeros(0, obs_size, dtype=dtype)  # (R, S)
+        self.ends = torch.zeros(0, dtype=torch.bool)  # (R,) the next row does not continue this one
+        self.is_held_out = torch.zeros(0, dtype=torch.bool)  # (R,)
+        self._starts: dict[tuple[int, bool], Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.obs)
+
+    @property
+    def num_fit(self) -> int:
+        """Rows for fitting."""
+        return int((~self.is_held_out).sum())
+
+    def clone(self) -> TransitionData:
+        """An independent copy (tensors are never written in place, so they may be shared)."""
+        copy = TransitionData(self.obs.shape[1], self.act.shape[1], self.obs.dtype)
+        copy.load_state_dict(self.state_dict())
+        return copy
+
+    def add(self, rollout: Rollout, held_out: float, generator: torch.Generator) -> Tensor:
+        """Append every task's transitions; a share of the lanes is held out at random.
+
+        Transitions that are not finite (an unstable simulation) are left out.
+
+        Returns:
+            The rows (R,) that were appended for fitting, as a bool mask over `obs`.
+        """
+        lanes = rollout.terminated.flatten(0, 1)  # (L, T)
+        num_lanes = len(lanes)
+        held = torch.zeros(num_lanes, dtype=torch.bool)
+        held[torch.randperm(num_lanes, generator=generator)[: int(held_out * num_lanes)]] = True
+        ends = (rollout.terminated | rollout.truncated).flatten(0, 1).clone()
+        finite = rollout.next_obs.isfinite().all(-1) & rollout.act.isfinite().all(-1)
+        keep = (finite & rollout.obs.isfinite().all(-1)).flatten(0, 1)
+        ends[:, :-1] |= ~keep[:, 1:]
+        ends[:, -1] = True
+        first_new = len(self)
+        chosen = keep.flatten()
+        for name in _COLUMNS:
+            new = getattr(rollout, name).flatten(0, 2)[chosen].to(getattr(self, name))
+            setattr(self, name, torch.cat([getattr(self, name), new]))
+        self.ends = torch.cat([self.ends, ends.flatten()[chosen]])
+        self.is_held_out = torch.cat([self.is_held_out, held[:, None].expand_as(lanes).flatten()[chosen]])
+        self._starts.clear()
+        added = torch.arange(len(self)) >= first_new
+        return added & ~self.is_held_out
+
+    def extend(self, other: TransitionData) -> None:
+        """Append all rows of another data set, each staying in its part."""
+        for name in (*_COLUMNS, "ends", "is_held_out"):
+            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
+        self._starts.clear()
+
+    def starts(self, num_horizon: int, held_out: bool = False) -> Tensor:
+        """Rows from which num_horizon consecutive transitions of one episode follow: (W,) indices."""
+        key = (num_horizon, held_out)
+        if key not in self._starts:
+            ok = self.is_held_out == held_out
+            for step in range(num_horizon - 1):
+                ended = torch.ones_like(self.ends)
+                ended[: len(self) - step] = self.ends[step:]
+                ok = ok & ~ended
+            self._starts[key] = ok.nonzero()[:, 0]
+        return self._starts[key]
+
+    def windows(self, rows: Tensor, num_horizon: int) -> tuple[Tensor, Tensor, Tensor]:
+        """obs (..., H, S), act (..., H, A), next_obs (..., H, S) from start rows (...)."""
+        index = rows[..., None] + torch.arange(num_horizon)
+        return self.obs[index], self.act[index], self.next_obs[index]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything, as tensors."""
+        return {name: getattr(self, name) for name in (*_COLUMNS, "ends", "is_held_out")}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Inverse of `state_dict`."""
+        for name in (*_COLUMNS, "ends", "is_held_out"):
+            setattr(self, name, state[name])
+        self._starts.clear()

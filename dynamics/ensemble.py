@@ -1,0 +1,99 @@
+"""DynamicsEnsemble: E networks that predict the change of state, for K independent models at once.
+
+    s' = s + mean_d + std_d * net([(s - mean_s) / std_s, clip(a)])
+
+with running statistics of states and of their one-step differences. K is 1 while all tasks share the model,
+and the number of tasks once each has fine-tuned its own copy. E = 1 is the model of the paper.
+
+Differs from the paper:
+1. An ensemble; the paper has a single deterministic network.
+2. Initial weights are scaled by fan-in; the released code draws all of them with standard deviation 1e-5.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from dynamics.config import DynamicsConfig
+from dynamics.normalizer import Normalizer
+from task_families.family import TaskFamily
+
+STATE_LIMIT = 100.0  # standard deviations; a diverging model stays finite (released code: the same)
+
+
+class DynamicsEnsemble(nn.Module):
+    """The parameters are (K, E, in, out) weights and (K, E, 1, out) biases."""
+
+    def __init__(
+        self,
+        family: TaskFamily,
+        config: DynamicsConfig,
+        generator: torch.Generator,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.num_members = config.num_members
+        self.obs_size, self.act_size, self.act_limit = family.obs_size, family.act_size, family.act_limit
+        sizes = (self.obs_size + self.act_size, *config.hidden_sizes, self.obs_size)
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for layer, (i, o) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            scale = config.output_scale if layer == len(sizes) - 2 else 2**0.5  # ReLU keeps half
+            noise = torch.randn(1, self.num_members, i, o, generator=generator, dtype=dtype)
+            self.weights.append(nn.Parameter(scale * i**-0.5 * noise))
+            self.biases.append(nn.Parameter(torch.zeros(1, self.num_members, 1, o, dtype=dtype)))
+        self.obs_normalizer = Normalizer(1, self.obs_size, dtype)
+        self.diff_normalizer = Normalizer(1, self.obs_size, dtype)
+
+    @property
+    def num_models(self) -> int:
+        """K"""
+        return self.weights[0].shape[0]
+
+    def repeat(self, num_models: int) -> DynamicsEnsemble:
+        """K independent copies of a single model (K = 1), to be fine-tuned apart."""
+        many = self.clone()
+        for module in many.modules():
+            for name, tensor in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(tensor.detach().repeat(num_models, *[1] * (tensor.dim() - 1))))
+            for name, tensor in list(module.named_buffers(recurse=False)):
+                setattr(module, name, tensor.repeat(num_models, *[1] * (tensor.dim() - 1)))
+        return many
+
+    def clone(self) -> DynamicsEnsemble:
+        """An independent copy."""
+        return copy.deepcopy(self)
+
+    def update_normalizers(self, obs: Tensor, next_obs: Tensor) -> None:
+        """Merge new real transitions, (R, S) or (K, R, S), into the running statistics."""
+        self.obs_normalizer.update_(obs)
+        self.diff_normalizer.update_(next_obs - obs)
+
+    def difference(self, obs: Tensor, act: Tensor) -> Tensor:
+        """Predicted s' - s in units of its standard deviation: (K, E, R, S), (K, E, R, A) -> (K, E, R, S)."""
+        mean, std = self.obs_normalizer.mean[:, None, None], self.obs_normalizer.std[:, None, None]
+        if self.act_limit is not None:
+            act = act.clamp(-self.act_limit, self.act_limit)
+        x = torch.cat([(obs - mean) / std, act], dim=-1).flatten(0, 1)  # (K E, R, in)
+        last = len(self.weights) - 1
+        for layer, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.baddbmm(b.flatten(0, 1), x, W.flatten(0, 1))
+            if layer < last:
+                x = torch.relu(x)
+        return x.unflatten(0, (-1, self.num_members))
+
+    def forward(self, obs: Tensor, act: Tensor) -> Tensor:
+        """Predicted next observation: (K, E, R, S), (K, E, R, A) -> (K, E, R, S)."""
+        mean, std = self.diff_normalizer.mean[:, None, None], self.diff_normalizer.std[:, None, None]
+        next_obs = obs + mean + std * self.difference(obs, act)
+        low, high = self.state_limits()
+        return torch.minimum(torch.maximum(next_obs, low), high)
+
+    def state_limits(self) -> tuple[Tensor, Tensor]:
+        """Predictions are clipped to mean +- 100 standard deviations of the states seen: (K, 1, 1, S)."""
+        center, reach = self.obs_normalizer.mean[:, None, None], self.obs_normalizer.std[:, None, None]
+        return center - STATE_LIMIT * reach, center + STATE_LIMIT * reach

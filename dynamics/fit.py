@@ -1,0 +1,126 @@
+"""Fitting the ensemble: SLBO's H-step loss (Luo et al. 2018, Eq. 6.1), Alg. 2 line 3.
+
+    loss = 1/H sum_{h=1..H} | (s^_{t+h} - s^_{t+h-1}) - (s_{t+h} - s_{t+h-1}) |,     s^_t = s_t
+
+where s^ rolls the model out under the recorded actions and |.| is the root mean square over coordinates in units
+of the standard deviation of one-step differences. The norm is not squared: it does not favour outliers.
+
+Differs from the paper:
+1. Members draw their own minibatches, and each one's gradient is clipped on its own, so members and models do
+   not influence each other.
+2. The L2 penalty is added to the gradient after clipping, not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dynamics.config import FitConfig
+from dynamics.dataset import TransitionData
+from dynamics.ensemble import DynamicsEnsemble
+
+RMS_FLOOR = 1e-12  # inside the root, so that a perfect prediction has gradient 0 instead of nan
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """How a fit went, per model (K,)."""
+
+    loss: Tensor  # mean over steps and members, in standard deviations of one-step differences
+    num_steps: int
+
+
+def make_optimizer(model: DynamicsEnsemble, config: FitConfig) -> torch.optim.Adam:
+    """Adam over all members and models; every parameter's step is its own."""
+    return torch.optim.Adam(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def multi_step_loss(model: DynamicsEnsemble, obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
+    """The loss above, mean over the batch: windows (K, E, B, H, .) -> (K, E)."""
+    num_horizon = obs.shape[3]
+    diff_mean = model.diff_normalizer.mean[:, None, None]
+    diff_std = model.diff_normalizer.std[:, None, None]
+    low, high = model.state_limits()
+    state = obs[:, :, :, 0]
+    losses = []
+    for h in range(num_horizon):
+        predicted = model.difference(state, act[:, :, :, h])  # standardised
+        actual = (next_obs[:, :, :, h] - obs[:, :, :, h] - diff_mean) / diff_std
+        losses.append(((predicted - actual).square().mean(-1) + RMS_FLOOR).sqrt().mean(-1))
+        if h + 1 < num_horizon:
+            state = state + diff_mean + diff_std * predicted
+            state = torch.minimum(torch.maximum(state, low), high)
+    return torch.stack(losses).mean(0)
+
+
+def fit_dynamics(
+    model: DynamicsEnsemble,
+    data: Sequence[TransitionData],
+    optimizer: torch.optim.Optimizer,
+    num_steps: int,
+    config: FitConfig,
+    generator: torch.Generator,
+) -> FitReport:
+    """num_steps of Adam on minibatches of the data for fitting; changes the model in place.
+
+    Args:
+        data: one data set per model (K).
+
+    Raises:
+        ValueError: not one data set per model, or one without a window of config.num_horizon steps.
+    """
+    check_data(model, data, config, held_out=False)
+    starts = [d.starts(config.num_horizon) for d in data]
+    shape = (num_steps, model.num_members, config.batch_size)
+    picks = [s[torch.randint(len(s), shape, generator=generator)] for s in starts]  # K of (num_steps, E, B)
+    total = torch.zeros(model.num_models, dtype=model.weights[0].dtype)
+    parameters = list(model.parameters())
+    with torch.enable_grad():
+        for step in range(num_steps):
+            windows = [
+                d.windows(p[step], config.num_horizon) for d, p in zip(data, picks, strict=True)
+            ]
+            loss = multi_step_loss(model, *(torch.stack(column) for column in zip(*windows, strict=True)))
+            grads = torch.autograd.grad(loss.sum(), parameters)
+            norm = torch.stack([g.square().flatten(2).sum(-1) for g in grads]).sum(0).sqrt()  # (K, E)
+            scale = (config.max_grad_norm / norm).clamp(max=1.0)[..., None, None]
+            for parameter, grad in zip(parameters, grads, strict=True):
+                parameter.grad = grad * scale
+            optimizer.step()
+            total += loss.detach().mean(1)
+    return FitReport(loss=total / max(num_steps, 1), num_steps=num_steps)
+
+
+@torch.no_grad()
+def held_out_loss(
+    model: DynamicsEnsemble, data: Sequence[TransitionData], config: FitConfig, max_rows: int = 4096
+) -> Tensor:
+    """The loss on (at most max_rows evenly spaced) held-out windows: (K, E); nan where nothing is held out."""
+    columns = []
+    for d in data:
+        rows = d.starts(config.num_horizon, held_out=True)
+        if len(rows) == 0:
+            return torch.full((model.num_models, model.num_members), torch.nan)
+        rows = rows[torch.linspace(0, len(rows) - 1, max_rows).long()]
+        columns.append(d.windows(rows.expand(model.num_members, -1), config.num_horizon))
+    return multi_step_loss(model, *(torch.stack(column) for column in zip(*columns, strict=True)))
+
+
+def check_data(
+    model: DynamicsEnsemble, data: Sequence[TransitionData], config: FitConfig, held_out: bool
+) -> None:
+    """Refuse data that no window can be drawn from."""
+    if len(data) != model.num_models:
+        raise ValueError(f"data: expected one data set per model ({model.num_models}), got {len(data)}")
+    for i, d in enumerate(data):
+        if len(d.starts(config.num_horizon, held_out)) == 0:
+            raise ValueError(
+                f"data[{i}]: no {config.num_horizon} consecutive transitions among {len(d)}; "
+                "collect more or reduce num_horizon"
+            )

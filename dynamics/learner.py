@@ -1,0 +1,77 @@
+"""ModelLearner: the model with its data and its optimiser, the shared structure phi of the meta-learner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dynamics.config import DynamicsConfig, FitConfig
+from dynamics.dataset import TransitionData
+from dynamics.ensemble import DynamicsEnsemble
+from dynamics.fit import FitReport, fit_dynamics, held_out_loss, make_optimizer
+from task_families.family import TaskFamily
+from task_families.rollout import Rollout
+
+
+@dataclass
+class ModelLearner:
+    """Mutable. K models have K data sets; the training loop has K = 1."""
+
+    model: DynamicsEnsemble
+    data: list[TransitionData]
+    optimizer: torch.optim.Adam
+    config: FitConfig
+    generator: torch.Generator
+
+    @classmethod
+    def make(
+        cls,
+        family: TaskFamily,
+        dynamics: DynamicsConfig,
+        fit: FitConfig,
+        generator: torch.Generator,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> ModelLearner:
+        """A new model without data."""
+        model = DynamicsEnsemble(family, dynamics, generator, dtype=dtype)
+        data = TransitionData(family.obs_size, family.act_size, dtype)
+        return cls(model, [data], make_optimizer(model, fit), fit, generator)
+
+    def add(self, rollout: Rollout) -> None:
+        """Add real transitions and update the normalisers with those for fitting.
+
+        One model takes the transitions of all tasks; K models take those of their own task.
+        """
+        if len(self.data) == 1:
+            rows = self.data[0].add(rollout, self.config.held_out, self.generator)
+            self.model.update_normalizers(self.data[0].obs[rows], self.data[0].next_obs[rows])
+            return
+        for k, data in enumerate(self.data):
+            rows = data.add(rollout.tasks(slice(k, k + 1)), self.config.held_out, self.generator)
+            self._update_one(k, data.obs[rows], data.next_obs[rows])
+
+    def _update_one(self, k: int, obs: Tensor, next_obs: Tensor) -> None:
+        for normalizer, x in (
+            (self.model.obs_normalizer, obs),
+            (self.model.diff_normalizer, next_obs - obs),
+        ):
+            single = normalizer.select(k)
+            single.update_(x)
+            normalizer.assign(k, single)
+
+    def fit(self, num_steps: int) -> FitReport:
+        """Optimise the model on the data (Alg. 2, line 3)."""
+        return fit_dynamics(self.model, self.data, self.optimizer, num_steps, self.config, self.generator)
+
+    def held_out_loss(self) -> Tensor:
+        """(K, E); see `dynamics.fit.held_out_loss`."""
+        return held_out_loss(self.model, self.data, self.config)
+
+    def fork(self, generator: torch.Generator, num_models: int = 1) -> ModelLearner:
+        """Independent copies of a single learner, each with all of its data and a fresh optimiser."""
+        model = self.model.clone() if num_models == 1 else self.model.repeat(num_models)
+        data = [self.data[0].clone() for _ in range(num_models)]
+        return ModelLearner(model, data, make_optimizer(model, self.config), self.config, generator)

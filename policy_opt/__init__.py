@@ -1,0 +1,78 @@
+"""How theta is improved, and the second-order tools behind it. Needs torch, numpy and scipy alone.
+
+Everything is imported on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from policy_opt.advantage import gae
+    from policy_opt.config import TrpoConfig, ValueConfig
+    from policy_opt.curvature import fisher_vp, gauss_newton_vp, hvp, policy_hessian
+    from policy_opt.gaussian_policy import GaussianPolicy
+    from policy_opt.implicit import custom_root, root_jvp, root_vjp
+    from policy_opt.lanczos import lanczos_solve
+    from policy_opt.linear_operator import as_scipy_operator
+    from policy_opt.linear_solve import (
+        LinearSolveResult,
+        SolveStatus,
+        conjugate_gradient,
+        minres,
+        normal_cg,
+    )
+    from policy_opt.trpo import TrpoReport, trpo_step
+    from policy_opt.value import ValueFunction
+
+_EXPORTS = {
+    "hvp": "curvature",
+    "gauss_newton_vp": "curvature",
+    "fisher_vp": "curvature",
+    "policy_hessian": "curvature",
+    "conjugate_gradient": "linear_solve",
+    "normal_cg": "linear_solve",
+    "minres": "linear_solve",
+    "LinearSolveResult": "linear_solve",
+    "SolveStatus": "linear_solve",
+    "lanczos_solve": "lanczos",
+    "as_scipy_operator": "linear_operator",
+    "root_vjp": "implicit",
+    "root_jvp": "implicit",
+    "custom_root": "implicit",
+    "GaussianPolicy": "gaussian_policy",
+    "ValueFunction": "value",
+    "gae": "advantage",
+    "trpo_step": "trpo",
+    "TrpoReport": "trpo",
+    "TrpoConfig": "config",
+    "ValueConfig": "config",
+}
+__all__ = [
+    "hvp",
+    "gauss_newton_vp",
+    "fisher_vp",
+    "policy_hessian",
+    "conjugate_gradient",
+    "normal_cg",
+    "minres",
+    "LinearSolveResult",
+    "SolveStatus",
+    "lanczos_solve",
+    "as_scipy_operator",
+    "root_vjp",
+    "root_jvp",
+    "custom_root",
+    "GaussianPolicy",
+    "ValueFunction",
+    "gae",
+    "trpo_step",
+    "TrpoReport",
+    "TrpoConfig",
+    "ValueConfig",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)

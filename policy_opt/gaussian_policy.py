@@ -1,0 +1,115 @@
+"""GaussianPolicy: a = mean(s) + sigma eps with a tanh network for the mean and a state-independent sigma.
+
+Holds shapes and the observation normaliser; the parameters theta (M, p) of M policies travel as an argument.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from policy_opt.mlp import Mlp
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianPolicy:
+    """pi_theta(a | s) = N(mean_theta(s), diag(exp(2 log_std))).
+
+    theta is the network's flat parameters, then log_std (A) unless it is fixed. Observations are normalised
+    as (s - obs_mean) / obs_std before the network; without a normaliser they are used as they are.
+    """
+
+    obs_size: int
+    act_size: int
+    hidden_sizes: tuple[int, ...] = (32, 32)
+    fixed_log_std: float | None = None
+    obs_mean: Tensor | None = None  # (S,) or (M, S)
+    obs_std: Tensor | None = None
+
+    @property
+    def mlp(self) -> Mlp:
+        """The network of the mean."""
+        return Mlp((self.obs_size, *self.hidden_sizes, self.act_size))
+
+    @property
+    def num_params(self) -> int:
+        """p"""
+        return self.mlp.num_params + (self.act_size if self.fixed_log_std is None else 0)
+
+    def with_normalizer(self, mean: Tensor, std: Tensor) -> GaussianPolicy:
+        """The same policy shape with another observation normaliser (S,) or (M, S)."""
+        return replace(self, obs_mean=mean, obs_std=std)
+
+    def init(
+        self, generators: Sequence[torch.Generator], *, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """theta (M, p), one generator per task: near-zero mean, sigma 1 (released AdMRL code)."""
+        theta = self.mlp.init(generators, output_scale=0.01, dtype=dtype)
+        if self.fixed_log_std is None:
+            theta = torch.cat([theta, theta.new_zeros(len(theta), self.act_size)], dim=-1)
+        return theta
+
+    def normalize(self, obs: Tensor) -> Tensor:
+        """obs (M, ..., S) -> the network's input, the same shape."""
+        if self.obs_mean is None or self.obs_std is None:
+            return obs
+        shape = (-1, *([1] * (obs.dim() - 2)), self.obs_size)
+        return (obs - self.obs_mean.to(obs).view(shape)) / self.obs_std.to(obs).view(shape)
+
+    def mean(self, theta: Tensor, obs: Tensor) -> Tensor:
+        """theta (M, p), obs (M, ..., S) -> (M, ..., A)."""
+        x = self.normalize(obs)
+        net = theta[..., : self.mlp.num_params]
+        return self.mlp(net, x.flatten(1, -2)).view(*obs.shape[:-1], self.act_size)
+
+    def log_std(self, theta: Tensor) -> Tensor:
+        """theta (M, p) -> (M, A)."""
+        if self.fixed_log_std is None:
+            return theta[..., -self.act_size :]
+        return theta.new_full((*theta.shape[:-1], self.act_size), self.fixed_log_std)
+
+    def sample(self, theta: Tensor, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions (M, ..., A) for standard normal noise (M, ..., A), and their log probabilities (M, ...)."""
+        log_std = _align(self.log_std(theta), obs)
+        act = self.mean(theta, obs) + log_std.exp() * noise
+        log_prob = -0.5 * noise.square().sum(-1) - log_std.sum(-1) - 0.5 * math.log(2 * math.pi) * self.act_size
+        return act, log_prob
+
+    def log_prob(self, theta: Tensor, obs: Tensor, act: Tensor) -> Tensor:
+        """log pi_theta(act | obs): (M, ..., S), (M, ..., A) -> (M, ...)."""
+        return gaussian_log_prob(self.mean(theta, obs), _align(self.log_std(theta), obs), act)
+
+    def kl(self, theta_old: Tensor, theta_new: Tensor, obs: Tensor) -> Tensor:
+        """KL(pi_old || pi_new) in each state, nats: obs (M, ..., S) -> (M, ...)."""
+        return gaussian_kl(
+            self.mean(theta_old, obs),
+            _align(self.log_std(theta_old), obs),
+            self.mean(theta_new, obs),
+            _align(self.log_std(theta_new), obs),
+        )
+
+    def entropy(self, theta: Tensor) -> Tensor:
+        """Differential entropy, nats, the same in every state: (M, p) -> (M,)."""
+        return self.log_std(theta).sum(-1) + 0.5 * self.act_size * (1 + math.log(2 * math.pi))
+
+
+def gaussian_log_prob(mean: Tensor, log_std: Tensor, act: Tensor) -> Tensor:
+    """Log density of a diagonal Gaussian, summed over the last axis."""
+    z = (act - mean) * torch.exp(-log_std)
+    return -(0.5 * z.square() + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+def gaussian_kl(mean_old: Tensor, log_std_old: Tensor, mean_new: Tensor, log_std_new: Tensor) -> Tensor:
+    """KL(old || new) of diagonal Gaussians, summed over the last axis."""
+    ratio = torch.exp(2 * (log_std_old - log_std_new))
+    distance = ((mean_old - mean_new) * torch.exp(-log_std_new)).square()
+    return (0.5 * (ratio + distance - 1) + log_std_new - log_std_old).sum(-1)
+
+
+def _align(per_task: Tensor, obs: Tensor) -> Tensor:
+    """(M, A) -> (M, 1, ..., A) with as many axes as obs."""
+    return per_task.view(per_task.shape[0], *([1] * (obs.dim() - 2)), per_task.shape[-1])

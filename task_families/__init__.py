@@ -1,0 +1,40 @@
+"""What a task is: families of tasks that share one dynamics and differ in reward parameters psi.
+
+Everything is imported on first use, so that ``import task_families`` and ``names()`` cost nothing and need
+neither torch nor a simulator.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from task_families.family import Simulator, TaskBox, TaskFamily, spawn_generators
+    from task_families.registry import make, names
+    from task_families.rollout import Rollout, collect
+
+_EXPORTS = {
+    "make": "registry",
+    "names": "registry",
+    "TaskFamily": "family",
+    "TaskBox": "family",
+    "Simulator": "family",
+    "spawn_generators": "family",
+    "Rollout": "rollout",
+    "collect": "rollout",
+}
+__all__ = [
+    "make",
+    "names",
+    "TaskFamily",
+    "TaskBox",
+    "Simulator",
+    "Rollout",
+    "collect",
+    "spawn_generators",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)

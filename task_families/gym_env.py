@@ -1,0 +1,64 @@
+"""TaskEnv: one task of a family as a gymnasium environment, for libraries that train on those."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from task_families.family import TaskFamily
+
+
+class TaskEnv(gymnasium.Env):
+    """One task; the time limit is the family's horizon. Observations and actions are float32.
+
+    Same simulator, reward and termination code as the batched sampler, with one lane.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (gymnasium's own declaration)
+    render_mode = None
+
+    def __init__(self, family: TaskFamily, psi: Tensor | Sequence[float]) -> None:
+        psi = torch.as_tensor(psi, dtype=torch.float64)
+        if psi.dim() != 1:
+            raise ValueError(
+                f"psi: expected shape ({family.box.size},), one task, got {tuple(psi.shape)}; "
+                "make one environment for each task"
+            )
+        self.psi = family.box.check(psi)[0]
+        self.family = family
+        limit = np.inf if family.act_limit is None else family.act_limit
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (family.obs_size,), np.float32)
+        self.action_space = gymnasium.spaces.Box(-limit, limit, (family.act_size,), np.float32)
+        self._simulator = family.make_simulator((1, 1), dtype=torch.float64)
+        self._generator = torch.Generator()
+        self._obs = torch.zeros(family.obs_size, dtype=torch.float64)
+        self._step = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._generator.manual_seed(int(self.np_random.integers(2**62)))
+        states = self._simulator.start_states(1, self._generator)
+        self._obs = self._simulator.reset(torch.ones(1, 1, dtype=torch.bool), states)[0, 0]
+        self._step = 0
+        return self._obs.numpy().astype(np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        act = torch.as_tensor(np.asarray(action), dtype=torch.float64)
+        if act.shape != (self.family.act_size,) or not bool(act.isfinite().all()):
+            raise ValueError(
+                f"action: expected {self.family.act_size} finite numbers, got {np.asarray(action).tolist()}"
+            )
+        next_obs = self._simulator.step(act[None, None])[0, 0]
+        reward = float(self.family.reward(self.psi, self._obs, act, next_obs))
+        terminated = bool(self.family.terminated(next_obs))
+        self._obs = next_obs
+        self._step += 1
+        truncated = self._step >= self.family.horizon and not terminated
+        return next_obs.numpy().astype(np.float32), reward, terminated, truncated, {}

@@ -1,0 +1,103 @@
+"""Rollout: transitions without rewards, and how they are collected from any simulator, batched over tasks.
+
+No rewards are stored: the data is shared by all tasks, and r_psi is recomputed for the psi at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from task_families.family import Simulator, TaskFamily
+
+# Start states drawn ahead per lane. Lanes that terminate take the next one; after the last the first is
+# used again. Drawing ahead makes a task's noise independent of its neighbours in the batch.
+STARTS_PER_LANE = 8
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """N lanes of T steps for each of M tasks.
+
+    A lane starts with a reset at step 0. After a termination it restarts at once, so that a lane may hold
+    several episodes; `next_obs` is always the true successor, never the state after the restart.
+    """
+
+    obs: Tensor  # (M, N, T, S)
+    act: Tensor  # (M, N, T, A) as sampled, not clamped
+    next_obs: Tensor  # (M, N, T, S)
+    log_prob: Tensor  # (M, N, T) of the action under the policy that chose it (nan if it added noise)
+    terminated: Tensor  # (M, N, T) bool, the family's termination: no value beyond
+    truncated: Tensor  # (M, N, T) bool, cut by the time limit: bootstrap with the value of next_obs
+
+    @property
+    def num_samples(self) -> int:
+        """Transitions in all tasks together."""
+        return self.terminated.numel()
+
+    def first_episode(self) -> Tensor:
+        """Steps that belong to the lane's first episode, the terminating one included: (M, N, T) bool."""
+        ended_before = self.terminated.cumsum(-1) - self.terminated.long()
+        return ended_before == 0
+
+    def tasks(self, index: slice) -> Rollout:
+        """The rollout of some tasks."""
+        return Rollout(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def lanes(self, index: slice) -> Rollout:
+        """The rollout of some lanes of every task."""
+        return Rollout(*(getattr(self, f.name)[:, index] for f in fields(self)))
+
+
+def collect(
+    simulator: Simulator,
+    family: TaskFamily,
+    act: Callable[[int, Tensor], tuple[Tensor, Tensor]],
+    num_steps: int,
+    generators: Sequence[torch.Generator],
+) -> Rollout:
+    """Run every lane for num_steps, restarting after terminations.
+
+    Args:
+        simulator: (M, N) lanes of the truth or of a learned model.
+        family: says which states terminate.
+        act: ``act(t, obs (M, N, S)) -> (action (M, N, A), log_prob (M, N))``; owns its noise.
+        num_steps: T, at most family.horizon.
+        generators: one per task, for the start states.
+
+    Raises:
+        ValueError: num_steps is outside 1..horizon, or not one generator per task.
+    """
+    num_tasks, num_lanes = simulator.shape
+    if not 1 <= num_steps <= family.horizon:
+        raise ValueError(f"num_steps: expected 1 to {family.horizon} (the horizon), got {num_steps}")
+    if len(generators) != num_tasks:
+        raise ValueError(f"generators: expected one per task ({num_tasks}), got {len(generators)}")
+    pool_size = STARTS_PER_LANE * num_lanes
+    pool = torch.stack([simulator.start_states(pool_size, g) for g in generators])  # (M, pool, state)
+    obs = simulator.reset(
+        torch.ones(simulator.shape, dtype=torch.bool), pool[:, :num_lanes].reshape(-1, pool.shape[-1])
+    )
+    next_start = torch.full((num_tasks, 1), num_lanes)
+
+    steps: list[tuple[Tensor, ...]] = []
+    for t in range(num_steps):
+        action, log_prob = act(t, obs)
+        next_obs = simulator.step(action)
+        terminated = family.terminated(next_obs)
+        steps.append((obs, action, next_obs, log_prob, terminated))
+        obs = next_obs
+        if t + 1 < num_steps and bool(terminated.any()):
+            done = terminated.cpu()
+            index = (next_start + done.cumsum(1) - 1) % pool_size  # (M, N)
+            next_start = next_start + done.sum(1, keepdim=True)
+            task, _ = done.nonzero(as_tuple=True)
+            obs = simulator.reset(done, pool[task, index[done]])
+
+    columns = [torch.stack(column, dim=2) for column in zip(*steps, strict=True)]
+    truncated = torch.zeros_like(columns[4])
+    truncated[..., -1] = ~columns[4][..., -1]
+    return Rollout(*columns, truncated)
