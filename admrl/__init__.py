@@ -1,0 +1,62 @@
+"""Model-based adversarial task search: find the tasks on which a learned model fails, and train on them.
+
+Everything is imported on first use, so that the command line answers at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from admrl.adaptation import slbo_adapt, zero_shot
+    from admrl.config import PRESETS, EvaluationConfig, MetaTrainConfig
+    from admrl.evaluation import GapTable, reference_returns, zero_shot_returns
+    from admrl.evaluate_runs import evaluate_gaps
+    from admrl.figures import plot_gap_heatmap
+    from admrl.meta_training import MetaState, meta_train, new_state
+    from admrl.run_store import load_run
+    from admrl.task_gradient import TaskGradient, importance_weighted_return, task_gradient
+
+_EXPORTS = {
+    "meta_train": "meta_training",
+    "new_state": "meta_training",
+    "MetaState": "meta_training",
+    "zero_shot": "adaptation",
+    "slbo_adapt": "adaptation",
+    "task_gradient": "task_gradient",
+    "TaskGradient": "task_gradient",
+    "importance_weighted_return": "task_gradient",
+    "evaluate_gaps": "evaluate_runs",
+    "GapTable": "evaluation",
+    "zero_shot_returns": "evaluation",
+    "reference_returns": "evaluation",
+    "plot_gap_heatmap": "figures",
+    "load_run": "run_store",
+    "MetaTrainConfig": "config",
+    "EvaluationConfig": "config",
+    "PRESETS": "config",
+}
+__all__ = [
+    "meta_train",
+    "new_state",
+    "MetaState",
+    "zero_shot",
+    "slbo_adapt",
+    "task_gradient",
+    "TaskGradient",
+    "importance_weighted_return",
+    "evaluate_gaps",
+    "GapTable",
+    "zero_shot_returns",
+    "reference_returns",
+    "plot_gap_heatmap",
+    "load_run",
+    "MetaTrainConfig",
+    "EvaluationConfig",
+    "PRESETS",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)

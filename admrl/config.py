@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from dynamics.config import DynamicsConfig, FitConfig
 from policy_opt.config import TrpoConfig, ValueConfig
@@ -69,6 +70,8 @@ class MetaTrainConfig:
     """n_slbo of the first task, which starts from an untrained model. Paper: 10 or 20."""
     step_size: float = field(default=2.0, metadata={"range": (0, 1e6)})
     """alpha of the projected ascent: unit-box coordinates per (discounted return / horizon). Paper: 2."""
+    first_psi: tuple[float, ...] | None = None
+    """The task that training starts from; None: the family's own (released code: 0.3 in unit coordinates)."""
     policy_hidden_sizes: tuple[int, ...] = (32, 32)
     """Widths of the policy's tanh layers. Released code: 32 32."""
     fixed_log_std: float | None = None
@@ -171,3 +174,43 @@ def check_sample_counts(config: MetaTrainConfig, horizon: int) -> None:
 def evaluation_virtual(config: VirtualTrainingConfig, evaluation: EvaluationConfig) -> VirtualTrainingConfig:
     """Virtual training as the evaluation runs it: frozen model, its own number of samples."""
     return replace(config, num_model_steps=0, num_samples=evaluation.num_samples)
+
+
+def from_dict(cls: type[Any], data: Any) -> Any:
+    """The inverse of `dataclasses.asdict` for dataclasses of numbers, strings, lists, tuples and dataclasses.
+
+    Raises:
+        ValueError: a missing or unknown field, or a value of another type; names the field.
+    """
+    if not isinstance(data, dict):
+        raise ValueError(f"{cls.__name__}: expected an object, got {data!r}")
+    hints = get_type_hints(cls)
+    names = {f.name for f in fields(cls)}
+    if unknown := set(data) - names:
+        raise ValueError(f"{cls.__name__}: unknown field {sorted(unknown)[0]!r}")
+    if missing := names - set(data):
+        raise ValueError(f"{cls.__name__}: missing field {sorted(missing)[0]!r}")
+    values = {}
+    for name, value in data.items():
+        hint = hints[name]
+        if is_dataclass(hint):
+            values[name] = from_dict(hint, value)  # type: ignore[arg-type]
+            continue
+        if get_origin(hint) is tuple and isinstance(value, list):
+            value = tuple(value)
+        if not _is_instance(value, hint):
+            raise ValueError(f"{cls.__name__}.{name}: expected {hint}, got {value!r}")
+        values[name] = value
+    return cls(**values)
+
+
+def _is_instance(value: Any, hint: Any) -> bool:
+    """Whether a plain value fits a hint; the contents of containers are left to `check_config`."""
+    origin = get_origin(hint)
+    if origin is UnionType:
+        return any(_is_instance(value, part) for part in get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, origin or hint)

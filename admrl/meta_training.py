@@ -91,14 +91,19 @@ def new_state(
     selectors with one seed start from the same model and the same policy.
 
     Raises:
-        ValueError: unknown selector, or a configuration with a value outside its range.
+        ValueError: unknown selector, a first task outside the box, or a setting outside its range.
     """
     check_config(config)
     check_sample_counts(config, family.horizon)
     root = torch.Generator().manual_seed(seed)
     search_generator, model_generator, generator = spawn_generators(root, 3)
     learner = ModelLearner.make(family, config.dynamics, config.fit, model_generator, dtype=dtype)
-    search = make_search(selector, family, step_size=config.step_size, generator=search_generator)
+    first = (
+        family.first_psi if config.first_psi is None else torch.tensor(config.first_psi).to(family.first_psi)
+    )
+    search = make_search(
+        selector, family.box, family.box.check(first), step_size=config.step_size, generator=search_generator
+    )
     return MetaState(learner, search, generator, search_generator)
 
 
@@ -215,7 +220,9 @@ def _train_on(
         return_star=float(episode_returns(family, psi, star_rollout).mean()),
         gradient=None
         if gradient is None
-        else {name: getattr(gradient, name)[0].tolist() for name in ("optimal", "adapted", "implicit", "total")},
+        else {
+            name: getattr(gradient, name)[0].tolist() for name in ("optimal", "adapted", "implicit", "total")
+        },
         split_half_cosine=cosine,
         fell_back=fell_back,
         real_samples=state.real_samples,

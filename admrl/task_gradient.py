@@ -32,7 +32,7 @@ from torch import Tensor
 
 from admrl.adaptation import Solution
 from admrl.config import TaskGradientConfig
-from policy_opt.curvature import hvp
+from policy_opt.curvature import hessian_operator
 from policy_opt.gaussian_policy import GaussianPolicy
 from policy_opt.lanczos import lanczos_solve
 from policy_opt.linear_solve import LinearSolveResult
@@ -88,17 +88,20 @@ def task_gradient(
             eta_star(leaf_theta, leaf_psi).sum(), (leaf_theta, leaf_psi)
         )
 
-    def hessian(y: Tensor) -> Tensor:  # Eq. 7; tasks are independent, so the sum has a block-diagonal Hessian
-        return hvp(lambda theta: eta_model(theta, psi).sum(), theta_hat, y)
-
+    # Eq. 7; tasks are independent, so the Hessian of the sum is block-diagonal
+    hessian = hessian_operator(lambda theta: eta_model(theta, psi).sum(), theta_hat)
+    # H is indefinite for sampled returns: (H^2 + damping |H|^2) y = H v, the paper's A'A x = A'b
     solve = lanczos_solve(
-        hessian, v, power=2, damping=config.damping, damping_is_relative=True, max_steps=config.max_steps
+        hessian,
+        hessian(v),
+        power=2,
+        relative_damping=config.damping,
+        max_steps=config.max_steps,
+        rtol=1e3 * torch.finfo(v.dtype).eps,
     )
     with torch.enable_grad():  # B' y = d/dpsi (y' d eta^/d theta), Eq. 6
         leaf_theta, leaf_psi = theta_hat.clone().requires_grad_(), psi.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(
-            eta_model(leaf_theta, leaf_psi).sum(), leaf_theta, create_graph=True
-        )
+        (slope,) = torch.autograd.grad(eta_model(leaf_theta, leaf_psi).sum(), leaf_theta, create_graph=True)
         (mixed,) = torch.autograd.grad((slope * solve.solution).sum(), leaf_psi)
     return TaskGradient(optimal=optimal, adapted=adapted, implicit=-mixed, solve=solve)
 

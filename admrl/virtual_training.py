@@ -1,11 +1,11 @@
 """Virtual training, AdMRL Alg. 2: fit the model, then TRPO inside it; M tasks at once.
 
-    1: procedure VirtualTraining(theta, phi, psi, D, n)
-    2:   for n iterations
-    3:     optimise the model over phi with data from D, n_model steps
-    4:     for n_policy iterations
-    5:       D' <- n_trpo samples from the learned dynamics
-    6:       optimise pi_theta by TRPO on D'
+1: procedure VirtualTraining(theta, phi, psi, D, n)
+2:   for n iterations
+3:     optimise the model over phi with data from D, n_model steps
+4:     for n_policy iterations
+5:       D' <- n_trpo samples from the learned dynamics
+6:       optimise pi_theta by TRPO on D'
 """
 
 from __future__ import annotations
@@ -126,7 +126,11 @@ def virtual_training(
             fit = {"model_loss": float(loss.mean())}
         for _ in range(config.num_policy_updates):
             solution, returns = virtual_update(family, model, solution, num_lanes, config, generators)
-            reporter.advance(return_model=float(returns.mean()), virtual_samples=returns.shape[0] * config.num_samples, **fit)
+            reporter.advance(
+                return_model=float(returns.mean()),
+                virtual_samples=returns.shape[0] * config.num_samples,
+                **fit,
+            )
     return solution
 
 

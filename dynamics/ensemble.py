@@ -59,7 +59,9 @@ class DynamicsEnsemble(nn.Module):
         many = self.clone()
         for module in many.modules():
             for name, tensor in list(module.named_parameters(recurse=False)):
-                setattr(module, name, nn.Parameter(tensor.detach().repeat(num_models, *[1] * (tensor.dim() - 1))))
+                setattr(
+                    module, name, nn.Parameter(tensor.detach().repeat(num_models, *[1] * (tensor.dim() - 1)))
+                )
             for name, tensor in list(module.named_buffers(recurse=False)):
                 setattr(module, name, tensor.repeat(num_models, *[1] * (tensor.dim() - 1)))
         return many

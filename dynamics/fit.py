@@ -83,9 +83,7 @@ def fit_dynamics(
     parameters = list(model.parameters())
     with torch.enable_grad():
         for step in range(num_steps):
-            windows = [
-                d.windows(p[step], config.num_horizon) for d, p in zip(data, picks, strict=True)
-            ]
+            windows = [d.windows(p[step], config.num_horizon) for d, p in zip(data, picks, strict=True)]
             loss = multi_step_loss(model, *(torch.stack(column) for column in zip(*windows, strict=True)))
             grads = torch.autograd.grad(loss.sum(), parameters)
             norm = torch.stack([g.square().flatten(2).sum(-1) for g in grads]).sum(0).sqrt()  # (K, E)

@@ -26,7 +26,9 @@ class VirtualEnv:
                 f"lanes: expected a multiple of the {model.num_members} members of the ensemble, got {num_lanes}"
             )
         if model.num_models not in (1, num_tasks):
-            raise ValueError(f"model: expected 1 model or one for each of {num_tasks} tasks, got {model.num_models}")
+            raise ValueError(
+                f"model: expected 1 model or one for each of {num_tasks} tasks, got {model.num_models}"
+            )
         self.shape = shape
         self._model, self._family = model, family
         self._obs = model.weights[0].new_zeros(num_tasks, num_lanes, family.obs_size)

@@ -44,9 +44,7 @@ class GaussianPolicy:
         """The same policy shape with another observation normaliser (S,) or (M, S)."""
         return replace(self, obs_mean=mean, obs_std=std)
 
-    def init(
-        self, generators: Sequence[torch.Generator], *, dtype: torch.dtype = torch.float32
-    ) -> Tensor:
+    def init(self, generators: Sequence[torch.Generator], *, dtype: torch.dtype = torch.float32) -> Tensor:
         """theta (M, p), one generator per task: near-zero mean, sigma 1 (released AdMRL code)."""
         theta = self.mlp.init(generators, output_scale=0.01, dtype=dtype)
         if self.fixed_log_std is None:
@@ -76,7 +74,9 @@ class GaussianPolicy:
         """Actions (M, ..., A) for standard normal noise (M, ..., A), and their log probabilities (M, ...)."""
         log_std = _align(self.log_std(theta), obs)
         act = self.mean(theta, obs) + log_std.exp() * noise
-        log_prob = -0.5 * noise.square().sum(-1) - log_std.sum(-1) - 0.5 * math.log(2 * math.pi) * self.act_size
+        log_prob = (
+            -0.5 * noise.square().sum(-1) - log_std.sum(-1) - 0.5 * math.log(2 * math.pi) * self.act_size
+        )
         return act, log_prob
 
     def log_prob(self, theta: Tensor, obs: Tensor, act: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 """Lanczos with a stored, re-orthogonalised basis: every damping from one run, Ritz values, and |A|.
 
-After k products,  A V_k = V_{k+1} T  with V orthonormal (..., k+1, p) and T (..., k+1, k) tridiagonal. From it, for
-any damping without further products,
+After k products,  A V_k = V_{k+1} T  with V orthonormal (..., k+1, p) and T (..., k+1, k) tridiagonal. From
+it, for any damping without further products,
 
-    power 1:  x = V_k y,  y minimises | |b| e_1 - (T + damping) y |        (MINRES, without its loss of orthogonality)
-    power 2:  x = V_k y,  (T'T + damping) y = |b| e_1                      (A^2 + damping, in half the products of CG)
+    power 1:  x = V_k y,  y minimises | |b| e_1 - (T + damping) y |        (MINRES, without its loss of
+        orthogonality)
+    power 2:  x = V_k y,  (T'T + damping) y = |b| e_1                      (A^2 + damping, in half the
+        products of CG)
 
 The basis costs k p numbers: 2 MB for 200 steps at p = 2384 in float32. Small matrices are float64 throughout.
 """
@@ -33,17 +35,21 @@ from policy_opt.solve_loop import (
 )
 from policy_opt.solve_result import RUNNING, LinearSolveResult
 
-NUM_RITZ_STEPS = 12  # products spent on |A| for a relative damping; the estimate is then within a few per cent
+NUM_RITZ_STEPS = (
+    12  # products spent on |A| for a relative damping; the estimate is then within a few per cent
+)
 MAX_STORED_STEPS = 200  # default limit, because the basis is stored
 
 
 class _Process:
-    """The Lanczos recurrence of a batch: `basis` (..., k+1, p), `alphas` and `betas` k float64 tensors (...)."""
+    """The Lanczos recurrence of a batch: `basis` (..., k+1, p), `alphas` and `betas` k float64 tensors
+    (...)."""
 
     def __init__(self, operator: Operator, b: Tensor, max_steps: int) -> None:
         self.operator = operator
+        b = b.detach()
         self.start_norm = norm(b.double())
-        first = b.detach() / torch.where(self.start_norm > 0, self.start_norm, 1.0).to(b.dtype)[..., None]
+        first = b / torch.where(self.start_norm > 0, self.start_norm, 1.0).to(b.dtype)[..., None]
         self.basis = torch.zeros_like(first)[..., None, :].repeat_interleave(max_steps + 1, dim=-2)
         self.basis[..., 0, :] = first
         self.alphas: list[Tensor] = []
@@ -75,7 +81,11 @@ class _Process:
 def _tridiagonal(alphas: Tensor, betas: Tensor, num_steps: Tensor) -> Tensor:
     """T (..., k+1, k) of which each system keeps its own first num_steps columns; the others are zero."""
     k = alphas.shape[-1]
-    square = torch.diag_embed(alphas) + torch.diag_embed(betas[..., :-1], 1) + torch.diag_embed(betas[..., :-1], -1)
+    square = (
+        torch.diag_embed(alphas)
+        + torch.diag_embed(betas[..., :-1], 1)
+        + torch.diag_embed(betas[..., :-1], -1)
+    )
     last = torch.zeros_like(alphas)
     last = torch.cat([last[..., :-1], betas[..., -1:]], dim=-1)
     columns = torch.arange(k, device=alphas.device) < num_steps[..., None]  # (..., k)
@@ -94,7 +104,7 @@ def _ritz_values(alphas: Tensor, betas: Tensor, num_steps: Tensor) -> Tensor:
     return torch.where(own, torch.linalg.eigvalsh(square.nan_to_num()), torch.nan)
 
 
-# --- the residual of the current solution, by scalar recurrences (no small solve a step) -----------------------
+# --- the residual of the current solution, by scalar recurrences (no small solve a step) --------------------
 
 
 class _ResidualPower1:
@@ -118,7 +128,7 @@ class _ResidualPower1:
 class _ResidualPower2:
     """|b - (A^2 + damping) x_{k-1}| after k products.
 
-    M = T'T + damping is five-diagonal and its leading blocks are nested, so M = L D L' grows by one row a step:
+    M = T'T + damping is five-diagonal with nested leading blocks, so M = L D L' grows by one row a step:
       M_kk = alpha_k^2 + beta_{k-1}^2 + beta_k^2 + damping,   M_{k-1,k} = beta_{k-1} (alpha_{k-1} + alpha_k),
       M_{k-2,k} = beta_{k-2} beta_{k-1};
     the residual of the solution of size k-1 has only the entries k and k+1, which need its last two unknowns.
@@ -151,7 +161,10 @@ class _ResidualPower2:
         return residual
 
 
-RESIDUALS = {1: _ResidualPower1, 2: _ResidualPower2}
+def _residual_recurrence(
+    power: int, start_norm: Tensor, damping: Tensor
+) -> _ResidualPower1 | _ResidualPower2:
+    return _ResidualPower1(start_norm, damping) if power == 1 else _ResidualPower2(start_norm, damping)
 
 
 @dataclass(frozen=True)
@@ -169,8 +182,11 @@ class LanczosResult(LinearSolveResult):
     context: _Context
     """The operator and the settings, for `for_damping`."""
 
-    def for_damping(self, damping: float | Tensor = 0.0, *, relative_damping: float = 0.0) -> LinearSolveResult:
-        """The solution for another damping from the stored basis, with its residual recomputed (`power` products).
+    def for_damping(
+        self, damping: float | Tensor = 0.0, *, relative_damping: float = 0.0
+    ) -> LinearSolveResult:
+        """The solution for another damping from the stored basis, with its residual recomputed (`power`
+        products).
 
         Same steps as this run, so a smaller damping may end as MAX_STEPS. Not differentiable.
         """
@@ -218,7 +234,8 @@ pytree.register_pytree_node(
 
 
 def _combine(run: Any, start_norm: Tensor, damping: Tensor, power: int, num_steps: Tensor) -> Tensor:
-    """x (..., p) = V_k y for this damping, from the first num_steps columns of T. All small algebra in float64."""
+    """x (..., p) = V_k y for this damping, from the first num_steps columns of T. All small algebra in
+    float64."""
     small = _tridiagonal(run.alphas, run.betas, num_steps)  # (..., k+1, k)
     if power == 1:
         k = small.shape[-1]
@@ -247,7 +264,8 @@ def _residual(operator: Operator, b: Tensor, x: Tensor, damping: Tensor, power: 
 
 
 def _as_damping(damping: float | Tensor, b: Tensor) -> Tensor:
-    """The damping as a float64 tensor of the batch shape of b. Raises ValueError where it does not broadcast."""
+    """The damping as a float64 tensor of the batch shape of b. Raises ValueError where it does not
+    broadcast."""
     shape = b.shape[:-1]
     value = torch.as_tensor(damping, dtype=torch.float64, device=b.device)
     try:
@@ -266,10 +284,12 @@ def _largest(ritz_values: Tensor) -> Tensor:
 def resolve_damping(
     matvec: Matvec, vectors: VectorSpace, b: Tensor, damping: float | Tensor, relative_damping: float
 ) -> tuple[Tensor | None, int]:
-    """The absolute damping (...) = damping + relative_damping * |A|, or None for exactly none, and its products."""
+    """The absolute damping (...) = damping + relative_damping * |A|, or None for exactly none, and its
+    products."""
     if relative_damping < 0:
         raise ValueError(
-            f"relative_damping: expected a number >= 0, got {relative_damping}; use damping for negative shifts"
+            f"relative_damping: expected a number >= 0, got {relative_damping}; use damping for negative "
+            "shifts"
         )
     if relative_damping == 0:
         is_none = not isinstance(damping, Tensor) and damping == 0
@@ -301,26 +321,30 @@ def lanczos_solve(
     preconditioner: Matvec | None = None,
     check_symmetry: bool = False,
 ) -> LanczosResult:
-    """Solve (A^power + damping I) x = b for symmetric A, definite or not; one product a step for either power.
+    """Solve (A^power + damping I) x = b for symmetric A, definite or not; one product a step for either
+    power.
 
     The basis is stored and re-orthogonalised, so at equal products it is the most accurate solver here, and
-    `result.for_damping(d)` gives the solution for any other damping without running again. The arguments are those
-    of `conjugate_gradient`, except:
+    `result.for_damping(d)` gives the solution for any other damping without running again. The arguments are
+    those of `conjugate_gradient`, except:
 
-        power: 1, or 2 for the damped normal equations of a symmetric A (what `normal_cg` solves has A'b on the right).
-        relative_damping: in units of |A|^power, from the Ritz values of the first 12 steps (no extra products).
+        power: 1, or 2 for the damped normal equations of a symmetric A (what `normal_cg` solves has A'b on
+            the right).
+        relative_damping: in units of |A|^power, from the Ritz values of the first 12 steps (no extra
+            products).
         max_steps: None is min(p, 200), because k steps store k p numbers.
         x0, preconditioner: must be None. Solve for the correction A dx = b - A x0, or use minres.
 
     Raises:
         ValueError: as `conjugate_gradient`, and for another power, an x0, or a preconditioner.
     """
-    if power not in RESIDUALS:
+    if power not in (1, 2):
         raise ValueError(f"power: expected 1 or 2, got {power}; compose matvec with itself for higher powers")
     for name, value in (("x0", x0), ("preconditioner", preconditioner)):
         if value is not None:
             raise ValueError(
-                f"{name}: expected None, got {type(value).__name__}; one basis serves all dampings only from zero "
+                f"{name}: expected None, got {type(value).__name__}; one basis serves all dampings only "
+                "from zero "
                 "and unpreconditioned: solve for the correction, or use minres"
             )
     if relative_damping < 0:
@@ -336,9 +360,12 @@ def lanczos_solve(
 
 
 class _Run:
-    """One Lanczos run over a batch: steps until every system claims its tolerance, verifies, and goes on if wrong."""
+    """One Lanczos run over a batch: steps until every system claims its tolerance, verifies, and goes on if
+    wrong."""
 
-    def __init__(self, context: _Context, b: Tensor, damping: Tensor, relative_damping: float, limit: int) -> None:
+    def __init__(
+        self, context: _Context, b: Tensor, damping: Tensor, relative_damping: float, limit: int
+    ) -> None:
         self.context, self.b, self.limit = context, b, limit
         self.operator = Operator(context.matvec, context.vectors)
         self.process = _Process(self.operator, b, limit)
@@ -346,12 +373,14 @@ class _Run:
         self.tolerance = (context.settings.rtol * start).clamp_min(context.settings.atol)
         self.aim = self.tolerance
         running = torch.full_like(start, RUNNING, dtype=torch.int64)
-        self.code = torch.where(start <= self.tolerance, CONVERGED, torch.where(start.isfinite(), running, NONFINITE))
+        self.code = torch.where(
+            start <= self.tolerance, CONVERGED, torch.where(start.isfinite(), running, NONFINITE)
+        )
         self.num_steps = torch.zeros_like(self.code)
         self.history = [start] if context.power == 1 else []
         self.min_curvature = torch.full_like(start, torch.inf)
         self.damping, self.relative_damping = damping, relative_damping
-        self.recurrence = None if relative_damping else RESIDUALS[context.power](start, damping)
+        self.recurrence = None if relative_damping else _residual_recurrence(context.power, start, damping)
         self.x, self.residual, self.residual_norm = torch.zeros_like(b).detach(), b, start
         self._iterate()
         self.code = torch.where(self.code == RUNNING, MAX_STEPS, self.code)
@@ -374,7 +403,7 @@ class _Run:
         if self.recurrence is None and len(self.process.alphas) == min(NUM_RITZ_STEPS, self.limit):
             power = self.context.power
             self.damping = self.damping + self.relative_damping * _current_largest(self.process) ** power
-            self.recurrence = RESIDUALS[power](self.process.start_norm, self.damping)
+            self.recurrence = _residual_recurrence(power, self.process.start_norm, self.damping)
 
     def _push(self, alpha: Tensor, beta: Tensor) -> None:
         assert self.recurrence is not None
@@ -408,7 +437,12 @@ class _Run:
 
 
 def _solve(
-    context: _Context, b: Tensor, damping: Tensor, relative_damping: float, limit: int, differentiable: bool = True
+    context: _Context,
+    b: Tensor,
+    damping: Tensor,
+    relative_damping: float,
+    limit: int,
+    differentiable: bool = True,
 ) -> LanczosResult:
     """Run, and report in the user's kind of vectors."""
     run = _Run(context, b, damping, relative_damping, limit)
@@ -447,11 +481,12 @@ def _solve(
     )
 
 
-# --- the ends of the spectrum -----------------------------------------------------------------------------------
+# --- the ends of the spectrum -------------------------------------------------------------------------------
 
 
 class ExtremeEigenvalues(NamedTuple):
-    """The ends of the spectrum of a symmetric operator, each with the radius in which an eigenvalue surely lies."""
+    """The ends of the spectrum of a symmetric operator, each with the radius in which an eigenvalue surely
+    lies."""
 
     smallest: Tensor
     largest: Tensor
@@ -465,8 +500,8 @@ def extreme_eigenvalues(
 ) -> ExtremeEigenvalues:
     """Lanczos estimates of the extreme eigenvalues of symmetric A from a random start shaped as `like`.
 
-    The Ritz values lie inside the spectrum; an eigenvalue is within the reported error |A u - theta u| of each
-    (Parlett, "The Symmetric Eigenvalue Problem", 1980, section 4.5).
+    The Ritz values lie inside the spectrum; an eigenvalue is within the reported error |A u - theta u| of
+    each (Parlett, "The Symmetric Eigenvalue Problem", 1980, section 4.5).
     """
     vectors = VectorSpace(like, "like")
     start = torch.randn(vectors.flat_shape, generator=generator, dtype=vectors.dtype, device=vectors.device)
@@ -474,7 +509,11 @@ def extreme_eigenvalues(
     for _ in range(process.basis.shape[-2] - 1):
         process.extend()
     alphas, betas = torch.stack(process.alphas, -1), torch.stack(process.betas, -1)
-    square = torch.diag_embed(alphas) + torch.diag_embed(betas[..., :-1], 1) + torch.diag_embed(betas[..., :-1], -1)
+    square = (
+        torch.diag_embed(alphas)
+        + torch.diag_embed(betas[..., :-1], 1)
+        + torch.diag_embed(betas[..., :-1], -1)
+    )
     theta, s = torch.linalg.eigh(square)
     error = betas[..., -1:] * s[..., -1, :].abs()  # (..., k)
     return ExtremeEigenvalues(

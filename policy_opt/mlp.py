@@ -1,6 +1,6 @@
 """Tanh networks with flat parameters: M networks of one shape as a single (M, p) tensor.
 
-    h_0 = x,  h_l = tanh(h_{l-1} W_l + b_l),  output = h_{L-1} W_L + b_L
+h_0 = x,  h_l = tanh(h_{l-1} W_l + b_l),  output = h_{L-1} W_L + b_L
 """
 
 from __future__ import annotations

@@ -94,7 +94,9 @@ def _step_block(
 
     with torch.no_grad():
         fisher = fisher_product(policy, theta, x, config.fisher_fraction)
-        solve = conjugate_gradient(fisher, g, damping=config.cg_damping, rtol=1e-10, max_steps=config.cg_steps)
+        solve = conjugate_gradient(
+            fisher, g, damping=config.cg_damping, rtol=1e-10, max_steps=config.cg_steps
+        )
         direction = solve.solution
         curvature = (direction * (fisher(direction) + config.cg_damping * direction)).sum(1)
         step = direction * torch.sqrt(2 * config.max_kl / curvature)[:, None]

@@ -196,9 +196,7 @@ class LinearQuadratic(TaskFamily):
     def gap_gradient(self, psi: Tensor, model: AffineDynamics, *, sigma: float) -> Tensor:
         """dL/dpsi (2,). L is a quadratic in psi, so central differences with step 1 are exact."""
         eye = torch.eye(2, dtype=torch.float64)
-        pairs = [
-            self.gap(psi + e, model, sigma=sigma) - self.gap(psi - e, model, sigma=sigma) for e in eye
-        ]
+        pairs = [self.gap(psi + e, model, sigma=sigma) - self.gap(psi - e, model, sigma=sigma) for e in eye]
         return torch.stack(pairs) / 2
 
     def _gain(self, theta: Tensor) -> Tensor:

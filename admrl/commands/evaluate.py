@@ -1,0 +1,127 @@
+"""`admrl evaluate`"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from admrl.config import EvaluationConfig
+from admrl.evaluate_runs import check_runs, gap_tables, reference_job, zero_shot_job
+from admrl.evaluation import GapTable
+from admrl.parallel import Job, run_jobs
+from admrl.run_store import GAPS, Run, load_run
+
+if TYPE_CHECKING:
+    from admrl.cli import Evaluate
+
+
+def prepare(command: Evaluate) -> tuple[list[Run], Tensor]:
+    """The runs and the tasks of the grid, checked.
+
+    Raises:
+        ValueError: see `load_run` and `check_runs`.
+    """
+    if command.num_workers < 1:
+        raise ValueError(f"--num-workers: expected 1 or more, got {command.num_workers}")
+    if command.seed < 0:
+        raise ValueError(f"--seed: expected 0 or more, got {command.seed}")
+    runs = [load_run(path) for path in command.runs]
+    for run in runs:
+        if not run.finished:
+            raise ValueError(
+                f"{run.path}: {len(run.state.records)} of {run.info.config.num_tasks} tasks are done; "
+                f"finish it with: admrl train --resume {run.path}"
+            )
+    return runs, check_runs(runs, command.grid, command.config)
+
+
+def execute(command: Evaluate, runs: list[Run], psi: Tensor) -> None:
+    """Evaluate, print a table, write gaps.json into every run folder."""
+    console = Console()
+    tables = evaluate_in_parallel(
+        runs, psi, command.grid, command.config, command.seed, command.num_workers, console
+    )
+    print_tables(tables, console)
+    where = " ".join(str(run.path) for run in runs)
+    console.print(f"next: admrl heatmap {where} --out gap.png", highlight=False)
+
+
+def evaluate_in_parallel(
+    runs: Sequence[Run],
+    psi: Tensor,
+    grid: Sequence[int],
+    config: EvaluationConfig,
+    seed: int,
+    num_workers: int,
+    console: Console,
+) -> list[GapTable]:
+    """`evaluate_gaps` with every run's zero-shot policies, and the reference run, as jobs of their own."""
+    tasks = psi.tolist()
+    jobs, updates = [], runs[0].info.config.virtual.num_policy_updates
+    if config.num_reference_stages:
+        stage = 1 + math.ceil(config.num_reference_updates / updates) * updates
+        steps = math.ceil(config.num_updates / updates) * updates + config.num_reference_stages * stage
+        paths = [run.path for run in runs]
+        jobs.append(Job("reference A*", reference_job, (paths, tasks, config, seed), steps))
+    jobs += [
+        Job(
+            f"A_0 of {run.path.name}",
+            zero_shot_job,
+            (run.path, tasks, config, seed),
+            math.ceil(config.num_updates / updates) * updates,
+        )
+        for run in runs
+    ]
+    results = run_jobs(jobs, num_workers, console)
+    reference = results.pop(0) if config.num_reference_stages else None
+    tables = gap_tables(runs, psi, grid, results, reference, config, seed)
+    for run, table in zip(runs, tables, strict=True):
+        table.save(run.path / GAPS)
+    return tables
+
+
+def print_tables(tables: Sequence[GapTable], console: Console) -> None:
+    """Worst-case and mean gaps of the methods, with what they cost."""
+    first = tables[0]
+    num_seeds, num_tasks = first.episode_return.shape[:2]
+    shown = Table(
+        title=f"zero-shot sub-optimality gap, {first.family}, {num_tasks} tasks, {num_seeds} policy seeds a task"
+    )
+    for column in (
+        "method",
+        "worst gap",
+        "at",
+        "worst, corrected",
+        "mean gap",
+        "mean A_0",
+        "real",
+        "virtual",
+    ):
+        shown.add_column(column, justify="left" if column in ("method", "at") else "right")
+    for table in tables:
+        worst, (mean, error) = table.worst(), table.average()
+        task = ", ".join(f"{x:.2f} {u}" for x, u in zip(table.psi[worst.task], table.task_units, strict=True))
+        shown.add_row(
+            table.method,
+            f"{worst.gap:.0f} ± {worst.standard_error:.0f}",
+            task,
+            f"{worst.corrected:.0f}",
+            f"{mean:.0f} ± {error:.0f}",
+            f"{table.adapted_return.mean():.0f}",
+            f"{table.provenance['training_real_samples']:,}",
+            f"{table.provenance['training_virtual_samples']:,}",
+        )
+    console.print(shown)
+    sources = {s: first.optimal_source.count(s) for s in dict.fromkeys(first.optimal_source)}
+    console.print(
+        "± is the standard error over policy seeds; real and virtual are the training samples. "
+        f"A* averages {first.optimal_return.mean():.0f}, best from: "
+        + ", ".join(f"{s} ({n} tasks)" for s, n in sources.items())
+        + f"; reference: {first.provenance['reference_real_samples']:,} real samples.",
+        highlight=False,
+    )

@@ -1,0 +1,80 @@
+"""`admrl quickstart`"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from admrl.commands.evaluate import evaluate_in_parallel, print_tables
+from admrl.config import PRESETS, EvaluationConfig
+from admrl.evaluate_runs import check_runs
+from admrl.figures import plot_gap_heatmap
+from admrl.parallel import Job, num_cores, run_jobs
+from admrl.run_store import Run, load_run
+from admrl.train_run import num_train_steps, prepare_run, train_job
+
+if TYPE_CHECKING:
+    from admrl.cli import Quickstart
+
+SELECTORS = ("adversarial", "uniform")
+SMOKE_EVALUATION = EvaluationConfig(
+    num_episodes=4, num_updates=2, num_samples=800, num_reference_stages=1, num_reference_updates=2
+)
+
+
+def prepare(command: Quickstart) -> list[Run]:
+    """The two runs, checked; their folders exist afterwards.
+
+    Raises:
+        ValueError, ImportError: see `prepare_run`; nothing is written if anything is wrong.
+    """
+    if command.num_workers < 1:
+        raise ValueError(f"--num-workers: expected 1 or more, got {command.num_workers}")
+    if command.out.exists() and (not command.out.is_dir() or any(command.out.iterdir())):
+        raise ValueError(f"--out {command.out} is not empty; nothing was changed. Choose another --out")
+    if min(command.grid) < 2:
+        raise ValueError(f"--grid: expected at least 2 2, got {' '.join(map(str, command.grid))}")
+    return [
+        prepare_run(
+            command.out / selector,
+            family="hopper2d",
+            variant="released",
+            selector=selector,
+            preset=command.preset,
+            seed=command.seed,
+            config=PRESETS[command.preset],
+        )
+        for selector in SELECTORS
+    ]
+
+
+def execute(command: Quickstart, runs: list[Run]) -> None:
+    """Train both, evaluate both, print the table, draw the figure."""
+    console = Console()
+    started = time.monotonic()
+    if num_cores() < command.num_workers:
+        console.print(
+            f"{command.num_workers} workers on {num_cores()} core(s): this will take longer", style="yellow"
+        )
+    config = EvaluationConfig() if command.preset != "smoke" else SMOKE_EVALUATION
+    psi = check_runs(runs, command.grid, config)
+    console.print("1/2 meta-training, equal budgets, the same seed and initial policies", highlight=False)
+    run_jobs(
+        [Job(r.info.selector, train_job, (r.path,), num_train_steps(r.info.config)) for r in runs],
+        command.num_workers,
+        console,
+    )
+    console.print(
+        f"2/2 evaluation on {len(psi)} tasks, {config.num_policy_seeds} policies each", highlight=False
+    )
+    runs = [load_run(run.path) for run in runs]
+    tables = evaluate_in_parallel(runs, psi, command.grid, config, command.seed, command.num_workers, console)
+    tables = [replace(t, method=f"{t.method} task selection") for t in tables]
+    print_tables(tables, console)
+    figure = command.out / "quickstart.png"
+    plot_gap_heatmap(tables, figure)
+    minutes = (time.monotonic() - started) / 60
+    console.print(f"wrote {figure} after {minutes:.1f} minutes", highlight=False)

@@ -1,0 +1,281 @@
+"""Sub-optimality gaps over a set of tasks: G_0(psi) = A*(psi) - A_0(psi), AdMRL section 5.
+
+A_0(psi) is the undiscounted real return of the zero-shot policy for psi, averaged over episodes, for R policy seeds.
+A*(psi) is the best return that any candidate reached: every method's zero-shot policies and a reference run
+(SLBO on all tasks of the set, together, with all data). The best candidate is chosen on one half of its episodes
+and scored on the other, so that choosing the luckiest does not raise A*. Gaps may be negative: A* was weak.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from admrl.adaptation import Solution, episode_returns, real_rollout, slbo_adapt, zero_shot
+from admrl.config import EvaluationConfig, SlboConfig, VirtualTrainingConfig, check_lanes, evaluation_virtual
+from admrl.files import write_text
+from admrl.reporting import Reporter
+from dynamics.learner import ModelLearner
+from policy_opt.gaussian_policy import GaussianPolicy
+from task_families.family import TaskFamily
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """The task with the largest mean gap."""
+
+    task: int
+    gap: float
+    standard_error: float
+    corrected: float
+    """Gap of the task that is worst for one half of the policy seeds, measured on the other half, averaged over
+    both ways round: the maximum of noisy means is too large, this is not. nan with a single seed."""
+
+
+@dataclass(frozen=True, eq=False)
+class GapTable:
+    """Returns and gaps of one method on M tasks; saved as one JSON file. Missing values are nan."""
+
+    method: str
+    family: str
+    variant: str
+    task_names: tuple[str, ...]
+    task_units: tuple[str, ...]
+    psi: np.ndarray  # (M, k)
+    num_samples: np.ndarray  # (J,) real adaptation samples n of A_n; only n = 0 so far
+    episode_return: np.ndarray  # (R, M, J, N) undiscounted, R policy seeds, N episodes
+    optimal_return: np.ndarray  # (M,) A*
+    optimal_source: tuple[str, ...]  # (M,) which candidate gave it
+    grid_shape: tuple[int, ...] | None = None
+    visited_psi: np.ndarray | None = None  # (n_tasks, k) tasks of the training, in order
+    provenance: dict[str, Any] = field(default_factory=dict)  # versions, seeds, sample counts
+
+    @property
+    def adapted_return(self) -> np.ndarray:
+        """A_n: (R, M, J), mean over episodes."""
+        return self.episode_return.mean(-1)
+
+    @property
+    def gap(self) -> np.ndarray:
+        """G_n = A* - A_n: (R, M, J). Never clamped."""
+        return self.optimal_return[None, :, None] - self.adapted_return
+
+    def mean_gap(self, j: int = 0) -> np.ndarray:
+        """(M,) mean over policy seeds."""
+        return self.gap[:, :, j].mean(0)
+
+    def standard_error(self, j: int = 0) -> np.ndarray:
+        """(M,) standard error of `mean_gap` over policy seeds (A* is common to them); nan with one seed."""
+        num_seeds = len(self.gap)
+        if num_seeds < 2:
+            return np.full(self.gap.shape[1], np.nan)
+        return self.gap[:, :, j].std(0, ddof=1) / math.sqrt(num_seeds)
+
+    def worst(self, j: int = 0) -> WorstCase:
+        """The worst-case gap G_n^max."""
+        mean, gap = self.mean_gap(j), self.gap[:, :, j]
+        task = int(np.nanargmax(mean))
+        corrected = math.nan
+        if len(gap) >= 2:
+            first, second = gap[::2].mean(0), gap[1::2].mean(0)
+            corrected = float((second[np.nanargmax(first)] + first[np.nanargmax(second)]) / 2)
+        return WorstCase(task, float(mean[task]), float(self.standard_error(j)[task]), corrected)
+
+    def average(self, j: int = 0) -> tuple[float, float]:
+        """Mean gap over tasks and its standard error over policy seeds."""
+        per_seed = np.nanmean(self.gap[:, :, j], axis=1)  # (R,)
+        error = per_seed.std(ddof=1) / math.sqrt(len(per_seed)) if len(per_seed) > 1 else math.nan
+        return float(per_seed.mean()), float(error)
+
+    def save(self, path: Path | str) -> None:
+        """Write the table atomically."""
+        data = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(self).items()}
+        write_text(Path(path), json.dumps({"format": "admrl gap table 1", **_nan_to_none(data)}, indent=1))
+
+    @classmethod
+    def load(cls, path: Path | str) -> GapTable:
+        """Read a table.
+
+        Raises:
+            ValueError: the file is not a gap table; names the file.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            if data.pop("format") != "admrl gap table 1":
+                raise ValueError("unknown format")
+            for name in ("psi", "episode_return", "optimal_return"):
+                data[name] = np.array(data[name], dtype=float)
+            data["num_samples"] = np.array(data["num_samples"], dtype=int)
+            if data["visited_psi"] is not None:
+                data["visited_psi"] = np.array(data["visited_psi"], dtype=float)
+            for name in ("task_names", "task_units", "optimal_source", "grid_shape"):
+                data[name] = None if data[name] is None else tuple(data[name])
+            table = cls(**data)
+        except (
+            KeyError,
+            TypeError,
+            AttributeError,
+            json.JSONDecodeError,
+            UnicodeDecodeError,
+            ValueError,
+        ) as e:
+            raise ValueError(f"{path}: not a gap table ({e}); `admrl evaluate` writes them") from e
+        shape = (len(table.psi), len(table.num_samples))
+        if table.episode_return.shape[1:3] != shape or table.optimal_return.shape != shape[:1]:
+            raise ValueError(f"{path}: returns do not match {shape[0]} tasks and {shape[1]} sample counts")
+        return table
+
+
+def zero_shot_returns(
+    family: TaskFamily,
+    learner: ModelLearner,
+    policy: GaussianPolicy,
+    psi: Tensor,
+    virtual: VirtualTrainingConfig,
+    config: EvaluationConfig,
+    seed: int,
+    *,
+    num_threads: int = 1,
+    reporter: Reporter | None = None,
+) -> np.ndarray:
+    """A_0 on M tasks, all tasks and policy seeds in one batched virtual training: episodes (R, M, N).
+
+    The model is frozen. Initial policies, initial states and noise depend on seed, task and policy seed alone,
+    so every method is given the same.
+    """
+    rows = psi.repeat(config.num_policy_seeds, 1)  # (R M, k), seed-major
+    generators = task_generators(seed, config.num_policy_seeds, len(psi))
+    solution = zero_shot(
+        family,
+        learner.model,
+        rows,
+        policy,
+        math.ceil(config.num_updates / virtual.num_policy_updates),
+        evaluation_virtual(virtual, config),
+        generators,
+        reporter=reporter,
+    )
+    returns = score(family, solution, config.num_episodes, seed, len(psi), num_threads=num_threads)
+    return returns.reshape(config.num_policy_seeds, len(psi), config.num_episodes)
+
+
+def reference_returns(
+    family: TaskFamily,
+    learners: Sequence[ModelLearner],
+    policy: GaussianPolicy,
+    psi: Tensor,
+    virtual: VirtualTrainingConfig,
+    config: EvaluationConfig,
+    seed: int,
+    *,
+    num_threads: int = 1,
+    reporter: Reporter | None = None,
+) -> np.ndarray:
+    """Returns of a reference run on M tasks: episodes (1, M, N).
+
+    One model is fine-tuned on the data of all learners; then SLBO runs on all tasks together, pooling their
+    real samples. It sees far more real data of the tasks than any method that is evaluated.
+    """
+    generators = task_generators(seed + 1, 1, len(psi))
+    learner = learners[0].fork(torch.Generator().manual_seed(seed + 1))
+    for other in learners[1:]:
+        learner.data[0].extend(other.data[0])
+        fit = ~other.data[0].is_held_out
+        learner.model.update_normalizers(other.data[0].obs[fit], other.data[0].next_obs[fit])
+    frozen = evaluation_virtual(virtual, config)
+    learner.fit(10 * virtual.num_model_steps)
+    solution = zero_shot(
+        family,
+        learner.model,
+        psi,
+        policy,
+        math.ceil(config.num_updates / virtual.num_policy_updates),
+        frozen,
+        generators,
+        reporter=reporter,
+    )
+    slbo = SlboConfig(
+        num_stages=config.num_reference_stages,
+        num_iterations=math.ceil(config.num_reference_updates / virtual.num_policy_updates),
+        num_samples=config.num_reference_samples,
+    )
+    solution = slbo_adapt(
+        family,
+        learner,
+        solution,
+        slbo,
+        replace(frozen, num_model_steps=virtual.num_model_steps),
+        generators,
+        num_threads=num_threads,
+        reporter=reporter,
+    )
+    returns = score(family, solution, config.num_episodes, seed, len(psi), num_threads=num_threads)
+    return returns.reshape(1, len(psi), config.num_episodes)
+
+
+def score(
+    family: TaskFamily,
+    solution: Solution,
+    num_episodes: int,
+    seed: int,
+    num_tasks: int,
+    *,
+    num_threads: int = 1,
+) -> np.ndarray:
+    """Undiscounted returns (rows, N) of the stochastic policies in the simulator.
+
+    Row r is scored with the start states and noise of task r modulo num_tasks, the same for every method.
+    """
+    generators = task_generators(seed + 2, 1, num_tasks) * (len(solution.theta) // num_tasks)
+    generators = [torch.Generator().set_state(g.get_state()) for g in generators]
+    rollout = real_rollout(family, solution, num_episodes, generators, num_threads=num_threads)
+    return episode_returns(family, solution.psi, rollout).double().numpy()
+
+
+def best_known_returns(candidates: dict[str, np.ndarray]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """A* (M,) and where each value comes from.
+
+    Args:
+        candidates: name -> episodes (R, M, N) with N >= 2. Every policy seed is a candidate of its own.
+    """
+    names = [name for name, episodes in candidates.items() for _ in episodes]
+    pool = np.concatenate(list(candidates.values()))  # (C, M, N)
+    chosen = pool[:, :, ::2].mean(-1).argmax(0)  # (M,) on the even episodes ...
+    tasks = np.arange(pool.shape[1])
+    return pool[chosen, tasks, 1::2].mean(-1), tuple(names[c] for c in chosen)  # ... reported on the odd
+
+
+def task_generators(seed: int, num_seeds: int, num_tasks: int) -> list[torch.Generator]:
+    """One generator per (policy seed, task), seed-major; task m of seed r is the same in every grid order."""
+    return [
+        torch.Generator().manual_seed(
+            int(np.random.SeedSequence([seed, r, m]).generate_state(1, np.uint64)[0] >> 1)
+        )
+        for r in range(num_seeds)
+        for m in range(num_tasks)
+    ]
+
+
+def check_evaluation(config: EvaluationConfig, family: TaskFamily, num_members: int) -> None:
+    """Refuse impossible sample counts before any work; see `check_lanes`."""
+    check_lanes("num_samples", config.num_samples, family.horizon, num_members)
+    check_lanes("num_reference_samples", config.num_reference_samples, family.horizon)
+    if config.num_episodes < 2:
+        raise ValueError("num_episodes: expected at least 2 (A* is chosen on one half), got 1")
+
+
+def _nan_to_none(value: Any) -> Any:
+    """JSON has no nan."""
+    if isinstance(value, dict):
+        return {k: _nan_to_none(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_nan_to_none(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,87 @@
+"""Independent jobs on a few processes, one thread each, with one progress display.
+
+One thread per process: on a shared machine two torch threads can be far slower than one, and results are then
+bit-identical from run to run.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from admrl.display import Display, JobReporter
+
+_queue: Any = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """function(*arguments, reporter) in another process."""
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    num_steps: int  # calls of Reporter.advance, for the progress bar
+
+
+def run_jobs(jobs: Sequence[Job], num_workers: int, console: Console) -> list[Any]:
+    """Results in the order of the jobs; the first exception of a job is raised here, the others are stopped."""
+    context = multiprocessing.get_context("spawn")
+    messages = context.Queue()
+    executor = ProcessPoolExecutor(
+        max_workers=min(num_workers, len(jobs)),
+        mp_context=context,
+        initializer=_start_worker,
+        initargs=(messages,),
+    )
+    try:
+        with Display(console, {job.name: job.num_steps for job in jobs}) as display:
+            futures = [executor.submit(_run, job) for job in jobs]
+            pending = set(futures)
+            while pending:
+                done, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
+                _drain(messages, display)
+                for future in done:
+                    future.result()
+        return [future.result() for future in futures]
+    except BaseException:
+        for process in list((executor._processes or {}).values()):
+            process.terminate()
+        raise
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(messages: Any) -> None:
+    import signal
+
+    import torch
+
+    global _queue
+    _queue = messages
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us
+    torch.set_num_threads(1)
+
+
+def _run(job: Job) -> Any:
+    return job.function(*job.arguments, JobReporter(job.name, _queue.put))
+
+
+def _drain(messages: Any, display: Display) -> None:
+    while True:
+        try:
+            display.handle(messages.get_nowait())
+        except queue.Empty:
+            return
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,359 @@
+"""The loop that every short-recurrence solver shares: masks, verification, restarts, and the implicit
+derivative.
+
+A method (conjugate gradients, MINRES) only says how one step goes. This file runs it for a whole batch:
+
+    r = b - A x                                            the true residual, one product
+    repeat   start the method at (x, r)
+             repeat  one step for the systems still running    (one product; stopped systems are frozen by
+             masks) r = b - A x                                   recomputed: the recurrence's r is never
+             believed a system that only believed it converged starts again from r, or STAGNATED if r has not
+             halved
+
+Nothing in the inner loop waits for a GPU (`AnyRunning`). The solution carries the implicit derivative
+
+    A x = b   =>   dx = A^-1 (db - dA x),     reverse:  y = A^-1 g,  gradient = y' d(b - A x) at fixed x,
+
+because x + S(b - A x) is returned, where S is zero in value and A^-1 in its derivative: the chain rule
+through the recomputed residual does the rest, whatever tensors `matvec` closes over.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from policy_opt.linear_operator import Matvec, Operator, norm
+from policy_opt.solve_result import (
+    CODE,
+    RUNNING,
+    LinearSolveResult,
+    LinearSolveWarning,
+    SolveStatus,
+)
+
+CONVERGED, MAX_STEPS, STAGNATED = (
+    CODE[s] for s in (SolveStatus.CONVERGED, SolveStatus.MAX_STEPS, SolveStatus.STAGNATED)
+)
+NONFINITE = CODE[SolveStatus.NONFINITE]
+MAX_RESTARTS = 20
+RUN_AHEAD = 8  # steps a GPU may be ahead of the newest "is anybody running?" that the host has seen
+
+
+class Iterate(NamedTuple):
+    """What a method hands to the loop after a step. Vectors are (..., p), numbers (...)."""
+
+    x: Tensor
+    residual_norm: Tensor
+    code: Tensor  # RUNNING, or the code of the status that the method claims
+    min_curvature: Tensor
+    direction: Tensor
+    memory: Any  # a NamedTuple of tensors: the method's own recurrence
+
+
+class Method(Protocol):
+    """One solver: how to start at (x, r) and how to take one step with one product."""
+
+    def start(self, problem: Problem, x: Tensor, r: Tensor) -> Iterate: ...
+
+    def step(self, problem: Problem, now: Iterate) -> Iterate: ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A x = b on flat vectors, with everything a step needs. Products handed to a step carry no graph."""
+
+    operator: Operator
+    b: Tensor  # (..., p)
+    tolerance: Tensor  # (...)
+    max_steps: int
+    preconditioner: Callable[[Tensor], Tensor] | None
+
+    def product(self, v: Tensor) -> Tensor:
+        return self.operator(v).detach()
+
+    def precondition(self, r: Tensor) -> Tensor:
+        return r if self.preconditioner is None else self.preconditioner(r).detach()
+
+
+def select(mask: Tensor, new: Any, old: Any) -> Any:
+    """Elementwise over a (named) tuple: `new` where the system's mask (...) is set, else `old`."""
+    if isinstance(new, Tensor):
+        return torch.where(mask[..., None] if new.dim() > mask.dim() else mask, new, old)
+    parts = [select(mask, a, b) for a, b in zip(new, old, strict=True)]
+    return type(new)(*parts)
+
+
+def host_value(mask: Tensor) -> Tensor:
+    """The plain tensor below torch.func's wrappers, so that `any` may be asked inside vmap.
+
+    Leaving a masked loop early changes no result, so reading through the wrapper is safe here.
+    """
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(mask):
+        mask = functorch.get_unwrapped(mask)
+    return mask
+
+
+class AnyRunning:
+    """Answers "is any system still running?" without draining a GPU's queue.
+
+    On the CPU: exactly. On a GPU: by flags copied back asynchronously; the newest one that has arrived is
+    used, and the host waits only for the one of `RUN_AHEAD` steps ago. While a CUDA graph is captured: always
+    yes.
+    """
+
+    def __init__(self) -> None:
+        self.pending: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+
+    def __call__(self, mask: Tensor) -> bool:
+        mask = host_value(mask)
+        if mask.device.type != "cuda":
+            return bool(mask.any())
+        if torch.cuda.is_current_stream_capturing():
+            return True
+        flag = torch.empty((), dtype=torch.bool, pin_memory=True)
+        flag.copy_(mask.any(), non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self.pending.append((event, flag))
+        if len(self.pending) > RUN_AHEAD:
+            self.pending[0][0].synchronize()
+        while self.pending and self.pending[0][0].query():
+            if not bool(self.pending.popleft()[1]):
+                return False
+        return True
+
+
+def is_capturing(device: torch.device) -> bool:
+    """True while a CUDA graph is being recorded, when no value may be read back."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+class _Progress(NamedTuple):
+    """One system's record over all restarts."""
+
+    x: Tensor
+    residual: Tensor  # true residual of x; carries the graph of the operator and of b
+    residual_norm: Tensor
+    code: Tensor
+    min_curvature: Tensor
+    direction: Tensor
+
+
+def run(method: Method, problem: Problem, x0: Tensor | None) -> tuple[_Progress, Tensor, list[Tensor]]:
+    """Iterate until every system has stopped. Returns the record, the step counts (...) and the residual
+    norms."""
+    x = torch.zeros_like(problem.b).detach() if x0 is None else x0.detach()
+    residual = problem.b if x0 is None else problem.b - problem.operator(x)
+    size = norm(residual.detach())
+    running = torch.full_like(size, RUNNING, dtype=torch.int64)
+    code = torch.where(size <= problem.tolerance, CONVERGED, torch.where(size.isfinite(), running, NONFINITE))
+    done = _Progress(x, residual, size, code, torch.full_like(size, torch.inf), torch.zeros_like(x))
+    num_steps = torch.zeros_like(code)
+    history = [size]
+    any_running = AnyRunning()
+    for _ in range(1 if is_capturing(x.device) else MAX_RESTARTS):
+        active = (done.code == RUNNING) & (num_steps < problem.max_steps)
+        if not any_running(active):
+            break
+        now = method.start(problem, done.x, done.residual.detach())
+        now = now._replace(
+            code=torch.where(
+                active & (now.code == RUNNING), RUNNING, torch.where(active, now.code, done.code)
+            ),
+            residual_norm=done.residual_norm,
+            min_curvature=done.min_curvature,
+        )
+        cycle = active
+        for _ in range(problem.max_steps):
+            active = cycle & (now.code == RUNNING) & (num_steps < problem.max_steps)
+            if not any_running(active):
+                break
+            now = select(active, method.step(problem, now), now)
+            num_steps = num_steps + active
+            history.append(now.residual_norm)
+        done = select(cycle, _verify(problem, now, done), done)
+    code = torch.where(done.code == RUNNING, MAX_STEPS, done.code)
+    return done._replace(code=code), num_steps, history
+
+
+def _verify(problem: Problem, now: Iterate, before: _Progress) -> _Progress:
+    """Recompute the residual of the iterate and decide what its status really is."""
+    residual = problem.b - problem.operator(now.x)
+    size = norm(residual.detach())
+    claims = (now.code == CONVERGED) | (now.code == STAGNATED)
+    halved = size <= 0.5 * before.residual_norm
+    code = torch.where(claims, torch.where(halved, RUNNING, STAGNATED), now.code)
+    code = torch.where(size <= problem.tolerance, torch.where(claims | (code < 0), CONVERGED, code), code)
+    code = torch.where(size.isfinite(), code, NONFINITE)
+    worse = (code == STAGNATED) & (size > before.residual_norm)  # keep the best verified x
+    fresh = _Progress(now.x, residual, size, code, now.min_curvature, now.direction)
+    kept = fresh._replace(x=before.x, residual=before.residual, residual_norm=before.residual_norm)
+    return select(worse, kept, fresh)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a solve was asked for, apart from A, b and x0."""
+
+    rtol: float
+    atol: float
+    max_steps: int | None
+    preconditioner: Matvec | None
+
+    def __post_init__(self) -> None:
+        for name in ("rtol", "atol"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(
+                    f"{name}: expected a number >= 0, got {getattr(self, name)}; 0 asks for the exact answer"
+                )
+        if self.max_steps is not None and self.max_steps < 0:
+            raise ValueError(f"max_steps: expected an integer >= 0, got {self.max_steps}; None means 10 p")
+
+
+def solve(
+    method: Method,
+    operator: Operator,
+    b: Tensor,
+    x0: Tensor | None,
+    settings: Settings,
+    differentiable: bool = True,
+) -> LinearSolveResult:
+    """Run `method` on the flat system and report; the user's kind of vectors is restored in the result."""
+    vectors = operator.vectors
+    size_of_b = norm(b.detach())
+    user = settings.preconditioner
+    problem = Problem(
+        operator=operator,
+        b=b,
+        tolerance=(settings.rtol * size_of_b).clamp_min(settings.atol),
+        max_steps=10 * vectors.size if settings.max_steps is None else settings.max_steps,
+        preconditioner=None
+        if user is None
+        else lambda r: vectors.flatten(user(vectors.unflatten(r)), "preconditioner"),
+    )
+    done, num_steps, history = run(method, problem, x0)
+    x = torch.where((done.code == NONFINITE)[..., None], torch.nan, done.x)
+    if differentiable:
+        x = x + _implicit_zero(done.residual, method, operator, settings)
+    scale = torch.where(size_of_b > 0, size_of_b, 1.0)
+    damping = torch.zeros_like(size_of_b) if operator.damping is None else operator.damping.detach()
+    return LinearSolveResult(
+        solution=vectors.unflatten(x),
+        status_code=done.code,
+        relative_residual=done.residual_norm / scale,
+        num_steps=num_steps,
+        num_products=operator.num_products,
+        residual_history=torch.stack(history, dim=-1) / scale[..., None],
+        min_curvature=done.min_curvature,
+        damping=damping.expand_as(size_of_b),
+        direction=vectors.unflatten(done.direction),
+    )
+
+
+def _implicit_zero(residual: Tensor, method: Method, operator: Operator, settings: Settings) -> Tensor:
+    """S(residual): zero, with the derivative A^-1 (A is symmetric in every method that uses this)."""
+
+    def solve_again(right_hand_side: Tensor) -> Tensor:
+        again = Operator(operator.matvec, operator.vectors, operator.damping)
+        answer = solve(method, again, right_hand_side.detach(), None, settings, differentiable=False)
+        warn_if_failed(answer)
+        return operator.vectors.flatten(answer.solution, "solution").detach()
+
+    return implicit_zero(residual, solve_again, solve_again)
+
+
+def warn_if_failed(answer: LinearSolveResult) -> None:
+    """Warn where a solve inside a derivative rule did not converge (its result reaches no caller)."""
+    if is_capturing(answer.status_code.device) or bool(host_value(answer.converged).all()):
+        return
+    codes = host_value(answer.status_code)
+    names = sorted({list(SolveStatus)[int(code)].name for code in codes.unique()} - {"CONVERGED"})
+    warnings.warn(
+        f"the solve inside the derivative of a linear solve ended with {', '.join(names)}: the gradient is "
+        "inaccurate; solve with more steps, damping, or a preconditioner",
+        LinearSolveWarning,
+        stacklevel=2,
+    )
+
+
+def implicit_zero(
+    residual: Tensor, inverse: Callable[[Tensor], Tensor], inverse_transposed: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Zero in value; `inverse` applied to tangents, `inverse_transposed` to cotangents. First derivatives
+    only: a second one raises RuntimeError (the solves close over tensors of the outermost transform)."""
+    level = _transform_level()
+
+    def at_same_level(apply: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def checked(vector: Tensor) -> Tensor:
+            if _transform_level() < level:
+                raise RuntimeError(SECOND_DERIVATIVE)
+            return apply(vector)
+
+        return checked
+
+    zero: Tensor = _ImplicitZero.apply(residual, at_same_level(inverse), at_same_level(inverse_transposed))
+    return zero
+
+
+SECOND_DERIVATIVE = (
+    "a linear solve that closes over its operator has first derivatives only; for second derivatives "
+    "pass the "
+    "operator's tensors as arguments: custom_root(lambda x, A, b: A @ x - b)"
+)
+
+
+def _transform_level() -> int:
+    level = torch._C._functorch.maybe_current_level()
+    return 0 if level is None else level
+
+
+class _ImplicitZero(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(residual: Tensor, inverse: Any, inverse_transposed: Any) -> Tensor:
+        return torch.zeros_like(residual)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        residual, ctx.inverse, ctx.inverse_transposed = inputs
+        ctx.save_for_backward(residual)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Any:
+        return (
+            _FirstDerivativeOnly.apply(ctx.inverse_transposed(cotangent), cotangent, *ctx.saved_tensors),
+            None,
+            None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        return ctx.inverse(tangent)
+
+
+class _FirstDerivativeOnly(torch.autograd.Function):
+    """The identity on `value`, tied to what it depends on so that differentiating it raises instead of giving
+    zero."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, *depends_on: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Any:
+        raise RuntimeError(SECOND_DERIVATIVE)
