@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from admrl.adaptation import slbo_adapt, zero_shot
     from admrl.config import PRESETS, EvaluationConfig, MetaTrainConfig
-    from admrl.evaluation import GapTable, reference_returns, zero_shot_returns
     from admrl.evaluate_runs import evaluate_gaps
+    from admrl.evaluation import GapTable, reference_returns, zero_shot_returns
     from admrl.figures import plot_gap_heatmap
     from admrl.meta_training import MetaState, meta_train, new_state
     from admrl.run_store import load_run

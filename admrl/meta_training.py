@@ -187,27 +187,27 @@ def _train_on(
     star_rollout = _measure(family, theta_star, num_lanes, generators, num_threads, state)
 
     gradient, cosine, fell_back = None, None, False
-    if theta_hat is not None and model_rollout is not None and hat_rollout is not None:
-        if state.search.uses_gradient:  # lines 9-11
-            reporter.phase(f"{where}: task gradient", 1)
-            gradient = rollout_task_gradient(
-                family,
-                theta_hat,
-                theta_star,
-                model_rollout=model_rollout,
-                hat_rollout=hat_rollout,
-                star_rollout=star_rollout,
-                config=config.gradient,
+    # lines 9-11
+    if theta_hat and model_rollout and hat_rollout and state.search.uses_gradient:
+        reporter.phase(f"{where}: task gradient", 1)
+        gradient = rollout_task_gradient(
+            family,
+            theta_hat,
+            theta_star,
+            model_rollout=model_rollout,
+            hat_rollout=hat_rollout,
+            star_rollout=star_rollout,
+            config=config.gradient,
+        )
+        assert gradient.split_half_cosine is not None
+        cosine = float(gradient.split_half_cosine)
+        fell_back = not cosine > 0 or not bool(gradient.total.isfinite().all())
+        if fell_back:
+            reporter.event(
+                f"{where}: the halves of the data disagree about the task gradient (cosine {cosine:.2f}); "
+                "its implicit part is ignored"
             )
-            assert gradient.split_half_cosine is not None
-            cosine = float(gradient.split_half_cosine)
-            fell_back = not cosine > 0 or not bool(gradient.total.isfinite().all())
-            if fell_back:
-                reporter.event(
-                    f"{where}: the halves of the data disagree about the task gradient (cosine {cosine:.2f}); "
-                    "its implicit part is ignored"
-                )
-            reporter.advance(split_half_cosine=cosine)
+        reporter.advance(split_half_cosine=cosine)
 
     def mean_return(rollout: Rollout | None) -> float | None:
         return None if rollout is None else float(episode_returns(family, psi, rollout).mean())

@@ -13,6 +13,7 @@ Differs from the paper:
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class DynamicsEnsemble(nn.Module):
         self.obs_size, self.act_size, self.act_limit = family.obs_size, family.act_size, family.act_limit
         sizes = (self.obs_size + self.act_size, *config.hidden_sizes, self.obs_size)
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for layer, (i, o) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for layer, (i, o) in enumerate(pairwise(sizes)):
             scale = config.output_scale if layer == len(sizes) - 2 else 2**0.5  # ReLU keeps half
             noise = torch.randn(1, self.num_members, i, o, generator=generator, dtype=dtype)
             self.weights.append(nn.Parameter(scale * i**-0.5 * noise))
@@ -57,13 +58,9 @@ class DynamicsEnsemble(nn.Module):
     def repeat(self, num_models: int) -> DynamicsEnsemble:
         """K independent copies of a single model (K = 1), to be fine-tuned apart."""
         many = self.clone()
-        for module in many.modules():
-            for name, tensor in list(module.named_parameters(recurse=False)):
-                setattr(
-                    module, name, nn.Parameter(tensor.detach().repeat(num_models, *[1] * (tensor.dim() - 1)))
-                )
-            for name, tensor in list(module.named_buffers(recurse=False)):
-                setattr(module, name, tensor.repeat(num_models, *[1] * (tensor.dim() - 1)))
+        with torch.no_grad():
+            for tensor in (*many.parameters(), *many.buffers()):
+                tensor.data = tensor.repeat(num_models, *[1] * (tensor.dim() - 1))
         return many
 
     def clone(self) -> DynamicsEnsemble:

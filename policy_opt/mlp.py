@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -25,7 +26,7 @@ class Mlp:
     @property
     def num_params(self) -> int:
         """p"""
-        return sum((i + 1) * o for i, o in zip(self.sizes[:-1], self.sizes[1:], strict=True))
+        return sum((i + 1) * o for i, o in pairwise(self.sizes))
 
     def init(
         self, generators: Sequence[torch.Generator], *, output_scale: float = 1.0, dtype: torch.dtype
@@ -34,7 +35,7 @@ class Mlp:
         rows = []
         for generator in generators:
             parts = []
-            for layer, (i, o) in enumerate(zip(self.sizes[:-1], self.sizes[1:], strict=True)):
+            for layer, (i, o) in enumerate(pairwise(self.sizes)):
                 W = torch.randn(i, o, generator=generator, device=generator.device, dtype=dtype)
                 scale = output_scale if layer == len(self.sizes) - 2 else 1.0
                 parts += [(scale * W / W.norm(dim=0)).flatten(), W.new_zeros(o)]
@@ -44,7 +45,7 @@ class Mlp:
     def layers(self, theta: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Views of theta (M, p): [(W (M, in, out), b (M, 1, out)), ...]."""
         shapes = []
-        for i, o in zip(self.sizes[:-1], self.sizes[1:], strict=True):
+        for i, o in pairwise(self.sizes):
             shapes += [(i, o), (1, o)]
         parts = theta.split([prod(s) for s in shapes], dim=-1)
         views = [part.unflatten(-1, s) for part, s in zip(parts, shapes, strict=True)]

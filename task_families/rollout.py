@@ -97,7 +97,9 @@ def collect(
             task, _ = done.nonzero(as_tuple=True)
             obs = simulator.reset(done, pool[task, index[done]])
 
-    columns = [torch.stack(column, dim=2) for column in zip(*steps, strict=True)]
-    truncated = torch.zeros_like(columns[4])
-    truncated[..., -1] = ~columns[4][..., -1]
-    return Rollout(*columns, truncated)
+    observed, actions, successors, log_probs, ends = (
+        torch.stack(column, dim=2) for column in zip(*steps, strict=True)
+    )
+    truncated = torch.zeros_like(ends)
+    truncated[..., -1] = ~ends[..., -1]
+    return Rollout(observed, actions, successors, log_probs, ends, truncated)

@@ -1,0 +1,205 @@
+"""The task gradient against the closed forms of the linear-quadratic family."""
+
+import pytest
+import torch
+
+from admrl.config import TaskGradientConfig
+from admrl.task_gradient import importance_weighted_return, task_gradient
+from policy_opt import GaussianPolicy, hvp
+from task_families import collect, make, spawn_generators
+from task_families.linear_quadratic import AffineDynamics
+
+SIGMA = 0.3
+EXACT = TaskGradientConfig(damping=0.0, max_steps=40)
+
+
+@pytest.fixture
+def family():
+    return make("linear_quadratic")
+
+
+@pytest.fixture
+def model(family):
+    """The truth with 15 % error."""
+    generator = torch.Generator().manual_seed(3)
+
+    def wrong(x):
+        return x * (1 + 0.15 * torch.randn(x.shape, generator=generator, dtype=x.dtype))
+
+    truth = family.dynamics
+    return AffineDynamics(wrong(truth.A), wrong(truth.B), wrong(truth.c) + 0.02)
+
+
+PSI = torch.tensor([[0.5, -0.8], [-0.3, 0.1], [1.0, 1.0]], dtype=torch.float64)
+
+
+def returns(family, dynamics=None):
+    """Exact returns of M tasks as (theta (M, p), psi (M, k)) -> (M,)."""
+
+    def eta(theta, psi):
+        return torch.stack(
+            [family.eta(t, p, sigma=SIGMA, dynamics=dynamics) for t, p in zip(theta, psi, strict=True)]
+        )
+
+    return eta
+
+
+def exact_gradient(family, model, psi):
+    return task_gradient(
+        eta_model=returns(family, model),
+        eta_star=returns(family),
+        eta_star_at_optimum=returns(family),
+        theta_hat=torch.stack([family.theta_star(p, model) for p in psi]),
+        theta_star=torch.stack([family.theta_star(p) for p in psi]),
+        psi=psi,
+        config=EXACT,
+    )
+
+
+def test_exact_expectations_equal_the_closed_form(family, model):
+    gradient = exact_gradient(family, model, PSI)
+    closed = torch.stack([family.gap_gradient(p, model, sigma=SIGMA) for p in PSI])
+    assert gradient.solve.ok
+    torch.testing.assert_close(gradient.total, closed, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("step", [1e-2, 1e-3])
+def test_exact_expectations_equal_central_differences_of_the_resolved_gap(family, model, step):
+    gradient = exact_gradient(family, model, PSI).total
+    for m, psi in enumerate(PSI):
+        for i, e in enumerate(torch.eye(2, dtype=torch.float64)):
+            up = family.gap(psi + step * e, model, sigma=SIGMA)
+            down = family.gap(psi - step * e, model, sigma=SIGMA)
+            assert float(abs((up - down) / (2 * step) - gradient[m, i])) < 1e-8
+
+
+def test_every_part_matters(family, model):
+    """Negative control: without the implicit part, or with its sign turned, the answer is wrong."""
+    gradient = exact_gradient(family, model, PSI)
+    closed = torch.stack([family.gap_gradient(p, model, sigma=SIGMA) for p in PSI])
+    without = gradient.optimal - gradient.adapted
+    turned = gradient.optimal - (gradient.adapted - gradient.implicit)
+    assert float((without - closed).abs().max()) > 1e-3
+    assert float((turned - closed).abs().max()) > 1e-3
+
+
+def test_tasks_of_a_batch_equal_tasks_one_by_one(family, model):
+    together = exact_gradient(family, model, PSI).total
+    for m in range(len(PSI)):
+        alone = exact_gradient(family, model, PSI[m : m + 1]).total[0]
+        torch.testing.assert_close(together[m], alone, rtol=0, atol=1e-11)
+
+
+def test_adjoint_solve_equals_the_k_column_form(family, model):
+    """One solve H y = v gives the same implicit part as d theta_hat/d psi = -H^-1 B (Eq. 5), k columns."""
+    psi = PSI[0]
+    gradient = exact_gradient(family, model, PSI[:1])
+    theta_hat = family.theta_star(psi, model)
+    jacobian = family.theta_star_jacobian(model)  # exact d theta_hat / d psi (p, k)
+    leaf = theta_hat.clone().requires_grad_()
+    (v,) = torch.autograd.grad(family.eta(leaf, psi, sigma=SIGMA), leaf)
+    torch.testing.assert_close(gradient.implicit[0], jacobian.T @ v, rtol=0, atol=1e-9)
+
+
+def test_damping_shrinks_the_implicit_part(family, model):
+    heavy = TaskGradientConfig(damping=100.0, max_steps=40)
+    psi = PSI[:1]
+    damped = task_gradient(
+        eta_model=returns(family, model),
+        eta_star=returns(family),
+        eta_star_at_optimum=returns(family),
+        theta_hat=family.theta_star(psi[0], model)[None],
+        theta_star=family.theta_star(psi[0])[None],
+        psi=psi,
+        config=heavy,
+    )
+    free = exact_gradient(family, model, psi)
+    assert float(damped.implicit.norm()) < 0.1 * float(free.implicit.norm())
+    torch.testing.assert_close(damped.optimal, free.optimal)
+
+
+# -- the sampled return -----------------------------------------------------------------------------------
+
+
+def sampled(family, theta, num_lanes, seed, *, with_value, num_steps=40):
+    """A rollout of the affine policy and its importance-weighted return (per step).
+
+    The value function is crude (distance to the target of PSI[0]): any function of the state will do.
+    """
+    policy = GaussianPolicy(4, 2, hidden_sizes=(), fixed_log_std=torch.tensor(SIGMA).log().item())
+    generators = spawn_generators(torch.Generator().manual_seed(seed), 1)
+    noise = torch.randn(num_steps, 1, num_lanes, 2, generator=generators[0], dtype=torch.float64)
+    simulator = family.make_simulator((1, num_lanes), dtype=torch.float64)
+    rollout = collect(
+        simulator, family, lambda t, obs: policy.sample(theta, obs, noise[t]), num_steps, generators
+    )
+    value = next_value = None
+    if with_value:
+
+        def v(obs):
+            return -3.0 * (obs[..., :2] + 0.25 * obs[..., 2:] - PSI[0]).square().sum(-1)
+
+        value, next_value = v(rollout.obs), v(rollout.next_obs)
+        next_value = torch.where(rollout.truncated, 0.0, next_value)  # a finite episode has no value beyond
+    return importance_weighted_return(family, policy, rollout, value, next_value)
+
+
+def derivatives(eta, theta, psi, direction):
+    """Policy gradient, Hessian-vector product and mixed derivative of a scalar return at (theta, psi)."""
+    t, p = theta.clone().requires_grad_(), psi.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(eta(t, p).sum(), t, create_graph=True)
+    (mixed,) = torch.autograd.grad((gradient * direction).sum(), p)
+    curvature = hvp(lambda x: eta(x, psi).sum(), theta, direction)
+    return torch.cat([gradient.detach().flatten(), curvature.flatten(), mixed.flatten()])
+
+
+@pytest.mark.parametrize("with_value", [False, True])
+def test_sampled_derivatives_are_unbiased(family, with_value):
+    """Eq. 4, 7 and 6 from samples: mean over independent batches within 4 standard errors of the exact."""
+    num_steps, num_batches = 40, 60
+    psi = PSI[:1]
+    theta = 0.7 * family.theta_star(psi[0])[None]
+    direction = torch.linspace(-1, 1, 10, dtype=torch.float64)[None]
+
+    def exact(t, p):
+        return torch.stack([family.eta(t[0], p[0], sigma=SIGMA, num_steps=num_steps)]) / num_steps
+
+    truth = derivatives(exact, theta, psi, direction)
+    draws = torch.stack(
+        [
+            derivatives(
+                sampled(family, theta, 400, seed, with_value=with_value, num_steps=num_steps),
+                theta,
+                psi,
+                direction,
+            )
+            for seed in range(num_batches)
+        ]
+    )
+    error = draws.std(0) / num_batches**0.5
+    assert bool(((draws.mean(0) - truth).abs() < 4 * error).all())
+    # the test can fail: the error bars are small against what is measured
+    assert float(error.norm() / truth.norm()) < 0.5
+
+
+def test_a_value_function_removes_variance(family):
+    psi, theta = PSI[:1], family.theta_star(PSI[0])[None]
+    direction = torch.ones(1, 10, dtype=torch.float64)
+
+    def spread(with_value):
+        draws = [
+            derivatives(sampled(family, theta, 100, seed, with_value=with_value), theta, psi, direction)[:20]
+            for seed in range(12)
+        ]
+        return torch.stack(draws).std(0).norm()
+
+    assert float(spread(True)) < 0.5 * float(spread(False))
+
+
+def test_the_return_itself_is_right(family):
+    psi, theta = PSI[:1], family.theta_star(PSI[0])[None]
+    values = torch.stack(
+        [sampled(family, theta, 200, seed, with_value=False)(theta, psi)[0] for seed in range(20)]
+    )
+    exact = family.eta(theta[0], psi[0], sigma=SIGMA, num_steps=40) / 40
+    assert float(abs(values.mean() - exact)) < 4 * float(values.std() / 20**0.5)
