@@ -111,11 +111,13 @@ _LAPTOP = MetaTrainConfig(
     num_zero_shot=6,
     num_first_stages=4,
     slbo=SlboConfig(num_stages=2, num_iterations=6, num_samples=4000),
-    virtual=VirtualTrainingConfig(num_model_steps=100, num_policy_updates=10, num_samples=4000),
+    virtual=VirtualTrainingConfig(
+        num_model_steps=100, num_policy_updates=10, num_samples=4000, trpo=TrpoConfig(fisher_fraction=0.25)
+    ),
     gradient=TaskGradientConfig(num_samples=4000),
 )
 _SMOKE = MetaTrainConfig(
-    num_tasks=2,
+    num_tasks=3,
     num_zero_shot=1,
     num_first_stages=1,
     slbo=SlboConfig(num_stages=1, num_iterations=1, num_samples=800),

@@ -13,6 +13,7 @@ Differs from the paper:
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from dynamics.config import DynamicsConfig
 from dynamics.normalizer import Normalizer
 from task_families.family import TaskFamily
+
+Prediction = Callable[[Tensor, Tensor], Tensor]
 
 STATE_LIMIT = 100.0  # standard deviations; a diverging model stays finite (released code: the same)
 
@@ -53,7 +56,7 @@ class DynamicsEnsemble(nn.Module):
     @property
     def num_models(self) -> int:
         """K"""
-        return self.weights[0].shape[0]
+        return len(self.obs_normalizer.count)
 
     def repeat(self, num_models: int) -> DynamicsEnsemble:
         """K independent copies of a single model (K = 1), to be fine-tuned apart."""
@@ -72,25 +75,43 @@ class DynamicsEnsemble(nn.Module):
         self.obs_normalizer.update_(obs)
         self.diff_normalizer.update_(next_obs - obs)
 
-    def difference(self, obs: Tensor, act: Tensor) -> Tensor:
-        """Predicted s' - s in units of its standard deviation: (K, E, R, S), (K, E, R, A) -> (K, E, R, S)."""
+    def network(self) -> Prediction:
+        """The networks with their parameters looked up once: predicted s' - s in units of its standard deviation.
+
+        (K, E, R, S), (K, E, R, A) -> (K, E, R, S); differentiable in the parameters and the inputs.
+        """
         mean, std = self.obs_normalizer.mean[:, None, None], self.obs_normalizer.std[:, None, None]
-        if self.act_limit is not None:
-            act = act.clamp(-self.act_limit, self.act_limit)
-        x = torch.cat([(obs - mean) / std, act], dim=-1).flatten(0, 1)  # (K E, R, in)
-        last = len(self.weights) - 1
-        for layer, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = torch.baddbmm(b.flatten(0, 1), x, W.flatten(0, 1))
-            if layer < last:
-                x = torch.relu(x)
-        return x.unflatten(0, (-1, self.num_members))
+        # one matrix product a layer for all K E networks
+        *hidden, (last_W, last_b) = [
+            (W.flatten(0, 1), b.flatten(0, 1)) for W, b in zip(self.weights, self.biases, strict=True)
+        ]
+        limit, num_members = self.act_limit, self.num_members
+
+        def difference(obs: Tensor, act: Tensor) -> Tensor:
+            if limit is not None:
+                act = act.clamp(-limit, limit)
+            x = torch.cat([(obs - mean) / std, act], dim=-1).flatten(0, 1)  # (K E, R, in)
+            for W, b in hidden:
+                x = torch.relu(torch.baddbmm(b, x, W))
+            return torch.baddbmm(last_b, x, last_W).unflatten(0, (-1, num_members))
+
+        return difference
+
+    def predictor(self) -> Prediction:
+        """`forward` with the parameters looked up once, for many steps."""
+        mean, std = self.diff_normalizer.mean[:, None, None], self.diff_normalizer.std[:, None, None]
+        low, high = self.state_limits()
+        difference = self.network()
+
+        def predict(obs: Tensor, act: Tensor) -> Tensor:
+            next_obs = obs + mean + std * difference(obs, act)
+            return torch.minimum(torch.maximum(next_obs, low), high)
+
+        return predict
 
     def forward(self, obs: Tensor, act: Tensor) -> Tensor:
         """Predicted next observation: (K, E, R, S), (K, E, R, A) -> (K, E, R, S)."""
-        mean, std = self.diff_normalizer.mean[:, None, None], self.diff_normalizer.std[:, None, None]
-        next_obs = obs + mean + std * self.difference(obs, act)
-        low, high = self.state_limits()
-        return torch.minimum(torch.maximum(next_obs, low), high)
+        return self.predictor()(obs, act)
 
     def state_limits(self) -> tuple[Tensor, Tensor]:
         """Predictions are clipped to mean +- 100 standard deviations of the states seen: (K, 1, 1, S)."""

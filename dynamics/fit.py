@@ -47,10 +47,11 @@ def multi_step_loss(model: DynamicsEnsemble, obs: Tensor, act: Tensor, next_obs:
     diff_mean = model.diff_normalizer.mean[:, None, None]
     diff_std = model.diff_normalizer.std[:, None, None]
     low, high = model.state_limits()
+    difference = model.network()
     state = obs[:, :, :, 0]
     losses = []
     for h in range(num_horizon):
-        predicted = model.difference(state, act[:, :, :, h])  # standardised
+        predicted = difference(state, act[:, :, :, h])  # standardised
         actual = (next_obs[:, :, :, h] - obs[:, :, :, h] - diff_mean) / diff_std
         losses.append(((predicted - actual).square().mean(-1) + RMS_FLOOR).sqrt().mean(-1))
         if h + 1 < num_horizon:

@@ -31,6 +31,7 @@ class VirtualEnv:
             )
         self.shape = shape
         self._model, self._family = model, family
+        self._predict = model.predictor()  # as the model is now
         self._obs = model.weights[0].new_zeros(num_tasks, num_lanes, family.obs_size)
 
     def start_states(self, n: int, generator: torch.Generator) -> Tensor:
@@ -45,7 +46,7 @@ class VirtualEnv:
 
     def step(self, act: Tensor) -> Tensor:
         """See `Simulator.step`."""
-        self._obs = self._ungroup(self._model(self._group(self._obs), self._group(act)))
+        self._obs = self._ungroup(self._predict(self._group(self._obs), self._group(act)))
         return self._obs
 
     def _group(self, x: Tensor) -> Tensor:

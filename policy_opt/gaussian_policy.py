@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class GaussianPolicy:
     obs_mean: Tensor | None = None  # (S,) or (M, S)
     obs_std: Tensor | None = None
 
-    @property
+    @cached_property
     def mlp(self) -> Mlp:
         """The network of the mean."""
         return Mlp((self.obs_size, *self.hidden_sizes, self.act_size))

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from policy_opt.linear_operator import LinearMap, Matvec, batched, linear_map
@@ -210,26 +209,27 @@ class _ImplicitRoot(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         # d theta_hat = - (dF/dtheta)^-1 dF/dargs t
-        # Torch switches forward mode off in here, which would drop the outer of two nested tangents; switched
-        # on again, the tangents of this level must be taken off the saved arguments.
-        with forward_ad._set_fwd_grad_enabled(True):
-            active, theta = _ImplicitRoot._point(ctx)
-            active = tuple(_without_own_tangent(leaf) for leaf in active)
-            args = ctx.rebuild(active)
-            directions = tuple(
-                torch.zeros_like(leaf) if t is None else t
-                for leaf, t in zip(active, tangents[3:], strict=True)
-            )
-            _, push, *_ = torch.func.jvp(
-                lambda *a: ctx.problem.optimality(theta, *ctx.rebuild(a)), active, directions
-            )
-            x = _root(_linear_problem(ctx.problem, transposed=False), (theta, args, _negative(push)))
-            return tuple(pytree.tree_leaves(x))
+        _require_single_forward_mode()
+        active, theta = _ImplicitRoot._point(ctx)
+        directions = tuple(
+            torch.zeros_like(leaf) if t is None else t for leaf, t in zip(active, tangents[3:], strict=True)
+        )
+        _, push, *_ = torch.func.jvp(
+            lambda *a: ctx.problem.optimality(theta, *ctx.rebuild(a)), tuple(active), directions
+        )
+        x = _root(
+            _linear_problem(ctx.problem, transposed=False), (theta, ctx.rebuild(active), _negative(push))
+        )
+        return tuple(pytree.tree_leaves(x))
 
 
-def _without_own_tangent(leaf: Tensor) -> Tensor:
-    """The tensor without the tangent of the innermost forward-mode transform; outer tangents stay."""
-    level = torch._C._functorch.maybe_current_level()
-    if level is None:
-        return forward_ad.unpack_dual(leaf).primal
-    return torch._C._functorch._unwrap_for_grad(leaf, level)
+def _require_single_forward_mode() -> None:
+    """Torch drops the outer tangents inside the jvp of a custom function; refuse instead of answering "
+    "zero."""
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1:
+        raise RuntimeError(
+            "custom_root: forward mode over forward mode (jvp of jvp, jacfwd of jacfwd) is not supported "
+            "by torch's "
+            "custom functions; use jacfwd(jacrev(...)), jacrev(jacrev(...)) or torch.func.hessian"
+        )

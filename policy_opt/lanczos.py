@@ -95,6 +95,8 @@ def _tridiagonal(alphas: Tensor, betas: Tensor, num_steps: Tensor) -> Tensor:
 def _ritz_values(alphas: Tensor, betas: Tensor, num_steps: Tensor) -> Tensor:
     """Eigenvalues of each system's own square T, ascending (..., k); NaN beyond num_steps."""
     k = alphas.shape[-1]
+    if k == 0:
+        return alphas
     own = torch.arange(k, device=alphas.device) < num_steps[..., None]
     # Unused diagonal entries are put above the spectrum (Gershgorin), so that they sort to the end.
     above = 1 + 4 * (alphas.abs() + 2 * betas).amax(-1, keepdim=True)
@@ -236,6 +238,8 @@ pytree.register_pytree_node(
 def _combine(run: Any, start_norm: Tensor, damping: Tensor, power: int, num_steps: Tensor) -> Tensor:
     """x (..., p) = V_k y for this damping, from the first num_steps columns of T. All small algebra in
     float64."""
+    if run.alphas.shape[-1] == 0:
+        return torch.zeros_like(run.basis[..., 0, :])
     small = _tridiagonal(run.alphas, run.betas, num_steps)  # (..., k+1, k)
     if power == 1:
         k = small.shape[-1]

@@ -64,9 +64,9 @@ class VectorSpace:
 
     def flatten(self, vector: Any, name: str) -> Tensor:
         """The user's vector as (..., p). Raises ValueError where structure, shape, dtype or device differ."""
-        leaves, tree = pytree.tree_flatten(vector)
+        leaves = _leaves_like(self.tree, vector)
         shapes = [getattr(leaf, "shape", None) for leaf in leaves]
-        if tree != self.tree or shapes != self.shapes:
+        if shapes != self.shapes:
             raise ValueError(
                 f"{name}: expected the structure and shapes of b, {[tuple(s) for s in self.shapes]}, "
                 f"got {[s if s is None else tuple(s) for s in shapes]}; "
@@ -83,6 +83,15 @@ class VectorSpace:
         parts = flat.split([shape.numel() for shape in self.shapes], dim=-1)
         leaves = [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
         return pytree.tree_unflatten(leaves, self.tree)
+
+
+def _leaves_like(tree: pytree.TreeSpec, vector: Any) -> list[Any]:
+    """The leaves of `vector` in the order of `tree` (dicts may list their keys in another one); [] if "
+    "they differ."""
+    try:
+        return tree.flatten_up_to(vector)
+    except ValueError:
+        return []
 
 
 def _require_same(name: str, leaf: Tensor, dtype: torch.dtype, device: torch.device) -> None:
@@ -172,10 +181,10 @@ def batched(product: Matvec, like: Any, name: str) -> Matvec:
     VectorSpace(like, "theta")  # floating, one dtype, one device
 
     def apply(v: Any) -> Any:
-        leaves, tree_of_v = pytree.tree_flatten(v)
+        leaves = _leaves_like(tree, v)
         num_extra = leaves[0].ndim - likes[0].ndim if leaves else 0
         lead = leaves[0].shape[: max(num_extra, 0)] if leaves else ()
-        if tree_of_v != tree or [leaf.shape for leaf in leaves] != [(*lead, *other.shape) for other in likes]:
+        if not leaves or [leaf.shape for leaf in leaves] != [(*lead, *other.shape) for other in likes]:
             raise ValueError(
                 f"{name}: expected the structure of theta with shapes "
                 f"{[(..., *other.shape) for other in likes]}, "
@@ -184,7 +193,7 @@ def batched(product: Matvec, like: Any, name: str) -> Matvec:
         for leaf, other in zip(leaves, likes, strict=True):
             _require_same(name, leaf, other.dtype, other.device)
         if num_extra == 0:
-            return product(v)
+            return product(pytree.tree_unflatten(leaves, tree))
         flat = pytree.tree_unflatten([leaf.reshape(-1, *leaf.shape[num_extra:]) for leaf in leaves], tree)
         out = torch.func.vmap(product)(flat)
         return pytree.tree_map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), out)

@@ -1,0 +1,21 @@
+"""Shared fixtures."""
+
+import pytest
+import torch
+
+
+def pytest_configure(config):
+    # torch 2.13's own forward-mode differentiation compiles its rules with the deprecated torch.jit.script
+    config.addinivalue_line("filterwarnings", "ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Small tensors: threads only cost time, and results of a sum then do not depend on the machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def generator():
+    """A seeded generator, the same for every test."""
+    return torch.Generator().manual_seed(0)

@@ -1,0 +1,223 @@
+"""Gap tables: every statistic against numbers worked out by hand, files, figures, batched zero-shot scoring."""
+
+import json
+import math
+from dataclasses import replace
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+
+from admrl.config import PRESETS, EvaluationConfig
+from admrl.evaluate_runs import evaluate_gaps
+from admrl.evaluation import GapTable, best_known_returns, score, task_generators
+from admrl.figures import plot_gap_heatmap
+from admrl.meta_training import meta_train, new_state
+from admrl.run_store import Run, RunInfo
+from admrl.virtual_training import new_solution
+from task_families import make
+
+SMALL = EvaluationConfig(
+    num_policy_seeds=2,
+    num_episodes=4,
+    num_updates=2,
+    num_samples=800,
+    num_reference_stages=1,
+    num_reference_samples=400,
+    num_reference_updates=2,
+)
+
+
+def toy_table(**changes):
+    """2 policy seeds, 4 tasks on a 2 x 2 grid, 1 sample count, 2 episodes."""
+    episodes = np.array(  # (R, M, N)
+        [
+            [[8.0, 10.0], [5.0, 5.0], [1.0, 3.0], [7.0, 7.0]],  # means 9, 5, 2, 7
+            [[6.0, 8.0], [6.0, 8.0], [3.0, 5.0], [1.0, 1.0]],  # means 7, 7, 4, 1
+        ]
+    )
+    table = GapTable(
+        method="toy",
+        family="hopper2d",
+        variant="released",
+        task_names=("target velocity", "target height"),
+        task_units=("m/s", "m"),
+        psi=np.array([[-2.0, 1.2], [-2.0, 2.0], [2.0, 1.2], [2.0, 2.0]]),
+        num_samples=np.array([0]),
+        episode_return=episodes[:, :, None],
+        optimal_return=np.array([10.0, 8.0, 9.0, 6.0]),
+        optimal_source=("a", "a", "b", "b"),
+        grid_shape=(2, 2),
+        visited_psi=np.array([[0.6, 1.72], [2.0, 1.2]]),
+    )
+    return replace(table, **changes)
+
+
+def test_every_statistic_by_hand():
+    table = toy_table()
+    # gaps: seed 0: 1, 3, 7, -1; seed 1: 3, 1, 5, 5
+    np.testing.assert_allclose(table.gap[:, :, 0], [[1, 3, 7, -1], [3, 1, 5, 5]])
+    np.testing.assert_allclose(table.mean_gap(), [2, 2, 6, 2])
+    np.testing.assert_allclose(table.standard_error(), [1, 1, 1, 3])
+    worst = table.worst()
+    assert (worst.task, worst.gap, worst.standard_error) == (2, 6.0, 1.0)
+    # seed 0's worst task is 2, where seed 1 has 5; seed 1's worst is 2 (first of the tie), where seed 0 has 7
+    assert worst.corrected == 6.0
+    mean, error = table.average()  # per seed 2.5 and 3.5
+    assert (mean, error) == (3.0, pytest.approx(0.5))
+
+
+def test_negative_gaps_are_kept():
+    assert toy_table().gap.min() == -1.0
+
+
+def test_selection_is_corrected():
+    """Pure noise around one gap: the plain worst case is too large, the corrected one is not."""
+    generator = np.random.default_rng(0)
+    plain, corrected = [], []
+    for _ in range(200):
+        episodes = 100 + 10 * generator.standard_normal((2, 36, 1, 1))
+        table = toy_table(
+            episode_return=episodes,
+            optimal_return=np.full(36, 150.0),
+            psi=np.zeros((36, 2)),
+            grid_shape=(6, 6),
+        )
+        worst = table.worst()
+        plain.append(worst.gap)
+        corrected.append(worst.corrected)
+    assert np.mean(plain) > 60  # the truth is 50 everywhere
+    assert abs(np.mean(corrected) - 50) < 4 * np.std(corrected) / 200**0.5
+
+
+def test_one_policy_seed_has_no_error_bar():
+    table = toy_table(episode_return=toy_table().episode_return[:1])
+    assert math.isnan(table.worst().corrected) and np.isnan(table.standard_error()).all()
+
+
+def test_best_known_returns_choose_on_one_half_and_report_the_other():
+    candidates = {
+        "a": np.array([[[9.0, 1.0, 9.0, 1.0], [2.0, 2.0, 2.0, 2.0]]]),
+        "b": np.array([[[5.0, 5.0, 5.0, 5.0], [1.0, 7.0, 1.0, 7.0]]]),
+    }
+    value, source = best_known_returns(candidates)
+    # even episodes choose a (9 > 5), odd episodes report 1; then a (2 > 1), which reports 2
+    np.testing.assert_allclose(value, [1.0, 2.0])
+    assert source == ("a", "a")
+
+
+def test_best_known_return_of_equal_noise_is_not_inflated():
+    generator = np.random.default_rng(0)
+    value, _ = best_known_returns({"c": generator.standard_normal((16, 2000, 20))})
+    assert abs(value.mean()) < 4 * value.std() / 2000**0.5
+
+
+def test_tables_survive_saving(tmp_path):
+    table = toy_table(optimal_return=np.array([10.0, np.nan, 9.0, 6.0]))
+    table.save(tmp_path / "gaps.json")
+    loaded = GapTable.load(tmp_path / "gaps.json")
+    for name in ("psi", "episode_return", "optimal_return", "num_samples", "visited_psi"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(table, name))
+    assert loaded.grid_shape == (2, 2) and loaded.task_units == ("m/s", "m")
+    assert "NaN" not in (tmp_path / "gaps.json").read_text(), "plain JSON has no NaN"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"format": "something else"}', "\x00\xff", '{"format": "admrl gap table 1", "psi": 3}'],
+)
+def test_a_file_that_is_no_table_is_refused(tmp_path, content):
+    (tmp_path / "gaps.json").write_text(content)
+    with pytest.raises(ValueError, match="not a gap table"):
+        GapTable.load(tmp_path / "gaps.json")
+
+
+def test_a_table_whose_parts_do_not_match_is_refused(tmp_path):
+    toy_table().save(tmp_path / "gaps.json")
+    data = json.loads((tmp_path / "gaps.json").read_text())
+    data["optimal_return"] = [1.0, 2.0]
+    (tmp_path / "gaps.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="do not match"):
+        GapTable.load(tmp_path / "gaps.json")
+
+
+def test_heat_map_is_drawn_with_one_scale(tmp_path):
+    missing = toy_table(method="with a missing cell", optimal_return=np.array([10.0, np.nan, 9.0, 6.0]))
+    plot_gap_heatmap([missing, replace(missing, method="other")], tmp_path / "gap.png")
+    image = matplotlib.image.imread(tmp_path / "gap.png")
+    assert image.shape[0] > 300 and image.shape[1] > 600
+    assert float(image[..., :3].std()) > 0.1, "not blank"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"family": "linear_quadratic"}, "different families"),
+        ({"grid_shape": (4, 1)}, "different grids"),
+        ({"optimal_return": np.zeros(4)}, "evaluate the runs together"),
+    ],
+)
+def test_tables_that_do_not_belong_together_are_refused(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        plot_gap_heatmap([toy_table(), toy_table(**change)], tmp_path / "gap.png")
+
+
+def test_a_heat_map_needs_a_plane():
+    with pytest.raises(ValueError, match="2-D grid"):
+        plot_gap_heatmap([toy_table(grid_shape=(4,))], "never-written.png")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A tiny trained Hopper2D run, in memory."""
+    family, config = make("hopper2d"), replace(PRESETS["smoke"], num_tasks=1)
+    info = RunInfo("hopper2d", "released", "uniform", "smoke", 0, config, {})
+    state = meta_train(family, new_state(family, "uniform", config, seed=0), config)
+    return Run(tmp_path_factory.mktemp("run"), info, family, state)
+
+
+def test_evaluation_of_two_runs_shares_its_reference_and_is_repeatable(run):
+    before = {k: v.clone() for k, v in run.state.learner.model.state_dict().items()}
+    first, second = evaluate_gaps([run, run], (2, 2), SMALL, seed=3)
+    np.testing.assert_array_equal(first.optimal_return, second.optimal_return)
+    np.testing.assert_array_equal(first.episode_return, second.episode_return)
+    assert first.episode_return.shape == (2, 4, 1, 4)
+    assert first.provenance["versions"]["mujoco"] != "not installed"
+    assert first.provenance["reference_real_samples"] == 4 * 400
+    again = evaluate_gaps([run], (2, 2), SMALL, seed=3)[0]
+    np.testing.assert_array_equal(again.episode_return, first.episode_return)
+    for name, tensor in run.state.learner.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), "evaluation must not train the run's model"
+
+
+def test_cells_do_not_depend_on_the_batch(run):
+    """Task m gets the same policy and the same episodes, whatever else is on the grid (equal to rounding)."""
+    whole = evaluate_gaps([run], (2, 2), replace(SMALL, num_reference_stages=0), seed=0)[0]
+    row = replace(SMALL, num_reference_stages=0, num_policy_seeds=1)
+    part = evaluate_gaps([run], (2, 2), row, seed=0)[0]
+    np.testing.assert_allclose(part.episode_return[0], whole.episode_return[0], rtol=1e-3)
+
+
+def test_scoring_gives_every_method_the_same_start_states(run):
+    family, model = run.family, run.state.learner.model
+    psi = family.box.grid((2, 1))
+    one = new_solution(model, psi, run.policy, run.info.config.virtual, task_generators(0, 1, 2))
+    scores = [score(family, one, 6, seed=0, num_tasks=2) for _ in range(2)]
+    np.testing.assert_array_equal(*scores)
+    assert not np.array_equal(scores[0], score(family, one, 6, seed=1, num_tasks=2))
+
+
+@pytest.mark.parametrize(
+    ("grid", "changes", "message"),
+    [
+        ((6,), {}, "expected 2 positive counts"),
+        ((6, 0), {}, "expected 2 positive counts"),
+        ((2, 2), {"num_samples": 1000}, "multiple of 400"),
+        ((2, 2), {"num_episodes": 1}, "at least 2"),
+        ((2, 2), {"num_policy_seeds": 0}, "num_policy_seeds: expected 1 to 1000, got 0"),
+    ],
+)
+def test_impossible_evaluations_are_refused_before_any_work(run, grid, changes, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_gaps([run], grid, replace(SMALL, **changes))

@@ -1,0 +1,145 @@
+"""Alg. 1 on the linear-quadratic family, where the worst task and its gap are known in closed form."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from admrl.config import (
+    PRESETS,
+    DynamicsConfig,
+    FitConfig,
+    MetaTrainConfig,
+    SlboConfig,
+    TaskGradientConfig,
+    VirtualTrainingConfig,
+)
+from admrl.meta_training import meta_train, new_state
+from admrl.run_store import RunInfo, create_run, load_run, save_state
+from task_families import make
+from task_families.linear_quadratic import AffineDynamics
+
+SIGMA = 0.3
+# an affine policy and a linear model: both optima then have closed forms
+LQ = MetaTrainConfig(
+    num_tasks=3,
+    num_zero_shot=2,
+    num_first_stages=1,
+    step_size=200.0,
+    policy_hidden_sizes=(),
+    fixed_log_std=math.log(SIGMA),
+    slbo=SlboConfig(num_stages=1, num_iterations=2, num_samples=1000, noise_scale=0.1),
+    virtual=VirtualTrainingConfig(num_model_steps=20, num_policy_updates=15, num_samples=2000),
+    fit=FitConfig(learning_rate=3e-3),
+    dynamics=DynamicsConfig(hidden_sizes=(), num_members=1),
+    gradient=TaskGradientConfig(num_samples=10_000, max_steps=10, damping=1e-3),
+)
+
+
+def as_affine(model) -> AffineDynamics:
+    """A linear ensemble member as s' = A s + B a + c, read off at the unit vectors."""
+    obs, act = torch.zeros(1, 1, 7, 4).double(), torch.zeros(1, 1, 7, 2).double()
+    obs[0, 0, :4], act[0, 0, 4:6] = torch.eye(4), torch.eye(2)
+    with torch.no_grad():
+        out = model(obs, act)[0, 0]
+    return AffineDynamics((out[:4] - out[6]).T.contiguous(), (out[4:6] - out[6]).T.contiguous(), out[6])
+
+
+def worst(family, model) -> tuple[float, torch.Tensor]:
+    """The largest closed-form gap over a grid with the corners, and its task."""
+    dynamics, tasks = as_affine(model), family.box.grid((5, 5))
+    gaps = torch.stack([family.gap(psi, dynamics, sigma=SIGMA) for psi in tasks])
+    return float(gaps.max()), tasks[gaps.argmax()]
+
+
+def test_adversary_climbs_to_the_worst_task_and_training_closes_its_gap():
+    family = make("linear_quadratic")
+    state = new_state(family, "adversarial", LQ, seed=0, dtype=torch.float64)
+    untrained, _ = worst(family, state.learner.model)
+    seen = []
+    meta_train(family, state, LQ, on_task=lambda s: seen.append(worst(family, s.learner.model)))
+    assert all(record.split_half_cosine is None or record.split_half_cosine > 0.5 for record in state.records)
+    found = state.search.ask()[0]
+    expected = seen[-2][1]  # the worst task of the model that the last gradient was taken from
+    torch.testing.assert_close(found, expected)
+    assert bool((found.abs() == 1).all()), "the closed-form gap is largest in a corner"
+    assert 0 < seen[-1][0] < 0.1 * untrained
+
+
+def test_first_task_has_no_zero_shot_policy_and_redraws_psi():
+    family = make("linear_quadratic")
+    config = replace(LQ, num_tasks=1)
+    states = {s: new_state(family, s, config, seed=1) for s in ("adversarial", "uniform")}
+    for state in states.values():
+        meta_train(family, state, config)
+        (record,) = state.records
+        assert record.psi == pytest.approx([0.3, 0.3])  # 0.3 in unit coordinates
+        assert record.return_hat is None and record.gradient is None
+    # Alg. 1, line 8: a uniform draw, the same for both selectors with one seed
+    assert torch.equal(states["adversarial"].search.ask(), states["uniform"].search.ask())
+
+
+def test_selectors_have_equal_budgets():
+    family = make("linear_quadratic")
+    config = replace(LQ, num_tasks=2, num_zero_shot=1, gradient=TaskGradientConfig(num_samples=1000))
+    budgets = set()
+    for selector in ("adversarial", "uniform", "gaussian"):
+        state = meta_train(family, new_state(family, selector, config, seed=0), config)
+        budgets.add((state.real_samples, state.virtual_samples, len(state.learner.data[0])))
+        # everything that was sampled is in the replay
+        assert state.real_samples == len(state.learner.data[0])
+    assert len(budgets) == 1
+
+
+@pytest.mark.parametrize("family_name", ["linear_quadratic", "hopper2d"])
+def test_same_seed_gives_bit_identical_runs_and_resuming_gives_the_same(tmp_path, family_name):
+    family = make(family_name)
+    config = PRESETS["smoke"]
+    info = RunInfo(family_name, "released", "adversarial", "smoke", 5, config, {})
+    create_run(tmp_path / "run", info)
+
+    def run(**kwargs):
+        return meta_train(family, new_state(family, "adversarial", config, seed=5), config, **kwargs)
+
+    whole, again = run(), run()
+    assert whole.records == again.records
+    assert_same_model(whole, again)
+
+    class Stop(Exception):
+        pass
+
+    def stop_after_second(state):
+        save_state(tmp_path / "run", state)
+        if len(state.records) == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(on_task=stop_after_second)
+    resumed = load_run(tmp_path / "run").state
+    assert len(resumed.records) == 2
+    meta_train(family, resumed, config)
+    assert resumed.records == whole.records
+    assert_same_model(resumed, whole)
+
+
+def assert_same_model(one, other):
+    for name, tensor in one.learner.model.state_dict().items():
+        assert torch.equal(tensor, other.learner.model.state_dict()[name]), name
+
+
+def test_another_seed_gives_another_run():
+    family = make("linear_quadratic")
+    config = replace(PRESETS["smoke"], num_tasks=1)
+    runs = [meta_train(family, new_state(family, "uniform", config, seed=s), config) for s in (0, 1)]
+    assert runs[0].records != runs[1].records
+
+
+@pytest.mark.slow
+def test_slbo_from_nothing_reaches_the_prototype_on_hopper2d():
+    """85 % of about 2000 at psi = (1.5, 1.3), within 60 000 real samples."""
+    family = make("hopper2d")
+    config = replace(PRESETS["laptop"], num_tasks=1, first_psi=(1.5, 1.3), num_first_stages=5)
+    state = meta_train(family, new_state(family, "uniform", config, seed=0), config)
+    assert state.real_samples <= 60_000
+    assert state.records[0].return_star >= 0.85 * 2000
