@@ -19,6 +19,10 @@ from admrl.config import PRESETS, SELECTORS, EvaluationConfig, MetaTrainConfig
 from task_families.registry import check_name, names
 
 USAGE_ERROR, INTERRUPTED = 2, 130
+DESCRIPTION = (
+    "Model-based adversarial task search: find the tasks on which a learned model fails, train on them, "
+    "measure the worst-case sub-optimality gap."
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ def parse(arguments: list[str]) -> Quickstart | Train | Evaluate | Heatmap:
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Heatmap, tyro.conf.subcommand("heatmap")]
     )
-    return tyro.cli(union, args=arguments, prog="admrl", description=__doc__.splitlines()[0])  # type: ignore
+    return tyro.cli(union, args=arguments, prog="admrl", description=DESCRIPTION)  # type: ignore
 
 
 def _value_of(option: str, arguments: list[str], default: str) -> str:

@@ -89,7 +89,7 @@ class EvaluationConfig:
 
     num_policy_seeds: int = field(default=2, metadata={"range": (1, 1000)})
     """R, policies solved per task: one alone is dominated by the noise of its optimisation."""
-    num_episodes: int = field(default=20, metadata={"range": (1, 100_000)})
+    num_episodes: int = field(default=40, metadata={"range": (1, 100_000)})
     """Real episodes per policy that its return is averaged over."""
     num_updates: int = field(default=100, metadata={"range": (1, 100_000)})
     """TRPO updates of a zero-shot policy (n_zeroshot x n_policy)."""
@@ -129,7 +129,7 @@ PRESETS = {"smoke": _SMOKE, "laptop": _LAPTOP, "paper": _PAPER}
 """smoke: seconds, proves the installation; laptop: minutes; paper: Table 1 and App. C, hours."""
 
 
-def check_config(config: Any, where: str = "") -> None:
+def check_config(config: Any, where: str = "config.") -> None:
     """Refuse a configuration with a value outside its range, before any work.
 
     Raises:
@@ -158,9 +158,13 @@ def check_lanes(name: str, num_samples: int, horizon: int, num_members: int = 1)
     unit = horizon * num_members
     if num_samples < unit or num_samples % unit:
         nearest = max(1, round(num_samples / unit)) * unit
+        of = (
+            f"horizon {horizon}"
+            if num_members == 1
+            else f"horizon {horizon} x {num_members} ensemble members"
+        )
         raise ValueError(
-            f"{name}: expected a multiple of {unit} (horizon {horizon} x {num_members} ensemble members), "
-            f"got {num_samples}; the nearest is {nearest}"
+            f"{name}: expected a multiple of {unit} ({of}), got {num_samples}; nearest: {nearest}"
         )
     return num_samples // horizon
 
@@ -168,9 +172,9 @@ def check_lanes(name: str, num_samples: int, horizon: int, num_members: int = 1)
 def check_sample_counts(config: MetaTrainConfig, horizon: int) -> None:
     """Every sample count of the configuration against the family's horizon; see `check_lanes`."""
     members = config.dynamics.num_members
-    check_lanes("virtual.num_samples", config.virtual.num_samples, horizon, members)
-    check_lanes("slbo.num_samples", config.slbo.num_samples, horizon)
-    check_lanes("gradient.num_samples", config.gradient.num_samples, horizon, members)
+    check_lanes("config.virtual.num_samples", config.virtual.num_samples, horizon, members)
+    check_lanes("config.slbo.num_samples", config.slbo.num_samples, horizon)
+    check_lanes("config.gradient.num_samples", config.gradient.num_samples, horizon, members)
 
 
 def evaluation_virtual(config: VirtualTrainingConfig, evaluation: EvaluationConfig) -> VirtualTrainingConfig:

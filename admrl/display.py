@@ -101,11 +101,12 @@ def _numbers(metrics: dict[str, float]) -> str:
     if "return_real_noisy" in metrics:
         parts.append(f"real {metrics['return_real_noisy']:.0f}")
     if metrics.get("real_samples"):
-        parts.append(f"{_short(metrics['real_samples'])} real")
+        parts.append(f"{short(metrics['real_samples'])} real")
     if metrics.get("virtual_samples"):
-        parts.append(f"{_short(metrics['virtual_samples'])} virtual samples")
+        parts.append(f"{short(metrics['virtual_samples'])} virtual samples")
     return "| " + ", ".join(parts) if parts else ""
 
 
-def _short(count: float) -> str:
+def short(count: float) -> str:
+    """A count of samples: 100k, 4.6M."""
     return f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count / 1e3:.0f}k"

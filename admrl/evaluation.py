@@ -2,8 +2,9 @@
 
 A_0(psi) is the undiscounted real return of the zero-shot policy for psi, averaged over episodes, for R policy seeds.
 A*(psi) is the best return that any candidate reached: every method's zero-shot policies and a reference run
-(SLBO on all tasks of the set, together, with all data). The best candidate is chosen on one half of its episodes
-and scored on the other, so that choosing the luckiest does not raise A*. Gaps may be negative: A* was weak.
+(SLBO on all tasks of the set, together, with all data). The best candidate is chosen on one half of the episodes
+and scored on the other (`best_known_returns`), so that choosing the luckiest does not raise A*. Gaps may be
+negative: A* was weak.
 """
 
 from __future__ import annotations
@@ -243,14 +244,25 @@ def score(
 def best_known_returns(candidates: dict[str, np.ndarray]) -> tuple[np.ndarray, tuple[str, ...]]:
     """A* (M,) and where each value comes from.
 
+    The best policy is chosen on the even episodes and reported on the odd, and the other way round, and the two
+    are averaged: the luck of the choice is not counted, and A* covers the same start states as every A_n.
+
     Args:
         candidates: name -> episodes (R, M, N) with N >= 2. Every policy seed is a candidate of its own.
     """
     names = [name for name, episodes in candidates.items() for _ in episodes]
     pool = np.concatenate(list(candidates.values()))  # (C, M, N)
-    chosen = pool[:, :, ::2].mean(-1).argmax(0)  # (M,) on the even episodes ...
     tasks = np.arange(pool.shape[1])
-    return pool[chosen, tasks, 1::2].mean(-1), tuple(names[c] for c in chosen)  # ... reported on the odd
+    halves = []
+    for choose, report in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
+        best = pool[:, :, choose].mean(-1).argmax(0)  # (M,)
+        halves.append((best, pool[best, tasks, report].mean(-1)))
+    (first, reported_first), (second, reported_second) = halves
+    source = tuple(
+        names[a] if names[a] == names[b] else f"{names[a]} / {names[b]}"
+        for a, b in zip(first, second, strict=True)
+    )
+    return (reported_first + reported_second) / 2, source
 
 
 def task_generators(seed: int, num_seeds: int, num_tasks: int) -> list[torch.Generator]:
@@ -266,10 +278,10 @@ def task_generators(seed: int, num_seeds: int, num_tasks: int) -> list[torch.Gen
 
 def check_evaluation(config: EvaluationConfig, family: TaskFamily, num_members: int) -> None:
     """Refuse impossible sample counts before any work; see `check_lanes`."""
-    check_lanes("num_samples", config.num_samples, family.horizon, num_members)
-    check_lanes("num_reference_samples", config.num_reference_samples, family.horizon)
+    check_lanes("config.num_samples", config.num_samples, family.horizon, num_members)
+    check_lanes("config.num_reference_samples", config.num_reference_samples, family.horizon)
     if config.num_episodes < 2:
-        raise ValueError("num_episodes: expected at least 2 (A* is chosen on one half), got 1")
+        raise ValueError("config.num_episodes: expected at least 2 (A* is chosen on one half), got 1")
 
 
 def _nan_to_none(value: Any) -> Any:

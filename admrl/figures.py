@@ -14,6 +14,7 @@ from matplotlib.colors import Normalize
 
 from admrl.evaluation import GapTable
 
+TEXT_SHIFTS = (0.0, 0.27, -0.27)  # of a cell's text, in cells
 COLOURS = "viridis_r"  # light is a small gap, as in the paper; readable in grey and by the colour-blind
 
 
@@ -53,7 +54,8 @@ def plot_gap_heatmap(tables: Sequence[GapTable], path: Path | str, j: int = 0) -
         image = axis.imshow(
             np.ma.masked_invalid(gap.T), origin="lower", cmap=COLOURS, norm=norm, aspect="auto"
         )
-        _write_cells(axis, gap, table.standard_error(j).reshape(first.grid_shape), norm)
+        visited = _mark_visited(axis, table, xs, ys)
+        _write_cells(axis, gap, table.standard_error(j).reshape(first.grid_shape), norm, visited)
         worst = table.worst(j)
         wx, wy = np.unravel_index(worst.task, first.grid_shape)
         frame = plt.Rectangle(
@@ -70,10 +72,14 @@ def plot_gap_heatmap(tables: Sequence[GapTable], path: Path | str, j: int = 0) -
         axis.set_yticks(range(columns), [f"{y:.3g}" for y in ys])
         axis.set_xlabel(_label(table, 0))
         axis.set_ylabel(_label(table, 1))
-        _mark_visited(axis, table, xs, ys)
     assert image is not None
     bar = figure.colorbar(image, ax=axes[0].tolist())
     bar.set_label(f"sub-optimality gap, return per episode (n = {first.num_samples[j]})")
+    figure.supxlabel(
+        "± standard error over policy seeds; frame: worst task; boxes: tasks of the training, in order",
+        fontsize=8,
+        color="0.35",
+    )
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -102,26 +108,39 @@ def check_tables(tables: Sequence[GapTable]) -> None:
             )
 
 
-def _write_cells(axis: plt.Axes, gap: np.ndarray, error: np.ndarray, norm: Normalize) -> None:
+def _write_cells(
+    axis: plt.Axes, gap: np.ndarray, error: np.ndarray, norm: Normalize, visited: np.ndarray
+) -> None:
+    """Mean gap and standard error in every cell, in the upper or lower part if a task marker is in the way."""
     for (x, y), value in np.ndenumerate(gap):
         if not np.isfinite(value):
             axis.add_patch(plt.Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, hatch="///", edgecolor="0.6"))
             continue
         colour = "white" if norm(value) > 0.55 else "black"
-        axis.text(x, y + 0.08, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=10)
+        near = visited[np.abs(visited[:, 0] - x) < 0.35]
+        room = [np.abs(near[:, 1] - (y + shift)).min(initial=1.0) for shift in TEXT_SHIFTS]
+        shift = TEXT_SHIFTS[next((i for i, r in enumerate(room) if r > 0.22), int(np.argmax(room)))]
+        axis.text(x, y + shift + 0.09, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=10)
         if np.isfinite(error[x, y]):
-            axis.text(x, y - 0.27, f"± {error[x, y]:.0f}", ha="center", va="center", color=colour, fontsize=7)
+            text = f"± {error[x, y]:.0f}"
+            axis.text(x, y + shift - 0.1, text, ha="center", va="center", color=colour, fontsize=7)
 
 
-def _mark_visited(axis: plt.Axes, table: GapTable, xs: np.ndarray, ys: np.ndarray) -> None:
+def _mark_visited(axis: plt.Axes, table: GapTable, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
+    """Numbered markers at the tasks of the training; their places (n, 2) in cells."""
     if table.visited_psi is None:
-        return
+        return np.zeros((0, 2))
     x = np.interp(table.visited_psi[:, 0], xs, np.arange(len(xs)))
     y = np.interp(table.visited_psi[:, 1], ys, np.arange(len(ys)))
-    seen: dict[tuple[float, float], list[str]] = {}
-    for i, place in enumerate(zip(x.round(2), y.round(2), strict=True)):
-        seen.setdefault((float(place[0]), float(place[1])), []).append(str(i + 1))
-    for (px, py), numbers in seen.items():
+    groups: list[tuple[np.ndarray, list[str]]] = []  # tasks closer than a marker share one
+    for i, place in enumerate(np.stack([x, y], axis=1)):
+        for center, numbers in groups:
+            if np.abs(center - place).max() < 0.12:
+                numbers.append(str(i + 1))
+                break
+        else:
+            groups.append((place, [str(i + 1)]))
+    for (px, py), numbers in groups:
         axis.annotate(
             ",".join(numbers),
             (px, py),
@@ -129,8 +148,9 @@ def _mark_visited(axis: plt.Axes, table: GapTable, xs: np.ndarray, ys: np.ndarra
             ha="center",
             va="center",
             color="black",
-            bbox={"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": "0.3", "linewidth": 0.6},
+            bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "0.3", "linewidth": 0.6},
         )
+    return np.array([place for place, _ in groups])
 
 
 def _label(table: GapTable, i: int) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 from torch.utils import _pytree as pytree
 
-from policy_opt.linear_operator import Matvec, batched
+from policy_opt.linear_operator import Matvec, VectorSpace, batched
 
 Mode = Literal["reverse_over_reverse", "forward_over_reverse", "linearize"]
 Form = Literal["per_step", "causal", "whole_trajectory"]
@@ -38,7 +38,7 @@ def _forward_over_reverse(gradient: Matvec, theta: Any) -> Matvec:
 
 def _linearize(gradient: Matvec, theta: Any) -> Matvec:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not reference an nn.Module.*", category=UserWarning)
+        warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node", category=UserWarning)
         _, product = torch.func.linearize(gradient, theta)
     return lambda v: product(v)
 
@@ -68,6 +68,7 @@ def hessian_operator(f: ScalarFunction, theta: Any, *, mode: Mode = "reverse_ove
     """
     if mode not in MODES:
         raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
+    VectorSpace(theta, "theta")
 
     def checked(point: Any) -> Tensor:
         value = f(point)

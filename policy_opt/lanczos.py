@@ -201,7 +201,8 @@ class LanczosResult(LinearSolveResult):
         residual = _residual(operator, b, x, shift.to(b.dtype), context.power)
         size, scale = norm(residual), norm(b)
         tolerance = (context.settings.rtol * scale).clamp_min(context.settings.atol)
-        code = torch.where(size <= tolerance, CONVERGED, torch.where(size.isfinite(), MAX_STEPS, NONFINITE))
+        code = torch.where(size <= tolerance, CONVERGED, MAX_STEPS)
+        code = torch.where(size.isfinite(), code, NONFINITE)
         relative = size / torch.where(scale > 0, scale, 1.0)
         values = {f.name: getattr(self, f.name) for f in fields(LinearSolveResult)}
         values |= dict(
@@ -377,9 +378,8 @@ class _Run:
         self.tolerance = (context.settings.rtol * start).clamp_min(context.settings.atol)
         self.aim = self.tolerance
         running = torch.full_like(start, RUNNING, dtype=torch.int64)
-        self.code = torch.where(
-            start <= self.tolerance, CONVERGED, torch.where(start.isfinite(), running, NONFINITE)
-        )
+        self.code = torch.where(start <= self.tolerance, CONVERGED, running)
+        self.code = torch.where(start.isfinite(), self.code, NONFINITE)
         self.num_steps = torch.zeros_like(self.code)
         self.history = [start] if context.power == 1 else []
         self.min_curvature = torch.full_like(start, torch.inf)

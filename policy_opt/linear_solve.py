@@ -257,20 +257,20 @@ class Minres:
             min_curvature=torch.full_like(size, torch.inf),
             direction=zeros,
             memory=_MinresMemory(
-                r,
-                zeros,
-                r,
-                z,
-                zeros,
-                zeros,
-                beta,
-                torch.ones_like(size),
-                none - 1,
-                none,
-                none,
-                none,
-                beta,
-                none,
+                r=r,
+                old=zeros,
+                new=r,
+                z=z,
+                w_1=zeros,
+                w_2=zeros,
+                beta=beta,
+                old_beta=torch.ones_like(size),
+                c=none - 1,
+                s=none,
+                delta_bar=none,
+                eps=none,
+                phi_bar=beta,
+                scale=none,
             ),
         )
 
@@ -300,15 +300,17 @@ class Minres:
         r = (s**2)[..., None] * m.r - (phi_bar * c)[..., None] * v_next
         size = norm(r)
 
-        # The Krylov space is used up, or r is in the null space: A x = b has no better solution here.
-        is_least_squares = (size_of_Ar <= 10 * tiny * m.phi_bar) | (gamma <= tiny)
-        code = torch.full_like(now.code, RUNNING)
-        code = torch.where((beta <= tiny) | (y_z < 0), STAGNATED, code)
-        code = torch.where(size <= problem.tolerance, CONVERGED, code)
+        # r is (nearly) in the null space of A, where further steps only blow x up. Both are needed: |r|^2 falls by
+        # c^2 |r|^2, which says nothing below rounding, and hides |A r| below sqrt(rounding).
+        eps = torch.finfo(v.dtype).eps
+        is_least_squares = (size_of_Ar <= eps**0.5 * scale * m.phi_bar) & (c**2 <= eps)
+        is_stuck = is_least_squares | (beta <= tiny) | (gamma <= tiny)
+        code = torch.where(is_stuck | (y_z < 0), STAGNATED, torch.full_like(now.code, RUNNING))
+        code = torch.where((size <= problem.tolerance) & (gamma > tiny), CONVERGED, code)
         code = torch.where(alpha.isfinite() & y_z.isfinite(), code, NONFINITE)
-        x = torch.where(is_least_squares[..., None], now.x, x)
-        size = torch.where(is_least_squares, now.residual_norm, size)
-        code = torch.where(is_least_squares & (code != NONFINITE), STAGNATED, code)
+        keep = is_least_squares | (gamma <= tiny)
+        x = torch.where(keep[..., None], now.x, x)
+        size = torch.where(keep, now.residual_norm, size)
         return Iterate(
             x=x,
             residual_norm=size,
@@ -316,7 +318,20 @@ class Minres:
             min_curvature=torch.minimum(now.min_curvature, alpha / dot(v, v)),
             direction=now.direction,
             memory=_MinresMemory(
-                r, m.new, y, z, w, m.w_1, beta, m.beta, c, s, delta_bar, m.s * beta, phi_bar, scale
+                r=r,
+                old=m.new,
+                new=y,
+                z=z,
+                w_1=w,
+                w_2=m.w_1,
+                beta=beta,
+                old_beta=m.beta,
+                c=c,
+                s=s,
+                delta_bar=delta_bar,
+                eps=m.s * beta,
+                phi_bar=phi_bar,
+                scale=scale,
             ),
         )
 

@@ -154,7 +154,8 @@ def run(method: Method, problem: Problem, x0: Tensor | None) -> tuple[_Progress,
     residual = problem.b if x0 is None else problem.b - problem.operator(x)
     size = norm(residual.detach())
     running = torch.full_like(size, RUNNING, dtype=torch.int64)
-    code = torch.where(size <= problem.tolerance, CONVERGED, torch.where(size.isfinite(), running, NONFINITE))
+    code = torch.where(size <= problem.tolerance, CONVERGED, running)
+    code = torch.where(size.isfinite(), code, NONFINITE)  # last: an infinite b makes an infinite tolerance
     done = _Progress(x, residual, size, code, torch.full_like(size, torch.inf), torch.zeros_like(x))
     num_steps = torch.zeros_like(code)
     history = [size]

@@ -24,7 +24,7 @@ from policy_opt.linear_solve import conjugate_gradient
 
 # Tasks are updated one after another in blocks of about this many states: on a CPU the activations of a larger
 # block leave the cache (36 tasks of 10 000 states at once: 2.4 times the time of 36 calls).
-STATES_PER_BLOCK = 20_000
+STATES_PER_BLOCK = 10_000
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
 
-from task_families.family import TaskFamily
+if TYPE_CHECKING:
+    from task_families.family import TaskFamily
 
 
 class TaskEnv(gymnasium.Env):

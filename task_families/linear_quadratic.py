@@ -18,6 +18,7 @@ of a wrong linear model is a quadratic in psi (`gap`, `gap_gradient`). The tests
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,19 @@ class AffineDynamics:
     def __call__(self, obs: Tensor, act: Tensor) -> Tensor:
         """(..., S), (..., A) -> (..., S)"""
         return obs @ self.A.T.to(obs) + act @ self.B.T.to(obs) + self.c.to(obs)
+
+    @classmethod
+    def read_off(
+        cls, predict: Callable[[Tensor, Tensor], Tensor], obs_size: int, act_size: int
+    ) -> AffineDynamics:
+        """A predictor that is affine, obs (R, S), act (R, A) -> next_obs (R, S), from its values at unit vectors."""
+        rows = 1 + obs_size + act_size
+        obs, act = torch.zeros(rows, obs_size).double(), torch.zeros(rows, act_size).double()
+        obs[1 : 1 + obs_size], act[1 + obs_size :] = torch.eye(obs_size), torch.eye(act_size)
+        with torch.no_grad():
+            out = predict(obs, act)
+        A, B = out[1 : 1 + obs_size] - out[0], out[1 + obs_size :] - out[0]
+        return cls(A.T.contiguous(), B.T.contiguous(), out[0])
 
     def augmented(self) -> tuple[Tensor, Tensor]:
         """F0 (S+1, S+1) and B (S+1, A), so that z' = F0 z + B a for z = (s, 1)."""

@@ -102,9 +102,18 @@ def test_best_known_returns_choose_on_one_half_and_report_the_other():
         "b": np.array([[[5.0, 5.0, 5.0, 5.0], [1.0, 7.0, 1.0, 7.0]]]),
     }
     value, source = best_known_returns(candidates)
-    # even episodes choose a (9 > 5), odd episodes report 1; then a (2 > 1), which reports 2
-    np.testing.assert_allclose(value, [1.0, 2.0])
-    assert source == ("a", "a")
+    # task 0: even episodes choose a (9 > 5), odd report 1; odd choose b (5 > 1), even report 5
+    # task 1: even choose a (2 > 1), odd report 2; odd choose b (7 > 2), even report 1
+    np.testing.assert_allclose(value, [3.0, 1.5])
+    assert source == ("a / b", "a / b")
+    assert best_known_returns({"a": candidates["a"]})[1] == ("a", "a")
+
+
+def test_luck_of_the_start_states_cancels_between_reference_and_method():
+    """A method compared with itself has gap 0, however unequal its episodes are."""
+    episodes = np.array([[[3.0, 100.0, 5.0, -50.0]]])
+    value, _ = best_known_returns({"method": episodes})
+    np.testing.assert_allclose(value, episodes[0].mean(-1))
 
 
 def test_best_known_return_of_equal_noise_is_not_inflated():

@@ -46,7 +46,7 @@ def transitions(family, num, seed=0):
     return psi, obs[-2], actions[-1, 0], obs[-1]
 
 
-# -- conformance: shapes ----------------------------------------------------------------------------------
+# -- conformance: shapes -----------------------------------------------------------------------------------
 
 
 def test_declared_sizes_and_ranges(family):
@@ -94,7 +94,7 @@ def test_reset_and_start_states_have_one_distribution(family):
     assert torch.equal(first, family.reset(5, seeded(4)).double())
 
 
-# -- conformance: reward derivatives ------------------------------------------------------------------------
+# -- conformance: reward derivatives -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", [1e-4, 1e-5])
@@ -125,7 +125,7 @@ def test_reward_gradient_is_the_central_difference(family, argument, step):
         assert float(grad.abs().max()) > 0.1  # the reward does depend on the task and on s'
 
 
-# -- conformance: determinism and batching --------------------------------------------------------------------
+# -- conformance: determinism and batching -----------------------------------------------------------------
 
 
 def test_same_seed_same_numbers(family):
@@ -178,7 +178,7 @@ def test_returned_observations_are_not_overwritten(family):
     assert torch.equal(first, copy) and torch.equal(second, copy_second)
 
 
-# -- conformance: gymnasium -----------------------------------------------------------------------------------
+# -- conformance: gymnasium --------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:.*Box (action|observation) space")  # unbounded spaces are meant
@@ -242,7 +242,7 @@ def test_environment_refuses_bad_input(family):
         env.step(np.zeros(family.act_size + 1, dtype=np.float32))
 
 
-# -- conformance: the box -------------------------------------------------------------------------------------
+# -- conformance: the box ----------------------------------------------------------------------------------
 
 
 def test_projection_is_the_nearest_point_of_the_box(family):
@@ -354,7 +354,7 @@ def test_box_refuses_empty_intervals():
         TaskBox(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0]), ("a", "b"), ("m", "m"))
 
 
-# -- registry ---------------------------------------------------------------------------------------------------
+# -- registry ----------------------------------------------------------------------------------------------
 
 
 def test_unknown_names_suggest_the_nearest():
@@ -376,7 +376,7 @@ def test_names_cost_nothing():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
-# -- Hopper2D against the fact sheet of the released implementation ------------------------------------------------
+# -- Hopper2D against the fact sheet of the released implementation ----------------------------------------
 
 
 @pytest.fixture
@@ -525,7 +525,7 @@ def test_hopper_random_policy_near_the_reference(hopper):
         assert abs(float(per_episode.mean()) - reference) < 3 * standard_error
 
 
-# -- unstable simulations ---------------------------------------------------------------------------------------
+# -- unstable simulations ----------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -38,12 +38,8 @@ LQ = MetaTrainConfig(
 
 
 def as_affine(model) -> AffineDynamics:
-    """A linear ensemble member as s' = A s + B a + c, read off at the unit vectors."""
-    obs, act = torch.zeros(1, 1, 7, 4).double(), torch.zeros(1, 1, 7, 2).double()
-    obs[0, 0, :4], act[0, 0, 4:6] = torch.eye(4), torch.eye(2)
-    with torch.no_grad():
-        out = model(obs, act)[0, 0]
-    return AffineDynamics((out[:4] - out[6]).T.contiguous(), (out[4:6] - out[6]).T.contiguous(), out[6])
+    """A linear ensemble of one member in closed form."""
+    return AffineDynamics.read_off(lambda obs, act: model(obs[None, None], act[None, None])[0, 0], 4, 2)
 
 
 def worst(family, model) -> tuple[float, torch.Tensor]:

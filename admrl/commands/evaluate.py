@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from admrl.config import EvaluationConfig
+from admrl.display import short
 from admrl.evaluate_runs import check_runs, gap_tables, reference_job, zero_shot_job
 from admrl.evaluation import GapTable
 from admrl.parallel import Job, run_jobs
@@ -90,36 +92,32 @@ def print_tables(tables: Sequence[GapTable], console: Console) -> None:
     first = tables[0]
     num_seeds, num_tasks = first.episode_return.shape[:2]
     shown = Table(
-        title=f"zero-shot sub-optimality gap, {first.family}, {num_tasks} tasks, {num_seeds} policy seeds a task"
+        title=f"zero-shot sub-optimality gap, {first.family}, {num_tasks} tasks, {num_seeds} policy seeds a task",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
     )
-    for column in (
-        "method",
-        "worst gap",
-        "at",
-        "worst, corrected",
-        "mean gap",
-        "mean A_0",
-        "real",
-        "virtual",
-    ):
-        shown.add_column(column, justify="left" if column in ("method", "at") else "right")
+    for column in ("method", "worst gap", "at", "corrected", "mean gap", "A_0", "real", "virtual"):
+        shown.add_column(column, justify="left" if column in ("method", "at") else "right", no_wrap=True)
     for table in tables:
         worst, (mean, error) = table.worst(), table.average()
-        task = ", ".join(f"{x:.2f} {u}" for x, u in zip(table.psi[worst.task], table.task_units, strict=True))
         shown.add_row(
             table.method,
             f"{worst.gap:.0f} ± {worst.standard_error:.0f}",
-            task,
+            ", ".join(f"{x:.2f}" for x in table.psi[worst.task]),
             f"{worst.corrected:.0f}",
             f"{mean:.0f} ± {error:.0f}",
             f"{table.adapted_return.mean():.0f}",
-            f"{table.provenance['training_real_samples']:,}",
-            f"{table.provenance['training_virtual_samples']:,}",
+            short(table.provenance["training_real_samples"]),
+            short(table.provenance["training_virtual_samples"]),
         )
     console.print(shown)
     sources = {s: first.optimal_source.count(s) for s in dict.fromkeys(first.optimal_source)}
     console.print(
-        "± is the standard error over policy seeds; real and virtual are the training samples. "
+        "± is the standard error over policy seeds; corrected: the worst task is chosen on one half of the seeds, "
+        "its gap measured on the other; at: "
+        + ", ".join(first.task_names)
+        + "; A_0: mean return; real, virtual: training samples. "
         f"A* averages {first.optimal_return.mean():.0f}, best from: "
         + ", ".join(f"{s} ({n} tasks)" for s, n in sources.items())
         + f"; reference: {first.provenance['reference_real_samples']:,} real samples.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -72,7 +71,6 @@ def execute(command: Quickstart, runs: list[Run]) -> None:
     )
     runs = [load_run(run.path) for run in runs]
     tables = evaluate_in_parallel(runs, psi, command.grid, config, command.seed, command.num_workers, console)
-    tables = [replace(t, method=f"{t.method} task selection") for t in tables]
     print_tables(tables, console)
     figure = command.out / "quickstart.png"
     plot_gap_heatmap(tables, figure)

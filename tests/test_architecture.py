@@ -1,0 +1,111 @@
+"""The rules that keep the packages apart, and the README's equation map true."""
+
+import ast
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("task_families", "dynamics", "policy_opt", "admrl")
+MAY_IMPORT = {
+    "task_families": set(),
+    "dynamics": {"task_families"},
+    "policy_opt": {"task_families"},
+    "admrl": {"task_families", "dynamics", "policy_opt"},
+}
+
+
+def imports(file):
+    """(top-level package, full module name) of every import in a file, but for those of type annotations."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for_types = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.split(".")[0], alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are absolute"
+            yield node.module.split(".")[0], node.module
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_import_rule(package):
+    for file in (ROOT / package).rglob("*.py"):
+        for top, _ in imports(file):
+            if top in PACKAGES and top != package:
+                assert top in MAY_IMPORT[package], f"{file.relative_to(ROOT)} imports {top}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_cycles_inside_a_package(package):
+    edges = {}
+    for file in (ROOT / package).rglob("*.py"):
+        name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        if file.name == "__init__.py" and file.parent == ROOT / package:
+            continue  # the lazy exports
+        edges[name.removesuffix(".__init__")] = {m for _, m in imports(file) if m.startswith(package + ".")}
+    done, path = set(), []
+
+    def visit(name):
+        assert name not in path, "cycle: " + " -> ".join([*path[path.index(name) :], name])
+        if name in done or name not in edges:
+            return
+        path.append(name)
+        for target in edges[name]:
+            visit(target)
+        done.add(path.pop())
+
+    for name in edges:
+        visit(name)
+
+
+def test_policy_opt_needs_torch_alone():
+    code = (
+        "import sys\n"
+        "for name in ('mujoco', 'gymnasium', 'matplotlib', 'rich', 'tyro', 'safetensors'): sys.modules[name] = None\n"
+        "import policy_opt\n"
+        "for name in policy_opt.__all__: getattr(policy_opt, name)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_public_names_exist(package):
+    module = import_module(package)
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+    with pytest.raises(AttributeError):
+        module.no_such_name  # noqa: B018
+
+
+def test_no_unsafe_loading_anywhere():
+    """Nothing in the packages can execute code from a file."""
+    for package in PACKAGES:
+        for file in (ROOT / package).rglob("*.py"):
+            text = file.read_text(encoding="utf-8")
+            for forbidden in ("pickle.load", "weights_only=False", "torch.load(", "eval(", "exec("):
+                assert not re.search(rf"(?<![\w.]){re.escape(forbidden)}", text), f"{file}: {forbidden}"
+
+
+def test_equation_map_of_the_readme_is_true():
+    """Every row names functions and tests that exist."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?:Eq|Alg|SLBO|TRPO|GAE|G_n|A\*)[^|]*\|([^|]*)\|([^|]*)\|", readme, flags=re.M)
+    assert len(rows) >= 10
+    for functions, tests in rows:
+        for target in re.findall(r"`([\w.]+)`", functions):
+            module, _, name = target.rpartition(".")
+            assert hasattr(import_module(module), name), target
+        for file, name in re.findall(r"`([\w/]+\.py)::(\w+)`", tests):
+            assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{name}"
+        assert "::" in tests, f"no test named beside {functions}"

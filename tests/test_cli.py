@@ -1,0 +1,155 @@
+"""The command line as a user meets it: help, mistakes, a whole small run, interruption."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from admrl.cli import Evaluate, Quickstart, Train, main, parse
+from admrl.config import PRESETS
+
+ENVIRONMENT = {**os.environ, "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
+
+
+def admrl(*arguments, cwd=None, code=""):
+    """Run the command line in a fresh interpreter, after some code."""
+    script = f"{code}\nimport sys; sys.argv = ['admrl', *{arguments!r}]\nfrom admrl.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT, timeout=300
+    )
+
+
+@pytest.mark.parametrize("command", [[], ["quickstart"], ["train"], ["evaluate"], ["heatmap"]])
+def test_help_has_a_sentence_for_every_option_and_needs_no_torch(command):
+    code = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules))"
+    result = admrl(*command, "--help", code=code)
+    assert result.returncode == 0
+    assert result.stdout.rstrip().endswith("False"), "torch was imported"
+    blocks = result.stdout.split("│ --")[1:]
+    assert not command or len(blocks) >= (1 if command == ["heatmap"] else 4)
+    for block in blocks:
+        words = block.split("│")[1:]
+        assert any(len(w.split()) >= 2 for w in words) or len(block.split("│")[0].split()) > 3, block
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--family", "hoper2d"], "did you mean 'hopper2d'"),
+        (["train", "--selector", "adverserial"], "did you mean 'adversarial'"),
+        (["train", "--preset", "lapto"], "did you mean 'laptop'"),
+        (["train", "--variant", "papr"], "did you mean 'paper'"),
+        (["train", "--sed", "3"], "--seed"),
+        (["train", "--seed", "-3"], "--seed: expected 0 or more, got -3"),
+        (["train", "--config.num-tasks", "-3"], "config.num_tasks: expected 1 to 100000, got -3"),
+        (["train", "--config.slbo.num-samples", "-200"], "config.slbo.num_samples: expected"),
+        (["train", "--config.slbo.num-samples", "4001"], "nearest: 4000"),
+        (["train", "--config.first-psi", "3", "1.5"], "target velocity = 3 m/s"),
+        (["train", "--config.first-psi", "1", "1.5", "1"], "expected shape (M, 2)"),
+        (["train", "--num-threads", "0"], "--num-threads: expected 1 or more"),
+        (["evaluate", "nowhere"], "not a run folder"),
+        (["evaluate"], "at least one run folder"),
+        (["heatmap", "nowhere"], "run: admrl evaluate nowhere"),
+        (["heatmap", "nowhere", "--out", "x.exe"], ".png, .pdf, .svg"),
+        (["quickstart", "--grid", "1", "4"], "expected at least 2 2"),
+        (["frobnicate"], "quickstart, train, evaluate, heatmap"),
+    ],
+)
+def test_mistakes_get_one_message_and_exit_code_2(tmp_path, monkeypatch, capfd, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(sys, "argv", ["admrl", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    out, err = capfd.readouterr()
+    assert message in " ".join((out + err).split())
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == [], "nothing may be written"
+
+
+def test_missing_mujoco_names_the_remedy(tmp_path):
+    result = admrl("train", cwd=tmp_path, code="import sys; sys.modules['mujoco'] = None")
+    assert result.returncode == 2
+    assert 'pip install "gymnasium[mujoco]' in result.stderr and "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_run_is_never_overwritten(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("precious")
+    for command in (["train", "--out", str(run)], ["quickstart", "--out", str(run)]):
+        result = admrl(*command)
+        assert result.returncode == 2 and "nothing was changed" in result.stderr
+    assert (run / "config.json").read_text() == "precious"
+
+
+def test_train_evaluate_heatmap(tmp_path):
+    """The three commands on real MuJoCo, smallest preset."""
+    for selector in ("adversarial", "uniform"):
+        out = tmp_path / selector
+        result = admrl("train", "--preset", "smoke", "--selector", selector, "--seed", "3", "--out", str(out))
+        assert result.returncode == 0, result.stderr
+        for name in ("config.json", "tasks.json", "metrics.csv", "checkpoint.safetensors", "tensorboard"):
+            assert (out / name).exists(), name
+        config = json.loads((out / "config.json").read_text())
+        assert config["seed"] == 3 and config["versions"]["mujoco"]
+        assert len(json.loads((out / "tasks.json").read_text())) == PRESETS["smoke"].num_tasks
+    runs = [str(tmp_path / s) for s in ("adversarial", "uniform")]
+    small = ["--config.num-updates", "2", "--config.num-samples", "800", "--config.num-episodes", "4"]
+    small += ["--config.num-reference-samples", "400", "--config.num-reference-updates", "2"]
+    result = admrl("evaluate", *runs, "--grid", "2", "2", *small)
+    assert result.returncode == 0, result.stderr
+    assert "adversarial" in result.stdout and "worst gap" in result.stdout
+    result = admrl("heatmap", *runs, "--out", str(tmp_path / "gap.png"))
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "gap.png").stat().st_size > 10_000
+    resumed = admrl("train", "--resume", runs[0])
+    assert resumed.returncode == 2 and "done already" in resumed.stderr
+
+
+def test_interrupting_says_how_to_go_on_and_resuming_finishes(tmp_path):
+    out = tmp_path / "run"
+    script = (
+        "import sys; sys.argv = ['admrl', 'train', '--preset', 'smoke', '--config.num-tasks', '40', "
+        f"'--out', {str(out)!r}]\nfrom admrl.cli import main; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"admrl train --resume {out}" in errors and "Traceback" not in errors
+    done = len(json.loads((out / "tasks.json").read_text()))
+    assert 1 <= done < 40
+    config = json.loads((out / "config.json").read_text())
+    config["config"]["num_tasks"] = done + 1  # no need to wait for all 40
+    (out / "config.json").write_text(json.dumps(config))
+    assert admrl("train", "--resume", str(out)).returncode == 0
+    assert len(json.loads((out / "tasks.json").read_text())) == done + 1
+    rows = (out / "metrics.csv").read_text().splitlines()[1:]
+    steps = [int(row.split(",")[0]) for row in rows]
+    assert steps == list(range(1, len(rows) + 1)), "no row twice, none missing"
+
+
+def test_preset_sets_the_defaults_and_options_override_them():
+    train = parse(["train", "--preset", "paper", "--config.num-tasks", "7"])
+    assert isinstance(train, Train)
+    assert train.config.dynamics.hidden_sizes == (1000, 1000) and train.config.num_tasks == 7
+    assert parse(["train"]).config == PRESETS["laptop"]
+    assert isinstance(parse(["quickstart"]), Quickstart)
+    assert parse(["evaluate", "a", "b", "--grid", "3", "4"]).grid == (3, 4)
+    assert isinstance(parse(["evaluate", "a"]), Evaluate)
