@@ -35,25 +35,7 @@ _EXPORTS = {
     "EvaluationConfig": "config",
     "PRESETS": "config",
 }
-__all__ = [
-    "meta_train",
-    "new_state",
-    "MetaState",
-    "zero_shot",
-    "slbo_adapt",
-    "task_gradient",
-    "TaskGradient",
-    "importance_weighted_return",
-    "evaluate_gaps",
-    "GapTable",
-    "zero_shot_returns",
-    "reference_returns",
-    "plot_gap_heatmap",
-    "load_run",
-    "MetaTrainConfig",
-    "EvaluationConfig",
-    "PRESETS",
-]
+__all__ = list(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:

@@ -26,18 +26,7 @@ _EXPORTS = {
     "ModelLearner": "learner",
     "VirtualEnv": "virtual_env",
 }
-__all__ = [
-    "DynamicsConfig",
-    "FitConfig",
-    "DynamicsEnsemble",
-    "TransitionData",
-    "fit_dynamics",
-    "held_out_loss",
-    "make_optimizer",
-    "FitReport",
-    "ModelLearner",
-    "VirtualEnv",
-]
+__all__ = list(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:

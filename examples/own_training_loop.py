@@ -1,7 +1,7 @@
 """Adversarial task search where the truth is known: does it find the worst task, and does training close the gap?
 
-Trains a linear model on the linear-quadratic family for a few tasks and prints, for each, where the search stands, how
-reproducible its gradient was, and the worst gap of the model over the whole box, in closed form.
+Trains a linear model on the linear-quadratic family for a few tasks and prints, for each, where the search stands,
+how reproducible its gradient was, and the worst gap of the model over the whole box, in closed form.
 
     python examples/own_training_loop.py
 """

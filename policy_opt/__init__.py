@@ -47,29 +47,7 @@ _EXPORTS = {
     "TrpoConfig": "config",
     "ValueConfig": "config",
 }
-__all__ = [
-    "hvp",
-    "gauss_newton_vp",
-    "fisher_vp",
-    "policy_hessian",
-    "conjugate_gradient",
-    "normal_cg",
-    "minres",
-    "LinearSolveResult",
-    "SolveStatus",
-    "lanczos_solve",
-    "as_scipy_operator",
-    "root_vjp",
-    "root_jvp",
-    "custom_root",
-    "GaussianPolicy",
-    "ValueFunction",
-    "gae",
-    "trpo_step",
-    "TrpoReport",
-    "TrpoConfig",
-    "ValueConfig",
-]
+__all__ = list(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:

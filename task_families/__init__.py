@@ -22,16 +22,7 @@ _EXPORTS = {
     "Rollout": "rollout",
     "collect": "rollout",
 }
-__all__ = [
-    "make",
-    "names",
-    "TaskFamily",
-    "TaskBox",
-    "Simulator",
-    "Rollout",
-    "collect",
-    "spawn_generators",
-]
+__all__ = list(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:

@@ -293,6 +293,7 @@ def test_windows_are_exactly_those_inside_an_episode(seed):
         for values in (rollout.obs, rollout.act, rollout.next_obs):
             bad = torch.rand(values.shape[:-1], generator=seeded(seed + part)) < 0.03
             values[..., -1][bad] = (math.nan, math.inf)[part]
+        rollout.truncated.zero_()  # a lane ends with its last row, whatever the flags say
         rollouts.append(rollout)
         data.add(rollout, 0.4, seeded(seed))
     assert int(data.is_held_out.sum()) > 0
