@@ -81,7 +81,11 @@ def slbo_adapt(
         )  # Alg. 1, line 6: "using pi_theta with noise"
         learner.add(rollout)
         returns = episode_returns(family, solution.psi, rollout)
-        reporter.advance(return_real_noisy=float(returns.mean()), real_samples=rollout.num_samples)
+        reporter.advance(
+            return_real_noisy=float(returns.mean()),
+            real_samples=rollout.num_samples,
+            held_out_loss=float(learner.held_out_loss().mean()),  # the old model on the new states, too
+        )
         solution = refresh_normalizer(solution, learner.model)
         solution = virtual_training(
             family,

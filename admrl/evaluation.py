@@ -23,7 +23,7 @@ from torch import Tensor
 from admrl.adaptation import Solution, episode_returns, real_rollout, slbo_adapt, zero_shot
 from admrl.config import EvaluationConfig, SlboConfig, VirtualTrainingConfig, check_lanes, evaluation_virtual
 from admrl.files import write_text
-from admrl.reporting import Reporter
+from admrl.reporting import Reporter, Silent
 from dynamics.learner import ModelLearner
 from policy_opt.gaussian_policy import GaussianPolicy
 from task_families.family import TaskFamily
@@ -152,14 +152,17 @@ def zero_shot_returns(
     The model is frozen. Initial policies, initial states and noise depend on seed, task and policy seed alone,
     so every method is given the same.
     """
+    reporter = reporter or Silent()
     rows = psi.repeat(config.num_policy_seeds, 1)  # (R M, k), seed-major
+    num_iterations = math.ceil(config.num_updates / virtual.num_policy_updates)
+    reporter.phase(f"zero-shot, {len(rows)} policies", num_iterations * virtual.num_policy_updates)
     generators = task_generators(seed, config.num_policy_seeds, len(psi))
     solution = zero_shot(
         family,
         learner.model,
         rows,
         policy,
-        math.ceil(config.num_updates / virtual.num_policy_updates),
+        num_iterations,
         evaluation_virtual(virtual, config),
         generators,
         reporter=reporter,
@@ -185,6 +188,7 @@ def reference_returns(
     One model is fine-tuned on the data of all learners; then SLBO runs on all tasks together, pooling their
     real samples. It sees far more real data of the tasks than any method that is evaluated.
     """
+    reporter = reporter or Silent()
     generators = task_generators(seed + 1, 1, len(psi))
     learner = learners[0].fork(torch.Generator().manual_seed(seed + 1))
     for other in learners[1:]:
@@ -193,12 +197,14 @@ def reference_returns(
         learner.model.update_normalizers(other.data[0].obs[fit], other.data[0].next_obs[fit])
     frozen = evaluation_virtual(virtual, config)
     learner.fit(10 * virtual.num_model_steps)
+    num_iterations = math.ceil(config.num_updates / virtual.num_policy_updates)
+    reporter.phase(f"reference, zero-shot, {len(psi)} tasks", num_iterations * virtual.num_policy_updates)
     solution = zero_shot(
         family,
         learner.model,
         psi,
         policy,
-        math.ceil(config.num_updates / virtual.num_policy_updates),
+        num_iterations,
         frozen,
         generators,
         reporter=reporter,
@@ -208,6 +214,7 @@ def reference_returns(
         num_iterations=math.ceil(config.num_reference_updates / virtual.num_policy_updates),
         num_samples=config.num_reference_samples,
     )
+    reporter.phase(f"reference, SLBO, {len(psi)} tasks together", slbo.num_stages)
     solution = slbo_adapt(
         family,
         learner,

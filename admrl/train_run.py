@@ -18,6 +18,7 @@ METRICS = (
     "return_model",
     "return_real_noisy",
     "model_loss",
+    "held_out_loss",
     "split_half_cosine",
     "real_samples",
     "virtual_samples",

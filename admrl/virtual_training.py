@@ -179,7 +179,7 @@ def _improve(
         gae_lambda=config.value.gae_lambda,
     )
     theta, _ = trpo_step(solution.policy, solution.theta, rollout.obs, rollout.act, advantage, config.trpo)
-    returns = (reward * rollout.first_episode()).sum(-1).mean(-1)
+    returns = torch.where(rollout.first_episode(), reward, 0.0).sum(-1).mean(-1)
     return theta, value.fit(features, advantage + v), returns
 
 

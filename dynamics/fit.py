@@ -106,7 +106,8 @@ def held_out_loss(
         rows = d.starts(config.num_horizon, held_out=True)
         if len(rows) == 0:
             return torch.full((model.num_models, model.num_members), torch.nan)
-        rows = rows[torch.linspace(0, len(rows) - 1, max_rows).long()]
+        even = torch.linspace(0, len(rows) - 1, min(max_rows, len(rows)), dtype=torch.float64)
+        rows = rows[even.round().long()]
         columns.append(d.windows(rows.expand(model.num_members, -1), config.num_horizon))
     return multi_step_loss(model, *(torch.stack(column) for column in zip(*columns, strict=True)))
 

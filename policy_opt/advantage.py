@@ -27,10 +27,10 @@ def gae(
         gamma: discount per step. gae_lambda: 0 is one step, 1 is Monte Carlo.
     """
     delta = reward + gamma * torch.where(terminated, 0.0, next_value) - value
-    decay = torch.where(terminated | truncated, 0.0, gamma * gae_lambda).to(delta)
-    # time-major and in place: the recursion runs over contiguous rows
+    # time-major: the recursion runs over contiguous rows
     out = delta.movedim(-1, 0).contiguous()
-    decay = decay.movedim(-1, 0).contiguous()
+    goes_on = ~(terminated | truncated).movedim(-1, 0).contiguous()
     for t in range(len(out) - 2, -1, -1):
-        out[t].addcmul_(decay[t], out[t + 1])
+        # where, not a product with 0: what is not finite in the next episode must not leak into this one
+        out[t] += torch.where(goes_on[t], gamma * gae_lambda * out[t + 1], 0.0)
     return out.movedim(0, -1)

@@ -22,6 +22,7 @@ class GaussianPolicy:
 
     theta is the network's flat parameters, then log_std (A) unless it is fixed. Observations are normalised
     as (s - obs_mean) / obs_std before the network; without a normaliser they are used as they are.
+    In the shapes below ... stands for one or more sample axes.
     """
 
     obs_size: int

@@ -185,12 +185,13 @@ class LanczosResult(LinearSolveResult):
     """The operator and the settings, for `for_damping`."""
 
     def for_damping(
-        self, damping: float | Tensor = 0.0, *, relative_damping: float = 0.0
+        self, damping: float | Tensor = 0.0, *, relative_damping: float = 0.0, rtol: float = 1e-6
     ) -> LinearSolveResult:
         """The solution for another damping from the stored basis, with its residual recomputed (`power`
         products).
 
-        Same steps as this run, so a smaller damping may end as MAX_STEPS. Not differentiable.
+        Same steps as this run, so a smaller damping may end as MAX_STEPS; run with rtol=0 to use every step
+        of max_steps. Not differentiable.
         """
         context = self.context
         vectors = context.vectors
@@ -200,7 +201,7 @@ class LanczosResult(LinearSolveResult):
         x = _combine(self, norm(b.double()), shift, context.power, self.num_steps)
         residual = _residual(operator, b, x, shift.to(b.dtype), context.power)
         size, scale = norm(residual), norm(b)
-        tolerance = (context.settings.rtol * scale).clamp_min(context.settings.atol)
+        tolerance = (rtol * scale).clamp_min(context.settings.atol)
         code = torch.where(size <= tolerance, CONVERGED, MAX_STEPS)
         code = torch.where(size.isfinite(), code, NONFINITE)
         relative = size / torch.where(scale > 0, scale, 1.0)

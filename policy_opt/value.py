@@ -65,7 +65,7 @@ class ValueFunction:
     def fit(self, features: Tensor, target: Tensor) -> Tensor:
         """Ridge regression: features (M, ..., F), target (M, ...) -> weights (M, F).
 
-        The penalty is ridge * (mean squared feature) * (number of rows) on every weight but the constant's.
+        The penalty is ridge * (mean squared feature) * (number of rows); a thousandth of that for the constant.
         """
         phi, y = features.flatten(1, -2), target.flatten(1)
         gram = phi.transpose(1, 2) @ phi  # (M, F, F)

@@ -167,7 +167,8 @@ class LinearQuadratic(TaskFamily):
 
         mean = torch.cat([self.start_mean, torch.ones(1).double()])
         start = torch.outer(mean, mean)  # E z_0 z_0'
-        start = start + torch.diag(torch.cat([torch.full((4,), self.start_std**2), torch.zeros(1)])).double()
+        variance = torch.tensor([self.start_std**2] * self.obs_size + [0.0], dtype=torch.float64)
+        start = start + torch.diag(variance)
         if num_steps is None:
             # P = gamma F'PF + R with R = F'QF + rho K'K: a linear system in the entries of P
             size = F.shape[0]

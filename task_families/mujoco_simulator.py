@@ -78,6 +78,7 @@ class MujocoSimulator:
         """See `Simulator.reset`."""
         ids = lanes.flatten().nonzero()[:, 0]
         self._batch.reset(ids.numpy().astype(np.int32), stage=mujoco.mjtStage.mjSTAGE_NONE)
+        self._warned = np.asarray(self._batch.warning).copy()  # a reset clears the counters
         num_pos = self._qpos.shape[1]
         self._qpos[ids] = states[:, :num_pos]
         self._qvel[ids] = states[:, num_pos:]

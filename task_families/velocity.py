@@ -65,8 +65,7 @@ class Hopper2D(TaskFamily):
     def terminated(self, next_obs: Tensor) -> Tensor:
         """Fallen (height <= 0.7 m or |pitch| >= 0.2 rad), a joint or velocity beyond 100, or not finite."""
         healthy = (next_obs[..., self.height] > 0.7) & (next_obs[..., self.pitch].abs() < 0.2)
-        # abs() < 100 is false for nan and inf
-        return ~(healthy & (next_obs[..., 2:].abs() < 100).all(-1))
+        return ~(healthy & (next_obs[..., 2:].abs() < 100).all(-1) & next_obs.isfinite().all(-1))
 
     def start_states(self, n: int, generator: torch.Generator) -> Tensor:
         """qpos0 + U(-0.1, 0.1), qvel 0.1 N(0, 1): (n, 6 + 6) float64."""

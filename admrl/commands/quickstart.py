@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,19 @@ def prepare(command: Quickstart) -> list[Run]:
 
 def execute(command: Quickstart, runs: list[Run]) -> None:
     """Train both, evaluate both, print the table, draw the figure."""
-    console = Console()
+    try:
+        _run(command, runs, Console())
+    except KeyboardInterrupt:
+        folders = " ".join(str(run.path) for run in runs)
+        print(
+            f"interrupted; every finished task is saved. Continue by hand: admrl train --resume {runs[0].path}, "
+            f"the same for {runs[1].path}, then: admrl evaluate {folders} --grid {' '.join(map(str, command.grid))}",
+            file=sys.stderr,
+        )
+        raise
+
+
+def _run(command: Quickstart, runs: list[Run], console: Console) -> None:
     started = time.monotonic()
     if num_cores() < command.num_workers:
         console.print(
