@@ -461,7 +461,7 @@ def test_held_out_loss_is_the_loss_on_all_held_out_windows(family):
 def test_held_out_loss_uses_evenly_spaced_rows_of_large_data(family):
     model, data = make_model(family), random_data(num_steps=30, share_terminated=0.0)
     rows = data.starts(1, held_out=True)
-    some = rows[torch.linspace(0, len(rows) - 1, 5).long()]
+    some = rows[torch.linspace(0, len(rows) - 1, 5, dtype=torch.float64).round().long()]
     windows = [x.expand(1, 3, *x.shape) for x in data.windows(some, 1)]
     got = held_out_loss(model, [data], FitConfig(), max_rows=5)
     torch.testing.assert_close(got, multi_step_loss(model, *windows), rtol=0, atol=1e-12)
