@@ -87,7 +87,7 @@ class MetaTrainConfig:
 class EvaluationConfig:
     """Zero-shot evaluation on a grid of tasks and the reference returns that it is compared with."""
 
-    num_policy_seeds: int = field(default=2, metadata={"range": (1, 1000)})
+    num_policy_seeds: int = field(default=3, metadata={"range": (1, 1000)})
     """R, policies solved per task: one alone is dominated by the noise of its optimisation."""
     num_episodes: int = field(default=40, metadata={"range": (1, 100_000)})
     """Real episodes per policy that its return is averaged over."""

@@ -15,7 +15,7 @@ from torch.distributions import Independent, Normal
 
 from policy_opt import conjugate_gradient, custom_root, hvp, lanczos_solve, root_vjp
 from policy_opt.curvature import fisher_operator, hessian_operator
-from policy_opt.lanczos import extreme_eigenvalues
+from policy_opt.krylov_basis import extreme_eigenvalues
 
 torch.set_default_dtype(torch.float64)
 torch.manual_seed(0)
@@ -49,7 +49,8 @@ def ridge_hypergradient() -> None:
     closed_form = -torch.linalg.solve(matrix, torch.func.grad(validation_loss)(theta_hat)) * theta_hat
     print("1. hypergradient of ridge regression")
     print(
-        f"   root_vjp    {by_adjoint.solve.status.name}, error {(by_adjoint.value - closed_form).abs().max():.1e}"
+        f"   root_vjp    {by_adjoint.solve.status.name}, error "
+        f"{(by_adjoint.value - closed_form).abs().max():.1e}"
     )
     print(f"   custom_root error {(by_decorator - closed_form).abs().max():.1e}")
 
@@ -97,7 +98,8 @@ def trpo_step() -> None:
 
 
 def spectrum() -> None:
-    """The Hessian of a small network's loss: all eigenvalues against Lanczos, and damped solves from one run."""
+    """The Hessian of a small network's loss: all eigenvalues against Lanczos, and damped solves from "
+    "one run."""
     inputs, labels = torch.randn(200, 4), torch.randn(200)
 
     def loss(theta: Tensor) -> Tensor:
@@ -111,7 +113,8 @@ def spectrum() -> None:
     ends = extreme_eigenvalues(hessian, theta, num_steps=20)
     print("3. the spectrum of a Hessian with 40 parameters")
     print(
-        f"   dense   {eigenvalues[0]:+.8f} ... {eigenvalues[-1]:+.8f}, {int((eigenvalues < 0).sum())} negative"
+        f"   dense   {eigenvalues[0]:+.8f} ... {eigenvalues[-1]:+.8f}, {int((eigenvalues < 0).sum())} "
+        "negative"
     )
     print(f"   Lanczos {ends.smallest:+.8f} ... {ends.largest:+.8f} from 20 products")
 

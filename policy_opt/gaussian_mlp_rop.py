@@ -73,7 +73,8 @@ def gaussian_mlp_policy_hessian(
     def product(v: Tensor) -> Tensor:
         if v.shape[-1:] != theta.shape or v.dtype != theta.dtype:
             raise ValueError(
-                f"v: expected {theta.dtype} (..., {len(theta)}), got {v.dtype} {tuple(v.shape)}; pass flat vectors"
+                f"v: expected {theta.dtype} (..., {len(theta)}), got {v.dtype} {tuple(v.shape)}; pass "
+                "flat vectors"
             )
         flat = v.detach().reshape(-1, len(theta))  # (k, p)
         k = len(flat)

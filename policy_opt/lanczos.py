@@ -3,10 +3,8 @@
 After k products,  A V_k = V_{k+1} T  with V orthonormal (..., k+1, p) and T (..., k+1, k) tridiagonal. From
 it, for any damping without further products,
 
-    power 1:  x = V_k y,  y minimises | |b| e_1 - (T + damping) y |        (MINRES, without its loss of
-        orthogonality)
-    power 2:  x = V_k y,  (T'T + damping) y = |b| e_1                      (A^2 + damping, in half the
-        products of CG)
+    power 1:  x = V_k y,  y minimises | |b| e_1 - (T + damping) y |     (MINRES that stays orthogonal)
+    power 2:  x = V_k y,  (T'T + damping) y = |b| e_1                   (half the products of normal_cg)
 
 The basis costs k p numbers: 2 MB for 200 steps at p = 2384 in float32. Small matrices are float64 throughout.
 """
@@ -14,12 +12,22 @@ The basis costs k p numbers: 2 MB for 200 steps at p = 2384 in float32. Small ma
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from policy_opt.krylov_basis import (
+    NUM_RITZ_STEPS,
+    LanczosProcess,
+    as_damping,
+    current_largest,
+    largest_magnitude,
+    residual_recurrence,
+    ritz_values_of,
+    tridiagonal,
+)
 from policy_opt.linear_operator import Matvec, Operator, VectorSpace, check_symmetric, norm
 from policy_opt.solve_loop import (
     CONVERGED,
@@ -35,138 +43,7 @@ from policy_opt.solve_loop import (
 )
 from policy_opt.solve_result import RUNNING, LinearSolveResult
 
-NUM_RITZ_STEPS = (
-    12  # products spent on |A| for a relative damping; the estimate is then within a few per cent
-)
 MAX_STORED_STEPS = 200  # default limit, because the basis is stored
-
-
-class _Process:
-    """The Lanczos recurrence of a batch: `basis` (..., k+1, p), `alphas` and `betas` k float64 tensors
-    (...)."""
-
-    def __init__(self, operator: Operator, b: Tensor, max_steps: int) -> None:
-        self.operator = operator
-        b = b.detach()
-        self.start_norm = norm(b.double())
-        first = b / torch.where(self.start_norm > 0, self.start_norm, 1.0).to(b.dtype)[..., None]
-        self.basis = torch.zeros_like(first)[..., None, :].repeat_interleave(max_steps + 1, dim=-2)
-        self.basis[..., 0, :] = first
-        self.alphas: list[Tensor] = []
-        self.betas: list[Tensor] = []
-        self.scale = torch.zeros_like(self.start_norm)
-
-    def extend(self) -> tuple[Tensor, Tensor]:
-        """One product. A system whose Krylov space is used up gets beta = 0 and zero vectors from then on."""
-        k = len(self.alphas)
-        v = self.basis[..., : k + 1, :]  # (..., k+1, p)
-        w = self.operator(v[..., -1, :]).detach()
-        alpha = torch.zeros_like(self.start_norm)
-        for _ in range(2):  # "twice is enough" (Parlett): orthogonal to rounding
-            overlap = v @ w[..., None]  # (..., k+1, 1)
-            w = w - (v.mT @ overlap)[..., 0]
-            alpha = alpha + overlap[..., -1, 0].double()
-        beta = norm(w).double()
-        self.scale = torch.maximum(self.scale, torch.hypot(alpha, beta))
-        rounding = torch.finfo(w.dtype).eps * self.operator.vectors.size**0.5 * self.scale
-        beta = torch.where(beta <= rounding, 0.0, beta)
-        self.basis[..., k + 1, :] = torch.where(
-            (beta == 0)[..., None], 0.0, w / torch.where(beta == 0, 1.0, beta).to(w.dtype)[..., None]
-        )
-        self.alphas.append(alpha)
-        self.betas.append(beta)
-        return alpha, beta
-
-
-def _tridiagonal(alphas: Tensor, betas: Tensor, num_steps: Tensor) -> Tensor:
-    """T (..., k+1, k) of which each system keeps its own first num_steps columns; the others are zero."""
-    k = alphas.shape[-1]
-    square = (
-        torch.diag_embed(alphas)
-        + torch.diag_embed(betas[..., :-1], 1)
-        + torch.diag_embed(betas[..., :-1], -1)
-    )
-    last = torch.zeros_like(alphas)
-    last = torch.cat([last[..., :-1], betas[..., -1:]], dim=-1)
-    columns = torch.arange(k, device=alphas.device) < num_steps[..., None]  # (..., k)
-    return torch.where(columns[..., None, :], torch.cat([square, last[..., None, :]], dim=-2), 0.0)
-
-
-def _ritz_values(alphas: Tensor, betas: Tensor, num_steps: Tensor) -> Tensor:
-    """Eigenvalues of each system's own square T, ascending (..., k); NaN beyond num_steps."""
-    k = alphas.shape[-1]
-    if k == 0:
-        return alphas
-    own = torch.arange(k, device=alphas.device) < num_steps[..., None]
-    # Unused diagonal entries are put above the spectrum (Gershgorin), so that they sort to the end.
-    above = 1 + 4 * (alphas.abs() + 2 * betas).amax(-1, keepdim=True)
-    diagonal = torch.where(own, alphas, above)
-    coupling = torch.where(own[..., 1:], betas[..., :-1], 0.0)
-    square = torch.diag_embed(diagonal) + torch.diag_embed(coupling, 1) + torch.diag_embed(coupling, -1)
-    return torch.where(own, torch.linalg.eigvalsh(square.nan_to_num()), torch.nan)
-
-
-# --- the residual of the current solution, by scalar recurrences (no small solve a step) --------------------
-
-
-class _ResidualPower1:
-    """|b - (A + damping) x_k| after k products: the running QR of MINRES."""
-
-    def __init__(self, start_norm: Tensor, damping: Tensor) -> None:
-        zero = torch.zeros_like(start_norm)
-        self.damping, self.phi_bar = damping, start_norm
-        self.c, self.s, self.delta_bar = zero - 1, zero, zero
-
-    def push(self, alpha: Tensor, beta: Tensor) -> Tensor:
-        gamma_bar = self.s * self.delta_bar - self.c * (alpha + self.damping)
-        self.delta_bar = -self.c * beta
-        gamma = torch.hypot(gamma_bar, beta)
-        safe = torch.where(gamma > 0, gamma, 1.0)
-        self.c, self.s = gamma_bar / safe, torch.where(gamma > 0, beta / safe, 1.0)
-        self.phi_bar = self.s * self.phi_bar
-        return self.phi_bar
-
-
-class _ResidualPower2:
-    """|b - (A^2 + damping) x_{k-1}| after k products.
-
-    M = T'T + damping is five-diagonal with nested leading blocks, so M = L D L' grows by one row a step:
-      M_kk = alpha_k^2 + beta_{k-1}^2 + beta_k^2 + damping,   M_{k-1,k} = beta_{k-1} (alpha_{k-1} + alpha_k),
-      M_{k-2,k} = beta_{k-2} beta_{k-1};
-    the residual of the solution of size k-1 has only the entries k and k+1, which need its last two unknowns.
-    """
-
-    def __init__(self, start_norm: Tensor, damping: Tensor) -> None:
-        zero = torch.zeros_like(start_norm)
-        self.damping = damping
-        self.alpha, self.beta, self.beta_before = zero, zero, zero
-        self.d_1, self.d_2, self.l_before = zero + 1, zero + 1, zero  # pivots k-1, k-2; L_{k-1,k-2}
-        self.z_1, self.z_2 = zero, zero  # entries k-1 and k-2 of L^-1 |b| e_1
-        self.start_norm, self.is_first = start_norm, True
-
-    def push(self, alpha: Tensor, beta: Tensor) -> Tensor:
-        m_1 = self.beta * (self.alpha + alpha)  # M_{k-1,k}
-        m_2 = self.beta_before * self.beta  # M_{k-2,k}
-        if self.is_first:
-            residual, z = self.start_norm, self.start_norm
-        else:
-            y_1 = self.z_1 / self.d_1
-            y_2 = self.z_2 / self.d_2 - self.l_before * y_1
-            residual = torch.hypot(m_1 * y_1 + m_2 * y_2, self.beta * beta * y_1)
-        l_2 = m_2 / self.d_2
-        l_1 = (m_1 - l_2 * self.l_before * self.d_2) / self.d_1
-        d = alpha**2 + self.beta**2 + beta**2 + self.damping - l_1**2 * self.d_1 - l_2**2 * self.d_2
-        if not self.is_first:
-            z = -l_1 * self.z_1 - l_2 * self.z_2
-        self.z_1, self.z_2, self.d_1, self.d_2, self.l_before = z, self.z_1, d, self.d_1, l_1
-        self.alpha, self.beta, self.beta_before, self.is_first = alpha, beta, self.beta, False
-        return residual
-
-
-def _residual_recurrence(
-    power: int, start_norm: Tensor, damping: Tensor
-) -> _ResidualPower1 | _ResidualPower2:
-    return _ResidualPower1(start_norm, damping) if power == 1 else _ResidualPower2(start_norm, damping)
 
 
 @dataclass(frozen=True)
@@ -197,7 +74,9 @@ class LanczosResult(LinearSolveResult):
         vectors = context.vectors
         b = vectors.flatten(context.b, "b").detach()
         operator = Operator(context.matvec, vectors)
-        shift = _as_damping(damping, b) + relative_damping * _largest(self.ritz_values) ** context.power
+        shift = (
+            as_damping(damping, b) + relative_damping * largest_magnitude(self.ritz_values) ** context.power
+        )
         x = _combine(self, norm(b.double()), shift, context.power, self.num_steps)
         residual = _residual(operator, b, x, shift.to(b.dtype), context.power)
         size, scale = norm(residual), norm(b)
@@ -242,7 +121,7 @@ def _combine(run: Any, start_norm: Tensor, damping: Tensor, power: int, num_step
     float64."""
     if run.alphas.shape[-1] == 0:
         return torch.zeros_like(run.basis[..., 0, :])
-    small = _tridiagonal(run.alphas, run.betas, num_steps)  # (..., k+1, k)
+    small = tridiagonal(run.alphas, run.betas, num_steps)  # (..., k+1, k)
     if power == 1:
         k = small.shape[-1]
         own = torch.arange(k, device=small.device) < num_steps[..., None]
@@ -267,50 +146,6 @@ def _residual(operator: Operator, b: Tensor, x: Tensor, damping: Tensor, power: 
     for _ in range(power):
         product = operator(product)
     return b - product - damping[..., None] * x
-
-
-def _as_damping(damping: float | Tensor, b: Tensor) -> Tensor:
-    """The damping as a float64 tensor of the batch shape of b. Raises ValueError where it does not
-    broadcast."""
-    shape = b.shape[:-1]
-    value = torch.as_tensor(damping, dtype=torch.float64, device=b.device)
-    try:
-        return value.expand(shape)
-    except RuntimeError:
-        raise ValueError(
-            f"damping: expected a number or a tensor that broadcasts to the batch shape {tuple(shape)} of b, "
-            f"got shape {tuple(value.shape)}; give one value per system"
-        ) from None
-
-
-def _largest(ritz_values: Tensor) -> Tensor:
-    return ritz_values.nan_to_num().abs().amax(-1)
-
-
-def resolve_damping(
-    matvec: Matvec, vectors: VectorSpace, b: Tensor, damping: float | Tensor, relative_damping: float
-) -> tuple[Tensor | None, int]:
-    """The absolute damping (...) = damping + relative_damping * |A|, or None for exactly none, and its
-    products."""
-    if relative_damping < 0:
-        raise ValueError(
-            f"relative_damping: expected a number >= 0, got {relative_damping}; use damping for negative "
-            "shifts"
-        )
-    if relative_damping == 0:
-        is_none = not isinstance(damping, Tensor) and damping == 0
-        return (None if is_none else _as_damping(damping, b).to(b.dtype)), 0
-    process = _Process(Operator(matvec, vectors), b, min(NUM_RITZ_STEPS, vectors.size))
-    for _ in range(process.basis.shape[-2] - 1):
-        process.extend()
-    shift = _as_damping(damping, b) + relative_damping * _current_largest(process)
-    return shift.to(b.dtype), process.operator.num_products
-
-
-def _current_largest(process: _Process) -> Tensor:
-    """|A| of the Krylov space so far; as T is square here, never more than the true |A|."""
-    alphas, betas = torch.stack(process.alphas, -1), torch.stack(process.betas, -1)
-    return _largest(_ritz_values(alphas, betas, torch.full_like(process.start_norm, alphas.shape[-1])))
 
 
 def lanczos_solve(
@@ -362,7 +197,7 @@ def lanczos_solve(
     limit = min(vectors.size, MAX_STORED_STEPS) if max_steps is None else min(max_steps, vectors.size)
     settings = Settings(rtol, atol, max_steps, None)
     context = _Context(matvec, vectors, vectors.unflatten(flat.detach()), power, settings)
-    return _solve(context, flat, _as_damping(damping, flat), relative_damping, limit)
+    return _solve(context, flat, as_damping(damping, flat), relative_damping, limit)
 
 
 class _Run:
@@ -374,7 +209,7 @@ class _Run:
     ) -> None:
         self.context, self.b, self.limit = context, b, limit
         self.operator = Operator(context.matvec, context.vectors)
-        self.process = _Process(self.operator, b, limit)
+        self.process = LanczosProcess(self.operator, b, limit)
         start = self.process.start_norm
         self.tolerance = (context.settings.rtol * start).clamp_min(context.settings.atol)
         self.aim = self.tolerance
@@ -385,7 +220,7 @@ class _Run:
         self.history = [start] if context.power == 1 else []
         self.min_curvature = torch.full_like(start, torch.inf)
         self.damping, self.relative_damping = damping, relative_damping
-        self.recurrence = None if relative_damping else _residual_recurrence(context.power, start, damping)
+        self.recurrence = None if relative_damping else residual_recurrence(context.power, start, damping)
         self.x, self.residual, self.residual_norm = torch.zeros_like(b).detach(), b, start
         self._iterate()
         self.code = torch.where(self.code == RUNNING, MAX_STEPS, self.code)
@@ -407,8 +242,8 @@ class _Run:
         """After NUM_RITZ_STEPS products |A| is known well enough to turn a relative damping into a number."""
         if self.recurrence is None and len(self.process.alphas) == min(NUM_RITZ_STEPS, self.limit):
             power = self.context.power
-            self.damping = self.damping + self.relative_damping * _current_largest(self.process) ** power
-            self.recurrence = _residual_recurrence(power, self.process.start_norm, self.damping)
+            self.damping = self.damping + self.relative_damping * current_largest(self.process) ** power
+            self.recurrence = residual_recurrence(power, self.process.start_norm, self.damping)
 
     def _push(self, alpha: Tensor, beta: Tensor) -> None:
         assert self.recurrence is not None
@@ -478,49 +313,9 @@ def _solve(
         min_curvature=run.min_curvature.to(b.dtype),
         damping=run.damping.detach().to(b.dtype),
         direction=context.vectors.unflatten(torch.zeros_like(run.x)),
-        ritz_values=_ritz_values(run.alphas, run.betas, run.num_steps),
+        ritz_values=ritz_values_of(run.alphas, run.betas, run.num_steps),
         basis=run.basis,
         alphas=run.alphas,
         betas=run.betas,
         context=context,
-    )
-
-
-# --- the ends of the spectrum -------------------------------------------------------------------------------
-
-
-class ExtremeEigenvalues(NamedTuple):
-    """The ends of the spectrum of a symmetric operator, each with the radius in which an eigenvalue surely
-    lies."""
-
-    smallest: Tensor
-    largest: Tensor
-    smallest_error: Tensor
-    largest_error: Tensor
-    num_products: int
-
-
-def extreme_eigenvalues(
-    matvec: Matvec, like: Any, *, num_steps: int = 50, generator: torch.Generator | None = None
-) -> ExtremeEigenvalues:
-    """Lanczos estimates of the extreme eigenvalues of symmetric A from a random start shaped as `like`.
-
-    The Ritz values lie inside the spectrum; an eigenvalue is within the reported error |A u - theta u| of
-    each (Parlett, "The Symmetric Eigenvalue Problem", 1980, section 4.5).
-    """
-    vectors = VectorSpace(like, "like")
-    start = torch.randn(vectors.flat_shape, generator=generator, dtype=vectors.dtype, device=vectors.device)
-    process = _Process(Operator(matvec, vectors), start, min(num_steps, vectors.size))
-    for _ in range(process.basis.shape[-2] - 1):
-        process.extend()
-    alphas, betas = torch.stack(process.alphas, -1), torch.stack(process.betas, -1)
-    square = (
-        torch.diag_embed(alphas)
-        + torch.diag_embed(betas[..., :-1], 1)
-        + torch.diag_embed(betas[..., :-1], -1)
-    )
-    theta, s = torch.linalg.eigh(square)
-    error = betas[..., -1:] * s[..., -1, :].abs()  # (..., k)
-    return ExtremeEigenvalues(
-        theta[..., 0], theta[..., -1], error[..., 0], error[..., -1], process.operator.num_products
     )

@@ -1,4 +1,5 @@
-"""The hand-written product against the general one by autograd: two independent implementations, float64, 1e-10."""
+"""The hand-written product against the general one by autograd: two independent implementations, "
+"float64, 1e-10."""
 
 from __future__ import annotations
 

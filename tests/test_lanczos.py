@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from policy_opt import SolveStatus, lanczos_solve, normal_cg
-from policy_opt.lanczos import extreme_eigenvalues
+from policy_opt.krylov_basis import extreme_eigenvalues
 
 
 def symmetric(eigenvalues: Tensor, seed: int = 0) -> Tensor:

@@ -634,6 +634,18 @@ def test_trust_radius_arguments():
         conjugate_gradient(Counted(SPD), normals(30), trust_radius=1.0, preconditioner=lambda r: r)
 
 
+@pytest.mark.gpu
+@every_solver
+def test_gpu_gives_what_the_cpu_gives(solver):
+    b = normals(3, 30)
+    here = solver(Counted(SPD), b, rtol=1e-10).require()
+    there = solver(Counted(SPD.cuda()), b.cuda(), rtol=1e-10).require()
+    torch.testing.assert_close(there.solution.cpu(), here.solution, rtol=1e-7, atol=1e-9)
+    assert there.num_steps.cpu().tolist() == here.num_steps.tolist()
+    with pytest.raises(ValueError, match=r"x0: expected.*cuda"):
+        conjugate_gradient(Counted(SPD.cuda()), b.cuda(), x0=b)
+
+
 # --- the package as a library -----------------------------------------------------------------------------------
 
 
@@ -642,7 +654,8 @@ def test_import_is_light():
     code = (
         "import sys, time, torch; start = time.perf_counter();"
         "from policy_opt import hvp, conjugate_gradient, normal_cg, minres, lanczos_solve, root_vjp;"
-        "print(time.perf_counter() - start, [m for m in ('mujoco', 'gymnasium', 'matplotlib') if m in sys.modules])"
+        "print(time.perf_counter() - start, [m for m in ('mujoco', 'gymnasium', 'matplotlib') if m in "
+        "sys.modules])"
     )
     outputs = [
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split(
