@@ -113,8 +113,8 @@ def main() -> None:
             _evaluate(command)
         else:
             _heatmap(command)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted; {interrupt or 'nothing was written'}", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 

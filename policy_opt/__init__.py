@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from policy_opt.advantage import gae
     from policy_opt.config import TrpoConfig, ValueConfig
-    from policy_opt.curvature import fisher_vp, gauss_newton_vp, hvp, policy_hessian
+    from policy_opt.curvature import fisher_vp, gauss_newton_vp, hessian_operator, hvp, policy_hessian
+    from policy_opt.gaussian_mlp_rop import gaussian_mlp_policy_hessian
     from policy_opt.gaussian_policy import GaussianPolicy
     from policy_opt.implicit import custom_root, root_jvp, root_vjp
-    from policy_opt.lanczos import lanczos_solve
-    from policy_opt.linear_operator import as_scipy_operator
+    from policy_opt.krylov_basis import extreme_eigenvalues
+    from policy_opt.lanczos import LanczosResult, lanczos_solve
+    from policy_opt.linear_operator import (
+        as_scipy_operator,
+        diagonal_preconditioner,
+        hutchinson_diagonal,
+        linear_map,
+    )
     from policy_opt.linear_solve import (
         LinearSolveResult,
         SolveStatus,
@@ -29,13 +36,20 @@ _EXPORTS = {
     "gauss_newton_vp": "curvature",
     "fisher_vp": "curvature",
     "policy_hessian": "curvature",
+    "hessian_operator": "curvature",
     "conjugate_gradient": "linear_solve",
     "normal_cg": "linear_solve",
     "minres": "linear_solve",
     "LinearSolveResult": "linear_solve",
     "SolveStatus": "linear_solve",
     "lanczos_solve": "lanczos",
+    "LanczosResult": "lanczos",
+    "extreme_eigenvalues": "krylov_basis",
     "as_scipy_operator": "linear_operator",
+    "linear_map": "linear_operator",
+    "hutchinson_diagonal": "linear_operator",
+    "diagonal_preconditioner": "linear_operator",
+    "gaussian_mlp_policy_hessian": "gaussian_mlp_rop",
     "root_vjp": "implicit",
     "root_jvp": "implicit",
     "custom_root": "implicit",

@@ -126,24 +126,21 @@ def fisher_vp(distribution: Callable[[Any], Distribution], theta: Any, v: Any) -
 
 # --- the policy-gradient Hessian ----------------------------------------------------------------------------
 #
-# l_nt = log pi_theta(a_nt | s_nt), ratio exponents D_nt(theta') = l_nt(theta') - l_nt(theta), g_nt = grad
-# l_nt:
+# l_nt = log pi_theta(a_nt | s_nt),  g_nt = grad l_nt,  H_nt = Hess l_nt,  G_n = sum_t g_nt,  C_nt = sum_{s<t} g_ns
+# D_nt(theta') = l_nt(theta') - l_nt(theta), the exponents of the importance ratios
 #
-#   whole_trajectory  f = 1/N sum_n  R_n  exp(sum_t D_nt)                         AdMRL Eq. 7 by sampling, as
-# printed
-#   causal            f = 1/N sum_nt A_nt (exp(sum_{s<=t} D_ns) - exp(sum_{s<t} D_ns))      all terms with s
-# <= t
-#   per_step          f = 1/N sum_nt A_nt exp(D_nt)                                drops the terms with s !=
-# t: biased
+#   whole_trajectory  f = 1/N sum_n  R_n  exp(sum_t D_nt)                     AdMRL Eq. 7 by sampling, as printed
+#   causal            f = 1/N sum_nt A_nt (exp(sum_{s<=t} D_ns) - exp(sum_{s<t} D_ns))      all terms with s <= t
+#   per_step          f = 1/N sum_nt A_nt exp(D_nt)                           drops the terms with s != t: biased
 #
-# At theta' = theta all three have the policy gradient 1/N sum A_nt g_nt (R_n sum_t g_nt) as gradient; the
-# Hessian is
-#   1/N sum_n R_n (G_n G_n' + sum_t H_nt),   G_n = sum_t g_nt
-# whole_trajectory
-#   1/N sum_nt A_nt (g_nt g_nt' + g_nt C_nt' + C_nt g_nt' + H_nt),   C_nt = sum_{s<t} g_ns        causal
-#   1/N sum_nt A_nt (g_nt g_nt' + H_nt)                                                          per_step
-# With A_nt the reward to go (minus a baseline of s_nt) causal is the LVC / loaded-DiCE estimator (Rothfuss et
-# al., ProMP, 2019; Farquhar et al., 2019).
+# At theta' = theta all three have the policy gradient 1/N sum A_nt g_nt (R_n G_n) as gradient; the Hessian is
+#
+#   whole_trajectory  1/N sum_n  R_n  (G_n G_n' + sum_t H_nt)
+#   causal            1/N sum_nt A_nt (g_nt g_nt' + g_nt C_nt' + C_nt g_nt' + H_nt)
+#   per_step          1/N sum_nt A_nt (g_nt g_nt' + H_nt)
+#
+# With A_nt the reward to go (minus a baseline of s_nt) causal is the LVC / loaded-DiCE estimator
+# (Rothfuss et al., ProMP, 2019; Farquhar et al., 2019).
 
 
 def _per_step(exponent: Tensor, weights: Tensor) -> Tensor:
@@ -233,8 +230,7 @@ def policy_hessian(
     """v -> H v with H the Hessian of the policy's expected return estimated from samples, without forming H.
 
     Arguments as in `importance_return`; f averages over the N trajectories and sums over their steps. H is
-    symmetric
-    and usually indefinite: solve with `minres` or `lanczos_solve`.
+    symmetric and usually indefinite: solve with `minres` or `lanczos_solve`.
 
     Args:
         scores: (N, T, p) or (N, p), per-sample gradients of log_prob from `score_matrix`. The outer-product

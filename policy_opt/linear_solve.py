@@ -43,8 +43,8 @@ NEGATIVE_CURVATURE, TRUST_RADIUS = CODE[SolveStatus.NEGATIVE_CURVATURE], CODE[So
 
 # --- conjugate gradients ------------------------------------------------------------------------------------
 #
-#   q = A p,  alpha = r'z / p'q,  x += alpha p,  r -= alpha q,  z = M r,  beta = r'z / (r'z before),  p = z +
-# beta p
+#   q = A p,  alpha = r'z / p'q,  x += alpha p,  r -= alpha q,  z = M r,  beta = r'z / (r'z before),
+#   p = z + beta p
 #
 # Hestenes and Stiefel 1952; the trust radius: Steihaug, "The conjugate gradient method and trust regions in
 # large scale optimization", 1983.
@@ -81,8 +81,7 @@ class ConjugateGradient:
         p_p, p_q = dot(p, p), dot(p, q)
         curvature = p_q / p_p
         max_curvature = torch.maximum(max_curvature, curvature.abs())
-        # Below the rounding of A p the sign of p'Ap means nothing; with a preconditioner p has no natural
-        # scale.
+        # Below the rounding of A p the sign of p'Ap means nothing; with a preconditioner p has no scale.
         floor = torch.finfo(p.dtype).eps if problem.preconditioner is None else 0.0
         is_negative = curvature <= floor * max_curvature
         alpha = rho / p_q
@@ -120,9 +119,8 @@ def _step_to_border(x: Tensor, p: Tensor, radius: float) -> Tensor:
     """The tau >= 0 with |x + tau p| = radius, for |x| <= radius."""
     x_p, p_p = dot(x, p), dot(p, p)
     room = (radius**2 - dot(x, x)).clamp_min(0)
-    return room / (
-        x_p + (x_p**2 + p_p * room).sqrt()
-    )  # the form without cancellation for x'p >= 0, which CG has
+    # the form without cancellation for x'p >= 0, which CG has
+    return room / (x_p + (x_p**2 + p_p * room).sqrt())
 
 
 def conjugate_gradient(

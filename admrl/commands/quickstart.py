@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -57,12 +56,10 @@ def execute(command: Quickstart, runs: list[Run]) -> None:
         _run(command, runs, Console())
     except KeyboardInterrupt:
         folders = " ".join(str(run.path) for run in runs)
-        print(
-            f"interrupted; every finished task is saved. Continue by hand: admrl train --resume {runs[0].path}, "
-            f"the same for {runs[1].path}, then: admrl evaluate {folders} --grid {' '.join(map(str, command.grid))}",
-            file=sys.stderr,
-        )
-        raise
+        raise KeyboardInterrupt(
+            f"every finished task is saved. Continue by hand: admrl train --resume {runs[0].path}, "
+            f"the same for {runs[1].path}, then: admrl evaluate {folders} --grid {' '.join(map(str, command.grid))}"
+        ) from None
 
 
 def _run(command: Quickstart, runs: list[Run], console: Console) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,11 +51,10 @@ def execute(run: Run, num_threads: int) -> None:
         with Display(console, {name: num_train_steps(run.info.config, done)}) as display:
             train_run(run, JobReporter(name, display.handle), num_threads=num_threads)
     except KeyboardInterrupt:
-        print(
-            f"interrupted in task {len(run.state.records) + 1}; continue with: admrl train --resume {run.path}",
-            file=sys.stderr,
-        )
-        raise
+        done = len(run.state.records)
+        raise KeyboardInterrupt(
+            f"{done} tasks are saved; continue with: admrl train --resume {run.path}"
+        ) from None
     console.print(
         f"{len(run.state.records)} tasks, {run.state.real_samples} real and {run.state.virtual_samples} "
         f"virtual samples -> {run.path}\nnext: admrl evaluate {run.path} --grid 6 6",
