@@ -1,4 +1,4 @@
-"""The command line: `admrl quickstart | train | evaluate | heatmap`.
+"""The command line: `admrl quickstart | train | evaluate | heatmap | render`.
 
 torch is imported only once a command has something to compute: --help and mistakes are answered at once.
 """
@@ -18,7 +18,7 @@ import tyro
 from admrl.config import PRESETS, SELECTORS, EvaluationConfig, MetaTrainConfig
 from task_families.registry import check_name, names
 
-USAGE_ERROR, INTERRUPTED = 2, 130
+FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 DESCRIPTION = (
     "Model-based adversarial task search: find the tasks on which a learned model fails, train on them, "
     "measure the worst-case sub-optimality gap."
@@ -97,6 +97,34 @@ class Heatmap:
     """Figure to write: .png, .pdf or .svg."""
 
 
+@dataclass(frozen=True)
+class Render:
+    """Film one episode, without a screen: a moving picture and a strip of stills beside it.
+
+    With --run, the policy is the one that is optimal for psi in the run's model (zero-shot); without, actions are
+    random. Needs EGL or OSMesa; says which Debian package to install if neither works.
+    """
+
+    family: str | None = None
+    """Task family with a MuJoCo body. Default: the run's, or hopper2d."""
+    psi: tuple[float, ...] | None = None
+    """The task, one number per task parameter. Default: the family's first task."""
+    run: Path | None = None
+    """Run folder whose model the policy is solved in."""
+    out: Path | None = None
+    """File to write, .gif or .mp4 (needs admrl[video]). The strip is FILE-strip.png. Default: FAMILY.gif, or film.gif."""
+    variant: str = "released"
+    """The family's variant; a run has its own."""
+    allow_outside: bool = False
+    """Accept a task outside the box."""
+    num_pictures: int = 6
+    """Stills on the strip, evenly spaced over the episode."""
+    num_updates: int = 100
+    """TRPO updates of the zero-shot policy."""
+    seed: int = 0
+    """Seed of the start state, the random actions and the policy."""
+
+
 def main() -> None:
     """Entry point of the console script."""
     # before torch is imported: idle OpenMP threads that spin can make a shared machine 50 times slower
@@ -111,6 +139,8 @@ def main() -> None:
             _quickstart(command)
         elif isinstance(command, Evaluate):
             _evaluate(command)
+        elif isinstance(command, Render):
+            _render(command)
         else:
             _heatmap(command)
     except KeyboardInterrupt as interrupt:
@@ -118,7 +148,7 @@ def main() -> None:
         sys.exit(INTERRUPTED)
 
 
-def parse(arguments: list[str]) -> Quickstart | Train | Evaluate | Heatmap:
+def parse(arguments: list[str]) -> Quickstart | Train | Evaluate | Heatmap | Render:
     """The command of an argument list.
 
     --help shows the settings of the preset that is named, and --config.* change single ones.
@@ -138,6 +168,7 @@ def parse(arguments: list[str]) -> Quickstart | Train | Evaluate | Heatmap:
         | train
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Heatmap, tyro.conf.subcommand("heatmap")]
+        | Annotated[Render, tyro.conf.subcommand("render")]
     )
     return tyro.cli(union, args=arguments, prog="admrl", description=DESCRIPTION)  # type: ignore
 
@@ -189,6 +220,21 @@ def _evaluate(command: Evaluate) -> None:
     with _usage_errors():
         runs, psi = evaluate.prepare(command)
     evaluate.execute(command, runs, psi)
+
+
+def _render(command: Render) -> None:
+    with _usage_errors():
+        if command.family is not None:
+            check_name("--family", command.family, names())
+    from admrl.commands import render
+
+    try:
+        with _usage_errors():
+            job = render.prepare(command)
+    except RuntimeError as error:  # no OpenGL without a screen: the message says what to install
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(FAILED)
+    render.execute(command, job)
 
 
 def _heatmap(command: Heatmap) -> None:

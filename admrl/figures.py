@@ -119,7 +119,7 @@ def _write_cells(
         colour = "white" if norm(value) > 0.55 else "black"
         near = visited[np.abs(visited[:, 0] - x) < 0.35]
         room = [np.abs(near[:, 1] - (y + shift)).min(initial=1.0) for shift in TEXT_SHIFTS]
-        shift = TEXT_SHIFTS[next((i for i, r in enumerate(room) if r > 0.22), int(np.argmax(room)))]
+        shift = TEXT_SHIFTS[next((i for i, r in enumerate(room) if r > 0.32), int(np.argmax(room)))]
         axis.text(x, y + shift + 0.09, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=10)
         if np.isfinite(error[x, y]):
             text = f"± {error[x, y]:.0f}"

@@ -16,6 +16,13 @@ def test_the_guides_code_runs():
     assert namespace["answer"].ok
 
 
+def test_the_readmes_code_runs(capsys):
+    """The block that needs nothing but policy_opt; the others need run folders."""
+    (block,) = re.findall(r"```python\n(import torch\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(block, {})
+    assert "CONVERGED" in capsys.readouterr().out
+
+
 def test_every_test_named_in_the_feature_table_exists():
     defined = re.findall(
         r"def (test_\w+)", "\n".join(p.read_text() for p in (ROOT / "tests").glob("test_*.py"))

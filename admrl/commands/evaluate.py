@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -112,14 +113,18 @@ def print_tables(tables: Sequence[GapTable], console: Console) -> None:
             short(table.provenance["training_virtual_samples"]),
         )
     console.print(shown)
-    sources = {s: first.optimal_source.count(s) for s in dict.fromkeys(first.optimal_source)}
+    sources: Counter[str] = Counter()  # a task's A* may come from two policies, half from each
+    for source in first.optimal_source:
+        parts = source.split(" / ")
+        for part in parts:
+            sources[part] += 1 / len(parts)
     console.print(
         "± is the standard error over policy seeds; corrected: the worst task is chosen on one half of the seeds, "
         "its gap measured on the other; at: "
         + ", ".join(first.task_names)
         + "; A_0: mean return; real, virtual: training samples. "
         f"A* averages {first.optimal_return.mean():.0f}, best from: "
-        + ", ".join(f"{s} ({n} tasks)" for s, n in sources.items())
+        + ", ".join(f"{name} ({count:g} tasks)" for name, count in sources.most_common())
         + f"; reference: {first.provenance['reference_real_samples']:,} real samples.",
         highlight=False,
     )
