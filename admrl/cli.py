@@ -112,7 +112,7 @@ class Render:
     run: Path | None = None
     """Run folder whose model the policy is solved in."""
     out: Path | None = None
-    """File to write, .gif or .mp4 (needs admrl[video]). The strip is FILE-strip.png. Default: FAMILY.gif, or film.gif."""
+    """File to write, .gif or .mp4 (needs admrl[video]), beside FILE-strip.png. Default: FAMILY.gif, or film.gif."""
     variant: str = "released"
     """The family's variant; a run has its own."""
     allow_outside: bool = False

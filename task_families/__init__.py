@@ -8,19 +8,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from task_families.family import Simulator, TaskBox, TaskFamily, spawn_generators
+    from task_families.conformance import ConformanceError, check_family
+    from task_families.family import Simulator, TaskFamily, spawn_generators
     from task_families.registry import make, names
     from task_families.rollout import Rollout, collect
+    from task_families.task_box import TaskBox, TaskSet
 
 _EXPORTS = {
     "make": "registry",
     "names": "registry",
     "TaskFamily": "family",
-    "TaskBox": "family",
+    "TaskBox": "task_box",
+    "TaskSet": "task_box",
     "Simulator": "family",
     "spawn_generators": "family",
     "Rollout": "rollout",
     "collect": "rollout",
+    "check_family": "conformance",
+    "ConformanceError": "conformance",
 }
 __all__ = list(_EXPORTS)
 

@@ -7,16 +7,16 @@ k task parameters.
 
 from __future__ import annotations
 
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from task_families.registry import check_name
+from task_families.task_box import TaskBox as TaskBox
+from task_families.task_box import TaskSet as TaskSet
 
 if TYPE_CHECKING:
     import gymnasium
@@ -26,99 +26,6 @@ def spawn_generators(generator: torch.Generator, n: int) -> list[torch.Generator
     """n independent generators, seeded from one: a task's noise then does not depend on its neighbours."""
     seeds = torch.randint(2**62, (n,), generator=generator, device=generator.device)
     return [torch.Generator(generator.device).manual_seed(int(seed)) for seed in seeds]
-
-
-@dataclass(frozen=True)
-class TaskBox:
-    """The set Psi: a box in R^k, with a name and a unit for every coordinate.
-
-    *Unit coordinates* are the affine image of the box on [-1, 1]^k; the adversary's step size lives there.
-    """
-
-    low: Tensor  # (k,)
-    high: Tensor  # (k,)
-    names: tuple[str, ...]
-    units: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if self.low.shape != self.high.shape or self.low.dim() != 1 or not bool((self.low < self.high).all()):
-            raise ValueError(
-                "TaskBox: expected low < high, both of shape (k,); "
-                f"got low {self.low.tolist()}, high {self.high.tolist()}"
-            )
-
-    @property
-    def size(self) -> int:
-        """k, the number of task parameters."""
-        return len(self.low)
-
-    def project(self, psi: Tensor) -> Tensor:
-        """Euclidean projection of psi (..., k) onto the box."""
-        return torch.minimum(torch.maximum(psi, self.low.to(psi)), self.high.to(psi))
-
-    def to_unit(self, psi: Tensor) -> Tensor:
-        """psi (..., k) -> unit coordinates (..., k), [-1, 1] inside the box."""
-        low, high = self.low.to(psi), self.high.to(psi)
-        return (psi - low) / (high - low) * 2 - 1
-
-    def from_unit(self, unit: Tensor) -> Tensor:
-        """Inverse of `to_unit`."""
-        low, high = self.low.to(unit), self.high.to(unit)
-        return low + (unit + 1) / 2 * (high - low)
-
-    def grid(self, shape: Sequence[int]) -> Tensor:
-        """A regular grid that includes the corners: (prod(shape), k), the last coordinate fastest.
-
-        Raises:
-            ValueError: not one count per task parameter, or a count below 1.
-        """
-        if len(shape) != self.size or min(shape) < 1:
-            raise ValueError(
-                f"grid: expected {self.size} positive counts, one for each of {', '.join(self.names)}; "
-                f"got {tuple(shape)}"
-            )
-        axes = [
-            torch.linspace(-1, 1, n, dtype=torch.float64) if n > 1 else torch.zeros(1).double() for n in shape
-        ]
-        unit = torch.tensor(list(itertools.product(*(a.tolist() for a in axes))), dtype=torch.float64)
-        return self.from_unit(unit).to(self.low.dtype)
-
-    def sample(self, n: int, kind: str, generator: torch.Generator) -> Tensor:
-        """n tasks (n, k) drawn independently.
-
-        kind: ``uniform`` in the box; ``gaussian``, standard normal in unit coordinates, clipped to the box
-        (the released MB-Gauss); ``boundary``, uniform on the faces, each face equally likely.
-        """
-        check_name("kind", kind, ("uniform", "gaussian", "boundary"))
-        shape, dtype = (n, self.size), self.low.dtype
-        if kind == "gaussian":
-            unit = torch.randn(shape, generator=generator, dtype=dtype).clamp(-1, 1)
-        else:
-            unit = torch.rand(shape, generator=generator, dtype=dtype) * 2 - 1
-        if kind == "boundary":
-            face = torch.randint(2 * self.size, (n,), generator=generator)
-            unit[torch.arange(n), face // 2] = (face % 2 * 2 - 1).to(dtype)
-        return self.from_unit(unit)
-
-    def check(self, psi: Tensor) -> Tensor:
-        """psi as (M, k), unchanged, if every task lies in the box.
-
-        Raises:
-            ValueError: wrong shape, not finite, or outside the box; names the coordinate.
-        """
-        psi = torch.atleast_2d(psi)
-        if psi.dim() != 2 or psi.shape[-1] != self.size:
-            raise ValueError(
-                f"psi: expected shape (M, {self.size}) for ({', '.join(self.names)}), got {tuple(psi.shape)}"
-            )
-        bad = ~((psi >= self.low.to(psi) - 1e-6) & (psi <= self.high.to(psi) + 1e-6))
-        if bool(bad.any()):
-            row, i = (int(x) for x in bad.nonzero()[0])
-            raise ValueError(
-                f"psi: {self.names[i]} = {float(psi[row, i]):g} {self.units[i]} of task {row} is outside "
-                f"[{float(self.low[i]):g}, {float(self.high[i]):g}]; use box.project(psi) for the nearest task"
-            )
-        return psi
 
 
 class Simulator(Protocol):
@@ -149,7 +56,10 @@ class TaskFamily(ABC):
     """
 
     name: ClassVar[str]
+    source: ClassVar[str] = ""  # the paper that the family comes from
+    formula: ClassVar[str] = ""  # r_psi in one line, for tables; the page has the whole story
     variants: ClassVar[tuple[str, ...]] = ("released",)
+    psi_changes_dynamics: ClassVar[bool] = False  # then make_simulator needs psi
 
     box: TaskBox
     first_psi: Tensor  # (k,) the task that meta-training starts from
@@ -180,16 +90,50 @@ class TaskFamily(ABC):
 
     @abstractmethod
     def make_simulator(
-        self, shape: tuple[int, int], *, num_threads: int = 1, dtype: torch.dtype = torch.float32
+        self,
+        shape: tuple[int, int],
+        *,
+        num_threads: int = 1,
+        dtype: torch.dtype = torch.float32,
+        psi: Tensor | None = None,
     ) -> Simulator:
-        """The true dynamics T*, batched: shape (M, N) lanes, stepped on num_threads threads."""
+        """The true dynamics T*, batched: shape (M, N) lanes, stepped on num_threads threads.
 
-    def make_env(self, psi: Tensor | Sequence[float]) -> gymnasium.Env:
+        Args:
+            psi: (M, k), needed where `psi_changes_dynamics`, without effect elsewhere.
+        """
+
+    def require_psi(self, psi: Tensor | None, num_tasks: int) -> Tensor:
+        """psi (M, k) of a simulator whose dynamics depend on it.
+
+        Raises:
+            ValueError: psi is missing or has another number of tasks.
+        """
+        if psi is None or psi.shape != (num_tasks, self.box.size):
+            raise ValueError(
+                f"psi: the dynamics of {self.name} depend on the task; expected psi of shape "
+                f"({num_tasks}, {self.box.size}), got {None if psi is None else tuple(psi.shape)}; "
+                "pass make_simulator(shape, psi=psi)"
+            )
+        return psi
+
+    def published_tasks(self, seed: int) -> tuple[Tensor, Tensor] | None:
+        """Training and test tasks (n, k) as the source paper draws them; None if it fixes no task sets."""
+        return None
+
+    def make_env(
+        self, psi: Tensor | Sequence[float], *, allow_outside: bool = False, render_mode: str | None = None
+    ) -> gymnasium.Env:
         """One task as a `gymnasium.Env` that any library can train on.
+
+        Args:
+            psi: (k,)
+            allow_outside: accept a task outside the box, for out-of-distribution evaluation.
+            render_mode: ``"rgb_array"`` for pictures, where the family has a MuJoCo model.
 
         Raises:
             ValueError: psi has the wrong shape or lies outside the box.
         """
         from task_families.gym_env import TaskEnv
 
-        return TaskEnv(self, psi)
+        return TaskEnv(self, psi, allow_outside=allow_outside, render_mode=render_mode)

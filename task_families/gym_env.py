@@ -17,28 +17,43 @@ if TYPE_CHECKING:
 class TaskEnv(gymnasium.Env):
     """One task; the time limit is the family's horizon. Observations and actions are float32.
 
-    Same simulator, reward and termination code as the batched sampler, with one lane.
+    Same simulator, reward and termination code as the batched sampler, with one lane. An episode whose simulation
+    becomes unstable terminates with nan observations and reward, and ``info["unstable"]`` is true. Copies and
+    pickles keep the task (psi) and start with a reset.
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (gymnasium's own declaration)
-    render_mode = None
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012  (gymnasium's)
 
-    def __init__(self, family: TaskFamily, psi: Tensor | Sequence[float]) -> None:
+    def __init__(
+        self,
+        family: TaskFamily,
+        psi: Tensor | Sequence[float],
+        *,
+        allow_outside: bool = False,
+        render_mode: str | None = None,
+    ) -> None:
         psi = torch.as_tensor(psi, dtype=torch.float64)
         if psi.dim() != 1:
             raise ValueError(
                 f"psi: expected shape ({family.box.size},), one task, got {tuple(psi.shape)}; "
                 "make one environment for each task"
             )
-        self.psi = family.box.check(psi)[0]
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode: expected None or 'rgb_array', got {render_mode!r}")
+        self.psi = family.box.check(psi, allow_outside=allow_outside)[0]
         self.family = family
+        self.render_mode = render_mode
         limit = np.inf if family.act_limit is None else family.act_limit
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (family.obs_size,), np.float32)
         self.action_space = gymnasium.spaces.Box(-limit, limit, (family.act_size,), np.float32)
-        self._simulator = family.make_simulator((1, 1), dtype=torch.float64)
+        self._simulator = family.make_simulator((1, 1), dtype=torch.float64, psi=self.psi[None])
         self._generator = torch.Generator()
         self._obs = torch.zeros(family.obs_size, dtype=torch.float64)
         self._step = 0
+        self._camera: Any = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _remake, (self.family, self.psi, self.render_mode)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -58,8 +73,30 @@ class TaskEnv(gymnasium.Env):
             )
         next_obs = self._simulator.step(act[None, None])[0, 0]
         reward = float(self.family.reward(self.psi, self._obs, act, next_obs))
-        terminated = bool(self.family.terminated(next_obs))
+        unstable = not bool(next_obs.isfinite().all())
+        terminated = unstable or bool(self.family.terminated(next_obs))
         self._obs = next_obs
         self._step += 1
         truncated = self._step >= self.family.horizon and not terminated
-        return next_obs.numpy().astype(np.float32), reward, terminated, truncated, {}
+        info = {"unstable": True} if unstable else {}
+        return next_obs.numpy().astype(np.float32), reward, terminated, truncated, info
+
+    def render(self) -> np.ndarray | None:
+        """A picture (height, width, 3) uint8 of the present state, if render_mode is ``"rgb_array"``."""
+        if self.render_mode is None:
+            return None
+        from task_families.camera import Camera
+
+        if self._camera is None:
+            self._camera = Camera(self.family)
+        return self._camera.picture(self._simulator)
+
+    def close(self) -> None:
+        if self._camera is not None:
+            self._camera.close()
+            self._camera = None
+
+
+def _remake(family: TaskFamily, psi: Tensor, render_mode: str | None) -> TaskEnv:
+    # psi was accepted when the environment was first made
+    return TaskEnv(family, psi, allow_outside=True, render_mode=render_mode)

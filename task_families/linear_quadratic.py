@@ -89,6 +89,8 @@ class LinearQuadratic(TaskFamily):
     """The family above. All closed forms are float64 and need a policy that is affine in the observation."""
 
     name = "linear_quadratic"
+    source = "this package"
+    formula = "-|position - psi|^2 - 0.1 |a|^2"
     gamma = 0.9
     horizon = 100  # gamma^100 = 2.7e-5: the rest of an infinite episode is negligible
     obs_size = 4
@@ -126,7 +128,12 @@ class LinearQuadratic(TaskFamily):
         return self.start_mean + self.start_std * noise
 
     def make_simulator(
-        self, shape: tuple[int, int], *, num_threads: int = 1, dtype: torch.dtype = torch.float32
+        self,
+        shape: tuple[int, int],
+        *,
+        num_threads: int = 1,
+        dtype: torch.dtype = torch.float32,
+        psi: Tensor | None = None,
     ) -> Simulator:
         """See `TaskFamily.make_simulator`."""
         return AffineSimulator(self, self.dynamics, shape, dtype)

@@ -9,7 +9,25 @@ if TYPE_CHECKING:
 
 _FAMILIES = {  # name: (module, class)
     "linear_quadratic": ("task_families.linear_quadratic", "LinearQuadratic"),
+    "tabular": ("task_families.tabular", "Tabular"),
     "hopper2d": ("task_families.velocity", "Hopper2D"),
+    "walker2d": ("task_families.velocity", "Walker2D"),
+    "ant2d": ("task_families.velocity", "Ant2D"),
+    "ant3d": ("task_families.velocity", "Ant3D"),
+    "cheetah_highdim": ("task_families.linear_state", "CheetahHighdim"),
+    "half_cheetah_fwd_back": ("task_families.locomotion", "HalfCheetahFwdBack"),
+    "half_cheetah_vel": ("task_families.locomotion", "HalfCheetahVel"),
+    "ant_fwd_back": ("task_families.locomotion", "AntFwdBack"),
+    "ant_dir": ("task_families.locomotion", "AntDir"),
+    "ant_goal": ("task_families.locomotion", "AntGoal"),
+    "humanoid_direc_2d": ("task_families.locomotion", "HumanoidDirec2D"),
+    "walker2d_params": ("task_families.physics_parameters", "Walker2DParams"),
+    "hopper2d_params": ("task_families.physics_parameters", "Hopper2DParams"),
+    "point_robot": ("task_families.point_robot", "PointRobot"),
+    "sparse_point_robot": ("task_families.point_robot", "SparsePointRobot"),
+    "bernoulli_bandit_5": ("task_families.bandit", "BernoulliBandit5"),
+    "bernoulli_bandit_10": ("task_families.bandit", "BernoulliBandit10"),
+    "bernoulli_bandit_50": ("task_families.bandit", "BernoulliBandit50"),
 }
 
 

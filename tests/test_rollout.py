@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from task_families import TaskBox, TaskFamily, collect, make, names
+from task_families import TaskBox, TaskFamily, collect, make
 from task_families.rollout import STARTS_PER_LANE
 
 
@@ -179,7 +179,7 @@ def test_a_task_does_not_depend_on_its_neighbours():
     assert not torch.equal(batch.obs[0], batch.obs[1])
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", ["linear_quadratic", "hopper2d", "walker2d"])
 def test_real_tasks_in_a_batch_equal_one_by_one(name):
     """In the real simulators, with restarts; to rounding (bit for bit on MuJoCo)."""
     family, M, N, T = make(name), 3, 4, 80

@@ -113,18 +113,15 @@ def print_tables(tables: Sequence[GapTable], console: Console) -> None:
             short(table.provenance["training_virtual_samples"]),
         )
     console.print(shown)
-    sources: Counter[str] = Counter()  # a task's A* may come from two policies, half from each
-    for source in first.optimal_source:
-        parts = source.split(" / ")
-        for part in parts:
-            sources[part] += 1 / len(parts)
+    # a task's A* may come from two policies, half from each
+    halves = Counter(part for source in first.optimal_source for part in (source.split(" / ") * 2)[:2])
     console.print(
         "± is the standard error over policy seeds; corrected: the worst task is chosen on one half of the seeds, "
         "its gap measured on the other; at: "
         + ", ".join(first.task_names)
         + "; A_0: mean return; real, virtual: training samples. "
         f"A* averages {first.optimal_return.mean():.0f}, best from: "
-        + ", ".join(f"{name} ({count:g} tasks)" for name, count in sources.most_common())
+        + ", ".join(f"{name} ({count / 2:g} tasks)" for name, count in halves.most_common())
         + f"; reference: {first.provenance['reference_real_samples']:,} real samples.",
         highlight=False,
     )

@@ -1,0 +1,53 @@
+"""Every family as a registered gymnasium environment. Importing this module registers them.
+
+    import gymnasium
+    import task_families.gymnasium_envs
+
+    env = gymnasium.make("AdMRL/Ant2D-v0", psi=(1.0, 0.0))
+
+``gymnasium.make("task_families.gymnasium_envs:AdMRL/Ant2D-v0", psi=...)`` imports by itself.
+Arguments: psi (default: the family's first task), variant, allow_outside, render_mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import gymnasium
+
+from task_families.registry import make, names
+
+NAMESPACE = "AdMRL"
+
+
+def gymnasium_id(name: str) -> str:
+    """The id of a family: ``AdMRL/Ant2D-v0`` for ``ant2d``."""
+    words = (word if any(c.isdigit() for c in word[1:]) else word.capitalize() for word in name.split("_"))
+    camel = "".join(word[0].upper() + word[1:] for word in words)
+    return f"{NAMESPACE}/{camel.replace('2d', '2D').replace('3d', '3D')}-v0"
+
+
+def make_task_env(
+    family: str,
+    psi: Sequence[float] | None = None,
+    variant: str = "released",
+    allow_outside: bool = False,
+    render_mode: str | None = None,
+) -> gymnasium.Env:
+    """One task as an environment; the entry point of the registered ids. See `TaskFamily.make_env`."""
+    made = make(family, variant=variant)
+    return made.make_env(
+        made.first_psi if psi is None else psi, allow_outside=allow_outside, render_mode=render_mode
+    )
+
+
+def register_envs() -> None:
+    """Register every family that is not registered yet. Time limits are the families' own."""
+    for name in names():
+        if gymnasium_id(name) not in gymnasium.registry:
+            gymnasium.register(
+                gymnasium_id(name), entry_point=f"{__name__}:make_task_env", kwargs={"family": name}
+            )
+
+
+register_envs()

@@ -1,0 +1,143 @@
+"""The table of all families, as Markdown; `python -m task_families.table docs` writes the page and its pictures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from task_families.family import TaskFamily
+from task_families.registry import make, names
+
+PAGE = "task_families.md"
+HEAD = """# Task families
+
+Made from the code by `python -m task_families.table docs`. Each family's module explains the reward, the observation
+and where it `Differs from the paper:`. Rewards are per step; `s'` is the state after the action, `a` the action, `v`
+a velocity in m/s; lengths are in m. `make(name, variant=...)` returns a family; after
+`import task_families.gymnasium_envs`, `gymnasium.make("AdMRL/...", psi=...)` returns one task. A family of your own
+is a short class that `task_families.check_family` checks: see `examples/own_family.py`.
+"""
+
+
+def families_page() -> str:
+    """The page's text. It depends on the families' declarations alone."""
+    lines = [
+        HEAD,
+        "| name | k | box of psi | reward r_psi(s, a, s') | S / A | horizon | source |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    families = [make(name) for name in names()]
+    for family in families:
+        lines.append(
+            f"| [`{family.name}`](#{family.name}) | {family.box.size} | {_box(family)} | "
+            f"`{family.formula.replace('|', chr(92) + '|')}` | {family.obs_size} / {family.act_size} | "
+            f"{family.horizon} | {family.source} |"
+        )
+    for family in families:
+        lines += ["", *_section(family)]
+    return "\n".join(lines) + "\n"
+
+
+def _section(family: TaskFamily) -> list[str]:
+    """Name, first task, variants and picture of one family."""
+    from task_families.gymnasium_envs import gymnasium_id
+
+    module = type(family).__module__.removeprefix("task_families.")
+    first = ", ".join(f"{x:.4g}" for x in family.first_psi[:4].tolist())
+    more = ", ..." if family.box.size > 4 else ""
+    seconds = f"{family.dt:g} s per step" if hasattr(family, "dt") else "abstract time"
+    lines = [
+        f"## {family.name}",
+        "",
+        f"![{family.name}](families/{family.name}.png)",
+        "",
+        f"`{gymnasium_id(family.name)}`, module `{module}`; {seconds}, discount {family.gamma:g}; "
+        f"first task ({first}{more}); variants: {', '.join(family.variants)}."
+        + (" The dynamics depend on psi." if family.psi_changes_dynamics else ""),
+    ]
+    return lines
+
+
+def _box(family: TaskFamily) -> str:
+    """``target velocity [-2, 2] m/s``, or ``[-1, 1]^18`` where many coordinates are alike."""
+    box = family.box
+    if box.size > 4:
+        low, high = float(box.low[0]), float(box.high[0])
+        return f"[{low:g}, {high:g}]^{box.size}: {box.names[0]}, ..., {box.names[-1]}"
+    return "; ".join(
+        f"{name} [{low:.4g}, {high:.4g}]" + ("" if unit == "1" else f" {unit}")
+        for name, unit, low, high in zip(
+            box.names, box.units, box.low.tolist(), box.high.tolist(), strict=True
+        )
+    )
+
+
+@torch.no_grad()
+def write_picture(family: TaskFamily, file: Path, num_pictures: int = 4) -> None:
+    """A strip of stills of one episode with random actions; a drawing of paths for families without a body.
+
+    Raises:
+        RuntimeError: no OpenGL backend works without a screen.
+    """
+    import imageio.v3 as imageio
+
+    generator = torch.Generator().manual_seed(1)
+    psi = family.first_psi[None]
+    if not hasattr(family, "model"):
+        _draw_paths(family, file)
+        return
+    from task_families.camera import Camera, film_strip
+
+    simulator = family.make_simulator((1, 1), psi=psi)
+    simulator.reset(torch.ones(1, 1, dtype=torch.bool), simulator.start_states(1, generator))
+    camera = Camera(family, width=160, height=120)
+    pictures = [camera.picture(simulator)]
+    for _ in range(family.horizon):
+        act = torch.randn(1, 1, family.act_size, generator=generator).clamp(-1, 1)
+        ended = bool(family.terminated(simulator.step(act)))
+        pictures.append(camera.picture(simulator))
+        if ended:
+            break
+    camera.close()
+    imageio.imwrite(file, film_strip(pictures, num_pictures), optimize=True)
+
+
+def _draw_paths(family: TaskFamily, file: Path) -> None:
+    """Eight random episodes: paths in the plane of the first two observations, or outcomes over time."""
+    from matplotlib.figure import Figure
+
+    generator = torch.Generator().manual_seed(1)
+    num_steps = min(family.horizon, 20)
+    simulator = family.make_simulator((1, 8), psi=family.first_psi[None], dtype=torch.float64)
+    obs = [simulator.reset(torch.ones(1, 8, dtype=torch.bool), simulator.start_states(8, generator))[0]]
+    for _ in range(num_steps):
+        obs.append(simulator.step(torch.randn(1, 8, family.act_size, generator=generator).double())[0])
+    path = torch.stack(obs)  # (T + 1, 8, S)
+    figure = Figure(figsize=(3, 1.9), layout="constrained")
+    axes = figure.subplots()
+    if family.name == "tabular" or family.obs_size == 1:
+        shown = path.argmax(-1) if family.name == "tabular" else path[..., 0]
+        axes.imshow(shown.T, aspect="auto", interpolation="nearest")
+        axes.set(xlabel="step", ylabel="episode")
+    else:
+        axes.plot(path[..., 0], path[..., 1], lw=0.8)
+        axes.plot(path[0, :, 0], path[0, :, 1], "k.", ms=3)
+        axes.set(xlabel="x (m)", ylabel="y (m)", aspect="equal")
+    figure.savefig(file, dpi=100)
+
+
+def main(folder: str) -> None:
+    """Write the page and the pictures into a folder."""
+    pictures = Path(folder) / "families"
+    pictures.mkdir(parents=True, exist_ok=True)
+    (Path(folder) / PAGE).write_text(families_page(), encoding="utf-8")
+    for name in names():
+        write_picture(make(name), pictures / f"{name}.png")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m task_families.table FOLDER")
+    main(sys.argv[1])

@@ -1,0 +1,181 @@
+"""TaskBox: the set Psi of a family. TaskSet: the part of it where a condition holds.
+
+Shapes: k task parameters. *Unit coordinates* are the affine image of the box on [-1, 1]^k; the adversary's step
+size lives there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from task_families.registry import check_name
+
+KINDS = ("uniform", "gaussian", "gaussian_task", "boundary")
+MAX_REJECTIONS = 10_000  # draws per wanted task before a condition counts as unsatisfiable
+
+
+@dataclass(frozen=True)
+class TaskBox:
+    """The set Psi: a box in R^k, with a name and a unit for every coordinate."""
+
+    low: Tensor  # (k,)
+    high: Tensor  # (k,)
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.low.shape != self.high.shape or self.low.dim() != 1 or not bool((self.low < self.high).all()):
+            raise ValueError(
+                "TaskBox: expected low < high, both of shape (k,); "
+                f"got low {self.low.tolist()}, high {self.high.tolist()}"
+            )
+        if not len(self.names) == len(self.units) == self.size:
+            raise ValueError(
+                f"TaskBox: expected {self.size} names and units, got {len(self.names)} and {len(self.units)}"
+            )
+
+    @property
+    def size(self) -> int:
+        """k, the number of task parameters."""
+        return len(self.low)
+
+    def project(self, psi: Tensor) -> Tensor:
+        """Euclidean projection of psi (..., k) onto the box."""
+        return torch.minimum(torch.maximum(psi, self.low.to(psi)), self.high.to(psi))
+
+    def to_unit(self, psi: Tensor) -> Tensor:
+        """psi (..., k) -> unit coordinates (..., k), [-1, 1] inside the box."""
+        low, high = self.low.to(psi), self.high.to(psi)
+        return (psi - low) / (high - low) * 2 - 1
+
+    def from_unit(self, unit: Tensor) -> Tensor:
+        """Inverse of `to_unit`."""
+        low, high = self.low.to(unit), self.high.to(unit)
+        return low + (unit + 1) / 2 * (high - low)
+
+    def grid(self, shape: Sequence[int]) -> Tensor:
+        """A regular grid that includes the corners: (prod(shape), k), the last coordinate fastest.
+
+        Raises:
+            ValueError: not one count per task parameter, or a count below 1.
+        """
+        if len(shape) != self.size or min(shape) < 1:
+            raise ValueError(
+                f"grid: expected {self.size} positive counts, one for each of {', '.join(self.names)}; "
+                f"got {tuple(shape)}"
+            )
+        axes = [
+            torch.linspace(-1, 1, n, dtype=torch.float64) if n > 1 else torch.zeros(1).double() for n in shape
+        ]
+        unit = torch.tensor(list(itertools.product(*(a.tolist() for a in axes))), dtype=torch.float64)
+        return self.from_unit(unit).to(self.low.dtype)
+
+    def sample(self, n: int, kind: str, generator: torch.Generator) -> Tensor:
+        """n tasks (n, k) drawn independently.
+
+        kind: ``uniform`` in the box; ``gaussian``, standard normal in unit coordinates, clipped to the box
+        (the released MB-Gauss); ``gaussian_task``, standard normal in the task's own units, clipped to the box;
+        ``boundary``, uniform on the faces, each face equally likely.
+        """
+        check_name("kind", kind, KINDS)
+        shape, dtype = (n, self.size), self.low.dtype
+        if kind == "gaussian_task":
+            return self.project(torch.randn(shape, generator=generator, dtype=dtype))
+        if kind == "gaussian":
+            unit = torch.randn(shape, generator=generator, dtype=dtype).clamp(-1, 1)
+        else:
+            unit = torch.rand(shape, generator=generator, dtype=dtype) * 2 - 1
+        if kind == "boundary":
+            face = torch.randint(2 * self.size, (n,), generator=generator)
+            unit[torch.arange(n), face // 2] = (face % 2 * 2 - 1).to(dtype)
+        return self.from_unit(unit)
+
+    def fixed(self, n: int, seed: int, kind: str = "uniform") -> Tensor:
+        """n tasks (n, k) that depend on the seed alone: a training set drawn once."""
+        return self.sample(n, kind, torch.Generator().manual_seed(seed))
+
+    def restrict(self, predicate: Callable[[Tensor], Tensor]) -> TaskSet:
+        """The tasks where ``predicate(psi (n, k)) -> (n,) bool`` holds, e.g. directions up to 90 degrees."""
+        return TaskSet(self, (predicate,))
+
+    def check(self, psi: Tensor, *, allow_outside: bool = False) -> Tensor:
+        """psi as (M, k), unchanged, if every task is finite and lies in the box.
+
+        Args:
+            allow_outside: accept finite tasks outside the box, for out-of-distribution evaluation.
+
+        Raises:
+            ValueError: wrong shape, not finite, or outside the box; names the coordinate.
+        """
+        psi = torch.atleast_2d(psi)
+        if psi.dim() != 2 or psi.shape[-1] != self.size:
+            raise ValueError(
+                f"psi: expected shape (M, {self.size}) for ({', '.join(self.names)}), got {tuple(psi.shape)}"
+            )
+        if allow_outside:
+            bad, remedy = ~psi.isfinite(), "even allow_outside=True needs finite numbers"
+        else:
+            bad = ~((psi >= self.low.to(psi) - 1e-6) & (psi <= self.high.to(psi) + 1e-6))
+            remedy = (
+                "use box.project(psi) for the nearest task, or allow_outside=True to evaluate "
+                "out of distribution"
+            )
+        if bool(bad.any()):
+            row, i = (int(x) for x in bad.nonzero()[0])
+            raise ValueError(
+                f"psi: {self.names[i]} = {float(psi[row, i]):g} {self.units[i]} of task {row} is outside "
+                f"[{float(self.low[i]):g}, {float(self.high[i]):g}]; {remedy}"
+            )
+        return psi
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """The tasks of a box that satisfy all predicates; sampled by rejection."""
+
+    box: TaskBox
+    predicates: tuple[Callable[[Tensor], Tensor], ...]  # each (n, k) -> (n,) bool
+
+    def contains(self, psi: Tensor) -> Tensor:
+        """Whether psi (n, k) satisfies every predicate: (n,) bool. Does not check the box."""
+        inside = torch.ones(len(psi), dtype=torch.bool)
+        for predicate in self.predicates:
+            inside &= predicate(psi)
+        return inside
+
+    def restrict(self, predicate: Callable[[Tensor], Tensor]) -> TaskSet:
+        """One more condition."""
+        return TaskSet(self.box, (*self.predicates, predicate))
+
+    def sample(self, n: int, kind: str, generator: torch.Generator) -> Tensor:
+        """n tasks (n, k); see `TaskBox.sample`.
+
+        Raises:
+            ValueError: hardly any task of the box satisfies the predicates.
+        """
+        found = self.box.low.new_empty(0, self.box.size)
+        num_drawn = 0
+        while len(found) < n:
+            if num_drawn > MAX_REJECTIONS * n:
+                raise ValueError(
+                    f"restrict: {len(found)} of {num_drawn} tasks of the box satisfy the predicate, "
+                    f"expected {n}; check the predicate's units ({', '.join(self.box.units)})"
+                )
+            psi = self.box.sample(max(64, 2 * n), kind, generator)
+            num_drawn += len(psi)
+            found = torch.cat([found, psi[self.contains(psi)]])
+        return found[:n]
+
+    def fixed(self, n: int, seed: int, kind: str = "uniform") -> Tensor:
+        """See `TaskBox.fixed`."""
+        return self.sample(n, kind, torch.Generator().manual_seed(seed))
+
+    def grid(self, shape: Sequence[int]) -> Tensor:
+        """The points of the box's grid that satisfy the predicates: (at most prod(shape), k)."""
+        psi = self.box.grid(shape)
+        return psi[self.contains(psi)]
