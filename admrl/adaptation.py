@@ -116,7 +116,9 @@ def real_rollout(
         noise: adds this configuration's exploration noise to the (already stochastic) actions.
     """
     shape = (len(solution.theta), num_lanes)
-    simulator = family.make_simulator(shape, num_threads=num_threads, dtype=solution.theta.dtype)
+    simulator = family.make_simulator(
+        shape, num_threads=num_threads, dtype=solution.theta.dtype, psi=solution.psi
+    )
     act = stochastic_actor(solution, shape, family.horizon, generators)
     if noise is not None and noise.noise_scale > 0:
         act = _with_noise(act, solution, shape, family.horizon, noise, generators)

@@ -91,10 +91,16 @@ def new_state(
     selectors with one seed start from the same model and the same policy.
 
     Raises:
-        ValueError: unknown selector, a first task outside the box, or a setting outside its range.
+        ValueError: unknown selector, a first task outside the box, a setting outside its range, or a family
+            whose dynamics differ by task.
     """
     check_config(config)
     check_sample_counts(config, family.horizon)
+    if family.psi_changes_dynamics:
+        raise ValueError(
+            f"family: the dynamics of {family.name} depend on the task, but this method learns one model for all "
+            "tasks (AdMRL section 3); choose a family that differs in rewards alone"
+        )
     root = torch.Generator().manual_seed(seed)
     search_generator, model_generator, generator = spawn_generators(root, 3)
     learner = ModelLearner.make(family, config.dynamics, config.fit, model_generator, dtype=dtype)

@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from task_families.conformance import ConformanceError, check_family
+    from task_families.conformance import check_family
+    from task_families.conformance_tools import ConformanceError
     from task_families.family import Simulator, TaskFamily, spawn_generators
     from task_families.registry import make, names
     from task_families.rollout import Rollout, collect
@@ -25,7 +26,7 @@ _EXPORTS = {
     "Rollout": "rollout",
     "collect": "rollout",
     "check_family": "conformance",
-    "ConformanceError": "conformance",
+    "ConformanceError": "conformance_tools",
 }
 __all__ = list(_EXPORTS)
 

@@ -81,8 +81,11 @@ class TaskFamily(ABC):
         """
 
     def terminated(self, next_obs: Tensor) -> Tensor:
-        """Whether the episode ends in next_obs (..., S) -> (...) bool. Families without termination: never."""
-        return torch.zeros(next_obs.shape[:-1], dtype=torch.bool, device=next_obs.device)
+        """Whether the episode ends in next_obs (..., S) -> (...) bool.
+
+        Every family ends where next_obs is not finite, an unstable simulation; by default, nowhere else.
+        """
+        return ~next_obs.isfinite().all(-1)
 
     @abstractmethod
     def reset(self, n: int, generator: torch.Generator) -> Tensor:

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from task_families import ConformanceError, TaskBox, TaskFamily, check_family, make, names
-from task_families.conformance import CHECKS, seeded, task_survives_subprocesses
+from task_families.conformance import CHECKS
+from task_families.conformance_envs import task_survives_subprocesses
+from task_families.conformance_tools import seeded
 from task_families.function_simulator import FunctionSimulator
 
 SHARED = "task_survives_subprocesses"  # starts a process, which takes seconds: once for all families

@@ -10,7 +10,7 @@ import torch
 from gymnasium.envs.mujoco import mujoco_env
 
 from task_families import collect, make
-from task_families.conformance import DOUBLE, random_actions, seeded, simulate, start_states
+from task_families.conformance_tools import DOUBLE, random_actions, seeded, simulate, start_states
 
 ASSETS = Path(mujoco_env.__file__).parent / "assets"
 EVERY_LANE = torch.ones(1, 1, dtype=torch.bool)
@@ -426,6 +426,19 @@ def test_sparse_jacobian_on_mujoco_4_0_0_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(mujoco, "__version__", "4.0.0")
     with pytest.raises(RuntimeError, match="sparse Jacobian"):
         mujoco_simulator.load_model(file)
+
+
+def test_unstable_lane_of_a_family_without_termination_restarts(in_tmp_path):
+    """Its episode ends with one nan successor, and the lane goes on from a new start; no other number is touched."""
+    family = make("cheetah_highdim")
+    simulator = family.make_simulator((1, 2), dtype=DOUBLE)
+    actions = torch.zeros(6, 1, 2, 6, dtype=DOUBLE)
+    actions[2, 0, 1, 0] = math.nan
+    rollout = collect(simulator, family, lambda t, obs: (actions[t], torch.zeros(1, 2)), 6, [seeded(0)])
+    assert simulator.num_unstable == 1
+    assert rollout.terminated[0].nonzero().tolist() == [[1, 2]]
+    bad = ~rollout.next_obs.isfinite().all(-1)[0]
+    assert bad.nonzero().tolist() == [[1, 2]] and bool(rollout.obs.isfinite().all())
 
 
 def test_unstable_episode_ends_in_the_environment(in_tmp_path):

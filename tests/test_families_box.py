@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from task_families import TaskBox, make
-from task_families.conformance import DOUBLE, seeded
+from task_families.conformance_tools import DOUBLE, seeded
 
 
 @pytest.fixture(params=["linear_quadratic", "hopper2d", "ant3d", "ant_dir"])

@@ -10,7 +10,7 @@ import torch
 from gymnasium.envs.mujoco import mujoco_env
 
 from task_families import make
-from task_families.conformance import DOUBLE, random_actions, seeded, simulate, start_states, tasks_of
+from task_families.conformance_tools import DOUBLE, random_actions, seeded, simulate, start_states, tasks_of
 from task_families.mujoco_simulator import OWN_ASSETS
 
 ASSETS = Path(mujoco_env.__file__).parent / "assets"

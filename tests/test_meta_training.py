@@ -131,6 +131,21 @@ def test_another_seed_gives_another_run():
     assert runs[0].records != runs[1].records
 
 
+@pytest.mark.parametrize("name", ["hopper2d", "walker2d", "ant2d", "ant3d", "cheetah_highdim"])
+def test_two_tasks_on_every_admrl_family(name):
+    family, config = make(name), replace(PRESETS["smoke"], num_tasks=2)
+    state = meta_train(family, new_state(family, "adversarial", config, seed=0), config)
+    assert len(state.records) == 2 and state.records[1].gradient is not None
+    assert all(math.isfinite(x) for x in state.records[1].gradient["total"])
+    family.box.check(state.search.ask())
+
+
+def test_families_whose_dynamics_differ_by_task_are_refused():
+    family = make("hopper2d_params")
+    with pytest.raises(ValueError, match="one model for all"):
+        new_state(family, "uniform", PRESETS["smoke"], seed=0)
+
+
 @pytest.mark.slow
 def test_slbo_from_nothing_reaches_the_prototype_on_hopper2d():
     """85 % of about 2000 at psi = (1.5, 1.3), within 60 000 real samples."""

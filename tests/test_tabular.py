@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from task_families import make
-from task_families.conformance import DOUBLE, seeded, simulate, start_states
+from task_families.conformance_tools import DOUBLE, seeded, simulate, start_states
 
 
 @pytest.fixture

@@ -55,8 +55,9 @@ def execute(run: Run, num_threads: int) -> None:
         raise KeyboardInterrupt(
             f"{done} tasks are saved; continue with: admrl train --resume {run.path}"
         ) from None
+    grid = " ".join("6" * run.family.box.size)
     console.print(
         f"{len(run.state.records)} tasks, {run.state.real_samples} real and {run.state.virtual_samples} "
-        f"virtual samples -> {run.path}\nnext: admrl evaluate {run.path} --grid 6 6",
+        f"virtual samples -> {run.path}\nnext: admrl evaluate {run.path} --grid {grid}",
         highlight=False,
     )
