@@ -16,7 +16,6 @@ from torch import Tensor
 
 from task_families.registry import check_name
 from task_families.task_box import TaskBox as TaskBox
-from task_families.task_box import TaskSet as TaskSet
 
 if TYPE_CHECKING:
     import gymnasium

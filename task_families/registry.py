@@ -58,8 +58,8 @@ def make(name: str, *, variant: str = "released") -> "TaskFamily":
 
     Args:
         name: one of `names()`.
-        variant: ``"released"`` (the constants of the released AdMRL code, the default) or ``"paper"`` (what
-            the paper prints, where it differs; see the family's page).
+        variant: ``"released"`` (the constants of the released code, the default), or another of the family's
+            `variants`, e.g. ``"paper"`` (what the paper prints, where it differs); see the family's page.
 
     Raises:
         ValueError: unknown name or variant.

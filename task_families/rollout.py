@@ -38,6 +38,11 @@ class Rollout:
         """Transitions in all tasks together."""
         return self.terminated.numel()
 
+    @property
+    def num_unstable(self) -> int:
+        """Simulations that became unstable: transitions to a state that is not finite; each ends its episode."""
+        return int((~self.next_obs.isfinite().all(-1)).sum())
+
     def first_episode(self) -> Tensor:
         """Steps that belong to the lane's first episode, the terminating one included: (M, N, T) bool."""
         ended_before = self.terminated.cumsum(-1) - self.terminated.long()

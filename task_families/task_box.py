@@ -142,10 +142,20 @@ class TaskSet:
     predicates: tuple[Callable[[Tensor], Tensor], ...]  # each (n, k) -> (n,) bool
 
     def contains(self, psi: Tensor) -> Tensor:
-        """Whether psi (n, k) satisfies every predicate: (n,) bool. Does not check the box."""
+        """Whether psi (n, k) satisfies every predicate: (n,) bool. Does not check the box.
+
+        Raises:
+            ValueError: a predicate returns something else than (n,) bool.
+        """
         inside = torch.ones(len(psi), dtype=torch.bool)
         for predicate in self.predicates:
-            inside &= predicate(psi)
+            holds = predicate(psi)
+            if holds.shape != inside.shape or holds.dtype != torch.bool:
+                raise ValueError(
+                    f"restrict: expected a predicate of psi (n, k) that returns (n,) bool, got {holds.dtype} of "
+                    f"shape {tuple(holds.shape)} for n = {len(psi)}; index a coordinate, as in psi[:, 0] > 1"
+                )
+            inside &= holds
         return inside
 
     def restrict(self, predicate: Callable[[Tensor], Tensor]) -> TaskSet:

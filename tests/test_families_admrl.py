@@ -435,7 +435,7 @@ def test_unstable_lane_of_a_family_without_termination_restarts(in_tmp_path):
     actions = torch.zeros(6, 1, 2, 6, dtype=DOUBLE)
     actions[2, 0, 1, 0] = math.nan
     rollout = collect(simulator, family, lambda t, obs: (actions[t], torch.zeros(1, 2)), 6, [seeded(0)])
-    assert simulator.num_unstable == 1
+    assert simulator.num_unstable == rollout.num_unstable == 1
     assert rollout.terminated[0].nonzero().tolist() == [[1, 2]]
     bad = ~rollout.next_obs.isfinite().all(-1)[0]
     assert bad.nonzero().tolist() == [[1, 2]] and bool(rollout.obs.isfinite().all())

@@ -165,6 +165,8 @@ def test_restricted_directions():
     assert len(quarter.grid((9,))) == 3
     narrow = quarter.restrict(lambda psi: psi[:, 0] > 1.5)
     assert float(narrow.sample(5, "uniform", seeded(0)).min()) > 1.5
+    with pytest.raises(ValueError, match=r"returns \(n,\) bool, got torch.bool of shape \(4, 1\)"):
+        box.restrict(lambda psi: psi > 1).grid((4,))
     with pytest.raises(ValueError, match=r"0 of .* tasks of the box satisfy"):
         box.restrict(lambda psi: psi[:, 0] > 100).sample(1, "uniform", seeded(0))
 

@@ -53,8 +53,9 @@ def test_arguments_reach_the_task():
 def test_vector_workers_evaluate_their_own_task():
     """A known fault elsewhere: workers that run another task than the one they were given."""
     tasks = [(1.0, 0.5), (-2.0, 0.0)]
+    name = "task_families.gymnasium_envs:AdMRL/PointRobot-v0"  # a spawned worker has imported nothing yet
     envs = gymnasium.vector.AsyncVectorEnv(
-        [lambda psi=psi: gymnasium.make("AdMRL/PointRobot-v0", psi=psi, allow_outside=True) for psi in tasks]
+        [lambda psi=psi: gymnasium.make(name, psi=psi, allow_outside=True) for psi in tasks], context="spawn"
     )
     try:
         assert [psi.tolist() for psi in envs.get_attr("psi")] == [list(psi) for psi in tasks]
