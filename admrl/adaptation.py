@@ -80,6 +80,7 @@ def slbo_adapt(
             family, solution, num_lanes, generators, num_threads=num_threads, noise=slbo
         )  # Alg. 1, line 6: "using pi_theta with noise"
         learner.add(rollout)
+        report_unstable(rollout, reporter)
         returns = episode_returns(family, solution.psi, rollout)
         reporter.advance(
             return_real_noisy=float(returns.mean()),
@@ -123,6 +124,12 @@ def real_rollout(
     if noise is not None and noise.noise_scale > 0:
         act = _with_noise(act, solution, shape, family.horizon, noise, generators)
     return collect(simulator, family, act, family.horizon, generators)
+
+
+def report_unstable(rollout: Rollout, reporter: Reporter) -> None:
+    """Say how many simulations broke down; their last transitions never enter the data."""
+    if rollout.num_unstable:
+        reporter.event(f"{rollout.num_unstable} simulations became unstable; those episodes ended there")
 
 
 def _with_noise(

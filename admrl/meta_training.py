@@ -28,7 +28,14 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 from torch import Tensor
 
-from admrl.adaptation import Solution, episode_returns, real_rollout, slbo_adapt, zero_shot
+from admrl.adaptation import (
+    Solution,
+    episode_returns,
+    real_rollout,
+    report_unstable,
+    slbo_adapt,
+    zero_shot,
+)
 from admrl.config import MetaTrainConfig, check_config, check_lanes, check_sample_counts
 from admrl.reporting import Reporter, Silent
 from admrl.search import TaskSearch, make_search
@@ -139,6 +146,9 @@ def meta_train(
         direction = None
         if gradient is not None:
             direction = gradient.optimal - gradient.adapted if record.fell_back else gradient.total
+            if not bool(direction.isfinite().all()):  # e.g. an unstable simulation: nothing is known
+                counter.event("the task gradient is not finite; the next task is drawn at random")
+                direction = None
         state.search.tell(psi, direction)  # lines 8 and 12
         if on_task is not None:
             on_task(state)
@@ -185,12 +195,12 @@ def _train_on(
         act = stochastic_actor(theta_hat, env.shape, family.horizon, generators)
         with torch.no_grad():
             model_rollout = collect(env, family, act, family.horizon, generators)
-        hat_rollout = _measure(family, theta_hat, num_lanes, generators, num_threads, state)
+        hat_rollout = _measure(family, theta_hat, num_lanes, generators, num_threads, state, reporter)
     reporter.phase(f"{where}: SLBO", slbo.num_stages * (1 + slbo.num_iterations * virtual.num_policy_updates))
     theta_star = slbo_adapt(  # lines 5-7
         family, learner, solution, slbo, virtual, generators, num_threads=num_threads, reporter=reporter
     )
-    star_rollout = _measure(family, theta_star, num_lanes, generators, num_threads, state)
+    star_rollout = _measure(family, theta_star, num_lanes, generators, num_threads, state, reporter)
 
     gradient, cosine, fell_back = None, None, False
     # lines 9-11
@@ -244,11 +254,13 @@ def _measure(
     generators: list[torch.Generator],
     num_threads: int,
     state: MetaState,
+    reporter: Reporter,
 ) -> Rollout:
     """A real rollout without exploration noise: for the gradient and the returns, and for D."""
     rollout = real_rollout(family, solution, num_lanes, generators, num_threads=num_threads)
     state.learner.add(rollout)
     state.real_samples += rollout.num_samples
+    report_unstable(rollout, reporter)
     return rollout
 
 
