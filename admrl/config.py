@@ -51,7 +51,7 @@ class TaskGradientConfig:
     """The gradient of the sub-optimality gap, AdMRL Eq. 2."""
 
     num_samples: int = field(default=10_000, metadata={"range": (1, 10_000_000)})
-    """Steps of each of the three rollouts (two real, one virtual); a multiple of the horizon."""
+    """Steps of each of the three rollouts (two real, one virtual); at least two episodes for each ensemble member."""
     max_steps: int = field(default=50, metadata={"range": (1, 10_000)})
     """Krylov steps of the solve with the Hessian."""
     damping: float = field(default=0.01, metadata={"range": (0, 1e6)})
@@ -74,7 +74,7 @@ class MetaTrainConfig:
     """The task that training starts from; None: the family's own (released code: 0.3 in unit coordinates)."""
     policy_hidden_sizes: tuple[int, ...] = (32, 32)
     """Widths of the policy's tanh layers. Released code: 32 32."""
-    fixed_log_std: float | None = None
+    fixed_log_std: float | None = field(default=None, metadata={"range": (-20, 5)})
     """Logarithm of the policy's standard deviation, if it is not to be learned."""
     slbo: SlboConfig = SlboConfig()
     virtual: VirtualTrainingConfig = VirtualTrainingConfig()
@@ -141,6 +141,8 @@ def check_config(config: Any, where: str = "config.") -> None:
             check_config(value, f"{name}.")
         elif "range" in f.metadata:
             low, high = f.metadata["range"]
+            if value is None and f.default is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise ValueError(f"{name}: expected a number from {low:g} to {high:g}, got {value!r}")
             if not low <= value <= high:
@@ -149,19 +151,22 @@ def check_config(config: Any, where: str = "config.") -> None:
             raise ValueError(f"{name}: expected positive layer widths, got {value}")
 
 
-def check_lanes(name: str, num_samples: int, horizon: int, num_members: int = 1) -> int:
+def check_lanes(name: str, num_samples: int, horizon: int, lane_multiple: int = 1) -> int:
     """The number of lanes N that num_samples steps make, episodes of horizon steps each.
 
+    Args:
+        lane_multiple: N must be a multiple of it, e.g. the members of the ensemble.
+
     Raises:
-        ValueError: not a multiple of horizon x members of the ensemble.
+        ValueError: not a multiple of horizon x lane_multiple.
     """
-    unit = horizon * num_members
+    unit = horizon * lane_multiple
     if num_samples < unit or num_samples % unit:
         nearest = max(1, round(num_samples / unit)) * unit
         of = (
             f"horizon {horizon}"
-            if num_members == 1
-            else f"horizon {horizon} x {num_members} ensemble members"
+            if lane_multiple == 1
+            else f"horizon {horizon} x {lane_multiple} ensemble members"
         )
         raise ValueError(
             f"{name}: expected a multiple of {unit} ({of}), got {num_samples}; nearest: {nearest}"
@@ -174,12 +179,22 @@ def check_sample_counts(config: MetaTrainConfig, horizon: int) -> None:
     members = config.dynamics.num_members
     check_lanes("config.virtual.num_samples", config.virtual.num_samples, horizon, members)
     check_lanes("config.slbo.num_samples", config.slbo.num_samples, horizon)
-    check_lanes("config.gradient.num_samples", config.gradient.num_samples, horizon, members)
+    name, num_samples = "config.gradient.num_samples", config.gradient.num_samples
+    if check_lanes(name, num_samples, horizon, members) < 2 * members:
+        raise ValueError(
+            f"{name}: expected at least {2 * horizon * members}, so that both halves of the data hold every "
+            f"ensemble member; got {num_samples}"
+        )
 
 
 def evaluation_virtual(config: VirtualTrainingConfig, evaluation: EvaluationConfig) -> VirtualTrainingConfig:
-    """Virtual training as the evaluation runs it: frozen model, its own number of samples."""
-    return replace(config, num_model_steps=0, num_samples=evaluation.num_samples)
+    """Zero-shot training as the evaluation runs it: one iteration of its own updates, in a frozen model."""
+    return replace(
+        config,
+        num_model_steps=0,
+        num_policy_updates=evaluation.num_updates,
+        num_samples=evaluation.num_samples,
+    )
 
 
 def from_dict(cls: type[Any], data: Any) -> Any:
@@ -202,7 +217,8 @@ def from_dict(cls: type[Any], data: Any) -> Any:
         if is_dataclass(hint):
             values[name] = from_dict(hint, value)  # type: ignore[arg-type]
             continue
-        if get_origin(hint) is tuple and isinstance(value, list):
+        parts = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+        if isinstance(value, list) and any(get_origin(part) is tuple for part in parts):  # JSON has no tuples
             value = tuple(value)
         if not _is_instance(value, hint):
             raise ValueError(f"{cls.__name__}.{name}: expected {hint}, got {value!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from admrl.evaluation import (
 )
 from admrl.reporting import Reporter
 from admrl.run_store import Run, load_run, provenance
+
+MAX_TASKS = 10_000
 
 
 def evaluate_gaps(
@@ -59,6 +62,10 @@ def check_runs(runs: Sequence[Run], grid: Sequence[int], config: EvaluationConfi
                 f"{run.path} is {run.info.family} ({run.info.variant}); evaluate them apart"
             )
         check_evaluation(config, run.family, run.info.config.dynamics.num_members)
+    if prod(grid) > MAX_TASKS:
+        raise ValueError(
+            f"grid: {prod(grid):.3g} tasks are more than {MAX_TASKS}; choose fewer per task parameter"
+        )
     return first.family.box.grid(grid)
 
 
@@ -124,13 +131,14 @@ def gap_tables(
     if reference is not None:
         candidates["reference: SLBO on all tasks"] = reference
     optimal, source = best_known_returns(candidates)
+    selectors = [run.info.selector for run in runs]
     num_tasks, horizon = len(psi), runs[0].family.horizon
     reference_samples = (
         num_tasks * config.num_reference_stages * config.num_reference_samples if reference is not None else 0
     )
     return [
         GapTable(
-            method=run.info.selector,
+            method=run.info.selector if selectors.count(run.info.selector) == 1 else str(run.path),
             family=run.info.family,
             variant=run.info.variant,
             task_names=run.family.box.names,

@@ -38,7 +38,9 @@ class WorstCase:
     standard_error: float
     corrected: float
     """Gap of the task that is worst for one half of the policy seeds, measured on the other half, averaged over
-    both ways round: the maximum of noisy means is too large, this is not. nan with a single seed."""
+    both ways round; nan with a single seed. `gap` is the maximum of noisy means and too large as an estimate of
+    the true worst case; `corrected` is unbiased for the task that was chosen, which may not be the worst one, and
+    so too small. The truth lies between, in expectation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +71,10 @@ class GapTable:
         """G_n = A* - A_n: (R, M, J). Never clamped."""
         return self.optimal_return[None, :, None] - self.adapted_return
 
+    def num_missing(self, j: int = 0) -> int:
+        """Tasks without a mean gap: a policy's simulation broke down, or there is no reference."""
+        return int(np.isnan(self.mean_gap(j)).sum())
+
     def mean_gap(self, j: int = 0) -> np.ndarray:
         """(M,) mean over policy seeds."""
         return self.gap[:, :, j].mean(0)
@@ -81,18 +87,26 @@ class GapTable:
         return self.gap[:, :, j].std(0, ddof=1) / math.sqrt(num_seeds)
 
     def worst(self, j: int = 0) -> WorstCase:
-        """The worst-case gap G_n^max."""
+        """The worst-case gap G_n^max over the tasks whose gap is known (see `num_missing`).
+
+        Raises:
+            ValueError: no gap is known.
+        """
         mean, gap = self.mean_gap(j), self.gap[:, :, j]
+        if np.isnan(mean).all():
+            raise ValueError(f"{self.method}: no task has a gap, all returns are missing")
         task = int(np.nanargmax(mean))
         corrected = math.nan
         if len(gap) >= 2:
             first, second = gap[::2].mean(0), gap[1::2].mean(0)
+            first, second = np.where(np.isnan(mean), np.nan, first), np.where(np.isnan(mean), np.nan, second)
             corrected = float((second[np.nanargmax(first)] + first[np.nanargmax(second)]) / 2)
         return WorstCase(task, float(mean[task]), float(self.standard_error(j)[task]), corrected)
 
     def average(self, j: int = 0) -> tuple[float, float]:
-        """Mean gap over tasks and its standard error over policy seeds."""
-        per_seed = np.nanmean(self.gap[:, :, j], axis=1)  # (R,)
+        """Mean gap over the tasks whose gap is known, and its standard error over policy seeds."""
+        known = ~np.isnan(self.mean_gap(j))
+        per_seed = self.gap[:, known, j].mean(axis=1)  # (R,)
         error = per_seed.std(ddof=1) / math.sqrt(len(per_seed)) if len(per_seed) > 1 else math.nan
         return float(per_seed.mean()), float(error)
 
@@ -154,20 +168,19 @@ def zero_shot_returns(
     """
     reporter = reporter or Silent()
     rows = psi.repeat(config.num_policy_seeds, 1)  # (R M, k), seed-major
-    num_iterations = math.ceil(config.num_updates / virtual.num_policy_updates)
-    reporter.phase(f"zero-shot, {len(rows)} policies", num_iterations * virtual.num_policy_updates)
-    generators = task_generators(seed, config.num_policy_seeds, len(psi))
+    reporter.phase(f"zero-shot, {len(rows)} policies", config.num_updates)
+    generators = task_generators(seed, config.num_policy_seeds, family.box.to_unit(psi))
     solution = zero_shot(
         family,
         learner.model,
         rows,
         policy,
-        num_iterations,
+        1,
         evaluation_virtual(virtual, config),
         generators,
         reporter=reporter,
     )
-    returns = score(family, solution, config.num_episodes, seed, len(psi), num_threads=num_threads)
+    returns = score(family, solution, config.num_episodes, seed, num_threads=num_threads)
     return returns.reshape(config.num_policy_seeds, len(psi), config.num_episodes)
 
 
@@ -189,23 +202,21 @@ def reference_returns(
     real samples. It sees far more real data of the tasks than any method that is evaluated.
     """
     reporter = reporter or Silent()
-    generators = task_generators(seed + 1, 1, len(psi))
-    learner = learners[0].fork(torch.Generator().manual_seed(seed + 1))
+    generators = task_generators(seed + 1, 1, family.box.to_unit(psi))
+    learner = learners[0].fork([torch.Generator().manual_seed(seed + 1)])
     for other in learners[1:]:
         learner.data[0].extend(other.data[0])
         fit = ~other.data[0].is_held_out
         learner.model.update_normalizers(other.data[0].obs[fit], other.data[0].next_obs[fit])
-    frozen = evaluation_virtual(virtual, config)
     learner.fit(10 * virtual.num_model_steps)
-    num_iterations = math.ceil(config.num_updates / virtual.num_policy_updates)
-    reporter.phase(f"reference, zero-shot, {len(psi)} tasks", num_iterations * virtual.num_policy_updates)
+    reporter.phase(f"reference, zero-shot, {len(psi)} tasks", config.num_updates)
     solution = zero_shot(
         family,
         learner.model,
         psi,
         policy,
-        num_iterations,
-        frozen,
+        1,
+        evaluation_virtual(virtual, config),
         generators,
         reporter=reporter,
     )
@@ -220,12 +231,12 @@ def reference_returns(
         learner,
         solution,
         slbo,
-        replace(frozen, num_model_steps=virtual.num_model_steps),
+        replace(virtual, num_samples=config.num_samples),
         generators,
         num_threads=num_threads,
         reporter=reporter,
     )
-    returns = score(family, solution, config.num_episodes, seed, len(psi), num_threads=num_threads)
+    returns = score(family, solution, config.num_episodes, seed, num_threads=num_threads)
     return returns.reshape(1, len(psi), config.num_episodes)
 
 
@@ -234,16 +245,15 @@ def score(
     solution: Solution,
     num_episodes: int,
     seed: int,
-    num_tasks: int,
     *,
     num_threads: int = 1,
 ) -> np.ndarray:
     """Undiscounted returns (rows, N) of the stochastic policies in the simulator.
 
-    Row r is scored with the start states and noise of task r modulo num_tasks, the same for every method.
+    Start states and noise depend on seed and task alone, the same for every method and policy seed. A simulation
+    that becomes unstable makes its return nan.
     """
-    generators = task_generators(seed + 2, 1, num_tasks) * (len(solution.theta) // num_tasks)
-    generators = [torch.Generator().set_state(g.get_state()) for g in generators]
+    generators = task_generators(seed + 2, 1, family.box.to_unit(solution.psi))
     rollout = real_rollout(family, solution, num_episodes, generators, num_threads=num_threads)
     return episode_returns(family, solution.psi, rollout).double().numpy()
 
@@ -259,10 +269,11 @@ def best_known_returns(candidates: dict[str, np.ndarray]) -> tuple[np.ndarray, t
     """
     names = [name for name, episodes in candidates.items() for _ in episodes]
     pool = np.concatenate(list(candidates.values()))  # (C, M, N)
-    tasks = np.arange(pool.shape[1])
+    tasks, broken = np.arange(pool.shape[1]), np.isnan(pool).any(-1)
     halves = []
     for choose, report in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
-        best = pool[:, :, choose].mean(-1).argmax(0)  # (M,)
+        # a policy that broke down in any episode is never best
+        best = np.where(broken, -np.inf, pool[:, :, choose].mean(-1)).argmax(0)  # (M,)
         halves.append((best, pool[best, tasks, report].mean(-1)))
     (first, reported_first), (second, reported_second) = halves
     source = tuple(
@@ -272,14 +283,19 @@ def best_known_returns(candidates: dict[str, np.ndarray]) -> tuple[np.ndarray, t
     return (reported_first + reported_second) / 2, source
 
 
-def task_generators(seed: int, num_seeds: int, num_tasks: int) -> list[torch.Generator]:
-    """One generator per (policy seed, task), seed-major; task m of seed r is the same in every grid order."""
+def task_generators(seed: int, num_seeds: int, unit: Tensor) -> list[torch.Generator]:
+    """One generator per (policy seed, task), seed-major.
+
+    Args:
+        unit: tasks (M, k) in unit coordinates. A task has the same generators wherever it stands in a grid.
+    """
+    keys = [[round(1e6 * x) % 2**32 for x in row] for row in unit.double().tolist()]
     return [
         torch.Generator().manual_seed(
-            int(np.random.SeedSequence([seed, r, m]).generate_state(1, np.uint64)[0] >> 1)
+            int(np.random.SeedSequence([seed, r, *key]).generate_state(1, np.uint64)[0] >> 1)
         )
         for r in range(num_seeds)
-        for m in range(num_tasks)
+        for key in keys
     ]
 
 

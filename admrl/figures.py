@@ -65,7 +65,8 @@ def plot_gap_heatmap(tables: Sequence[GapTable], path: Path | str, j: int = 0) -
         mean, error = table.average(j)
         axis.set_title(
             f"{table.method}\nworst {worst.gap:.0f} ± {worst.standard_error:.0f} (framed), "
-            f"mean {mean:.0f} ± {error:.0f}",
+            f"mean {mean:.0f} ± {error:.0f}"
+            + (f"\n{table.num_missing(j)} tasks missing" if table.num_missing(j) else ""),
             fontsize=10,
         )
         axis.set_xticks(range(rows), [f"{x:.3g}" for x in xs])

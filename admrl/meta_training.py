@@ -34,13 +34,12 @@ from admrl.adaptation import (
     real_rollout,
     report_unstable,
     slbo_adapt,
-    zero_shot,
 )
-from admrl.config import MetaTrainConfig, check_config, check_lanes, check_sample_counts
+from admrl.config import MetaTrainConfig, check_config, check_sample_counts
 from admrl.reporting import Reporter, Silent
 from admrl.search import TaskSearch, make_search
 from admrl.task_gradient import TaskGradient, rollout_task_gradient
-from admrl.virtual_training import new_solution, stochastic_actor
+from admrl.virtual_training import new_solution, stochastic_actor, virtual_training
 from dynamics.learner import ModelLearner
 from dynamics.virtual_env import VirtualEnv
 from policy_opt.gaussian_policy import GaussianPolicy
@@ -60,6 +59,8 @@ class TaskRecord:
     gradient: dict[str, list[float]] | None  # parts of Eq. 2 and their total
     split_half_cosine: float | None
     fell_back: bool  # the step ignored the implicit part
+    solve_status: str | None  # of the solve with the Hessian
+    relative_residual: float | None
     real_samples: int  # since the start of the run
     virtual_samples: int
 
@@ -128,6 +129,7 @@ def meta_train(
     num_threads: int = 1,
     reporter: Reporter | None = None,
     on_task: Callable[[MetaState], None] | None = None,
+    estimate_gradient: Callable[..., TaskGradient] = rollout_task_gradient,
 ) -> MetaState:
     """Run Alg. 1 until the state has seen config.num_tasks tasks.
 
@@ -135,133 +137,155 @@ def meta_train(
         state: `new_state`, or one that was restored from a checkpoint.
         num_threads: of the simulator (results do not depend on it).
         on_task: called after every task, e.g. to save a checkpoint.
+        estimate_gradient: the estimator of lines 9-11, called like `rollout_task_gradient`.
     """
-    reporter = reporter or Silent()
-    counter = _Counting(reporter, state)
+    counter = _Counting(reporter or Silent(), state)
     while len(state.records) < config.num_tasks:  # Alg. 1, line 2
-        index = len(state.records)
-        psi = state.search.ask().to(state.learner.model.weights[0].dtype)
-        gradient, record = _train_on(family, state, config, index, psi, num_threads, counter)
-        state.records.append(record)
-        direction = None
-        if gradient is not None:
-            direction = gradient.optimal - gradient.adapted if record.fell_back else gradient.total
-            if not bool(direction.isfinite().all()):  # e.g. an unstable simulation: nothing is known
-                counter.event("the task gradient is not finite; the next task is drawn at random")
-                direction = None
-        state.search.tell(psi, direction)  # lines 8 and 12
+        task = _Task(family, state, config, spawn_generators(state.generator, 1), num_threads, counter)
+        direction = _train_on(task, estimate_gradient)
+        state.search.tell(task.psi, direction)  # lines 8 and 12
         if on_task is not None:
             on_task(state)
     return state
 
 
-def _train_on(
-    family: TaskFamily,
-    state: MetaState,
-    config: MetaTrainConfig,
-    index: int,
-    psi: Tensor,
-    num_threads: int,
-    reporter: _Counting,
-) -> tuple[TaskGradient | None, TaskRecord]:
-    """One task: lines 3-11 of Alg. 1."""
-    learner, virtual = state.learner, config.virtual
-    generators = spawn_generators(state.generator, 1)
-    policy = make_policy(family, config)
-    num_lanes = check_lanes("gradient.num_samples", config.gradient.num_samples, family.horizon)
-    where = f"task {index + 1}/{config.num_tasks}"
-    first = index == 0
-    slbo = replace(config.slbo, num_stages=config.num_first_stages) if first else config.slbo
+@dataclass
+class _Task:
+    """What the phases of one task share."""
 
-    theta_hat: Solution | None = None
-    model_rollout: Rollout | None = None
-    hat_rollout: Rollout | None = None
-    solution = new_solution(learner.model, psi, policy, virtual, generators)  # line 3
-    if not first:  # line 4
-        reporter.phase(f"{where}: zero-shot", config.num_zero_shot * virtual.num_policy_updates)
-        theta_hat = solution = zero_shot(
-            family,
-            learner.model,
-            psi,
-            policy,
-            config.num_zero_shot,
-            virtual,
-            generators,
-            learner=learner,
-            reporter=reporter,
+    family: TaskFamily
+    state: MetaState
+    config: MetaTrainConfig
+    generators: list[torch.Generator]
+    num_threads: int
+    reporter: Reporter
+
+    def __post_init__(self) -> None:
+        self.index = len(self.state.records)
+        self.psi = self.state.search.ask().to(self.state.learner.model.weights[0].dtype)
+        self.name = f"task {self.index + 1}/{self.config.num_tasks}"
+        self.num_lanes = self.config.gradient.num_samples // self.family.horizon
+
+    def measure(self, solution: Solution) -> Rollout:
+        """A real rollout without exploration noise: for the gradient and the returns, and for D."""
+        rollout = real_rollout(
+            self.family, solution, self.num_lanes, self.generators, num_threads=self.num_threads
         )
-        # line 9, now: the model that theta_hat is optimal for is the one before SLBO
-        env = VirtualEnv(learner.model, family, (1, num_lanes))
-        act = stochastic_actor(theta_hat, env.shape, family.horizon, generators)
-        with torch.no_grad():
-            model_rollout = collect(env, family, act, family.horizon, generators)
-        hat_rollout = _measure(family, theta_hat, num_lanes, generators, num_threads, state, reporter)
-    reporter.phase(f"{where}: SLBO", slbo.num_stages * (1 + slbo.num_iterations * virtual.num_policy_updates))
-    theta_star = slbo_adapt(  # lines 5-7
-        family, learner, solution, slbo, virtual, generators, num_threads=num_threads, reporter=reporter
-    )
-    star_rollout = _measure(family, theta_star, num_lanes, generators, num_threads, state, reporter)
+        self.state.learner.add(rollout)
+        self.state.real_samples += rollout.num_samples
+        report_unstable(rollout, self.reporter)
+        return rollout
 
-    gradient, cosine, fell_back = None, None, False
-    # lines 9-11
-    if theta_hat and model_rollout and hat_rollout and state.search.uses_gradient:
-        reporter.phase(f"{where}: task gradient", 1)
-        gradient = rollout_task_gradient(
+    def mean_return(self, rollout: Rollout) -> float:
+        """Undiscounted, per episode."""
+        return float(episode_returns(self.family, self.psi, rollout).mean())
+
+
+@dataclass(frozen=True)
+class _ZeroShot:
+    """theta_hat and what line 9 needs of it."""
+
+    theta_hat: Solution
+    model_rollout: Rollout
+    hat_rollout: Rollout
+
+
+def _train_on(task: _Task, estimate_gradient: Callable[..., TaskGradient]) -> Tensor | None:
+    """Lines 3-11 of Alg. 1; appends the record. The direction of the ascent (1, k), None if there is none."""
+    family, state, config = task.family, task.state, task.config
+    learner, virtual = state.learner, config.virtual
+    policy = make_policy(family, config)
+    solution = new_solution(learner.model, task.psi, policy, virtual, task.generators)  # line 3
+    zero = None if task.index == 0 else _zero_shot(task, solution)  # line 4
+    slbo = config.slbo if zero else replace(config.slbo, num_stages=config.num_first_stages)
+    num_steps = slbo.num_stages * (1 + slbo.num_iterations * virtual.num_policy_updates)
+    task.reporter.phase(f"{task.name}: SLBO", num_steps)
+    theta_star = slbo_adapt(  # lines 5-7
+        family,
+        learner,
+        zero.theta_hat if zero else solution,
+        slbo,
+        virtual,
+        task.generators,
+        num_threads=task.num_threads,
+        reporter=task.reporter,
+    )
+    star_rollout = task.measure(theta_star)
+    gradient = None
+    if zero and state.search.uses_gradient:  # lines 9-11
+        task.reporter.phase(f"{task.name}: task gradient", 1)
+        gradient = estimate_gradient(
             family,
-            theta_hat,
+            zero.theta_hat,
             theta_star,
-            model_rollout=model_rollout,
-            hat_rollout=hat_rollout,
+            model_rollout=zero.model_rollout,
+            hat_rollout=zero.hat_rollout,
             star_rollout=star_rollout,
             config=config.gradient,
         )
-        assert gradient.split_half_cosine is not None
-        cosine = float(gradient.split_half_cosine)
-        fell_back = not cosine > 0 or not bool(gradient.total.isfinite().all())
-        if fell_back:
-            reporter.event(
-                f"{where}: the halves of the data disagree about the task gradient (cosine {cosine:.2f}); "
-                "its implicit part is ignored"
-            )
-        reporter.advance(split_half_cosine=cosine)
-
-    def mean_return(rollout: Rollout | None) -> float | None:
-        return None if rollout is None else float(episode_returns(family, psi, rollout).mean())
-
-    record = TaskRecord(
-        index=index,
-        psi=[round(x, 6) for x in psi[0].tolist()],
-        return_model=mean_return(model_rollout),
-        return_hat=mean_return(hat_rollout),
-        return_star=float(episode_returns(family, psi, star_rollout).mean()),
-        gradient=None
-        if gradient is None
-        else {
-            name: getattr(gradient, name)[0].tolist() for name in ("optimal", "adapted", "implicit", "total")
-        },
-        split_half_cosine=cosine,
-        fell_back=fell_back,
-        real_samples=state.real_samples,
-        virtual_samples=state.virtual_samples,
+    direction, cosine, fell_back = _direction(task, gradient)
+    parts = ("optimal", "adapted", "implicit", "total")
+    state.records.append(
+        TaskRecord(
+            index=task.index,
+            psi=[round(x, 6) for x in task.psi[0].tolist()],
+            return_model=task.mean_return(zero.model_rollout) if zero else None,
+            return_hat=task.mean_return(zero.hat_rollout) if zero else None,
+            return_star=task.mean_return(star_rollout),
+            gradient={name: getattr(gradient, name)[0].tolist() for name in parts} if gradient else None,
+            split_half_cosine=cosine,
+            fell_back=fell_back,
+            solve_status=gradient.solve.status.item().name if gradient else None,
+            relative_residual=float(gradient.solve.relative_residual) if gradient else None,
+            real_samples=state.real_samples,
+            virtual_samples=state.virtual_samples,
+        )
     )
-    return gradient, record
+    return direction
 
 
-def _measure(
-    family: TaskFamily,
-    solution: Solution,
-    num_lanes: int,
-    generators: list[torch.Generator],
-    num_threads: int,
-    state: MetaState,
-    reporter: Reporter,
-) -> Rollout:
-    """A real rollout without exploration noise: for the gradient and the returns, and for D."""
-    rollout = real_rollout(family, solution, num_lanes, generators, num_threads=num_threads)
-    state.learner.add(rollout)
-    state.real_samples += rollout.num_samples
-    report_unstable(rollout, reporter)
-    return rollout
+def _zero_shot(task: _Task, solution: Solution) -> _ZeroShot:
+    """Line 4, and the rollouts of theta_hat that line 9 needs."""
+    family, config, learner = task.family, task.config, task.state.learner
+    task.reporter.phase(f"{task.name}: zero-shot", config.num_zero_shot * config.virtual.num_policy_updates)
+    theta_hat = virtual_training(
+        family,
+        learner.model,
+        solution,
+        config.num_zero_shot,
+        config.virtual,
+        task.generators,
+        learner=learner,
+        reporter=task.reporter,
+    )
+    # in the model as it is now: theta_hat is optimal for the one before SLBO
+    env = VirtualEnv(learner.model, family, (1, task.num_lanes))
+    act = stochastic_actor(theta_hat, env.shape, family.horizon, task.generators)
+    with torch.no_grad():
+        model_rollout = collect(env, family, act, family.horizon, task.generators)
+    task.state.virtual_samples += model_rollout.num_samples
+    return _ZeroShot(theta_hat, model_rollout, task.measure(theta_hat))
+
+
+def _direction(task: _Task, gradient: TaskGradient | None) -> tuple[Tensor | None, float | None, bool]:
+    """The direction to follow (1, k) or None, the agreement of the halves, and whether a part was ignored."""
+    if gradient is None or gradient.split_half_cosine is None:
+        return None, None, False
+    cosine = float(gradient.split_half_cosine)
+    task.reporter.advance(split_half_cosine=cosine)
+    if not gradient.solve.ok:
+        task.reporter.event(f"{task.name}: the solve with the Hessian: {gradient.solve.describe()}")
+    direction, fell_back = gradient.total, not cosine > 0 or not bool(gradient.total.isfinite().all())
+    if fell_back:
+        task.reporter.event(
+            f"{task.name}: the halves of the data disagree about the task gradient (cosine {cosine:.2f}); "
+            "its implicit part is ignored"
+        )
+        direction = gradient.optimal - gradient.adapted
+    if not bool(direction.isfinite().all()):  # e.g. an unstable simulation: nothing is known
+        task.reporter.event(f"{task.name}: the task gradient is not finite; the next task is drawn at random")
+        return None, cosine, fell_back
+    return direction, cosine, fell_back
 
 
 class _Counting:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -60,14 +62,21 @@ def run_jobs(jobs: Sequence[Job], num_workers: int, console: Console) -> list[An
 
 
 def _start_worker(messages: Any) -> None:
-    import signal
-
     import torch
 
     global _queue
     _queue = messages
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us ...
+    threading.Thread(target=_follow_parent, daemon=True).start()  # ... also when it was killed
     torch.set_num_threads(1)
+
+
+def _follow_parent() -> None:
+    """End this process with its parent, so that no orphan goes on writing into a run folder."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run(job: Job) -> Any:

@@ -83,8 +83,8 @@ def versions() -> dict[str, str]:
         )
         if commit.returncode == 0:
             found["commit"] = commit.stdout.strip()
-    except OSError:
-        found["commit"] = "unknown (git is not installed)"
+    except (OSError, subprocess.TimeoutExpired):
+        found["commit"] = "unknown (git did not answer)"
     return found
 
 
@@ -173,6 +173,9 @@ def _restore(state: MetaState, file: Path) -> None:
             for name in opened.keys():  # noqa: SIM118  (not a dict)
                 group, _, rest = name.partition(".")
                 groups.setdefault(group, {})[rest] = opened.get_tensor(name)
+        expected, found = state.learner.data[0].obs.dtype, groups["data"]["obs"].dtype
+        if expected != found:
+            raise ValueError(f"it holds {found} numbers, expected {expected}")
         state.learner.model.load_state_dict(groups["model"])
         state.learner.data[0].load_state_dict(groups["data"])
         moments: dict[int, dict[str, Tensor]] = {}
@@ -194,7 +197,7 @@ def _generators(state: MetaState) -> dict[str, torch.Generator]:
     return {
         "main": state.generator,
         "search": state.search_generator,
-        "learner": state.learner.generator,
+        "learner": state.learner.generators[0],
     }
 
 
@@ -208,5 +211,6 @@ def provenance(run: Run, **extra: Any) -> dict[str, Any]:
         "training_real_samples": run.state.real_samples,
         "training_virtual_samples": run.state.virtual_samples,
         "versions": versions(),
+        "training_versions": run.info.versions,
         **extra,
     }

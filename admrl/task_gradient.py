@@ -118,14 +118,16 @@ def importance_weighted_return(
         J = 1/(N T) sum_n sum_t gamma^t rho_t d_t,     rho_t = prod_{u<=t} pi_theta(a_u|s_u) / pi_old(a_u|s_u)
         d_t = r_psi(s_t, a_t, s_t+1) + gamma V(s_t+1) - V(s_t)
 
-    Its derivatives at theta_old are unbiased for those of the true return: the first is the policy gradient
-    (Eq. 4), the second the policy Hessian with all cross-time terms (Eq. 7 after causality), the mixed one
-    Eq. 6. V is any fixed function of the state: the sum telescopes, so V moves no derivative and only
-    removes variance. Without V, d_t = r_t.
+    Its derivatives at theta_old are unbiased for those of the return of T steps: the first is the policy
+    gradient (Eq. 4), the second the policy Hessian with all cross-time terms (Eq. 7 after causality), the mixed
+    one Eq. 6. V is any fixed function of the state, 0 after the last step: the sum telescopes, so V moves no
+    derivative and only removes variance. Without V, d_t = r_t.
+
+    Differs from the paper: the objective that trained theta_hat goes on after the time limit with V; this one
+    ends there, because V as a function of psi is not known and a constant V would bias the mixed derivative.
 
     Args:
-        value, next_value: (M, N, T), V at obs and at next_obs. The time limit then bootstraps with V, as the
-            objective that trained theta_hat does.
+        value, next_value: (M, N, T), V at obs and at next_obs.
     """
     mask = rollout.first_episode()
     num_steps = mask.shape[-1]
@@ -133,7 +135,8 @@ def importance_weighted_return(
     weight = torch.where(mask, discount, 0.0) / (mask.shape[1] * num_steps)
     correction: Tensor | float = 0.0
     if value is not None and next_value is not None:
-        correction = family.gamma * torch.where(rollout.terminated, 0.0, next_value) - value
+        ends = rollout.terminated | rollout.truncated
+        correction = family.gamma * torch.where(ends, 0.0, next_value) - value
 
     def eta(theta: Tensor, psi: Tensor) -> Tensor:
         log_ratio = policy.log_prob(theta, rollout.obs, rollout.act) - rollout.log_prob

@@ -86,6 +86,12 @@ class MetricsLog:
         self._reporter.event(message)
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that generators cannot take."""
+    if not 0 <= seed < 2**62:
+        raise ValueError(f"--seed: expected 0 to 2^62 - 1, got {seed}")
+
+
 def prepare_run(
     path: Path,
     *,
@@ -102,8 +108,7 @@ def prepare_run(
         ValueError: names the argument, what was expected, what came and the remedy.
         ImportError: the family's simulator is not installed.
     """
-    if seed < 0:
-        raise ValueError(f"--seed: expected 0 or more, got {seed}")
+    check_seed(seed)
     made = make(family, variant=variant)
     state = new_state(made, selector, config, seed)
     info = RunInfo(made.name, variant, selector, preset, seed, config, versions())

@@ -66,12 +66,13 @@ def fit_dynamics(
     optimizer: torch.optim.Optimizer,
     num_steps: int,
     config: FitConfig,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
 ) -> FitReport:
     """num_steps of Adam on minibatches of the data for fitting; changes the model in place.
 
     Args:
         data: one data set per model (K).
+        generators: one per model, so that a model's minibatches do not depend on the others.
 
     Raises:
         ValueError: not one data set per model, or one without a window of config.num_horizon steps.
@@ -79,7 +80,9 @@ def fit_dynamics(
     check_data(model, data, config, held_out=False)
     starts = [d.starts(config.num_horizon) for d in data]
     shape = (num_steps, model.num_members, config.batch_size)
-    picks = [s[torch.randint(len(s), shape, generator=generator)] for s in starts]  # K of (num_steps, E, B)
+    picks = [  # K of (num_steps, E, B)
+        s[torch.randint(len(s), shape, generator=g)] for s, g in zip(starts, generators, strict=True)
+    ]
     total = torch.zeros(model.num_models, dtype=model.weights[0].dtype)
     parameters = list(model.parameters())
     with torch.enable_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,7 @@ class ModelLearner:
     data: list[TransitionData]
     optimizer: torch.optim.Adam
     config: FitConfig
-    generator: torch.Generator
+    generators: list[torch.Generator]  # one per model
 
     @classmethod
     def make(
@@ -38,7 +39,7 @@ class ModelLearner:
         """A new model without data."""
         model = DynamicsEnsemble(family, dynamics, generator, dtype=dtype)
         data = TransitionData(family.obs_size, family.act_size, dtype)
-        return cls(model, [data], make_optimizer(model, fit), fit, generator)
+        return cls(model, [data], make_optimizer(model, fit), fit, [generator])
 
     def add(self, rollout: Rollout) -> None:
         """Add real transitions and update the normalisers with those for fitting.
@@ -46,11 +47,11 @@ class ModelLearner:
         One model takes the transitions of all tasks; K models take those of their own task.
         """
         if len(self.data) == 1:
-            rows = self.data[0].add(rollout, self.config.held_out, self.generator)
+            rows = self.data[0].add(rollout, self.config.held_out, self.generators[0])
             self.model.update_normalizers(self.data[0].obs[rows], self.data[0].next_obs[rows])
             return
         for k, data in enumerate(self.data):
-            rows = data.add(rollout.tasks(slice(k, k + 1)), self.config.held_out, self.generator)
+            rows = data.add(rollout.tasks(slice(k, k + 1)), self.config.held_out, self.generators[k])
             self._update_one(k, data.obs[rows], data.next_obs[rows])
 
     def _update_one(self, k: int, obs: Tensor, next_obs: Tensor) -> None:
@@ -64,14 +65,15 @@ class ModelLearner:
 
     def fit(self, num_steps: int) -> FitReport:
         """Optimise the model on the data (Alg. 2, line 3)."""
-        return fit_dynamics(self.model, self.data, self.optimizer, num_steps, self.config, self.generator)
+        return fit_dynamics(self.model, self.data, self.optimizer, num_steps, self.config, self.generators)
 
     def held_out_loss(self) -> Tensor:
         """(K, E); see `dynamics.fit.held_out_loss`."""
         return held_out_loss(self.model, self.data, self.config)
 
-    def fork(self, generator: torch.Generator, num_models: int = 1) -> ModelLearner:
-        """Independent copies of a single learner, each with all of its data and a fresh optimiser."""
+    def fork(self, generators: Sequence[torch.Generator]) -> ModelLearner:
+        """Independent copies of a single learner, one per generator, each with all data and a fresh optimiser."""
+        num_models = len(generators)
         model = self.model.clone() if num_models == 1 else self.model.repeat(num_models)
         data = [self.data[0].clone() for _ in range(num_models)]
-        return ModelLearner(model, data, make_optimizer(model, self.config), self.config, generator)
+        return ModelLearner(model, data, make_optimizer(model, self.config), self.config, list(generators))

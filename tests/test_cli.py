@@ -44,7 +44,7 @@ def test_help_has_a_sentence_for_every_option_and_needs_no_torch(command):
         (["train", "--preset", "lapto"], "did you mean 'laptop'"),
         (["train", "--variant", "papr"], "did you mean 'paper'"),
         (["train", "--sed", "3"], "--seed"),
-        (["train", "--seed", "-3"], "--seed: expected 0 or more, got -3"),
+        (["train", "--seed", "-3"], "--seed: expected 0 to 2^62 - 1, got -3"),
         (["train", "--config.num-tasks", "-3"], "config.num_tasks: expected 1 to 100000, got -3"),
         (["train", "--config.slbo.num-samples", "-200"], "config.slbo.num_samples: expected"),
         (["train", "--config.slbo.num-samples", "4001"], "nearest: 4000"),

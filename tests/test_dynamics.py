@@ -352,7 +352,8 @@ def test_windows_are_up_to_date_after_every_change():
 
 def fit(model, data, num_steps=20, seed=0, **changes):
     config = FitConfig(**{"batch_size": 16, "num_horizon": 2, **changes})
-    report = fit_dynamics(model, data, make_optimizer(model, config), num_steps, config, seeded(seed))
+    draws = [seeded(seed + k) for k in range(len(data))]
+    report = fit_dynamics(model, data, make_optimizer(model, config), num_steps, config, draws)
     return model, report
 
 
@@ -363,13 +364,12 @@ def parameters_of(model, k):
 def test_models_fitted_together_equal_each_alone(family):
     data = [random_data(1), random_data(2, num_lanes=9), random_data(3)]
     together, report = fit(different_models(family, 3), data)
-    draws = seeded()  # the picks of all models come from one generator, model after model
     config = FitConfig(batch_size=16, num_horizon=2)
     for k in range(3):
         alone = different_models(family, 3)
         single = make_model(family)
         single.load_state_dict({name: value[k : k + 1] for name, value in alone.state_dict().items()})
-        its_report = fit_dynamics(single, [data[k]], make_optimizer(single, config), 20, config, draws)
+        its_report = fit_dynamics(single, [data[k]], make_optimizer(single, config), 20, config, [seeded(k)])
         expected = parameters_of(single, 0)
         torch.testing.assert_close(parameters_of(together, k), expected, rtol=0, atol=1e-10)
         assert abs(float(its_report.loss[0] - report.loss[k])) < 1e-12
@@ -414,7 +414,7 @@ def test_each_members_gradient_is_clipped_on_its_own(family):
     norms = [math.sqrt(sum(float(g[0, e].square().sum()) for g in grads)) for e in range(3)]
     assert norms[0] > 10 and min(norms[1:]) < 1  # clipped together they would all shrink
     before = [p.detach().clone() for p in model.parameters()]
-    fit_dynamics(model, [data], torch.optim.SGD(model.parameters(), lr=1.0), 1, config, seeded(4))
+    fit_dynamics(model, [data], torch.optim.SGD(model.parameters(), lr=1.0), 1, config, [seeded(4)])
     for parameter, old, grad in zip(model.parameters(), before, grads, strict=True):
         for e in range(3):
             expected = old[0, e] - grad[0, e] * min(1.0, 1.0 / norms[e])
@@ -509,7 +509,7 @@ def test_forks_are_independent(family):
     learner.add(random_rollout())
     learner.fit(3)
     before = {name: value.clone() for name, value in learner.model.state_dict().items()}
-    for fork in (learner.fork(seeded(1)), learner.fork(seeded(1), num_models=3)):
+    for fork in (learner.fork([seeded(1)]), learner.fork([seeded(k) for k in range(3)])):
         assert fork.model.num_models == len(fork.data)
         for name, value in fork.model.state_dict().items():
             assert torch.equal(value[-1], before[name][0])
@@ -524,7 +524,7 @@ def test_forks_are_independent(family):
 def test_one_model_per_task_takes_its_own_transitions(family):
     learner = new_learner(family)
     learner.add(random_rollout())
-    fork = learner.fork(seeded(1), num_models=2)
+    fork = learner.fork([seeded(1), seeded(2)])
     rollout = random_rollout(2, 6, 20, seed=30)
     fork.add(rollout)
     for k in range(2):

@@ -91,6 +91,38 @@ def test_selection_is_corrected():
     assert abs(np.mean(corrected) - 50) < 4 * np.std(corrected) / 200**0.5
 
 
+def test_the_true_worst_case_lies_between_plain_and_corrected():
+    """Unequal gaps from 0 to 60 under noise: the plain worst case is too large, the corrected one too small."""
+    generator = np.random.default_rng(0)
+    truth = np.linspace(0, 60, 16)
+    plain, corrected = [], []
+    for _ in range(300):
+        episodes = 100 - truth[None, :, None, None] + 20 * generator.standard_normal((4, 16, 1, 1))
+        table = toy_table(
+            episode_return=episodes,
+            optimal_return=np.full(16, 100.0),
+            psi=np.zeros((16, 2)),
+            grid_shape=(4, 4),
+        )
+        plain.append(table.worst().gap)
+        corrected.append(table.worst().corrected)
+    assert np.mean(corrected) < 60 < np.mean(plain)
+
+
+def test_a_policy_that_broke_down_is_neither_the_reference_nor_hidden():
+    bad, good = np.array([[[9.0, 9.0], [np.nan, 9.0]]]), np.array([[[5.0, 5.0], [5.0, 5.0]]])
+    value, source = best_known_returns({"bad": bad, "good": good})
+    np.testing.assert_allclose(value, [9.0, 5.0])
+    assert source[1] == "good"
+    episodes = toy_table().episode_return.copy()
+    episodes[0, 2, 0, 0] = np.nan
+    broken = toy_table(episode_return=episodes)
+    assert broken.num_missing() == 1
+    assert broken.worst().task != 2 and not math.isnan(broken.worst().corrected)
+    with pytest.raises(ValueError, match="no task has a gap"):
+        toy_table(optimal_return=np.full(4, np.nan)).worst()
+
+
 def test_one_policy_seed_has_no_error_bar():
     table = toy_table(episode_return=toy_table().episode_return[:1])
     assert math.isnan(table.worst().corrected) and np.isnan(table.standard_error()).all()
@@ -211,10 +243,19 @@ def test_cells_do_not_depend_on_the_batch(run):
 def test_scoring_gives_every_method_the_same_start_states(run):
     family, model = run.family, run.state.learner.model
     psi = family.box.grid((2, 1))
-    one = new_solution(model, psi, run.policy, run.info.config.virtual, task_generators(0, 1, 2))
-    scores = [score(family, one, 6, seed=0, num_tasks=2) for _ in range(2)]
+    generators = task_generators(0, 1, family.box.to_unit(psi))
+    one = new_solution(model, psi, run.policy, run.info.config.virtual, generators)
+    scores = [score(family, one, 6, seed=0) for _ in range(2)]
     np.testing.assert_array_equal(*scores)
-    assert not np.array_equal(scores[0], score(family, one, 6, seed=1, num_tasks=2))
+    assert not np.array_equal(scores[0], score(family, one, 6, seed=1))
+
+
+def test_a_task_has_the_same_generators_in_every_grid(run):
+    box = run.family.box
+    corners, fine = box.to_unit(box.grid((2, 2))), box.to_unit(box.grid((3, 3)))
+    first = task_generators(0, 1, corners)[1].get_state()
+    assert torch.equal(first, task_generators(0, 1, fine)[2].get_state())
+    assert not torch.equal(first, task_generators(0, 1, fine)[1].get_state())
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,6 @@ def sampled(family, theta, num_lanes, seed, *, with_value, num_steps=40):
             return -3.0 * (obs[..., :2] + 0.25 * obs[..., 2:] - PSI[0]).square().sum(-1)
 
         value, next_value = v(rollout.obs), v(rollout.next_obs)
-        next_value = torch.where(rollout.truncated, 0.0, next_value)  # a finite episode has no value beyond
     return importance_weighted_return(family, policy, rollout, value, next_value)
 
 

@@ -90,18 +90,22 @@ def test_slbo_with_one_model_per_task_keeps_tasks_independent():
     base, policy = learner_with_data(family, num_members=1)
     psi = torch.tensor([[0.5, 0.5], [-1.0, 0.2]], dtype=torch.float64)
     slbo = SlboConfig(num_stages=1, num_iterations=1, num_samples=300)
+    config = replace(CONFIG, num_model_steps=10)
 
     def adapt(rows):
         generators = [generators_for(2)[m] for m in rows]
-        learner = base.fork(torch.Generator().manual_seed(0), num_models=len(rows))
-        start = new_solution(learner.model, psi[rows], policy, CONFIG, generators)
-        return slbo_adapt(family, learner, start, slbo, CONFIG, generators), learner
+        learner = base.fork([torch.Generator().manual_seed(m) for m in rows])
+        start = new_solution(learner.model, psi[rows], policy, config, generators)
+        return slbo_adapt(family, learner, start, slbo, config, generators), learner
 
     both, both_learner = adapt([0, 1])
-    first, first_learner = adapt([0])
-    assert len(both_learner.data[0]) == len(base.data[0]) + 300 == len(first_learner.data[0])
-    assert torch.equal(both_learner.data[0].obs, first_learner.data[0].obs)
-    torch.testing.assert_close(both.theta[0], first.theta[0], rtol=0, atol=1e-9)
+    for m in (0, 1):
+        alone, learner = adapt([m])
+        assert len(both_learner.data[m]) == len(base.data[0]) + 300 == len(learner.data[0])
+        torch.testing.assert_close(both_learner.data[m].obs, learner.data[0].obs, rtol=0, atol=1e-12)
+        torch.testing.assert_close(both.theta[m], alone.theta[0], rtol=0, atol=1e-6)
+        weights = both_learner.model.weights[0][m], learner.model.weights[0][0]
+        torch.testing.assert_close(*weights, rtol=0, atol=1e-9)
     assert not torch.equal(both_learner.data[0].obs, both_learner.data[1].obs)
 
 

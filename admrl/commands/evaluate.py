@@ -18,6 +18,7 @@ from admrl.evaluate_runs import check_runs, gap_tables, reference_job, zero_shot
 from admrl.evaluation import GapTable
 from admrl.parallel import Job, run_jobs
 from admrl.run_store import GAPS, Run, load_run
+from admrl.train_run import check_seed
 
 if TYPE_CHECKING:
     from admrl.cli import Evaluate
@@ -31,8 +32,7 @@ def prepare(command: Evaluate) -> tuple[list[Run], Tensor]:
     """
     if command.num_workers < 1:
         raise ValueError(f"--num-workers: expected 1 or more, got {command.num_workers}")
-    if command.seed < 0:
-        raise ValueError(f"--seed: expected 0 or more, got {command.seed}")
+    check_seed(command.seed)
     runs = [load_run(path) for path in command.runs]
     for run in runs:
         if not run.finished:
@@ -45,7 +45,7 @@ def prepare(command: Evaluate) -> tuple[list[Run], Tensor]:
 
 def execute(command: Evaluate, runs: list[Run], psi: Tensor) -> None:
     """Evaluate, print a table, write gaps.json into every run folder."""
-    console = Console()
+    console = Console(markup=False)
     tables = evaluate_in_parallel(
         runs, psi, command.grid, command.config, command.seed, command.num_workers, console
     )
@@ -68,7 +68,7 @@ def evaluate_in_parallel(
     jobs, updates = [], runs[0].info.config.virtual.num_policy_updates
     if config.num_reference_stages:
         stage = 1 + math.ceil(config.num_reference_updates / updates) * updates
-        steps = math.ceil(config.num_updates / updates) * updates + config.num_reference_stages * stage
+        steps = config.num_updates + config.num_reference_stages * stage
         paths = [run.path for run in runs]
         jobs.append(Job("reference A*", reference_job, (paths, tasks, config, seed), steps))
     jobs += [
@@ -76,7 +76,7 @@ def evaluate_in_parallel(
             f"A_0 of {run.path.name}",
             zero_shot_job,
             (run.path, tasks, config, seed),
-            math.ceil(config.num_updates / updates) * updates,
+            config.num_updates,
         )
         for run in runs
     ]
@@ -101,6 +101,10 @@ def print_tables(tables: Sequence[GapTable], console: Console) -> None:
     for column in ("method", "worst gap", "at", "corrected", "mean gap", "A_0", "real", "virtual"):
         shown.add_column(column, justify="left" if column in ("method", "at") else "right", no_wrap=True)
     for table in tables:
+        if table.num_missing():
+            console.print(
+                f"{table.method}: {table.num_missing()} tasks have no gap (a simulation broke down)"
+            )
         worst, (mean, error) = table.worst(), table.average()
         shown.add_row(
             table.method,
@@ -116,8 +120,8 @@ def print_tables(tables: Sequence[GapTable], console: Console) -> None:
     # a task's A* may come from two policies, half from each
     halves = Counter(part for source in first.optimal_source for part in (source.split(" / ") * 2)[:2])
     console.print(
-        "± is the standard error over policy seeds; corrected: the worst task is chosen on one half of the seeds, "
-        "its gap measured on the other; at: "
+        "± is the standard error over policy seeds; corrected: the worst task is chosen on one half of the seeds "
+        "and its gap measured on the other (worst gap is too large, corrected too small); at: "
         + ", ".join(first.task_names)
         + "; A_0: mean return; real, virtual: training samples. "
         f"A* averages {first.optimal_return.mean():.0f}, best from: "

@@ -24,6 +24,8 @@ def execute(command: Heatmap) -> None:
         raise ValueError("RUNS: expected at least one run folder, got none")
     if command.out.suffix not in FORMATS:
         raise ValueError(f"--out: expected a file ending in {', '.join(FORMATS)}, got {command.out}")
+    if command.out.is_dir():
+        raise ValueError(f"--out: {command.out} is a folder; name a file")
     if not command.out.parent.is_dir():
         raise ValueError(f"--out: the folder {command.out.parent} does not exist; make it first")
     tables = []

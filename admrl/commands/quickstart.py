@@ -53,7 +53,7 @@ def prepare(command: Quickstart) -> list[Run]:
 def execute(command: Quickstart, runs: list[Run]) -> None:
     """Train both, evaluate both, print the table, draw the figure."""
     try:
-        _run(command, runs, Console())
+        _run(command, runs, Console(markup=False))
     except KeyboardInterrupt:
         folders = " ".join(str(run.path) for run in runs)
         raise KeyboardInterrupt(
