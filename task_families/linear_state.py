@@ -5,10 +5,10 @@
 
 Differs from the paper:
 1. The paper prints no control cost; the released code has one, of the action clipped to [-1, 1].
-2. The paper does not say what the state is normalised by. The released code ships mean and std of an unpublished
-   data set (``PUBLISHED``; variants ``released`` and ``paper``). ``variant="computed"`` has those of a random
-   policy, which `random_policy_statistics` recomputes from the seed (``COMPUTED``). The published
-   standard deviations are 1.1 to 2 times larger, so their data was not that of such a policy.
+2. The paper normalises by the states of a random policy: variants ``paper`` and ``computed`` (the released reward
+   with these statistics) use ``COMPUTED``, which `random_policy_statistics` recomputes from its seed. The released
+   code ships other statistics (``PUBLISHED``; variant ``released``): their standard deviations are 1.1 to 2 times
+   larger, so their data was not that of such a policy.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class CheetahHighdim(MujocoFamily):
         ones = torch.ones(18)
         self.box = TaskBox(-ones, ones, names=tuple(f"weight of {name}" for name in NAMES), units=("1",) * 18)
         self.first_psi = 0.3 * ones
-        self.statistics = COMPUTED if variant == "computed" else PUBLISHED
+        self.statistics = PUBLISHED if variant == "released" else COMPUTED
         self._mean = torch.tensor(self.statistics.mean, dtype=torch.float64)
         self._std = torch.tensor(self.statistics.std, dtype=torch.float64)
         self._control_cost = 0.0 if variant == "paper" else self.control_cost
