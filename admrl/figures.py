@@ -121,7 +121,9 @@ def _write_cells(
         near = visited[np.abs(visited[:, 0] - x) < 0.35]
         room = [np.abs(near[:, 1] - (y + shift)).min(initial=1.0) for shift in TEXT_SHIFTS]
         shift = TEXT_SHIFTS[next((i for i, r in enumerate(room) if r > 0.32), int(np.argmax(room)))]
-        axis.text(x, y + shift + 0.09, f"{round(float(value))}", ha="center", va="center", color=colour, fontsize=10)
+        axis.text(
+            x, y + shift + 0.09, f"{round(float(value))}", ha="center", va="center", color=colour, fontsize=10
+        )
         if np.isfinite(error[x, y]):
             text = f"± {error[x, y]:.0f}"
             axis.text(x, y + shift - 0.1, text, ha="center", va="center", color=colour, fontsize=7)
