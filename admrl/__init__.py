@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from admrl.evaluate_runs import evaluate_gaps
     from admrl.evaluation import GapTable, reference_returns, zero_shot_returns
     from admrl.figures import plot_gap_heatmap
+    from admrl.gradient import TaskGradient, gap_gradient, task_gradient
     from admrl.meta_training import MetaState, meta_train, new_state
     from admrl.run_store import load_run
-    from admrl.task_gradient import TaskGradient, importance_weighted_return, task_gradient
 
 _EXPORTS = {
     "meta_train": "meta_training",
@@ -22,9 +22,9 @@ _EXPORTS = {
     "MetaState": "meta_training",
     "zero_shot": "adaptation",
     "slbo_adapt": "adaptation",
-    "task_gradient": "task_gradient",
-    "TaskGradient": "task_gradient",
-    "importance_weighted_return": "task_gradient",
+    "task_gradient": "gradient",
+    "gap_gradient": "gradient",
+    "TaskGradient": "gradient",
     "evaluate_gaps": "evaluate_runs",
     "GapTable": "evaluation",
     "zero_shot_returns": "evaluation",

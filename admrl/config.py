@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dynamics.config import DynamicsConfig, FitConfig
 from policy_opt.config import TrpoConfig, ValueConfig
 
 SELECTORS = ("adversarial", "uniform", "gaussian")
+Estimator = Literal["reinforce", "per_step", "causal", "pathwise", "mixed", "fisher", "resolve"]
+ESTIMATOR_NAMES: tuple[str, ...] = get_args(Estimator)
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,42 @@ class SlboConfig:
 
 
 @dataclass(frozen=True)
+class ResolveConfig:
+    """Policies that are solved again at psi +- radius; see `admrl.gradient.resolve`."""
+
+    num_updates: int = field(default=5, metadata={"range": (1, 100_000)})
+    """TRPO updates from theta_hat."""
+    radius: float = field(default=0.5, metadata={"range": (1e-6, 2)})
+    """Distance of the two tasks from psi in unit-box coordinates (the box is 2 wide), before projection."""
+    num_replicates: int = field(default=4, metadata={"range": (2, 1000)})
+    """R, repetitions with other noise; half of them make each half of the data."""
+    num_directions: int = field(default=3, metadata={"range": (1, 1000)})
+    """Directions per replicate: the axes if k is not larger, else random ones."""
+    num_episodes: int = field(default=2, metadata={"range": (2, 100_000)})
+    """Real episodes of each of the R x directions x 2 policies."""
+    num_virtual_episodes: int = field(default=20, metadata={"range": (1, 100_000)})
+    """Episodes of each policy in each member of the updated model, for the control variate."""
+
+
+@dataclass(frozen=True)
 class TaskGradientConfig:
     """The gradient of the sub-optimality gap, AdMRL Eq. 2."""
 
+    estimator: Estimator = "resolve"
+    """How the implicit part is estimated; see docs/task_gradient.md."""
     num_samples: int = field(default=10_000, metadata={"range": (1, 10_000_000)})
     """Steps of each of the three rollouts (two real, one virtual); at least two episodes for each ensemble member."""
     max_steps: int = field(default=50, metadata={"range": (1, 10_000)})
     """Krylov steps of the solve with the Hessian."""
     damping: float = field(default=0.01, metadata={"range": (0, 1e6)})
     """Added to A'A, relative to |A|^2, so that it depends neither on the reward's scale nor on p."""
+    smoothing: float = field(default=0.2, metadata={"range": (0, 10)})
+    """pathwise, mixed: width of the rounding of |x|, relative to the root mean square of x; 0: none."""
+    horizon: int | None = field(default=None, metadata={"range": (1, 1_000_000)})
+    """pathwise, mixed: steps that are differentiated through, then the value function; None: all."""
+    polish_steps: int = field(default=5, metadata={"range": (0, 10_000)})
+    """pathwise, mixed: natural-gradient steps at fixed noise that bring theta_hat closer to a stationary point."""
+    resolve: ResolveConfig = ResolveConfig()
 
 
 @dataclass(frozen=True)
@@ -231,6 +260,8 @@ def _is_instance(value: Any, hint: Any) -> bool:
     origin = get_origin(hint)
     if origin is UnionType:
         return any(_is_instance(value, part) for part in get_args(hint))
+    if origin is Literal:
+        return value in get_args(hint)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:

@@ -36,10 +36,11 @@ from admrl.adaptation import (
     slbo_adapt,
 )
 from admrl.config import MetaTrainConfig, check_config, check_sample_counts
+from admrl.gradient import TaskGradient, task_gradient
 from admrl.reporting import Reporter, Silent
 from admrl.search import TaskSearch, make_search
-from admrl.task_gradient import TaskGradient, rollout_task_gradient
 from admrl.virtual_training import new_solution, stochastic_actor, virtual_training
+from dynamics.ensemble import DynamicsEnsemble
 from dynamics.learner import ModelLearner
 from dynamics.virtual_env import VirtualEnv
 from policy_opt.gaussian_policy import GaussianPolicy
@@ -59,7 +60,7 @@ class TaskRecord:
     gradient: dict[str, list[float]] | None  # parts of Eq. 2 and their total
     split_half_cosine: float | None
     fell_back: bool  # the step ignored the implicit part
-    solve_status: str | None  # of the solve with the Hessian
+    solve_status: str | None  # of the solve with the Hessian, if the estimator has one
     relative_residual: float | None
     real_samples: int  # since the start of the run
     virtual_samples: int
@@ -129,7 +130,7 @@ def meta_train(
     num_threads: int = 1,
     reporter: Reporter | None = None,
     on_task: Callable[[MetaState], None] | None = None,
-    estimate_gradient: Callable[..., TaskGradient] = rollout_task_gradient,
+    estimate_gradient: Callable[..., TaskGradient] = task_gradient,
 ) -> MetaState:
     """Run Alg. 1 until the state has seen config.num_tasks tasks.
 
@@ -137,7 +138,7 @@ def meta_train(
         state: `new_state`, or one that was restored from a checkpoint.
         num_threads: of the simulator (results do not depend on it).
         on_task: called after every task, e.g. to save a checkpoint.
-        estimate_gradient: the estimator of lines 9-11, called like `rollout_task_gradient`.
+        estimate_gradient: the estimator of lines 9-11, called like `task_gradient`.
     """
     counter = _Counting(reporter or Silent(), state)
     while len(state.records) < config.num_tasks:  # Alg. 1, line 2
@@ -171,10 +172,14 @@ class _Task:
         rollout = real_rollout(
             self.family, solution, self.num_lanes, self.generators, num_threads=self.num_threads
         )
+        self.keep(rollout)
+        return rollout
+
+    def keep(self, rollout: Rollout) -> None:
+        """Real samples are counted and join D."""
         self.state.learner.add(rollout)
         self.state.real_samples += rollout.num_samples
         report_unstable(rollout, self.reporter)
-        return rollout
 
     def mean_return(self, rollout: Rollout) -> float:
         """Undiscounted, per episode."""
@@ -186,6 +191,7 @@ class _ZeroShot:
     """theta_hat and what line 9 needs of it."""
 
     theta_hat: Solution
+    model: DynamicsEnsemble  # that trained it, as it was before SLBO
     model_rollout: Rollout
     hat_rollout: Rollout
 
@@ -218,13 +224,21 @@ def _train_on(task: _Task, estimate_gradient: Callable[..., TaskGradient]) -> Te
             family,
             zero.theta_hat,
             theta_star,
-            model_rollout=zero.model_rollout,
-            hat_rollout=zero.hat_rollout,
-            star_rollout=star_rollout,
+            hat_in_model=zero.model_rollout,
+            hat_in_simulator=zero.hat_rollout,
+            star_in_simulator=star_rollout,
+            model=zero.model,
+            updated_model=learner.model,
             config=config.gradient,
+            virtual=virtual,
+            generators=task.generators,
+            on_real=task.keep,
+            num_threads=task.num_threads,
         )
+        state.virtual_samples += gradient.virtual_samples
     direction, cosine, fell_back = _direction(task, gradient)
     parts = ("optimal", "adapted", "implicit", "total")
+    solve = gradient.solve if gradient else None
     state.records.append(
         TaskRecord(
             index=task.index,
@@ -235,8 +249,8 @@ def _train_on(task: _Task, estimate_gradient: Callable[..., TaskGradient]) -> Te
             gradient={name: getattr(gradient, name)[0].tolist() for name in parts} if gradient else None,
             split_half_cosine=cosine,
             fell_back=fell_back,
-            solve_status=gradient.solve.status.item().name if gradient else None,
-            relative_residual=float(gradient.solve.relative_residual) if gradient else None,
+            solve_status=solve.status.item().name if solve else None,
+            relative_residual=float(solve.relative_residual) if solve else None,
             real_samples=state.real_samples,
             virtual_samples=state.virtual_samples,
         )
@@ -264,7 +278,7 @@ def _zero_shot(task: _Task, solution: Solution) -> _ZeroShot:
     with torch.no_grad():
         model_rollout = collect(env, family, act, family.horizon, task.generators)
     task.state.virtual_samples += model_rollout.num_samples
-    return _ZeroShot(theta_hat, model_rollout, task.measure(theta_hat))
+    return _ZeroShot(theta_hat, learner.model.clone(), model_rollout, task.measure(theta_hat))
 
 
 def _direction(task: _Task, gradient: TaskGradient | None) -> tuple[Tensor | None, float | None, bool]:
@@ -273,7 +287,7 @@ def _direction(task: _Task, gradient: TaskGradient | None) -> tuple[Tensor | Non
         return None, None, False
     cosine = float(gradient.split_half_cosine)
     task.reporter.advance(split_half_cosine=cosine)
-    if not gradient.solve.ok:
+    if gradient.solve is not None and not gradient.solve.ok:
         task.reporter.event(f"{task.name}: the solve with the Hessian: {gradient.solve.describe()}")
     direction, fell_back = gradient.total, not cosine > 0 or not bool(gradient.total.isfinite().all())
     if fell_back:

@@ -15,9 +15,9 @@ from admrl.config import (
     TaskGradientConfig,
     VirtualTrainingConfig,
 )
+from admrl.gradient import gap_gradient
 from admrl.meta_training import meta_train, new_state
 from admrl.run_store import RunInfo, create_run, load_run, read_info, save_state
-from admrl.task_gradient import task_gradient
 from task_families import make
 from task_families.linear_quadratic import AffineDynamics
 
@@ -65,7 +65,7 @@ def exact_estimator(family, state):
 
             return function
 
-        gradient = task_gradient(
+        gradient = gap_gradient(
             eta_model=eta(model),
             eta_star=eta(None),
             eta_star_at_optimum=eta(None),
@@ -74,7 +74,7 @@ def exact_estimator(family, state):
             psi=psi,
             config=TaskGradientConfig(damping=0.0, max_steps=40),
         )
-        return replace(gradient, split_half_cosine=torch.ones(1))
+        return replace(gradient, halves=(gradient.total, gradient.total))
 
     return estimate
 

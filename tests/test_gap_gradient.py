@@ -1,12 +1,11 @@
-"""The task gradient against the closed forms of the linear-quadratic family."""
+"""Eq. 2 with exact expectations against the closed forms of the linear-quadratic family."""
 
 import pytest
 import torch
 
 from admrl.config import TaskGradientConfig
-from admrl.task_gradient import importance_weighted_return, task_gradient
-from policy_opt import GaussianPolicy, hvp
-from task_families import collect, make, spawn_generators
+from admrl.gradient import gap_gradient
+from task_families import make
 from task_families.linear_quadratic import AffineDynamics
 
 SIGMA = 0.3
@@ -45,7 +44,7 @@ def returns(family, dynamics=None):
 
 
 def exact_gradient(family, model, psi):
-    return task_gradient(
+    return gap_gradient(
         eta_model=returns(family, model),
         eta_star=returns(family),
         eta_star_at_optimum=returns(family),
@@ -104,7 +103,7 @@ def test_adjoint_solve_equals_the_k_column_form(family, model):
 def test_damping_shrinks_the_implicit_part(family, model):
     heavy = TaskGradientConfig(damping=100.0, max_steps=40)
     psi = PSI[:1]
-    damped = task_gradient(
+    damped = gap_gradient(
         eta_model=returns(family, model),
         eta_star=returns(family),
         eta_star_at_optimum=returns(family),
@@ -116,89 +115,3 @@ def test_damping_shrinks_the_implicit_part(family, model):
     free = exact_gradient(family, model, psi)
     assert float(damped.implicit.norm()) < 0.1 * float(free.implicit.norm())
     torch.testing.assert_close(damped.optimal, free.optimal)
-
-
-# -- the sampled return -----------------------------------------------------------------------------------
-
-
-def sampled(family, theta, num_lanes, seed, *, with_value, num_steps=40):
-    """A rollout of the affine policy and its importance-weighted return (per step).
-
-    The value function is crude (distance to the target of PSI[0]): any function of the state will do.
-    """
-    policy = GaussianPolicy(4, 2, hidden_sizes=(), fixed_log_std=torch.tensor(SIGMA).log().item())
-    generators = spawn_generators(torch.Generator().manual_seed(seed), 1)
-    noise = torch.randn(num_steps, 1, num_lanes, 2, generator=generators[0], dtype=torch.float64)
-    simulator = family.make_simulator((1, num_lanes), dtype=torch.float64)
-    rollout = collect(
-        simulator, family, lambda t, obs: policy.sample(theta, obs, noise[t]), num_steps, generators
-    )
-    value = next_value = None
-    if with_value:
-
-        def v(obs):
-            return -3.0 * (obs[..., :2] + 0.25 * obs[..., 2:] - PSI[0]).square().sum(-1)
-
-        value, next_value = v(rollout.obs), v(rollout.next_obs)
-    return importance_weighted_return(family, policy, rollout, value, next_value)
-
-
-def derivatives(eta, theta, psi, direction):
-    """Policy gradient, Hessian-vector product and mixed derivative of a scalar return at (theta, psi)."""
-    t, p = theta.clone().requires_grad_(), psi.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(eta(t, p).sum(), t, create_graph=True)
-    (mixed,) = torch.autograd.grad((gradient * direction).sum(), p)
-    curvature = hvp(lambda x: eta(x, psi).sum(), theta, direction)
-    return torch.cat([gradient.detach().flatten(), curvature.flatten(), mixed.flatten()])
-
-
-@pytest.mark.parametrize("with_value", [False, True])
-def test_sampled_derivatives_are_unbiased(family, with_value):
-    """Eq. 4, 7 and 6 from samples: mean over independent batches within 4 standard errors of the exact."""
-    num_steps, num_batches = 40, 60
-    psi = PSI[:1]
-    theta = 0.7 * family.theta_star(psi[0])[None]
-    direction = torch.linspace(-1, 1, 10, dtype=torch.float64)[None]
-
-    def exact(t, p):
-        return torch.stack([family.eta(t[0], p[0], sigma=SIGMA, num_steps=num_steps)]) / num_steps
-
-    truth = derivatives(exact, theta, psi, direction)
-    draws = torch.stack(
-        [
-            derivatives(
-                sampled(family, theta, 400, seed, with_value=with_value, num_steps=num_steps),
-                theta,
-                psi,
-                direction,
-            )
-            for seed in range(num_batches)
-        ]
-    )
-    error = draws.std(0) / num_batches**0.5
-    assert bool(((draws.mean(0) - truth).abs() < 4 * error).all())
-    # the test can fail: the error bars are small against what is measured
-    assert float(error.norm() / truth.norm()) < 0.5
-
-
-def test_a_value_function_removes_variance(family):
-    psi, theta = PSI[:1], family.theta_star(PSI[0])[None]
-    direction = torch.ones(1, 10, dtype=torch.float64)
-
-    def spread(with_value):
-        draws = [
-            derivatives(sampled(family, theta, 100, seed, with_value=with_value), theta, psi, direction)[:20]
-            for seed in range(12)
-        ]
-        return torch.stack(draws).std(0).norm()
-
-    assert float(spread(True)) < 0.5 * float(spread(False))
-
-
-def test_the_return_itself_is_right(family):
-    psi, theta = PSI[:1], family.theta_star(PSI[0])[None]
-    values = torch.stack(
-        [sampled(family, theta, 200, seed, with_value=False)(theta, psi)[0] for seed in range(20)]
-    )
-    exact = family.eta(theta[0], psi[0], sigma=SIGMA, num_steps=40) / 40
-    assert float(abs(values.mean() - exact)) < 4 * float(values.std() / 20**0.5)

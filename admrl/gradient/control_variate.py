@@ -1,0 +1,131 @@
+"""Real returns with the learned model as control variate: fewer real samples for the same error.
+
+The post-SLBO model has seen the states that theta_hat and theta* visit, and often predicts the return of each real
+episode from its start state and its action noise. With X the quantity in a real episode, Y the same in the model from
+the same start and the same noise (mean over the members), and Y' in many further model episodes,
+
+    E X  =  mean(X - beta Y) + beta mean(Y'),     beta = cov(X, Y) / var(Y)
+
+is unbiased whatever the model is worth, because beta comes from the other half of the episodes; a useless model has
+beta near 0 and leaves the plain mean. The variance falls by the factor 1 - correlation^2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from admrl.adaptation import Solution
+from admrl.gradient.score_function import discounts, reward_and_slopes
+from admrl.virtual_training import stochastic_actor
+from dynamics.ensemble import DynamicsEnsemble
+from dynamics.virtual_env import VirtualEnv
+from task_families.family import TaskFamily
+from task_families.rollout import Rollout, collect
+
+
+def lane_statistics(family: TaskFamily, psi: Tensor, rollout: Rollout) -> Tensor:
+    """Discounted return and its k derivatives in psi of every first episode, per step: (M, N, 1 + k)."""
+
+    def reward(point: Tensor) -> Tensor:
+        return family.reward(point[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
+
+    mask, psi = rollout.first_episode(), psi.to(rollout.obs)
+    weights = discounts(family, mask.shape[-1], rollout.obs)
+    channels = reward_and_slopes(reward, psi)
+    return torch.stack([(torch.where(mask, c, 0.0) * weights).sum(-1) for c in channels], dim=-1)
+
+
+@torch.no_grad()
+def replay(
+    family: TaskFamily, model: DynamicsEnsemble, solution: Solution, rollout: Rollout, psi: Tensor
+) -> Tensor:
+    """`lane_statistics` of the rollout's episodes in the model, mean over its members: (M, N, 1 + k).
+
+    Args:
+        rollout: real, of the solution's policies.
+        psi: (M, k) whose reward counts.
+    """
+    policy, theta, (num_tasks, num_lanes, num_steps) = solution.policy, solution.theta, rollout.log_prob.shape
+    members = model.num_members
+    sigma = policy.log_std(theta).exp()[:, None, None]
+    noise = ((rollout.act - policy.mean(theta, rollout.obs)) / sigma).repeat(1, members, 1, 1)
+    env = VirtualEnv(
+        model, family, (num_tasks, num_lanes * members)
+    )  # member e has the lanes e N ... e N + N - 1
+    starts = rollout.obs[:, :, 0].repeat(1, members, 1)
+    obs = env.reset(torch.ones(env.shape, dtype=torch.bool), starts.flatten(0, 1))
+    steps = []
+    for t in range(num_steps):
+        act, log_prob = policy.sample(theta, obs, noise[:, :, t])
+        next_obs = env.step(act)
+        steps.append((obs, act, next_obs, log_prob, family.terminated(next_obs)))
+        obs = next_obs
+    obs, act, next_obs, log_prob, ends = (torch.stack(column, dim=2) for column in zip(*steps, strict=True))
+    episodes = Rollout(obs, act, next_obs, log_prob, ends, torch.zeros_like(ends))
+    return lane_statistics(family, psi, episodes).unflatten(1, (members, num_lanes)).mean(1)
+
+
+@torch.no_grad()
+def virtual_mean(
+    family: TaskFamily,
+    model: DynamicsEnsemble,
+    solution: Solution,
+    psi: Tensor,
+    num_lanes: int,
+    generators: Sequence[torch.Generator],
+) -> Tensor:
+    """Mean of `lane_statistics` over fresh episodes in the model: (M, 1 + k)."""
+    shape = (len(solution.theta), num_lanes)
+    actor = stochastic_actor(solution, shape, family.horizon, generators)
+    rollout = collect(VirtualEnv(model, family, shape), family, actor, family.horizon, generators)
+    return lane_statistics(family, psi, rollout).mean(1)
+
+
+@dataclass(frozen=True)
+class Controlled:
+    """E X (G, q) from even and from odd episodes, and the standard error of their mean."""
+
+    halves: tuple[Tensor, Tensor]
+    error: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """(G, q)"""
+        return (self.halves[0] + self.halves[1]) / 2
+
+
+def controlled_means(
+    real: Tensor, replayed: Tensor | None, virtual: Tensor | None, *, shared: int = 1
+) -> Controlled:
+    """E X, with the beta of each half of the episodes from the other half; the plain mean without a model.
+
+    Args:
+        real, replayed: (G, N, q): X and Y of N episodes.
+        virtual: (G, q), mean of Y'; its own error is not counted.
+        shared: so many consecutive rows share one beta (policies that resemble each other).
+    """
+    even, odd = slice(0, None, 2), slice(1, None, 2)
+    if replayed is None or virtual is None:
+        rest = real
+        halves = real[:, even].mean(1), real[:, odd].mean(1)
+    else:
+        beta_even = _slope(real[:, odd], replayed[:, odd], shared)
+        beta_odd = _slope(real[:, even], replayed[:, even], shared)
+        rest = torch.empty_like(real)
+        for half, beta in ((even, beta_even), (odd, beta_odd)):
+            rest[:, half] = real[:, half] - beta * (replayed[:, half] - virtual[:, None])
+        halves = rest[:, even].mean(1), rest[:, odd].mean(1)
+    return Controlled(halves, rest.std(1) / rest.shape[1] ** 0.5)
+
+
+def _slope(x: Tensor, y: Tensor, shared: int) -> Tensor:
+    """cov(X, Y) / var(Y) within rows, pooled over `shared` of them: (G, N, q) -> (G, 1, q); 0 where Y is constant."""
+    x, y = (z - z.mean(1, keepdim=True) for z in (x, y))
+    x, y = (z.unflatten(0, (-1, shared)) for z in (x, y))
+    variance = y.square().sum((1, 2))
+    beta = torch.where(variance > 0, (x * y).sum((1, 2)) / variance.clamp(min=1e-30), 0.0)
+    return beta[:, None].expand(-1, shared, -1).flatten(0, 1)[:, None]

@@ -1,0 +1,372 @@
+"""The estimators of the task gradient (Eq. 2), behind one signature: `task_gradient(..., estimator=name)`.
+
+`optimal` and `adapted` are means over real episodes and are the same for all of them; an estimator is a way to the
+`implicit` part. H, B, v as at the head of `admrl.gradient`; p parameters, N trajectories of T steps.
+
+| name | H | B | v | bias | cost |
+|---|---|---|---|---|---|
+| reinforce | whole-trajectory score | same | same | none | cheapest product; variance grows with T^3 |
+| per_step | per-step score | same, GAE | same | drops cross-time terms of H and of V's psi | as causal |
+| causal | causal score, baseline | same | causal | none | one backward pass of the policy a product |
+| pathwise | through the model | through the model | causal | kinks, terminations, ReLU | one unrolled pass |
+| mixed | through the model | causal score, baseline | causal | H as pathwise | one unrolled pass |
+| fisher | trust-region metric | causal score, baseline | causal | linear response of TRPO | two causal gradients |
+| resolve | none | none | none | secant, few updates | TRPO updates and real episodes |
+
+docs/task_gradient.md has what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from admrl.config import ESTIMATOR_NAMES, TaskGradientConfig, VirtualTrainingConfig
+from admrl.gradient.control_variate import controlled_means, lane_statistics, replay, virtual_mean
+from admrl.gradient.implicit import (
+    Return,
+    for_damping,
+    gradient_of,
+    hessian_of,
+    mixed_product,
+    solve_adjoint,
+)
+from admrl.gradient.pathwise import PathwiseReturn, adjoint_growth, pathwise_return, polish
+from admrl.gradient.resolve import resolve
+from admrl.gradient.result import TaskGradient
+from admrl.gradient.score_function import (
+    Trajectories,
+    causal_return,
+    per_step_return,
+    released_advantage,
+    trajectories,
+    whole_trajectory_return,
+    with_baseline,
+)
+from admrl.virtual_training import Solution
+from dynamics.ensemble import DynamicsEnsemble
+from policy_opt.linear_solve import LinearSolveResult, conjugate_gradient
+from policy_opt.trpo import fisher_product
+from task_families.family import TaskFamily
+from task_families.registry import check_name
+from task_families.rollout import Rollout
+
+VIRTUAL_PER_REAL = 8  # model episodes behind the mean of a control variate, per real episode
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What an estimator may use: rollouts by role, all of theta_hat."""
+
+    family: TaskFamily
+    theta_hat: Solution
+    hat_in_model: Rollout
+    hat_in_simulator: Rollout
+    model: DynamicsEnsemble
+    config: TaskGradientConfig
+    virtual: VirtualTrainingConfig
+
+    @property
+    def theta(self) -> Tensor:
+        """(M, p)"""
+        return self.theta_hat.theta
+
+    @property
+    def psi(self) -> Tensor:
+        """(M, k)"""
+        return self.theta_hat.psi
+
+    def causal(self, rollout: Rollout) -> Trajectories:
+        """Trajectories with a baseline."""
+        data = trajectories(self.family, self.theta_hat, rollout)
+        return with_baseline(self.family, self.theta_hat, rollout, data)
+
+
+@dataclass(frozen=True, eq=False)
+class Implicit:
+    """The implicit part (M, k) and how it came about."""
+
+    value: Tensor
+    solve: LinearSolveResult | None = None
+    implicit_at: Callable[[float], Tensor] | None = None
+    growth: Tensor | None = None
+
+
+def reinforce(e: Evidence) -> Implicit:
+    """Eq. 6 and 7 as printed: H = E[R (G G' + sum_t H_t)], B = E[G d R/d psi'], v = E[R G], G the score of the whole
+    trajectory. No baseline."""
+    inside = whole_trajectory_return(trajectories(e.family, e.theta_hat, e.hat_in_model), e.theta)
+    truth = whole_trajectory_return(trajectories(e.family, e.theta_hat, e.hat_in_simulator), e.theta)
+    v, _ = gradient_of(truth, e.theta, e.psi)
+    return _solved(e, inside, inside, e.theta, v)
+
+
+def per_step(e: Evidence) -> Implicit:
+    """The released code's form: H = E_t[A_t (g_t g_t' + H_t)], B = E_t[g_t d A_t/d psi'], v = E_t[A_t g_t], A from
+    GAE with V constant in psi, no discount over t; (H^2 + 0.1 p) y = H v, damping in the units of these means."""
+    lam = e.virtual.value.gae_lambda
+
+    def eta(rollout: Rollout):  # type: ignore[no-untyped-def]
+        data = trajectories(e.family, e.theta_hat, rollout)
+        return per_step_return(data, e.theta, released_advantage(e.family, e.theta_hat, rollout, lam))
+
+    inside = eta(e.hat_in_model)
+    v, _ = gradient_of(eta(e.hat_in_simulator), e.theta, e.psi)
+    return _solved(e, inside, inside, e.theta, v, damping=0.1 * e.theta.shape[-1])
+
+
+def causal(e: Evidence) -> Implicit:
+    """Eq. 6 and 7 after causality, every cross-time term kept, a baseline V_psi(s) for H and for B:
+    H = E[sum_t gamma^t d_t (C_t C_t' + sum_{u<=t} H_u)], B = E[sum_t gamma^t C_t d d_t/d psi'],
+    C_t = sum_{u<=t} g_u."""
+    inside = causal_return(e.causal(e.hat_in_model), e.theta)
+    v, _ = gradient_of(causal_return(e.causal(e.hat_in_simulator), e.theta), e.theta, e.psi)
+    return _solved(e, inside, inside, e.theta, v)
+
+
+def pathwise(e: Evidence) -> Implicit:
+    """H and B of J(theta, psi) = mean_n sum_t gamma^t r_psi through the model at fixed noise, at the polished
+    theta_hat; v = d eta*/d theta there, by the causal score function with importance weights."""
+    inside, theta = _polished(e)
+    v, _ = gradient_of(causal_return(e.causal(e.hat_in_simulator), e.theta), theta, e.psi)
+    return replace(_solved(e, inside, inside, theta, v), growth=adjoint_growth(inside, theta, e.psi))
+
+
+def mixed(e: Evidence) -> Implicit:
+    """H through the model at fixed noise, B = E[sum_t gamma^t C_t d d_t/d psi'] by the score function, which sees the
+    kinks of the reward; both at the polished theta_hat."""
+    inside, theta = _polished(e)
+    v, _ = gradient_of(causal_return(e.causal(e.hat_in_simulator), e.theta), theta, e.psi)
+    score = causal_return(e.causal(e.hat_in_model), e.theta)
+    return replace(_solved(e, inside, score, theta, v), growth=adjoint_growth(inside, theta, e.psi))
+
+
+def fisher(e: Evidence) -> Implicit:
+    """The response of the algorithm instead of the optimum's: one TRPO update moves theta by
+    s (F + c I)^-1 g with s = sqrt(2 max_kl / g' (F + c I)^-1 g), so d theta/d psi = s (F + c I)^-1 B at fixed s,
+    times the number of updates of `resolve`; positive definite whatever theta_hat is."""
+    inside = causal_return(e.causal(e.hat_in_model), e.theta)
+    g, _ = gradient_of(inside, e.theta, e.psi)
+    v, _ = gradient_of(causal_return(e.causal(e.hat_in_simulator), e.theta), e.theta, e.psi)
+    natural = _natural(e)
+    step = natural(g)
+    scale = (2 * e.virtual.trpo.max_kl / (step.solution * g).sum(-1)).sqrt() * e.config.resolve.num_updates
+    solve = natural(v)
+    return Implicit(scale[:, None] * mixed_product(inside, e.theta, e.psi, solve.solution), solve)
+
+
+def _solved(
+    e: Evidence, for_H: Return, for_B: Return, theta: Tensor, v: Tensor, *, damping: float | None = None
+) -> Implicit:
+    """-B' y with H y = v, damped by the relative rule or by a number in units of H^2."""
+    solve = solve_adjoint(hessian_of(for_H, theta, e.psi), v, e.config, damping=damping)
+    value = -mixed_product(for_B, theta, e.psi, solve.solution)
+    return Implicit(value, solve, for_damping(for_B, theta, e.psi, solve))
+
+
+ESTIMATORS: dict[str, Callable[[Evidence], Implicit]] = {
+    "reinforce": reinforce,
+    "per_step": per_step,
+    "causal": causal,
+    "pathwise": pathwise,
+    "mixed": mixed,
+    "fisher": fisher,
+}
+"""Those that differentiate; `resolve` is the one that does not."""
+
+
+def task_gradient(
+    family: TaskFamily,
+    theta_hat: Solution,
+    theta_star: Solution,
+    *,
+    hat_in_model: Rollout,
+    hat_in_simulator: Rollout,
+    star_in_simulator: Rollout,
+    model: DynamicsEnsemble,
+    config: TaskGradientConfig,
+    virtual: VirtualTrainingConfig,
+    generators: Sequence[torch.Generator],
+    updated_model: DynamicsEnsemble | None = None,
+    on_real: Callable[[Rollout], None] | None = None,
+    num_threads: int = 1,
+) -> TaskGradient:
+    """Eq. 2 for M tasks, with the estimator that config names.
+
+    Args:
+        theta_hat, theta_star: the zero-shot and the SLBO solution of the same tasks.
+        hat_in_model: rollout of theta_hat in the model that trained it.
+        hat_in_simulator, star_in_simulator: real rollouts of theta_hat and of theta_star.
+        model: that model, as it was then (before SLBO).
+        virtual: the virtual training that made theta_hat (its trust region, its entropy bonus).
+        generators: one per task, for what the estimator draws itself.
+        updated_model: the model after SLBO; a control variate of every real return (see `control_variate`).
+            It biases nothing.
+        on_real: is given every real rollout that the estimator draws.
+
+    Raises:
+        ValueError: an unknown estimator, rollouts of different tasks, or too few lanes for two halves.
+    """
+    check_name("config.estimator", config.estimator, ESTIMATOR_NAMES)
+    _check_rollouts(theta_hat, hat_in_model, hat_in_simulator, star_in_simulator, model.num_members)
+    half_range = ((family.box.high - family.box.low) / 2).to(theta_hat.theta)
+    optimal, error_star, virtual_star = _real_slope(
+        family, theta_star, star_in_simulator, updated_model, generators
+    )
+    adapted, error_hat, virtual_hat = _real_slope(
+        family, theta_hat, hat_in_simulator, updated_model, generators
+    )
+    error = (error_star.square() + error_hat.square()).sqrt()
+    num_virtual, num_real, implicit_error = virtual_star + virtual_hat, 0, None
+    evidence = Evidence(family, theta_hat, hat_in_model, hat_in_simulator, model, config, virtual)
+    whole = Implicit(torch.zeros_like(optimal[0]))
+    if config.estimator == "resolve":
+        found = resolve(
+            family,
+            theta_hat,
+            config.resolve,
+            virtual,
+            generators,
+            model=model,
+            updated_model=updated_model,
+            num_threads=num_threads,
+        )
+        if on_real is not None:
+            on_real(found.rollout)
+        num_real, num_virtual = found.rollout.num_samples, num_virtual + found.num_virtual
+        replicates = found.replicates / half_range
+        value = replicates.mean(1)
+        implicit = [replicates[:, i::2].mean(1) for i in (0, 1)]
+        implicit_error = replicates.std(1) / replicates.shape[1] ** 0.5
+    else:
+        estimate = ESTIMATORS[config.estimator]
+        # even and odd lanes: every member of the ensemble and every task is in both halves
+        implicit = [estimate(_lanes(evidence, slice(i, None, 2))).value for i in (0, 1)]
+        whole = estimate(evidence)
+        value = whole.value
+    halves = [(o - (a + i)) * half_range for o, a, i in zip(optimal, adapted, implicit, strict=True)]
+    return TaskGradient(
+        optimal=(optimal[0] + optimal[1]) / 2,
+        adapted=(adapted[0] + adapted[1]) / 2,
+        implicit=value,
+        solve=whole.solve,
+        implicit_at=whole.implicit_at,
+        halves=(halves[0], halves[1]),
+        easy_error=error,
+        implicit_error=implicit_error,
+        gradient_norm=objective_gradient(evidence).norm(dim=-1),
+        growth=whole.growth,
+        real_samples=num_real,
+        virtual_samples=num_virtual,
+    )
+
+
+def objective_gradient(e: Evidence) -> Tensor:
+    """d/d theta of what theta_hat maximises, (M, p): the return in the model plus the entropy bonus.
+
+    TRPO adds entropy_bonus * entropy to a mean of advantages in units of their standard deviation; in returns per
+    step that is entropy_bonus * std(A) * mean_t gamma^t. The entropy is linear in theta: H and B are the return's.
+    """
+    g, _ = gradient_of(causal_return(e.causal(e.hat_in_model), e.theta), e.theta, e.psi)
+    return g + _entropy_gradient(e)
+
+
+def _entropy_gradient(e: Evidence) -> Tensor:
+    data = trajectories(e.family, e.theta_hat, e.hat_in_model)
+    advantage = released_advantage(e.family, e.theta_hat, e.hat_in_model, e.virtual.value.gae_lambda)(e.psi)
+    scale = e.virtual.trpo.entropy_bonus * advantage.flatten(1).std(1) * data.discount.sum()
+    with torch.enable_grad():
+        leaf = e.theta.clone().requires_grad_()
+        entropy = (scale * e.theta_hat.policy.entropy(leaf)).sum()
+        if not entropy.requires_grad:  # a fixed standard deviation
+            return torch.zeros_like(e.theta)
+        return torch.autograd.grad(entropy, leaf, materialize_grads=True)[0]
+
+
+def _polished(e: Evidence) -> tuple[PathwiseReturn, Tensor]:
+    """The pathwise return and theta_hat after `polish_steps` of ascent on it plus the entropy bonus."""
+    inside = pathwise_return(
+        e.family,
+        e.model,
+        e.theta_hat,
+        e.hat_in_model,
+        smoothing=e.config.smoothing,
+        horizon=e.config.horizon,
+    )
+    bonus, natural = _entropy_gradient(e), _natural(e)
+
+    def objective(theta: Tensor) -> Tensor:
+        return inside(theta, e.psi) + (bonus * theta).sum(-1)
+
+    def step(theta: Tensor, gradient: Tensor) -> Tensor:
+        direction = natural(gradient).solution
+        size = (direction * gradient).sum(-1, keepdim=True)
+        return direction * (2 * e.virtual.trpo.max_kl / size).sqrt()
+
+    return inside, polish(objective, step, e.theta, e.config.polish_steps)
+
+
+def _natural(e: Evidence) -> Callable[[Tensor], LinearSolveResult]:
+    """b -> (F + c I)^-1 b as TRPO solves it, F over the states of hat_in_model."""
+    x = e.theta_hat.policy.normalize(e.hat_in_model.obs).flatten(1, 2)
+    product = fisher_product(e.theta_hat.policy, e.theta, x, e.virtual.trpo.fisher_fraction)
+    trpo = e.virtual.trpo
+
+    def solve(b: Tensor) -> LinearSolveResult:
+        return conjugate_gradient(
+            product, b, damping=trpo.cg_damping, rtol=1e-3, max_steps=10 * trpo.cg_steps
+        )
+
+    return solve
+
+
+def _real_slope(
+    family: TaskFamily,
+    solution: Solution,
+    rollout: Rollout,
+    model: DynamicsEnsemble | None,
+    generators: Sequence[torch.Generator],
+) -> tuple[tuple[Tensor, Tensor], Tensor, int]:
+    """d eta*/d psi (Eq. 3) of each half of the real episodes and the standard error of their mean, all (M, k), and
+    how many virtual samples the control variate took."""
+    real = lane_statistics(family, solution.psi, rollout)
+    replayed, mean, num_virtual = None, None, 0
+    if model is not None:
+        replayed = replay(family, model, solution, rollout, solution.psi)
+        lanes = model.num_members * -(-VIRTUAL_PER_REAL * rollout.obs.shape[1] // model.num_members)
+        mean = virtual_mean(family, model, solution, solution.psi, lanes, generators)
+        replays = rollout.obs.shape[1] * model.num_members
+        num_virtual = len(solution.psi) * (lanes + replays) * family.horizon
+    found = controlled_means(real, replayed, mean)
+    first, second = (half[:, 1:] for half in found.halves)
+    return (first, second), found.error[:, 1:], num_virtual
+
+
+def _lanes(e: Evidence, lanes: slice) -> Evidence:
+    return Evidence(
+        e.family,
+        e.theta_hat,
+        e.hat_in_model.lanes(lanes),
+        e.hat_in_simulator.lanes(lanes),
+        e.model,
+        e.config,
+        e.virtual,
+    )
+
+
+def _check_rollouts(
+    solution: Solution, in_model: Rollout, hat: Rollout, star: Rollout, num_members: int
+) -> None:
+    num_tasks = len(solution.theta)
+    rollouts = {"hat_in_model": in_model, "hat_in_simulator": hat, "star_in_simulator": star}
+    for name, rollout in rollouts.items():
+        tasks, lanes = rollout.obs.shape[:2]
+        least = 2 * num_members if name == "hat_in_model" else 4
+        if tasks != num_tasks or lanes < least:
+            raise ValueError(
+                f"{name}: expected {num_tasks} tasks with at least {least} episodes each, so that both halves of "
+                f"the data can be estimated from; got {tasks} tasks with {lanes}"
+            )
