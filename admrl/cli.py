@@ -1,4 +1,4 @@
-"""The command line: `admrl quickstart | train | evaluate | heatmap | render`.
+"""The command line: `admrl quickstart | train | evaluate | heatmap | gradcheck | render`.
 
 torch is imported only once a command has something to compute: --help and mistakes are answered at once.
 """
@@ -15,7 +15,7 @@ from typing import Annotated
 
 import tyro
 
-from admrl.config import PRESETS, SELECTORS, EvaluationConfig, MetaTrainConfig
+from admrl.config import ESTIMATOR_NAMES, PRESETS, SELECTORS, EvaluationConfig, MetaTrainConfig, ResolveConfig
 from task_families.registry import check_name, names
 
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
@@ -98,6 +98,34 @@ class Heatmap:
 
 
 @dataclass(frozen=True)
+class Gradcheck:
+    """Compare the estimators of the task gradient at one task of a trained run, with re-solved policies as truth.
+
+    Solves the task in the run's model (theta_hat) and with SLBO on a copy (theta*), draws every estimator several
+    times, and writes gradcheck.json and gradcheck.png into the run folder. The run itself does not change.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    psi: tuple[float, ...] | None = None
+    """The task. Default: the last one of the training."""
+    estimators: tuple[str, ...] = ESTIMATOR_NAMES
+    """Which to compare."""
+    draws: int = 3
+    """Independent draws of each."""
+    truth_replicates: int = 12
+    """Replicates of the re-solved policies that serve as truth."""
+    truth_updates: int = 20
+    """TRPO updates of each of them."""
+    truth_episodes: int = 6
+    """Real episodes of each of them."""
+    seed: int = 0
+    """Seed of the solutions, the draws and the truth."""
+    resolve: ResolveConfig | None = None
+    """Settings of the estimator `resolve`. Default: the run's."""
+
+
+@dataclass(frozen=True)
 class Render:
     """Film one episode, without a screen: a moving picture and a strip of stills beside it.
 
@@ -141,6 +169,8 @@ def main() -> None:
             _evaluate(command)
         elif isinstance(command, Render):
             _render(command)
+        elif isinstance(command, Gradcheck):
+            _gradcheck(command)
         else:
             _heatmap(command)
     except KeyboardInterrupt as interrupt:
@@ -148,7 +178,7 @@ def main() -> None:
         sys.exit(INTERRUPTED)
 
 
-def parse(arguments: list[str]) -> Quickstart | Train | Evaluate | Heatmap | Render:
+def parse(arguments: list[str]) -> Quickstart | Train | Evaluate | Heatmap | Gradcheck | Render:
     """The command of an argument list.
 
     --help shows the settings of the preset that is named, and --config.* change single ones.
@@ -168,6 +198,7 @@ def parse(arguments: list[str]) -> Quickstart | Train | Evaluate | Heatmap | Ren
         | train
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Heatmap, tyro.conf.subcommand("heatmap")]
+        | Annotated[Gradcheck, tyro.conf.subcommand("gradcheck")]
         | Annotated[Render, tyro.conf.subcommand("render")]
     )
     return tyro.cli(union, args=arguments, prog="admrl", description=DESCRIPTION)  # type: ignore
@@ -220,6 +251,14 @@ def _evaluate(command: Evaluate) -> None:
     with _usage_errors():
         runs, psi = evaluate.prepare(command)
     evaluate.execute(command, runs, psi)
+
+
+def _gradcheck(command: Gradcheck) -> None:
+    from admrl.commands import gradcheck
+
+    with _usage_errors():
+        run, psi = gradcheck.prepare(command)
+    gradcheck.execute(command, run, psi)
 
 
 def _render(command: Render) -> None:

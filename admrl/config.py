@@ -60,7 +60,7 @@ class ResolveConfig:
     """R, repetitions with other noise; half of them make each half of the data."""
     num_directions: int = field(default=3, metadata={"range": (1, 1000)})
     """Directions per replicate: the axes if k is not larger, else random ones."""
-    num_episodes: int = field(default=2, metadata={"range": (2, 100_000)})
+    num_episodes: int = field(default=2, metadata={"range": (1, 100_000)})
     """Real episodes of each of the R x directions x 2 policies."""
     num_virtual_episodes: int = field(default=20, metadata={"range": (1, 100_000)})
     """Episodes of each policy in each member of the updated model, for the control variate."""
@@ -74,6 +74,8 @@ class TaskGradientConfig:
     """How the implicit part is estimated; see docs/task_gradient.md."""
     num_samples: int = field(default=10_000, metadata={"range": (1, 10_000_000)})
     """Steps of each of the three rollouts (two real, one virtual); at least two episodes for each ensemble member."""
+    num_extra_episodes: int = field(default=24, metadata={"range": (0, 100_000)})
+    """Further real episodes of theta_hat and of theta* each, for the parts of the gradient that need no solve."""
     max_steps: int = field(default=50, metadata={"range": (1, 10_000)})
     """Krylov steps of the solve with the Hessian."""
     damping: float = field(default=0.01, metadata={"range": (0, 1e6)})
@@ -143,7 +145,9 @@ _LAPTOP = MetaTrainConfig(
     virtual=VirtualTrainingConfig(
         num_model_steps=100, num_policy_updates=10, num_samples=4000, trpo=TrpoConfig(fisher_fraction=0.25)
     ),
-    gradient=TaskGradientConfig(num_samples=4000),
+    gradient=TaskGradientConfig(
+        num_samples=4000, num_extra_episodes=8, resolve=ResolveConfig(num_replicates=3, num_episodes=1)
+    ),
 )
 _SMOKE = MetaTrainConfig(
     num_tasks=3,
@@ -152,7 +156,13 @@ _SMOKE = MetaTrainConfig(
     slbo=SlboConfig(num_stages=1, num_iterations=1, num_samples=800),
     virtual=VirtualTrainingConfig(num_model_steps=5, num_policy_updates=2, num_samples=800),
     dynamics=DynamicsConfig(hidden_sizes=(32,), num_members=2),
-    gradient=TaskGradientConfig(num_samples=800, max_steps=3),
+    gradient=TaskGradientConfig(
+        num_samples=800,
+        num_extra_episodes=0,
+        max_steps=3,
+        polish_steps=1,
+        resolve=ResolveConfig(num_updates=1, num_replicates=2, num_episodes=1, num_virtual_episodes=1),
+    ),
 )
 PRESETS = {"smoke": _SMOKE, "laptop": _LAPTOP, "paper": _PAPER}
 """smoke: seconds, proves the installation; laptop: minutes; paper: Table 1 and App. C, hours."""

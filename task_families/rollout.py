@@ -52,6 +52,11 @@ class Rollout:
         """The rollout of some tasks."""
         return Rollout(*(getattr(self, f.name)[index] for f in fields(self)))
 
+    def join(self, other: Rollout) -> Rollout:
+        """The lanes of both; the same tasks and steps."""
+        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return Rollout(*(torch.cat(pair, dim=1) for pair in pairs))
+
     def lanes(self, index: slice) -> Rollout:
         """The rollout of some lanes of every task."""
         return Rollout(*(getattr(self, f.name)[:, index] for f in fields(self)))

@@ -421,7 +421,11 @@ def call(problem, name, *, seed=0, lanes=40, updated=False, **resolve):
         model=model,
         updated_model=affine_model(family, family.dynamics) if updated else None,
         config=TaskGradientConfig(
-            estimator=name, max_steps=10, polish_steps=1, resolve=ResolveConfig(**settings)
+            estimator=name,
+            num_extra_episodes=2,
+            max_steps=10,
+            polish_steps=1,
+            resolve=ResolveConfig(**settings),
         ),
         virtual=FAST,
         generators=spawn_generators(torch.Generator().manual_seed(300 + seed), len(theta_hat.psi)),
@@ -436,7 +440,7 @@ def test_every_estimator_answers_in_the_same_form(problem, name):
     torch.testing.assert_close(gradient.total, gradient.optimal - gradient.adapted - gradient.implicit)
     assert gradient.split_half_cosine.shape == gradient.split_half_error.shape == (1,)
     assert (gradient.solve is None) == (name == "resolve")
-    assert gradient.real_samples == (2 * 2 * 2 * 4 * 20 if name == "resolve" else 0)
+    assert gradient.real_samples == 2 * 2 * 20 + (2 * 2 * 2 * 4 * 20 if name == "resolve" else 0)
     again = call(problem, name)
     assert torch.equal(gradient.total, again.total), "same seeds, same answer"
 
@@ -491,6 +495,7 @@ def test_resolve_finds_the_implicit_part_of_the_linear_quadratic_problem(problem
     virtual = replace(FAST, num_samples=500 * 20)
     config = TaskGradientConfig(
         estimator="resolve",
+        num_extra_episodes=0,
         resolve=ResolveConfig(
             num_updates=60, radius=1.0, num_replicates=2, num_episodes=125, num_virtual_episodes=1
         ),

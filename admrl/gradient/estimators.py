@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from admrl.adaptation import real_rollout
 from admrl.config import ESTIMATOR_NAMES, TaskGradientConfig, VirtualTrainingConfig
 from admrl.gradient.control_variate import controlled_means, lane_statistics, replay, virtual_mean
 from admrl.gradient.implicit import (
@@ -213,6 +214,19 @@ def task_gradient(
     check_name("config.estimator", config.estimator, ESTIMATOR_NAMES)
     _check_rollouts(theta_hat, hat_in_model, hat_in_simulator, star_in_simulator, model.num_members)
     half_range = ((family.box.high - family.box.low) / 2).to(theta_hat.theta)
+    num_real = 0
+    if config.num_extra_episodes:
+        more = config.num_extra_episodes
+        hat_more, star_more = (
+            real_rollout(family, s, more, generators, num_threads=num_threads)
+            for s in (theta_hat, theta_star)
+        )
+        for rollout in (hat_more, star_more):
+            num_real += rollout.num_samples
+            if on_real is not None:
+                on_real(rollout)
+        hat_in_simulator = hat_in_simulator.join(hat_more)
+        star_in_simulator = star_in_simulator.join(star_more)
     optimal, error_star, virtual_star = _real_slope(
         family, theta_star, star_in_simulator, updated_model, generators
     )
@@ -220,7 +234,7 @@ def task_gradient(
         family, theta_hat, hat_in_simulator, updated_model, generators
     )
     error = (error_star.square() + error_hat.square()).sqrt()
-    num_virtual, num_real, implicit_error = virtual_star + virtual_hat, 0, None
+    num_virtual, implicit_error = virtual_star + virtual_hat, None
     evidence = Evidence(family, theta_hat, hat_in_model, hat_in_simulator, model, config, virtual)
     whole = Implicit(torch.zeros_like(optimal[0]))
     if config.estimator == "resolve":
@@ -236,7 +250,7 @@ def task_gradient(
         )
         if on_real is not None:
             on_real(found.rollout)
-        num_real, num_virtual = found.rollout.num_samples, num_virtual + found.num_virtual
+        num_real, num_virtual = num_real + found.rollout.num_samples, num_virtual + found.num_virtual
         replicates = found.replicates / half_range
         value = replicates.mean(1)
         implicit = [replicates[:, i::2].mean(1) for i in (0, 1)]
