@@ -52,15 +52,18 @@ class SlboConfig:
 class ResolveConfig:
     """Policies that are solved again at psi +- radius; see `admrl.gradient.resolve`."""
 
+    solver: Literal["trpo", "pathwise"] = "trpo"
+    """How a policy is solved again: by the training's own updates, or by ascent on the return of the model at fixed
+    noise, which is deterministic and may be run to the optimum of that return."""
     num_updates: int = field(default=5, metadata={"range": (1, 100_000)})
-    """TRPO updates from theta_hat."""
+    """Updates from theta_hat."""
     radius: float = field(default=0.5, metadata={"range": (1e-6, 2)})
-    """Distance of the two tasks from psi in unit-box coordinates (the box is 2 wide), before projection."""
-    num_replicates: int = field(default=4, metadata={"range": (2, 1000)})
+    """delta, distance of the two tasks from psi in unit-box coordinates (the box is 2 wide)."""
+    num_replicates: int = field(default=6, metadata={"range": (2, 1000)})
     """R, repetitions with other noise; half of them make each half of the data."""
     num_directions: int = field(default=3, metadata={"range": (1, 1000)})
     """Directions per replicate: the axes if k is not larger, else random ones."""
-    num_episodes: int = field(default=2, metadata={"range": (1, 100_000)})
+    num_episodes: int = field(default=2, metadata={"range": (2, 100_000)})
     """Real episodes of each of the R x directions x 2 policies."""
     num_virtual_episodes: int = field(default=20, metadata={"range": (1, 100_000)})
     """Episodes of each policy in each member of the updated model, for the control variate."""
@@ -74,7 +77,7 @@ class TaskGradientConfig:
     """How the implicit part is estimated; see docs/task_gradient.md."""
     num_samples: int = field(default=10_000, metadata={"range": (1, 10_000_000)})
     """Steps of each of the three rollouts (two real, one virtual); at least two episodes for each ensemble member."""
-    num_extra_episodes: int = field(default=24, metadata={"range": (0, 100_000)})
+    num_extra_episodes: int = field(default=16, metadata={"range": (0, 100_000)})
     """Further real episodes of theta_hat and of theta* each, for the parts of the gradient that need no solve."""
     max_steps: int = field(default=50, metadata={"range": (1, 10_000)})
     """Krylov steps of the solve with the Hessian."""
@@ -146,7 +149,7 @@ _LAPTOP = MetaTrainConfig(
         num_model_steps=100, num_policy_updates=10, num_samples=4000, trpo=TrpoConfig(fisher_fraction=0.25)
     ),
     gradient=TaskGradientConfig(
-        num_samples=4000, num_extra_episodes=8, resolve=ResolveConfig(num_replicates=3, num_episodes=1)
+        num_samples=4000, num_extra_episodes=8, resolve=ResolveConfig(num_replicates=2)
     ),
 )
 _SMOKE = MetaTrainConfig(
@@ -161,7 +164,7 @@ _SMOKE = MetaTrainConfig(
         num_extra_episodes=0,
         max_steps=3,
         polish_steps=1,
-        resolve=ResolveConfig(num_updates=1, num_replicates=2, num_episodes=1, num_virtual_episodes=1),
+        resolve=ResolveConfig(num_updates=1, num_replicates=2, num_virtual_episodes=1),
     ),
 )
 PRESETS = {"smoke": _SMOKE, "laptop": _LAPTOP, "paper": _PAPER}

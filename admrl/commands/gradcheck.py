@@ -13,18 +13,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from admrl.adaptation import real_rollout, slbo_adapt, zero_shot
-from admrl.config import ESTIMATOR_NAMES, MetaTrainConfig, ResolveConfig, check_config
+from admrl.config import ESTIMATOR_NAMES, ResolveConfig, check_config
 from admrl.display import short
 from admrl.files import write_text
-from admrl.gradient.check import GradientCheck, check_gradient
+from admrl.gradient.check import GradientCheck, check_gradient, num_slbo_steps, solve_task
 from admrl.gradient.figure import plot_gradient_checks
-from admrl.meta_training import make_policy
 from admrl.parallel import Job, run_jobs
 from admrl.reporting import Reporter
 from admrl.run_store import Run, load_run, provenance
 from admrl.train_run import check_seed
-from task_families.family import spawn_generators
 from task_families.registry import check_name
 
 if TYPE_CHECKING:
@@ -57,7 +54,7 @@ def execute(command: Gradcheck, run: Run, psi: Tensor) -> None:
     console = Console(markup=False)
     config = run.info.config
     per_iteration = config.virtual.num_policy_updates
-    steps = config.num_zero_shot * per_iteration + _slbo_steps(config)
+    steps = config.num_zero_shot * per_iteration + num_slbo_steps(config)
     steps += 1 + command.draws * len(command.estimators)
     job = Job(f"gradcheck of {run.path.name}", check_job, (run.path, psi.tolist(), command), steps)
     check: GradientCheck = run_jobs([job], 1, console)[0]
@@ -74,34 +71,15 @@ def check_job(path: str, psi: list[list[float]], command: Gradcheck, reporter: R
     run = load_run(path)
     config, family = run.info.config, run.family
     settings = replace(config.gradient, resolve=command.resolve or config.gradient.resolve)
-    task = torch.tensor(psi).to(run.state.learner.model.weights[0])
-    generators = spawn_generators(torch.Generator().manual_seed(command.seed), 1)
-    frozen = replace(config.virtual, num_model_steps=0)
-    model = run.state.learner.model.clone()
-    updates = config.num_zero_shot * config.virtual.num_policy_updates
-    reporter.phase("theta_hat", updates)
-    theta_hat = zero_shot(
-        family,
-        model,
-        task,
-        make_policy(family, config),
-        config.num_zero_shot,
-        frozen,
-        generators,
-        reporter=reporter,
-    )
-    learner = run.state.learner.fork(spawn_generators(generators[0], 1))
-    learner.add(real_rollout(family, theta_hat, config.gradient.num_samples // family.horizon, generators))
-    reporter.phase("theta*", _slbo_steps(config))
-    theta_star = slbo_adapt(
-        family, learner, theta_hat, config.slbo, config.virtual, generators, reporter=reporter
+    theta_hat, theta_star, model, updated = solve_task(
+        family, run.state.learner, torch.tensor(psi), config, command.seed, reporter=reporter
     )
     check = check_gradient(
         family,
         theta_hat,
         theta_star,
         model=model,
-        updated_model=learner.model,
+        updated_model=updated,
         config=settings,
         virtual=config.virtual,
         estimators=command.estimators,
@@ -118,10 +96,6 @@ def check_job(path: str, psi: list[list[float]], command: Gradcheck, reporter: R
         reporter=reporter,
     )
     return replace(check, provenance=check.provenance | provenance(run))
-
-
-def _slbo_steps(config: MetaTrainConfig) -> int:
-    return config.slbo.num_stages * (1 + config.slbo.num_iterations * config.virtual.num_policy_updates)
 
 
 def print_check(check: GradientCheck, console: Console) -> None:

@@ -8,7 +8,7 @@ All numbers are discounted returns per unit-box coordinate.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -16,14 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from admrl.adaptation import real_rollout
-from admrl.config import ResolveConfig, TaskGradientConfig, VirtualTrainingConfig
+from admrl.adaptation import real_rollout, slbo_adapt, zero_shot
+from admrl.config import MetaTrainConfig, ResolveConfig, TaskGradientConfig, VirtualTrainingConfig
 from admrl.gradient.estimators import task_gradient
 from admrl.gradient.result import TaskGradient
 from admrl.reporting import Reporter, Silent
 from admrl.virtual_training import Solution, stochastic_actor
 from dynamics.ensemble import DynamicsEnsemble
+from dynamics.learner import ModelLearner
 from dynamics.virtual_env import VirtualEnv
+from policy_opt.gaussian_policy import GaussianPolicy
 from task_families.family import TaskFamily, spawn_generators
 from task_families.rollout import collect
 
@@ -87,6 +89,44 @@ class GradientCheck:
         return asdict(self)
 
 
+def solve_task(
+    family: TaskFamily,
+    learner: ModelLearner,
+    psi: Tensor,
+    config: MetaTrainConfig,
+    seed: int,
+    *,
+    reporter: Reporter | None = None,
+) -> tuple[Solution, Solution, DynamicsEnsemble, DynamicsEnsemble]:
+    """theta_hat (zero-shot in the frozen model) and theta* (SLBO on a copy of the learner) for one task (1, k), the
+    model of theta_hat, and the model after SLBO. The learner stays as it is."""
+    reporter = reporter or Silent()
+    generators = spawn_generators(torch.Generator().manual_seed(seed), 2)
+    model, virtual, mine = learner.model.clone(), config.virtual, generators[:1]
+    psi = psi.to(model.weights[0])
+    reporter.phase("theta_hat", config.num_zero_shot * virtual.num_policy_updates)
+    policy = GaussianPolicy(
+        family.obs_size,
+        family.act_size,
+        hidden_sizes=config.policy_hidden_sizes,
+        fixed_log_std=config.fixed_log_std,
+    )
+    frozen = replace(virtual, num_model_steps=0)
+    theta_hat = zero_shot(family, model, psi, policy, config.num_zero_shot, frozen, mine, reporter=reporter)
+    copy = learner.fork(generators[1:])
+    lanes = config.gradient.num_samples // family.horizon
+    copy.add(real_rollout(family, theta_hat, lanes, mine))  # as in the training, line 9
+    reporter.phase("theta*", num_slbo_steps(config))
+    theta_star = slbo_adapt(family, copy, theta_hat, config.slbo, virtual, mine, reporter=reporter)
+    return theta_hat, theta_star, model, copy.model
+
+
+def num_slbo_steps(config: MetaTrainConfig) -> int:
+    """Calls of `Reporter.advance` of one task's SLBO."""
+    slbo = config.slbo
+    return slbo.num_stages * (1 + slbo.num_iterations * config.virtual.num_policy_updates)
+
+
 def check_gradient(
     family: TaskFamily,
     theta_hat: Solution,
@@ -97,7 +137,7 @@ def check_gradient(
     config: TaskGradientConfig,
     virtual: VirtualTrainingConfig,
     estimators: Sequence[str],
-    num_draws: int,
+    num_draws: int | Mapping[str, int],
     truth: ResolveConfig,
     truth_lanes: int,
     seed: int = 0,
@@ -107,6 +147,7 @@ def check_gradient(
     """Draw every estimator num_draws times for one task (M = 1), and the truth once.
 
     Args:
+        num_draws: for all estimators, or for each by name.
         model, updated_model: see `task_gradient`.
         truth: the budget of the truth; its seeds are not those of the draws.
         truth_lanes: real episodes of theta_hat and of theta* each, for the truth.
@@ -154,9 +195,10 @@ def check_gradient(
     lanes = config.num_samples // family.horizon
     rows = []
     for name in estimators:
-        reporter.phase(name, num_draws)
+        number = num_draws if isinstance(num_draws, int) else num_draws[name]
+        reporter.phase(name, number)
         found = []
-        for i in range(num_draws):
+        for i in range(number):
             found.append(draw(replace(config, estimator=name), lanes, 1000 * seed + i))  # type: ignore[arg-type]
             reporter.advance()
         rows.append(_rows(name, [g for g, _ in found], [s for _, s in found], scale))

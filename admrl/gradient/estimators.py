@@ -35,7 +35,7 @@ from admrl.gradient.implicit import (
     mixed_product,
     solve_adjoint,
 )
-from admrl.gradient.pathwise import PathwiseReturn, adjoint_growth, pathwise_return, polish
+from admrl.gradient.pathwise import PathwiseReturn, adjoint_growth, natural_step, pathwise_return, polish
 from admrl.gradient.resolve import resolve
 from admrl.gradient.result import TaskGradient
 from admrl.gradient.score_function import (
@@ -49,6 +49,7 @@ from admrl.gradient.score_function import (
 )
 from admrl.virtual_training import Solution
 from dynamics.ensemble import DynamicsEnsemble
+from policy_opt.linear_operator import Matvec
 from policy_opt.linear_solve import LinearSolveResult, conjugate_gradient
 from policy_opt.trpo import fisher_product
 from task_families.family import TaskFamily
@@ -152,9 +153,13 @@ def fisher(e: Evidence) -> Implicit:
     inside = causal_return(e.causal(e.hat_in_model), e.theta)
     g, _ = gradient_of(inside, e.theta, e.psi)
     v, _ = gradient_of(causal_return(e.causal(e.hat_in_simulator), e.theta), e.theta, e.psi)
-    natural = _natural(e)
+    trpo, metric = e.virtual.trpo, _fisher(e)
+
+    def natural(b: Tensor) -> LinearSolveResult:
+        return conjugate_gradient(metric, b, damping=trpo.cg_damping, rtol=1e-3, max_steps=10 * trpo.cg_steps)
+
     step = natural(g)
-    scale = (2 * e.virtual.trpo.max_kl / (step.solution * g).sum(-1)).sqrt() * e.config.resolve.num_updates
+    scale = (2 * trpo.max_kl / (step.solution * g).sum(-1)).sqrt() * e.config.resolve.num_updates
     solve = natural(v)
     return Implicit(scale[:, None] * mixed_product(inside, e.theta, e.psi, solve.solution), solve)
 
@@ -310,31 +315,21 @@ def _polished(e: Evidence) -> tuple[PathwiseReturn, Tensor]:
         smoothing=e.config.smoothing,
         horizon=e.config.horizon,
     )
-    bonus, natural = _entropy_gradient(e), _natural(e)
+    bonus, fisher = _entropy_gradient(e), _fisher(e)
 
     def objective(theta: Tensor) -> Tensor:
         return inside(theta, e.psi) + (bonus * theta).sum(-1)
 
-    def step(theta: Tensor, gradient: Tensor) -> Tensor:
-        direction = natural(gradient).solution
-        size = (direction * gradient).sum(-1, keepdim=True)
-        return direction * (2 * e.virtual.trpo.max_kl / size).sqrt()
+    def step(_: Tensor, gradient: Tensor) -> Tensor:
+        return natural_step(fisher, gradient, e.virtual.trpo)
 
     return inside, polish(objective, step, e.theta, e.config.polish_steps)
 
 
-def _natural(e: Evidence) -> Callable[[Tensor], LinearSolveResult]:
-    """b -> (F + c I)^-1 b as TRPO solves it, F over the states of hat_in_model."""
+def _fisher(e: Evidence) -> Matvec:
+    """v -> F v over the states of hat_in_model, as TRPO has it."""
     x = e.theta_hat.policy.normalize(e.hat_in_model.obs).flatten(1, 2)
-    product = fisher_product(e.theta_hat.policy, e.theta, x, e.virtual.trpo.fisher_fraction)
-    trpo = e.virtual.trpo
-
-    def solve(b: Tensor) -> LinearSolveResult:
-        return conjugate_gradient(
-            product, b, damping=trpo.cg_damping, rtol=1e-3, max_steps=10 * trpo.cg_steps
-        )
-
-    return solve
+    return fisher_product(e.theta_hat.policy, e.theta, x, e.virtual.trpo.fisher_fraction)
 
 
 def _real_slope(

@@ -33,6 +33,9 @@ from admrl.adaptation import Solution
 from admrl.gradient.score_function import discounts
 from dynamics.ensemble import DynamicsEnsemble
 from dynamics.virtual_env import VirtualEnv
+from policy_opt.config import TrpoConfig
+from policy_opt.linear_operator import Matvec
+from policy_opt.linear_solve import conjugate_gradient
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout
 
@@ -139,6 +142,16 @@ def adjoint_growth(eta: PathwiseReturn, theta: Tensor, psi: Tensor) -> Tensor:
         adjoints = torch.autograd.grad(value.sum(), states[:-1])
     size = torch.stack([a.square().sum(-1).mean(-1).sqrt() for a in adjoints])  # (T, M)
     return size.amax(0) / size.median(0).values
+
+
+def natural_step(fisher: Matvec, gradient: Tensor, config: TrpoConfig) -> Tensor:
+    """The natural-gradient step (M, p) onto the trust region's boundary, without TRPO's damping."""
+    solve = conjugate_gradient(
+        fisher, gradient, damping=1e-3 * config.cg_damping, rtol=1e-3, max_steps=config.cg_steps
+    )
+    direction = solve.solution
+    size = (direction * gradient).sum(-1, keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
+    return direction * (2 * config.max_kl / size).sqrt()
 
 
 def polish(

@@ -7,9 +7,11 @@ all policies in one batch, + and - with the same noise; their real episodes shar
 the training *does* when the task moves, so it needs neither stationarity nor a Hessian, and its error is that of a
 mean of returns. Few updates measure the start of the response (small, precise), many its end (large, noisy).
 
-Every replicate has its own noise. For k <= `num_directions` the directions are the axes of the unit box; for larger
-k every replicate draws its own random orthonormal directions u_1 ... u_D, and k/D sum_j u_j (implicit . u_j) is
-unbiased for the difference quotient, so the cost does not grow with k.
+At an edge of the box one of the two tasks lies outside by up to delta: a one-sided difference would be biased,
+because eta*(theta(.), psi) has its maximum near psi. Every replicate has its own noise. For k <= `num_directions` the
+directions are the axes of the unit box; for larger k every replicate draws its own random orthonormal directions
+u_1 ... u_D, and k/D sum_j u_j (implicit . u_j) is unbiased for the difference quotient, so the cost does not grow
+with k.
 
 Differs from the paper:
 1. The paper has no such estimator. Not differentiating the algorithm, it needs real samples; they are counted.
@@ -26,10 +28,13 @@ from torch import Tensor
 from admrl.adaptation import real_rollout
 from admrl.config import ResolveConfig, VirtualTrainingConfig
 from admrl.gradient.control_variate import controlled_means, lane_statistics, replay, virtual_mean
-from admrl.virtual_training import Solution, virtual_training
+from admrl.gradient.pathwise import natural_step, pathwise_return, polish
+from admrl.virtual_training import Solution, stochastic_actor, virtual_training
 from dynamics.ensemble import DynamicsEnsemble
+from dynamics.virtual_env import VirtualEnv
+from policy_opt.trpo import fisher_product
 from task_families.family import TaskFamily, spawn_generators
-from task_families.rollout import Rollout
+from task_families.rollout import Rollout, collect
 
 
 @dataclass(frozen=True)
@@ -70,19 +75,12 @@ def resolve(
     u = torch.stack([torch.stack([_directions(k, num_directions, g) for g in row]) for row in seeds]).to(
         psi
     )  # (M, R, D, k)
-    # secants between projected tasks: on an edge of the box the difference is one-sided
-    moved = _moved(family, psi, u, config.radius)  # (M, R, D, 2, k), in psi
+    unit = family.box.to_unit(psi)[:, None, None, None]
+    signs = torch.tensor([1.0, -1.0])[:, None].to(psi)
+    moved = family.box.from_unit(unit + config.radius * signs * u[..., None, :])  # (M, R, D, 2, k)
     policies = _repeat(theta_hat, batch, moved.reshape(-1, k))
-    with torch.no_grad():
-        policies = virtual_training(
-            family,
-            model,
-            policies,
-            1,
-            replace(virtual, num_model_steps=0, num_policy_updates=config.num_updates),
-            _common(seeds, num_directions),
-        )
-    num_virtual = batch * num_tasks * config.num_updates * virtual.num_samples
+    common = _common(seeds, num_directions)
+    policies, num_virtual = _solve_again(family, model, policies, config, virtual, common)
 
     # real episodes, scored by the reward of psi itself
     here = psi.repeat_interleave(batch, 0)
@@ -100,10 +98,37 @@ def resolve(
     value = controlled_means(real, replayed, mean, shared=batch).mean
     value = value.view(num_tasks, num_replicates, num_directions, 2)
 
-    unit = _to_unit_length(family, moved)  # (M, R, D), distance between the two tasks
-    slope = (value[..., 0] - value[..., 1]) / unit
+    slope = (value[..., 0] - value[..., 1]) / (2 * config.radius)
     gradient = (slope[..., None] * u).sum(2) * (k / num_directions)  # (M, R, k)
     return Resolved(gradient, rollout, num_virtual)
+
+
+def _solve_again(
+    family: TaskFamily,
+    model: DynamicsEnsemble,
+    policies: Solution,
+    config: ResolveConfig,
+    virtual: VirtualTrainingConfig,
+    generators: Sequence[torch.Generator],
+) -> tuple[Solution, int]:
+    """The policies after `num_updates` updates, and the virtual samples of one pass per update."""
+    num_virtual = len(policies.theta) * config.num_updates * virtual.num_samples
+    if config.solver == "trpo":
+        settings = replace(virtual, num_model_steps=0, num_policy_updates=config.num_updates)
+        return virtual_training(family, model, policies, 1, settings, generators), num_virtual
+    shape = (len(policies.theta), virtual.num_samples // family.horizon)
+    actor = stochastic_actor(policies, shape, family.horizon, generators)
+    with torch.no_grad():
+        rollout = collect(VirtualEnv(model, family, shape), family, actor, family.horizon, generators)
+    eta = pathwise_return(family, model, policies, rollout, smoothing=0.0)
+    x = policies.policy.normalize(rollout.obs).flatten(1, 2)
+    fisher = fisher_product(policies.policy, policies.theta, x, virtual.trpo.fisher_fraction)
+
+    def step(_: Tensor, gradient: Tensor) -> Tensor:
+        return natural_step(fisher, gradient, virtual.trpo)
+
+    theta = polish(lambda point: eta(point, policies.psi), step, policies.theta, config.num_updates)
+    return replace(policies, theta=theta), num_virtual
 
 
 def _directions(k: int, num_directions: int, generator: torch.Generator) -> Tensor:
@@ -112,19 +137,6 @@ def _directions(k: int, num_directions: int, generator: torch.Generator) -> Tens
         return torch.eye(k)
     q, _ = torch.linalg.qr(torch.randn(k, num_directions, generator=generator))
     return q.T
-
-
-def _moved(family: TaskFamily, psi: Tensor, u: Tensor, radius: float) -> Tensor:
-    """psi +- radius u in the unit coordinates of the box, projected: (M, R, D, 2, k)."""
-    center = family.box.to_unit(psi)[:, None, None]
-    both = torch.stack([center + radius * u, center - radius * u], dim=3)
-    return family.box.project(family.box.from_unit(both))
-
-
-def _to_unit_length(family: TaskFamily, moved: Tensor) -> Tensor:
-    """Distance of psi+ and psi- in unit coordinates."""
-    unit = family.box.to_unit(moved)
-    return (unit[..., 0, :] - unit[..., 1, :]).norm(dim=-1)
 
 
 def _repeat(solution: Solution, times: int, psi: Tensor) -> Solution:
