@@ -229,7 +229,7 @@ def _summary(
 
 
 def paired_rows(comparison: Comparison) -> list[Row]:
-    """Every pair of methods, per n and statistic: difference of gaps (negative: the first is better), paired by seed."""
+    """Every pair of methods, per n and statistic: difference of the gaps, paired by seed; negative: the first wins."""
     if not comparison.paired_seeds:
         return []
     rows = []

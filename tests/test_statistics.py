@@ -78,7 +78,7 @@ def test_stratified_resampling_treats_tasks_as_independent_and_runs_does_not():
 
 @pytest.mark.parametrize("resampling", ["runs", "stratified"])
 def test_intervals_cover(resampling):
-    """Percentile intervals of the mean of 20 normal runs: about +-1.96 sqrt(19/20) s/sqrt(20), which covers 92.9 %."""
+    """Percentile intervals of the mean of 20 normal runs: +-1.96 sqrt(19/20) s/sqrt(20) covers 92.9 %."""
     rng, covered, num = np.random.default_rng(0), 0, 600
     for seed in range(num):
         scores = rng.standard_normal((20, 3))
