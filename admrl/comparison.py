@@ -174,8 +174,9 @@ def check_comparable(first: GapTable, other: GapTable) -> None:
             "or all with the same --reference"
         )
     settings = [dict(t.provenance.get("evaluation", {})) for t in (first, other)]
-    for s in settings:
+    for s, t in zip(settings, (first, other), strict=True):
         s.pop("tasks_per_batch", None)
+        s["seed"] = t.provenance.get("evaluation_seed")
     if settings[0] != settings[1]:
         name = next(k for k in settings[0] | settings[1] if settings[0].get(k) != settings[1].get(k))
         raise ValueError(
@@ -229,7 +230,10 @@ def _summary(
 
 
 def paired_rows(comparison: Comparison) -> list[Row]:
-    """Every pair of methods, per n and statistic: difference of the gaps, paired by seed; negative: the first wins."""
+    """Every pair of methods, per n and statistic: difference of gaps paired by seed (negative: the first wins).
+
+    None where the methods were trained with different seeds.
+    """
     if not comparison.paired_seeds:
         return []
     rows = []

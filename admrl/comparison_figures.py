@@ -15,6 +15,7 @@ import numpy as np
 
 matplotlib.use("Agg", force=False)
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 from admrl.comparison import Comparison, Row
 from admrl.run_records import RunRecords
@@ -26,6 +27,10 @@ STYLES = (  # colour, marker, line
     ("#cc79a7", "D", ":"),
     ("#e69f00", "v", "-"),
     ("#56b4e9", "P", "--"),
+)
+CURVES = (
+    ("return_real_noisy", "real return of the exploring policy"),
+    ("held_out_loss", "held-out model loss"),
 )
 INTERVAL_NOTE = "bars: 95 % bootstrap interval over training seeds"
 
@@ -159,6 +164,7 @@ def plot_visited(comparison: Comparison, path: Path | str) -> None:
     if image is not None:
         bar = figure.colorbar(image, ax=axes.ravel().tolist(), shrink=0.8, pad=0.08 if size == 3 else 0.02)
         bar.set_label("order in the training")
+        bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -216,7 +222,12 @@ def plot_paths(records: Sequence[RunRecords], comparison: Comparison, path: Path
             if np.isfinite(a).all():
                 above.annotate(
                     "", p + a, p, zorder=3, annotation_clip=False,
-                    arrowprops={"arrowstyle": "->", "color": "#d55e00", "linewidth": 1.6},
+                    arrowprops={
+                        "arrowstyle": "->",
+                        "color": "#d55e00",
+                        "linewidth": 1.6,
+                        "linestyle": "-" if agree else ":",
+                    },
                 )  # fmt: skip
         above.set_xlim(low[0] - 0.08 * (high - low)[0], high[0] + 0.08 * (high - low)[0])
         above.set_ylim(low[1] - 0.08 * (high - low)[1], high[1] + 0.08 * (high - low)[1])
@@ -237,7 +248,7 @@ def plot_paths(records: Sequence[RunRecords], comparison: Comparison, path: Path
         below.set_xlabel("task of the training")
         below.set_ylabel("split-half cosine")
     figure.supxlabel(
-        "arrows: direction of the task gradient (length without meaning); filled: the two halves of the data agree",
+        "arrows: direction of the task gradient (lengths mean nothing); filled, solid: the halves of its data agree",
         fontsize=8, color="0.35",
     )  # fmt: skip
     figure.savefig(path, dpi=150)
@@ -251,43 +262,33 @@ def plot_learning_curves(records: Sequence[RunRecords], path: Path | str) -> boo
     Returns:
         Whether there is a figure: some run must have metrics.
     """
-    columns = (
-        ("return_real_noisy", "real return of the exploring policy"),
-        ("held_out_loss", "held-out model loss"),
-    )
-    figure, axes = plt.subplots(1, len(columns), figsize=(9.2, 3.6), layout="constrained")
-    look = styles(list(dict.fromkeys(r.selector for r in records)))
-    drawn: set[str] = set()
-    for run in records:
-        colour, marker, line = look[run.selector]
-        samples = run.metrics.get("real_samples", np.zeros(0))
-        for axis, (name, _) in zip(axes, columns, strict=True):
-            values = run.metrics.get(name)
-            if values is None:
-                continue
-            keep = np.isfinite(values) & np.isfinite(samples)
-            label = run.selector if axis is axes[0] and run.selector not in drawn else None
-            axis.plot(
-                samples[keep] / 1000,
-                values[keep],
-                line,
-                marker=marker,
-                ms=3.5,
-                color=colour,
-                alpha=0.8,
-                label=label,
-            )
-            drawn |= {run.selector} if keep.any() else set()
-    if not drawn:
-        plt.close(figure)
+    columns = [
+        (name, label)
+        for name, label in CURVES
+        if any(np.isfinite(r.metrics.get(name, np.zeros(0))).any() for r in records)
+    ]
+    if not columns:
         return False
-    for axis, (name, label) in zip(axes, columns, strict=True):
+    size = (4.6 * len(columns), 3.6)
+    figure, axes = plt.subplots(1, len(columns), figsize=size, squeeze=False, layout="constrained")
+    look = styles(list(dict.fromkeys(r.selector for r in records)))
+    for axis, (name, label) in zip(axes[0], columns, strict=True):
+        labelled: set[str] = set()
+        for run in records:
+            if name not in run.metrics:
+                continue
+            colour, marker, line = look[run.selector]
+            samples, values = run.metrics["real_samples"], run.metrics[name]
+            keep = np.isfinite(values) & np.isfinite(samples)
+            x, once = samples[keep] / 1000, None if run.selector in labelled else run.selector
+            axis.plot(x, values[keep], line, marker=marker, ms=3.5, color=colour, alpha=0.8, label=once)
+            labelled.add(run.selector)
         axis.set_xlabel("real samples of the training (thousands)")
         axis.set_ylabel(label)
         axis.grid(color="0.92")
         if name == "held_out_loss":
             axis.set_yscale("log")
-    axes[0].legend(fontsize=8)
+        axis.legend(fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
     return True

@@ -17,6 +17,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib import colormaps
 from matplotlib.colors import Normalize, to_hex
+from matplotlib.ticker import MaxNLocator
 
 from admrl.comparison import Comparison, Row
 from admrl.comparison_figures import styles
@@ -90,7 +91,8 @@ def _map_group(comparison: Comparison, j: int) -> dict[str, Any]:
     known = np.concatenate([x[np.isfinite(x)] for x in means])
     norm = Normalize(min(0.0, known.min(initial=0.0)), max(known.max(initial=0.0), 1e-9))
     plane = first.grid_shape is not None and len(first.grid_shape) in (2, 3)
-    maps = []
+    maps: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]]
     for method, mean in zip(comparison.methods, means, strict=True):
         cells = [
             _map_cell(comparison, method.errors(j), mean, m, norm, method.gaps(j)) for m in range(len(mean))
@@ -170,10 +172,11 @@ def _chart(comparison: Comparison, summary: Sequence[Row], statistic: str, label
     parts = [
         f'<svg width="{c["width"]}" height="{c["height"]}" role="img" aria-label="{html.escape(label)}">'
     ]
-    for v in np.linspace(low + pad, high - pad, 4):
+    for v in MaxNLocator(4).tick_values(low, high)[1:-1]:
+        end = c["width"] - c["right"]
         parts.append(
-            f'<line x1="{c["left"]}" x2="{c["width"] - c["right"]}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="#e4e4e4"/>'
-            f'<text x="{c["left"] - 6}" y="{y(v) + 4:.1f}" text-anchor="end">{v:.0f}</text>'
+            f'<line x1="{c["left"]}" x2="{end}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="#e4e4e4"/>'
+            f'<text x="{c["left"] - 6}" y="{y(v) + 4:.1f}" text-anchor="end">{v:g}</text>'
         )
     for n in samples:
         parts.append(f'<text x="{x(n):.1f}" y="{c["height"] - 26}" text-anchor="middle">{n:.0f}</text>')
@@ -199,7 +202,8 @@ def _chart(comparison: Comparison, summary: Sequence[Row], statistic: str, label
                 )
                 tip += f"\n95 % interval {r['low']:.1f} to {r['high']:.1f}"
             parts.append(
-                f'<circle class="tip" cx="{px:.1f}" cy="{py:.1f}" r="5" fill="{colour}" data-tip="{html.escape(tip)}"/>'
+                f'<circle class="tip" cx="{px:.1f}" cy="{py:.1f}" r="5" fill="{colour}" '
+                f'data-tip="{html.escape(tip)}"/>'
             )
         key = c["left"] + 10 + i * 120
         parts.append(

@@ -1,7 +1,7 @@
 """A 6 x 6 grid of Hopper2D tasks in one batch against the same tasks one after the other.
 
-Claim: task by task, zero-shot training in the frozen model takes at least 1.2 times as long on one core, and 10 times on
-a GPU; one replicate (36 policies) of the laptop-size evaluation takes at most 3 minutes for n = 0 and 15 for
+Claim: task by task, zero-shot training in the frozen model takes at least 1.2 times as long on one core, and 10 times
+on a GPU; one replicate (36 policies) of the laptop-size evaluation takes at most 3 minutes for n = 0 and 15 for
 n = 0..6000 on two idle cores.
 
     OMP_NUM_THREADS=1 python benchmarks/evaluation.py [--quick] [--json FILE] [--device cuda]

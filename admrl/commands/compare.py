@@ -98,7 +98,7 @@ def draw_all(
         )
     draw(
         "worst-gap",
-        "Worst-case gap against n: the largest mean (filled, too large) and corrected for the choice (open, too small).",
+        "Worst-case gap against n: the largest mean (filled, too large); corrected for the choice (open, too small).",
         lambda file: plot_worst_gap(comparison, summary, file),
     )
     draw(

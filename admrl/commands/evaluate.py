@@ -157,8 +157,12 @@ def print_tables(tables: Sequence[GapTable], console: Console, j: int = 0) -> No
         collapse_padding=True,
     )
     for column in ("method", "worst gap", "at", "corrected", "mean gap", f"A_{n}", "real", "virtual"):
-        justify = "left" if column in ("method", "at") else "right"
-        shown.add_column(column, justify=justify, no_wrap=column != "method", overflow="fold")
+        shown.add_column(
+            column,
+            justify="left" if column in ("method", "at") else "right",
+            no_wrap=column != "method",
+            overflow="fold",
+        )
     for table in tables:
         if table.num_missing(j):
             console.print(
