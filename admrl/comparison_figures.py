@@ -229,8 +229,8 @@ def plot_paths(records: Sequence[RunRecords], comparison: Comparison, path: Path
                         "linestyle": "-" if agree else ":",
                     },
                 )  # fmt: skip
-        above.set_xlim(low[0] - 0.08 * (high - low)[0], high[0] + 0.08 * (high - low)[0])
-        above.set_ylim(low[1] - 0.08 * (high - low)[1], high[1] + 0.08 * (high - low)[1])
+        above.set_xlim(low[0] - 0.2 * (high - low)[0], high[0] + 0.2 * (high - low)[0])
+        above.set_ylim(low[1] - 0.2 * (high - low)[1], high[1] + 0.2 * (high - low)[1])
         above.set_xlabel(_label(comparison, 0))
         above.set_ylabel(_label(comparison, 1))
         above.set_title(f"{run.selector}, seed {run.seed}", fontsize=10)
@@ -339,6 +339,7 @@ def _psi_axes(axis: Any, comparison: Comparison, size: int, longest: int) -> Non
     if size > 3 or size == 1:
         axis.set_xlim(0.5, longest + 0.5)
         axis.set_ylim(0, 1.03)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("task of the training")
         axis.set_ylabel("largest |unit coordinate| (1: boundary)")
         return

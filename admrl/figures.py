@@ -180,7 +180,7 @@ def _dots(panels: Sequence[Panel], table: GapTable, label: str) -> plt.Figure:
         axis.grid(axis="y", color="0.9")
     axes[-1, 0].set_xlabel("task, in the order of the list")
     axes[-1, 0].set_xticks(x if num_tasks <= 40 else x[:: max(1, num_tasks // 20)])
-    figure.supylabel(label, fontsize=10)
+    figure.supylabel(label.replace(", ", ",\n"), fontsize=9)
     return figure
 
 
