@@ -40,10 +40,8 @@ class Adapted:
     episode_return: np.ndarray  # (R, M, J, N) undiscounted, N episodes
     counts: (
         np.ndarray
-    )  # (R, M, J, 4) samples of each kind in COUNTS since the start, per task and policy seed
-    probe: (
-        np.ndarray
-    )  # (M, P, 2 S + A) real transitions (obs, act, next_obs) of the first seed's zero-shot policies
+    )  # (R, M, J, 4) samples of each kind of COUNTS, since the start, per task and policy seed
+    probe: np.ndarray  # (M, P, 2 S + A) real (obs, act, next_obs) of the first seed's zero-shot policies
 
 
 def adapted_returns(
@@ -93,50 +91,68 @@ def adapted_returns(
     scored = score(family, solution, config.num_episodes, seed, num_threads=num_threads)
     first = scored.rollout.tasks(slice(0, len(psi))).lanes(slice(0, PROBE_LANES))
     probe = torch.cat([first.obs, first.act, first.next_obs], dim=-1).flatten(1, 2).numpy()
-    returns, num_virtual = [scored.returns], config.num_updates * config.num_samples
-    num_scoring = config.num_episodes * family.horizon
-    counts = [np.tile([0, 0, num_scoring, num_virtual], (len(rows), 1))]
-    if config.num_stages:
-        forked = learner.fork(task_generators(seed + 3, chosen, unit))  # a model and data for every row
-        before = [int(d.is_held_out.sum()) for d in forked.data]
-    slbo = SlboConfig(1, config.num_stage_iterations, config.num_stage_samples)
-    stage_virtual = replace(
-        virtual,
-        num_model_steps=config.num_stage_model_steps,
-        num_policy_updates=config.num_stage_updates,
-        num_samples=config.num_samples,
-    )
+    returns, held_out = [scored.returns], [np.zeros(len(rows), dtype=int)]
+    # a model and data for every row
+    forked = learner.fork(task_generators(seed + 3, chosen, unit)) if config.num_stages else learner
+    before = _num_held_out(forked)
     for stage in range(1, config.num_stages + 1):
-        steps = 1 + config.num_stage_iterations * config.num_stage_updates
-        reporter.phase(f"adaptation to n = {stage * config.num_stage_samples}, {len(rows)} policies", steps)
+        n = stage * config.num_stage_samples
+        reporter.phase(f"adaptation to n = {n}, {len(rows)} policies", _num_stage_steps(config))
         solution = slbo_adapt(
             family,
             forked,
             solution,
-            slbo,
-            stage_virtual,
+            SlboConfig(1, config.num_stage_iterations, config.num_stage_samples),
+            _stage_virtual(virtual, config),
             generators,
             num_threads=num_threads,
             reporter=reporter,
         )
         returns.append(score(family, solution, config.num_episodes, seed, num_threads=num_threads).returns)
-        num_virtual += config.num_stage_iterations * config.num_stage_updates * config.num_samples
-        held_out = [int(d.is_held_out.sum()) - b for d, b in zip(forked.data, before, strict=True)]
-        adaptation = stage * config.num_stage_samples
-        counts.append(np.array([[adaptation, h, (stage + 1) * num_scoring, num_virtual] for h in held_out]))
-    shape = (len(chosen), len(psi))
+        held_out.append(_num_held_out(forked) - before)
+    shape = (len(chosen), len(psi), config.num_stages + 1)
     return Adapted(
-        episode_return=np.stack(returns, axis=1).reshape(*shape, config.num_stages + 1, config.num_episodes),
-        counts=np.stack(counts, axis=1).reshape(*shape, config.num_stages + 1, len(COUNTS)),
+        episode_return=np.stack(returns, axis=1).reshape(*shape, config.num_episodes),
+        counts=_counts(np.stack(held_out, axis=1), config, family.horizon).reshape(*shape, len(COUNTS)),
         probe=probe,
     )
 
 
+def _stage_virtual(virtual: VirtualTrainingConfig, config: EvaluationConfig) -> VirtualTrainingConfig:
+    """Virtual training of an adaptation stage."""
+    return replace(
+        virtual,
+        num_model_steps=config.num_stage_model_steps,
+        num_policy_updates=config.num_stage_updates,
+        num_samples=config.num_samples,
+    )
+
+
+def _num_stage_steps(config: EvaluationConfig) -> int:
+    return 1 + config.num_stage_iterations * config.num_stage_updates
+
+
+def _num_held_out(learner: ModelLearner) -> np.ndarray:
+    """Held-out transitions of every model's data (K,)."""
+    return np.array([int(d.is_held_out.sum()) for d in learner.data])
+
+
+def _counts(held_out: np.ndarray, config: EvaluationConfig, horizon: int) -> np.ndarray:
+    """Samples of every kind: held_out (rows, J) -> (rows, J, 4), since the start."""
+    stage = np.arange(held_out.shape[1])
+    updates = config.num_updates + stage * config.num_stage_iterations * config.num_stage_updates
+    columns = (
+        stage * config.num_stage_samples,
+        held_out,
+        (stage + 1) * config.num_episodes * horizon,
+        updates * config.num_samples,
+    )
+    return np.stack([np.broadcast_to(c, held_out.shape) for c in columns], axis=-1)
+
+
 def num_steps(config: EvaluationConfig) -> int:
     """Calls of `Reporter.advance` that one batch makes; for progress bars."""
-    return config.num_updates + config.num_stages * (
-        1 + config.num_stage_iterations * config.num_stage_updates
-    )
+    return config.num_updates + config.num_stages * _num_stage_steps(config)
 
 
 def zero_shot_returns(

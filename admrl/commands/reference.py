@@ -93,9 +93,8 @@ def prepare(command: ReferenceReturns) -> Plan:
                 f"({family.variant}); choose another one"
             )
     plan = Plan(family, tasks, file, reference, [])
-    plan = replace(
-        plan, reference=reference.extended(read_candidates(plan.work))
-    )  # what an interruption left
+    left = read_candidates(plan.work)  # by an interruption
+    plan = replace(plan, reference=reference.extended(left))
     plan.jobs.extend(_jobs(command, plan))
     return plan
 
