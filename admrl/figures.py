@@ -152,7 +152,7 @@ def _maps(
                 + (f"\n{table.task_names[2]} {z:.3g} {table.task_units[2]}" if len(zs) > 1 else "")
             )
     assert image is not None
-    figure.colorbar(image, ax=axes.ravel().tolist()).set_label(label)
+    figure.colorbar(image, ax=axes.ravel().tolist()).set_label(label.replace(", ", ",\n"))
     return figure
 
 

@@ -20,8 +20,9 @@ from admrl.comparison import (
     summary_rows,
     to_csv,
 )
-from admrl.comparison_figures import styles
+from admrl.comparison_figures import plot_model_error, plot_visited, styles
 from admrl.evaluation import GapTable
+from admrl.figures import plot_method_heatmap
 from admrl.gap_files import gaps_file, load_tables
 from admrl.report import render_report
 from admrl.run_records import read_records
@@ -288,11 +289,16 @@ def test_three_dimensional_and_listed_tasks_are_reported(tmp_path):
             box=np.stack([np.full(size, -1.0), np.full(size, 1.0)]),
             model_error=None,
         )
-        path = tmp_path / name
-        write_run(path, replace(wide, test_set="t"))
-        command.execute(Compare((path,), tmp_path / f"report-{name}"))
-        assert not (tmp_path / f"report-{name}" / "model-error.png").exists(), "no errors, no figure"
-        assert (tmp_path / f"report-{name}" / "visited.png").stat().st_size > 10_000
+        comparison = compare_tables([wide])
+        plot_method_heatmap(comparison, tmp_path / f"{name}-gap.png")
+        plot_visited(comparison, tmp_path / f"{name}-visited.png")
+        for figure in ("gap", "visited"):
+            assert (tmp_path / f"{name}-{figure}.png").stat().st_size > 10_000
+        assert plot_model_error(comparison, tmp_path / "none.png") is False, "no errors, no figure"
+        rows = (summary_rows(comparison), paired_rows(comparison), cell_rows(comparison))
+        page = Page(render_report(comparison, *rows, provenance_rows(comparison), figures=[]))
+        tips = [t for t in page.tips if t.startswith("task ") and "gap 6.0" in t]
+        assert len(tips) == 2, "tasks 4 and 8, once each, at n = 0"
 
 
 def test_runs_that_cannot_be_compared_get_one_message(folders, tmp_path):
