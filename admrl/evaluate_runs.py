@@ -198,7 +198,7 @@ def gap_tables(
         reference_samples = num_tasks * stages * config.num_reference_samples
     probe = torch.from_numpy(np.concatenate([a.probe for a in adapted], axis=1))  # (M, runs x P, .)
     scale = probe_scale(probe, family.obs_size)
-    origin_of_probe = digest(sorted(str(run.path) for run in runs) + [seed, tasks.name])
+    origin_of_probe = digest([*sorted(str(run.path) for run in runs), seed, tasks.name])
     labels = method_labels(runs)
     box = np.stack([family.box.low.double().numpy(), family.box.high.double().numpy()])
     return [

@@ -79,7 +79,7 @@ def render_report(
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         if not math.isfinite(value):
-            return "–"
+            return "\u2013"
         return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return str(value)
 
@@ -104,7 +104,9 @@ def _map_group(comparison: Comparison, j: int) -> dict[str, Any]:
             )
             if not plane:
                 chunks = [range(i, min(i + 10, len(cells))) for i in range(0, len(cells), 10)]
-                lines = [{"label": f"{c[0] + 1}–{c[-1] + 1}", "cells": [cells[m] for m in c]} for c in chunks]
+                lines = [
+                    {"label": f"{c[0] + 1} to {c[-1] + 1}", "cells": [cells[m] for m in c]} for c in chunks
+                ]
                 maps.append({"title": title, "lines": lines, "columns": []})
                 continue
             xs, ys = np.unique(first.psi[:, 0].round(6)), np.unique(first.psi[:, 1].round(6))
