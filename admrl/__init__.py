@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from admrl.adaptation import slbo_adapt, zero_shot
     from admrl.config import PRESETS, EvaluationConfig, MetaTrainConfig
     from admrl.evaluate_runs import evaluate_gaps
-    from admrl.evaluation import GapTable, reference_returns, zero_shot_returns
+    from admrl.evaluation import GapTable
     from admrl.figures import plot_gap_heatmap
     from admrl.gradient import TaskGradient, gap_gradient, task_gradient
     from admrl.meta_training import MetaState, meta_train, new_state
+    from admrl.protocol import adapted_returns, zero_shot_returns
+    from admrl.reference import Reference, reference_returns
     from admrl.run_store import load_run
 
 _EXPORTS = {
@@ -27,8 +29,10 @@ _EXPORTS = {
     "TaskGradient": "gradient",
     "evaluate_gaps": "evaluate_runs",
     "GapTable": "evaluation",
-    "zero_shot_returns": "evaluation",
-    "reference_returns": "evaluation",
+    "adapted_returns": "protocol",
+    "zero_shot_returns": "protocol",
+    "Reference": "reference",
+    "reference_returns": "reference",
     "plot_gap_heatmap": "figures",
     "load_run": "run_store",
     "MetaTrainConfig": "config",

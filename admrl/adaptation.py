@@ -38,6 +38,7 @@ def zero_shot(
     *,
     learner: ModelLearner | None = None,
     reporter: Reporter | None = None,
+    allow_outside: bool = False,
 ) -> Solution:
     """theta_hat(psi): the policy that is optimal under the model, without any real sample (Alg. 1, lines 3-4).
 
@@ -46,11 +47,12 @@ def zero_shot(
         policy: shapes; every task starts from its own random parameters.
         num_iterations: n_zeroshot.
         learner: keeps fitting the model to the data meanwhile (as in meta-training); None freezes it.
+        allow_outside: accept tasks outside the box, for out-of-distribution evaluation.
 
     Raises:
         ValueError: psi has the wrong shape or is outside the box.
     """
-    psi = family.box.check(psi)
+    psi = family.box.check(psi, allow_outside=allow_outside)
     solution = new_solution(model, psi, policy, config, generators)
     return virtual_training(
         family, model, solution, num_iterations, config, generators, learner=learner, reporter=reporter

@@ -1,4 +1,4 @@
-"""The command line: `admrl quickstart | train | evaluate | heatmap | gradcheck | render`.
+"""The command line: `admrl quickstart | train | evaluate | heatmap | compare | reference | gradcheck | render`.
 
 torch is imported only once a command has something to compute: --help and mistakes are answered at once.
 """
@@ -15,7 +15,16 @@ from typing import Annotated
 
 import tyro
 
-from admrl.config import ESTIMATOR_NAMES, PRESETS, SELECTORS, EvaluationConfig, MetaTrainConfig, ResolveConfig
+from admrl.config import (
+    ESTIMATOR_NAMES,
+    PRESETS,
+    REFERENCE_METHODS,
+    SELECTORS,
+    EvaluationConfig,
+    MetaTrainConfig,
+    ReferenceConfig,
+    ResolveConfig,
+)
 from task_families.registry import check_name, names
 
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
@@ -70,16 +79,25 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Zero-shot sub-optimality gaps of runs over a grid of tasks, against the best known returns.
+    """Sub-optimality gaps of runs on a set of tasks, against the best known returns.
 
-    All policies are solved in the frozen models in batches, then scored in the simulator. Writes gaps.json into
-    each run folder.
+    A_0: all policies are solved in the frozen models in batches, then scored in the simulator. With
+    --config.num-stages 3 every task then adapts its own copy of the model: A_2000, A_4000, A_6000. Writes
+    gaps/NAME.json into each run folder. Interrupted, the same command goes on after the last finished batch.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders of one family; evaluated together they share one reference A*."""
-    grid: tuple[int, ...] = (6, 6)
-    """Tasks per task parameter, corners included."""
+    tasks: str = "paper"
+    """Test tasks: "paper" (6 x 6, 4 x 4 x 3, or 20 on the boundary), "ood" (Ant2D, around the box), or a file."""
+    grid: tuple[int, ...] | None = None
+    """A grid in place of --tasks: tasks per task parameter, corners included, e.g. 6 6."""
+    allow_outside: bool = False
+    """Accept tasks of a file that lie outside the box."""
+    reference: Path | None = None
+    """A* from a file of `admrl reference`. Default: the best of the runs and a built-in reference run."""
+    name: str | None = None
+    """Name of the table, gaps/NAME.json. Default: the name of the set of tasks."""
     seed: int = 0
     """Seed of the evaluation, the same for all runs."""
     num_workers: int = 2
@@ -92,9 +110,58 @@ class Heatmap:
     """Draw the gap heat maps of evaluated runs side by side on one colour scale."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders (or gaps.json files) that `admrl evaluate` has been given together."""
+    """Run folders (or table files) that `admrl evaluate` has been given together."""
     out: Path = Path("gap.png")
     """Figure to write: .png, .pdf or .svg."""
+    tasks: str | None = None
+    """Which of the runs' tables, by name. Default: the only one."""
+    num_samples: int = 0
+    """Adaptation samples n, 0 for zero-shot."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare evaluated runs: tables with intervals, all figures (PNG and PDF), and one HTML report.
+
+    Runs of one selector and several seeds are one method. Everything is drawn from the tables and metrics of the
+    run folders; nothing is computed again. The report opens from the disk, without network.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders of one family that `admrl evaluate` has been given together, or with one --reference."""
+    out: Path = Path("report")
+    """Folder to write into; files of the same names are replaced."""
+    tasks: str | None = None
+    """Which of the runs' gap tables, by name. Default: the only one."""
+
+
+@dataclass(frozen=True)
+class ReferenceReturns:
+    """Compute or extend a file of reference returns A*: long training on the test tasks themselves.
+
+    SLBO trains all tasks together on one model; SAC (needs admrl[sac]) trains each task alone on the simulator.
+    Every candidate is kept with its method, seed and samples; the best counts. Interrupted, the same command goes on.
+    """
+
+    family: str = "hopper2d"
+    """Task family."""
+    out: Path | None = None
+    """The file; an existing one is extended. Default: reference-FAMILY.json."""
+    tasks: str = "paper"
+    """Tasks: "paper", "ood" or a file, as for `admrl evaluate`."""
+    grid: tuple[int, ...] | None = None
+    """A grid in place of --tasks."""
+    allow_outside: bool = False
+    """Accept tasks of a file that lie outside the box."""
+    methods: tuple[str, ...] = ("slbo",)
+    """slbo, sac, or both."""
+    seeds: tuple[int, ...] = (0,)
+    """One training for each (SAC: for each task and seed)."""
+    variant: str = "released"
+    """The family's variant."""
+    num_workers: int = 2
+    """Processes, one thread each."""
+    config: ReferenceConfig = ReferenceConfig()
 
 
 @dataclass(frozen=True)
@@ -171,6 +238,10 @@ def main() -> None:
             _render(command)
         elif isinstance(command, Gradcheck):
             _gradcheck(command)
+        elif isinstance(command, Compare):
+            _compare(command)
+        elif isinstance(command, ReferenceReturns):
+            _reference(command)
         else:
             _heatmap(command)
     except KeyboardInterrupt as interrupt:
@@ -178,7 +249,9 @@ def main() -> None:
         sys.exit(INTERRUPTED)
 
 
-def parse(arguments: list[str]) -> Quickstart | Train | Evaluate | Heatmap | Gradcheck | Render:
+def parse(
+    arguments: list[str],
+) -> Quickstart | Train | Evaluate | Heatmap | Compare | ReferenceReturns | Gradcheck | Render:
     """The command of an argument list.
 
     --help shows the settings of the preset that is named, and --config.* change single ones.
@@ -200,6 +273,8 @@ def parse(arguments: list[str]) -> Quickstart | Train | Evaluate | Heatmap | Gra
         | Annotated[Heatmap, tyro.conf.subcommand("heatmap")]
         | Annotated[Gradcheck, tyro.conf.subcommand("gradcheck")]
         | Annotated[Render, tyro.conf.subcommand("render")]
+        | Annotated[Compare, tyro.conf.subcommand("compare")]
+        | Annotated[ReferenceReturns, tyro.conf.subcommand("reference")]
     )
     return tyro.cli(union, args=arguments, prog="admrl", description=DESCRIPTION)  # type: ignore
 
@@ -249,8 +324,8 @@ def _evaluate(command: Evaluate) -> None:
     from admrl.commands import evaluate
 
     with _usage_errors():
-        runs, psi = evaluate.prepare(command)
-    evaluate.execute(command, runs, psi)
+        prepared = evaluate.prepare(command)
+    evaluate.execute(command, *prepared)
 
 
 def _gradcheck(command: Gradcheck) -> None:
@@ -274,6 +349,25 @@ def _render(command: Render) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(FAILED)
     render.execute(command, job)
+
+
+def _compare(command: Compare) -> None:
+    from admrl.commands import compare
+
+    with _usage_errors():
+        compare.execute(command)
+
+
+def _reference(command: ReferenceReturns) -> None:
+    with _usage_errors():
+        check_name("--family", command.family, names())
+        for method in command.methods:
+            check_name("--methods", method, REFERENCE_METHODS)
+    from admrl.commands import reference
+
+    with _usage_errors():
+        job = reference.prepare(command)
+    reference.execute(command, job)
 
 
 def _heatmap(command: Heatmap) -> None:

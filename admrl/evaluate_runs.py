@@ -3,54 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from math import prod
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from admrl.config import EvaluationConfig, check_config
-from admrl.evaluation import (
-    GapTable,
-    best_known_returns,
-    check_evaluation,
-    reference_returns,
-    zero_shot_returns,
-)
+from admrl.evaluation import GapTable, best_known_returns, check_evaluation
+from admrl.evaluation_store import FOLDER, PartStore, part_settings
+from admrl.files import write_bytes
+from admrl.protocol import COUNTS, Adapted, adapted_returns, model_errors, probe_scale
+from admrl.reference import Reference, reference_returns
 from admrl.reporting import Reporter
 from admrl.run_store import Run, load_run, provenance
-
-MAX_TASKS = 10_000
+from admrl.test_sets import TaskList, digest, grid_tasks, unit_keys
 
 
 def evaluate_gaps(
     runs: Sequence[Run],
-    grid: Sequence[int],
+    tasks: Sequence[int] | TaskList,
     config: EvaluationConfig,
     *,
     seed: int = 0,
+    reference: Reference | None = None,
     num_threads: int = 1,
     reporter: Reporter | None = None,
 ) -> list[GapTable]:
-    """Zero-shot gaps of runs of one family over a grid of its tasks: one table per run, A* common to all.
+    """Sub-optimality gaps of runs of one family on a set of its tasks: one table per run, A* common to all.
 
     Args:
-        grid: cells per task parameter, corners included.
+        tasks: grid cells per task parameter, corners included; or any list of tasks.
         seed: of the evaluation; the same for all runs.
+        reference: A*; None: the best of what the runs' policies and a common reference run reached.
 
     Raises:
-        ValueError: no run, runs of different families, a grid of the wrong dimension, impossible counts.
+        ValueError: no run, runs of different families, a grid of the wrong dimension, impossible counts, or tasks
+            without a reference.
     """
-    psi = check_runs(runs, grid, config)
-    zero = [run_zero_shot(run, psi, config, seed, num_threads=num_threads, reporter=reporter) for run in runs]
-    reference = run_reference(runs, psi, config, seed, num_threads=num_threads, reporter=reporter)
-    return gap_tables(runs, psi, grid, zero, reference, config, seed)
+    tasks = check_runs(runs, tasks, config, reference)
+    adapted = []
+    for run in runs:
+        batches = tasks.psi.split(config.tasks_per_batch)
+        parts = [
+            run_adapted(run, batch, tasks, config, seed, num_threads=num_threads, reporter=reporter)
+            for batch in batches
+        ]
+        adapted.append(joined(parts))
+    pooled = None
+    if reference is None:
+        pooled = run_reference(runs, tasks, config, seed, num_threads=num_threads, reporter=reporter)
+    return gap_tables(runs, tasks, adapted, pooled, config, seed, reference=reference)
 
 
-def check_runs(runs: Sequence[Run], grid: Sequence[int], config: EvaluationConfig) -> Tensor:
-    """The tasks of the grid (M, k), if everything fits together; see `evaluate_gaps`."""
+def check_runs(
+    runs: Sequence[Run],
+    tasks: Sequence[int] | TaskList,
+    config: EvaluationConfig,
+    reference: Reference | None = None,
+) -> TaskList:
+    """The tasks, if everything fits together; see `evaluate_gaps`."""
     if not runs:
         raise ValueError("runs: expected at least one run folder, got none")
     check_config(config)
@@ -62,24 +77,34 @@ def check_runs(runs: Sequence[Run], grid: Sequence[int], config: EvaluationConfi
                 f"{run.path} is {run.info.family} ({run.info.variant}); evaluate them apart"
             )
         check_evaluation(config, run.family, run.info.config.dynamics.num_members)
-    if prod(grid) > MAX_TASKS:
-        raise ValueError(
-            f"grid: {prod(grid):.3g} tasks are more than {MAX_TASKS}; choose fewer per task parameter"
-        )
-    return first.family.box.grid(grid)
+    chosen = tasks if isinstance(tasks, TaskList) else grid_tasks(first.family, tasks)
+    first.family.box.check(chosen.psi, allow_outside=chosen.allow_outside)
+    if reference is not None:
+        reference.optimal_returns(first.family, chosen.psi)
+    elif config.num_reference_stages:
+        for run in runs:
+            if _architecture(run) != _architecture(first):
+                raise ValueError(
+                    f"{first.path} and {run.path} have different models or policies, so they cannot share the "
+                    "built-in reference run; make one with `admrl reference` and pass --reference FILE, or set "
+                    "--config.num-reference-stages 0"
+                )
+    return chosen
 
 
-def run_zero_shot(
+def run_adapted(
     run: Run,
-    psi: Tensor,
+    psi: torch.Tensor,
+    tasks: TaskList,
     config: EvaluationConfig,
     seed: int,
     *,
+    policy_seeds: Sequence[int] | None = None,
     num_threads: int = 1,
     reporter: Reporter | None = None,
-) -> np.ndarray:
-    """Episodes (R, M, N) of the run's zero-shot policies; see `zero_shot_returns`."""
-    return zero_shot_returns(
+) -> Adapted:
+    """`adapted_returns` of a run on some of the tasks."""
+    return adapted_returns(
         run.family,
         run.state.learner,
         run.policy,
@@ -87,31 +112,47 @@ def run_zero_shot(
         run.info.config.virtual,
         config,
         seed,
+        policy_seeds=policy_seeds,
+        allow_outside=tasks.allow_outside,
         num_threads=num_threads,
         reporter=reporter,
     )
 
 
+def joined(parts: Sequence[Adapted]) -> Adapted:
+    """Batches of tasks put together again."""
+    return Adapted(
+        np.concatenate([p.episode_return for p in parts], axis=1),
+        np.concatenate([p.counts for p in parts], axis=1),
+        np.concatenate([p.probe for p in parts]),
+    )
+
+
 def run_reference(
     runs: Sequence[Run],
-    psi: Tensor,
+    tasks: TaskList,
     config: EvaluationConfig,
     seed: int,
     *,
     num_threads: int = 1,
     reporter: Reporter | None = None,
 ) -> np.ndarray | None:
-    """Episodes (1, M, N) of the reference run on the data of all runs, or None if it is switched off."""
+    """Episodes (1, M, N) of the reference run on the data of all runs, or None if it is switched off.
+
+    It does not depend on the order of the runs.
+    """
     if config.num_reference_stages == 0:
         return None
+    runs = sorted(runs, key=lambda run: str(run.path))
     return reference_returns(
         runs[0].family,
         [run.state.learner for run in runs],
         runs[0].policy,
-        psi,
+        tasks.psi,
         runs[0].info.config.virtual,
         config,
         seed,
+        allow_outside=tasks.allow_outside,
         num_threads=num_threads,
         reporter=reporter,
     )
@@ -119,65 +160,158 @@ def run_reference(
 
 def gap_tables(
     runs: Sequence[Run],
-    psi: Tensor,
-    grid: Sequence[int],
-    zero: Sequence[np.ndarray],
-    reference: np.ndarray | None,
+    tasks: TaskList,
+    adapted: Sequence[Adapted],
+    pooled: np.ndarray | None,
     config: EvaluationConfig,
     seed: int,
+    *,
+    reference: Reference | None = None,
 ) -> list[GapTable]:
-    """One table per run from the episodes of all candidates."""
-    candidates = {str(run.path): episodes for run, episodes in zip(runs, zero, strict=True)}
+    """One table per run from the episodes of all candidates; see `evaluate_gaps`."""
+    family, horizon, num_tasks = runs[0].family, runs[0].family.horizon, len(tasks.psi)
     if reference is not None:
-        candidates["reference: SLBO on all tasks"] = reference
-    optimal, source = best_known_returns(candidates)
-    selectors = [run.info.selector for run in runs]
-    num_tasks, horizon = len(psi), runs[0].family.horizon
-    reference_samples = (
-        num_tasks * config.num_reference_stages * config.num_reference_samples if reference is not None else 0
-    )
+        optimal, source = reference.optimal_returns(family, tasks.psi)
+        origin: dict[str, Any] = {
+            "kind": "file",
+            "digest": reference.digest,
+            "revision": reference.revision,
+            "methods": sorted({c.method for c in reference.candidates}),
+            "num_candidates": len(reference.candidates),
+            **reference.notes,
+        }
+        reference_samples = _file_samples(reference)
+    else:
+        candidates = {
+            _stage_name(run, a, j): a.episode_return[:, :, j]
+            for run, a in zip(runs, adapted, strict=True)
+            for j in range(a.episode_return.shape[2])
+        }
+        if pooled is not None:
+            candidates["reference: SLBO on all tasks"] = pooled
+        optimal, source = best_known_returns(candidates)
+        origin = {
+            "kind": "best of the runs evaluated together",
+            "runs": sorted(str(run.path) for run in runs),
+        }
+        stages = config.num_reference_stages if pooled is not None else 0
+        reference_samples = num_tasks * stages * config.num_reference_samples
+    probe = torch.from_numpy(np.concatenate([a.probe for a in adapted], axis=1))  # (M, runs x P, .)
+    scale = probe_scale(probe, family.obs_size)
+    origin_of_probe = digest([*sorted(str(run.path) for run in runs), seed, tasks.name])
+    labels = method_labels(runs)
+    box = np.stack([family.box.low.double().numpy(), family.box.high.double().numpy()])
     return [
         GapTable(
-            method=run.info.selector if selectors.count(run.info.selector) == 1 else str(run.path),
+            method=label,
             family=run.info.family,
             variant=run.info.variant,
-            task_names=run.family.box.names,
-            task_units=run.family.box.units,
-            psi=psi.double().numpy(),
-            num_samples=np.array([0]),
-            episode_return=episodes[:, :, None],
+            task_names=family.box.names,
+            task_units=family.box.units,
+            psi=tasks.psi.double().numpy(),
+            num_samples=np.arange(config.num_stages + 1) * config.num_stage_samples,
+            episode_return=a.episode_return,
             optimal_return=optimal,
             optimal_source=source,
-            grid_shape=tuple(grid),
+            grid_shape=tasks.grid_shape,
             visited_psi=np.array([record.psi for record in run.state.records]),
+            test_set=tasks.name,
+            box=box,
+            model_error=model_errors(run.state.learner.model, probe, scale),
             provenance=provenance(
                 run,
                 evaluation=asdict(config),
                 evaluation_seed=seed,
-                scoring_real_samples=episodes.size * horizon,
-                evaluation_virtual_samples=episodes.shape[0]
-                * num_tasks
-                * config.num_updates
-                * config.num_samples,
+                evaluation_key=digest(part_settings(run, config, seed)),
+                samples={  # of all tasks and policy seeds together, up to each n
+                    name: a.counts[..., i].sum((0, 1)).tolist() for i, name in enumerate(COUNTS)
+                },
+                scoring_real_samples=a.episode_return.size * horizon,
+                evaluation_virtual_samples=int(a.counts[:, :, -1, COUNTS.index("virtual")].sum()),
+                reference=origin,
                 reference_real_samples=reference_samples,
+                model_error_sample=origin_of_probe,
             ),
         )
-        for run, episodes in zip(runs, zero, strict=True)
+        for run, a, label in zip(runs, adapted, labels, strict=True)
     ]
 
 
-# -- the same as jobs for other processes ------------------------------------------------------------------
+def method_labels(runs: Sequence[Run]) -> list[str]:
+    """The shortest names that tell the runs apart: selector, selector and seed, or the folder."""
+    short = [run.info.selector for run in runs]
+    long = [f"{run.info.selector}, seed {run.info.seed}" for run in runs]
+    return [
+        s if short.count(s) == 1 else l if long.count(l) == 1 else str(run.path)
+        for s, l, run in zip(short, long, runs, strict=True)
+    ]
 
 
-def zero_shot_job(
-    path: Path, psi: list[list[float]], config: EvaluationConfig, seed: int, reporter: Reporter
-) -> np.ndarray:
-    """`run_zero_shot` of a run folder."""
-    return run_zero_shot(load_run(path), torch.tensor(psi), config, seed, reporter=reporter)
+def _stage_name(run: Run, adapted: Adapted, j: int) -> str:
+    return str(run.path) if adapted.episode_return.shape[2] == 1 else f"{run.path}, stage {j}"
+
+
+def _file_samples(reference: Reference) -> int:
+    """Real samples behind a reference file: the largest count of every training; slbo trains all tasks together."""
+    trainings: dict[tuple[Any, ...], int] = {}
+    for c in reference.candidates:
+        key = (c.method, c.seed, digest(c.settings), c.psi if c.method == "sac" else None)
+        trainings[key] = max(trainings.get(key, 0), c.real_samples)
+    return sum(trainings.values())
+
+
+def _architecture(run: Run) -> tuple[Any, ...]:
+    config = run.info.config
+    return config.dynamics, config.virtual, config.policy_hidden_sizes, config.fixed_log_std
+
+
+# -- the same as jobs for other processes, which leave their results in the run folders ---------------------
+
+
+def adapted_job(
+    path: Path,
+    psi: list[list[float]],
+    tasks: TaskList,
+    config: EvaluationConfig,
+    seed: int,
+    policy_seed: int,
+    reporter: Reporter,
+) -> None:
+    """`run_adapted` of a run folder for one policy seed, into its `PartStore`."""
+    run = load_run(path)
+    batch = torch.tensor(psi, dtype=tasks.psi.dtype)
+    adapted = run_adapted(run, batch, tasks, config, seed, policy_seeds=[policy_seed], reporter=reporter)
+    PartStore(run, config, seed).save(unit_keys(run.family.box.to_unit(batch)), policy_seed, adapted)
+
+
+def reference_file(runs: Sequence[Run], tasks: TaskList, config: EvaluationConfig, seed: int) -> Path:
+    """Where the episodes of `run_reference` are kept: in the first run's folder, named after what they depend on."""
+    runs = sorted(runs, key=lambda run: str(run.path))
+    settings = [part_settings(run, replace(config, num_stages=0), seed) for run in runs]
+    names = ("num_reference_stages", "num_reference_samples", "num_reference_updates")
+    key = digest([settings, {n: getattr(config, n) for n in names}, tasks.psi.tolist()])
+    return runs[0].path / FOLDER / f"reference-{key}.safetensors"
 
 
 def reference_job(
-    paths: list[Path], psi: list[list[float]], config: EvaluationConfig, seed: int, reporter: Reporter
-) -> np.ndarray | None:
-    """`run_reference` of run folders."""
-    return run_reference([load_run(p) for p in paths], torch.tensor(psi), config, seed, reporter=reporter)
+    paths: list[Path], tasks: TaskList, config: EvaluationConfig, seed: int, reporter: Reporter
+) -> None:
+    """`run_reference` of run folders, into `reference_file`."""
+    runs = [load_run(p) for p in paths]
+    episodes = run_reference(runs, tasks, config, seed, reporter=reporter)
+    assert episodes is not None
+    file = reference_file(runs, tasks, config, seed)
+    file.parent.mkdir(exist_ok=True)
+    write_bytes(file, save({"episode_return": np.ascontiguousarray(episodes)}))
+
+
+def load_reference_episodes(file: Path) -> np.ndarray:
+    """What `reference_job` wrote.
+
+    Raises:
+        ValueError: damaged.
+    """
+    try:
+        return load(file.read_bytes())["episode_return"]
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{file} is damaged ({error}); delete it, and it is computed again") from error

@@ -1,10 +1,9 @@
-"""Sub-optimality gaps over a set of tasks: G_0(psi) = A*(psi) - A_0(psi), AdMRL section 5.
+"""Sub-optimality gaps over a set of tasks: G_n(psi) = A*(psi) - A_n(psi), AdMRL section 5.
 
-A_0(psi) is the undiscounted real return of the zero-shot policy for psi, averaged over episodes, for R policy seeds.
-A*(psi) is the best return that any candidate reached: every method's zero-shot policies and a reference run
-(SLBO on all tasks of the set, together, with all data). The best candidate is chosen on one half of the episodes
-and scored on the other (`best_known_returns`), so that choosing the luckiest does not raise A*. Gaps may be
-negative: A* was weak.
+A_n(psi) is the undiscounted real return for psi after n real adaptation samples, averaged over episodes, for R
+policy seeds (`admrl.protocol`). A*(psi) is the best return that any candidate reached (`admrl.reference`). The best
+candidate is chosen on one half of the episodes and scored on the other (`best_known_returns`), so that choosing the
+luckiest does not raise A*. Gaps may be negative: A* was weak.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from admrl.adaptation import Solution, episode_returns, real_rollout, slbo_adapt, zero_shot
-from admrl.config import EvaluationConfig, SlboConfig, VirtualTrainingConfig, check_lanes, evaluation_virtual
+from admrl.adaptation import Solution, episode_returns, real_rollout
+from admrl.config import EvaluationConfig, check_lanes
 from admrl.files import write_text
-from admrl.reporting import Reporter, Silent
-from dynamics.learner import ModelLearner
-from policy_opt.gaussian_policy import GaussianPolicy
+from admrl.test_sets import unit_keys
 from task_families.family import TaskFamily
+from task_families.rollout import Rollout
+
+FORMATS = ("admrl gap table 2", "admrl gap table 1")  # the first one is written
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,16 @@ class GapTable:
     task_names: tuple[str, ...]
     task_units: tuple[str, ...]
     psi: np.ndarray  # (M, k)
-    num_samples: np.ndarray  # (J,) real adaptation samples n of A_n; only n = 0 so far
+    num_samples: np.ndarray  # (J,) real adaptation samples n of A_n per task, the held-out ones included
     episode_return: np.ndarray  # (R, M, J, N) undiscounted, R policy seeds, N episodes
     optimal_return: np.ndarray  # (M,) A*
     optimal_source: tuple[str, ...]  # (M,) which candidate gave it
     grid_shape: tuple[int, ...] | None = None
     visited_psi: np.ndarray | None = None  # (n_tasks, k) tasks of the training, in order
     provenance: dict[str, Any] = field(default_factory=dict)  # versions, seeds, sample counts
+    test_set: str = ""  # name of the set of tasks
+    box: np.ndarray | None = None  # (2, k) low and high ends of the training box
+    model_error: np.ndarray | None = None  # (M,) see `admrl.protocol.model_errors`
 
     @property
     def adapted_return(self) -> np.ndarray:
@@ -113,7 +116,7 @@ class GapTable:
     def save(self, path: Path | str) -> None:
         """Write the table atomically."""
         data = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(self).items()}
-        write_text(Path(path), json.dumps({"format": "admrl gap table 1", **_nan_to_none(data)}, indent=1))
+        write_text(Path(path), json.dumps({"format": FORMATS[0], **_nan_to_none(data)}, indent=1))
 
     @classmethod
     def load(cls, path: Path | str) -> GapTable:
@@ -124,13 +127,14 @@ class GapTable:
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
-            if data.pop("format") != "admrl gap table 1":
-                raise ValueError("unknown format")
+            if (found := data.pop("format")) not in FORMATS:
+                raise ValueError(f"unknown format {found!r}")
             for name in ("psi", "episode_return", "optimal_return"):
                 data[name] = np.array(data[name], dtype=float)
             data["num_samples"] = np.array(data["num_samples"], dtype=int)
-            if data["visited_psi"] is not None:
-                data["visited_psi"] = np.array(data["visited_psi"], dtype=float)
+            for name in ("visited_psi", "box", "model_error"):
+                if data.get(name) is not None:
+                    data[name] = np.array(data[name], dtype=float)
             for name in ("task_names", "task_units", "optimal_source", "grid_shape"):
                 data[name] = None if data[name] is None else tuple(data[name])
             table = cls(**data)
@@ -149,95 +153,12 @@ class GapTable:
         return table
 
 
-def zero_shot_returns(
-    family: TaskFamily,
-    learner: ModelLearner,
-    policy: GaussianPolicy,
-    psi: Tensor,
-    virtual: VirtualTrainingConfig,
-    config: EvaluationConfig,
-    seed: int,
-    *,
-    num_threads: int = 1,
-    reporter: Reporter | None = None,
-) -> np.ndarray:
-    """A_0 on M tasks, all tasks and policy seeds in one batched virtual training: episodes (R, M, N).
+@dataclass(frozen=True, eq=False)
+class Score:
+    """What M policies did in the simulator."""
 
-    The model is frozen. Initial policies, initial states and noise depend on seed, task and policy seed alone,
-    so every method is given the same.
-    """
-    reporter = reporter or Silent()
-    rows = psi.repeat(config.num_policy_seeds, 1)  # (R M, k), seed-major
-    reporter.phase(f"zero-shot, {len(rows)} policies", config.num_updates)
-    generators = task_generators(seed, config.num_policy_seeds, family.box.to_unit(psi))
-    solution = zero_shot(
-        family,
-        learner.model,
-        rows,
-        policy,
-        1,
-        evaluation_virtual(virtual, config),
-        generators,
-        reporter=reporter,
-    )
-    returns = score(family, solution, config.num_episodes, seed, num_threads=num_threads)
-    return returns.reshape(config.num_policy_seeds, len(psi), config.num_episodes)
-
-
-def reference_returns(
-    family: TaskFamily,
-    learners: Sequence[ModelLearner],
-    policy: GaussianPolicy,
-    psi: Tensor,
-    virtual: VirtualTrainingConfig,
-    config: EvaluationConfig,
-    seed: int,
-    *,
-    num_threads: int = 1,
-    reporter: Reporter | None = None,
-) -> np.ndarray:
-    """Returns of a reference run on M tasks: episodes (1, M, N).
-
-    One model is fine-tuned on the data of all learners; then SLBO runs on all tasks together, pooling their
-    real samples. It sees far more real data of the tasks than any method that is evaluated.
-    """
-    reporter = reporter or Silent()
-    generators = task_generators(seed + 1, 1, family.box.to_unit(psi))
-    learner = learners[0].fork([torch.Generator().manual_seed(seed + 1)])
-    for other in learners[1:]:
-        learner.data[0].extend(other.data[0])
-        fit = ~other.data[0].is_held_out
-        learner.model.update_normalizers(other.data[0].obs[fit], other.data[0].next_obs[fit])
-    learner.fit(10 * virtual.num_model_steps)
-    reporter.phase(f"reference, zero-shot, {len(psi)} tasks", config.num_updates)
-    solution = zero_shot(
-        family,
-        learner.model,
-        psi,
-        policy,
-        1,
-        evaluation_virtual(virtual, config),
-        generators,
-        reporter=reporter,
-    )
-    slbo = SlboConfig(
-        num_stages=config.num_reference_stages,
-        num_iterations=math.ceil(config.num_reference_updates / virtual.num_policy_updates),
-        num_samples=config.num_reference_samples,
-    )
-    reporter.phase(f"reference, SLBO, {len(psi)} tasks together", slbo.num_stages)
-    solution = slbo_adapt(
-        family,
-        learner,
-        solution,
-        slbo,
-        replace(virtual, num_samples=config.num_samples),
-        generators,
-        num_threads=num_threads,
-        reporter=reporter,
-    )
-    returns = score(family, solution, config.num_episodes, seed, num_threads=num_threads)
-    return returns.reshape(1, len(psi), config.num_episodes)
+    returns: np.ndarray  # (M, N) undiscounted
+    rollout: Rollout
 
 
 def score(
@@ -247,15 +168,15 @@ def score(
     seed: int,
     *,
     num_threads: int = 1,
-) -> np.ndarray:
-    """Undiscounted returns (rows, N) of the stochastic policies in the simulator.
+) -> Score:
+    """The stochastic policies in the simulator, an episode per lane.
 
     Start states and noise depend on seed and task alone, the same for every method and policy seed. A simulation
     that becomes unstable makes its return nan.
     """
     generators = task_generators(seed + 2, 1, family.box.to_unit(solution.psi))
     rollout = real_rollout(family, solution, num_episodes, generators, num_threads=num_threads)
-    return episode_returns(family, solution.psi, rollout).double().numpy()
+    return Score(episode_returns(family, solution.psi, rollout).double().numpy(), rollout)
 
 
 def best_known_returns(candidates: dict[str, np.ndarray]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -283,18 +204,19 @@ def best_known_returns(candidates: dict[str, np.ndarray]) -> tuple[np.ndarray, t
     return (reported_first + reported_second) / 2, source
 
 
-def task_generators(seed: int, num_seeds: int, unit: Tensor) -> list[torch.Generator]:
+def task_generators(seed: int, policy_seeds: int | Sequence[int], unit: Tensor) -> list[torch.Generator]:
     """One generator per (policy seed, task), seed-major.
 
     Args:
+        policy_seeds: their number, or which ones.
         unit: tasks (M, k) in unit coordinates. A task has the same generators wherever it stands in a grid.
     """
-    keys = [[round(1e6 * x) % 2**32 for x in row] for row in unit.double().tolist()]
+    keys = [[x % 2**32 for x in key] for key in unit_keys(unit)]
     return [
         torch.Generator().manual_seed(
             int(np.random.SeedSequence([seed, r, *key]).generate_state(1, np.uint64)[0] >> 1)
         )
-        for r in range(num_seeds)
+        for r in (range(policy_seeds) if isinstance(policy_seeds, int) else policy_seeds)
         for key in keys
     ]
 
@@ -303,6 +225,7 @@ def check_evaluation(config: EvaluationConfig, family: TaskFamily, num_members: 
     """Refuse impossible sample counts before any work; see `check_lanes`."""
     check_lanes("config.num_samples", config.num_samples, family.horizon, num_members)
     check_lanes("config.num_reference_samples", config.num_reference_samples, family.horizon)
+    check_lanes("config.num_stage_samples", config.num_stage_samples, family.horizon)
     if config.num_episodes < 2:
         raise ValueError("config.num_episodes: expected at least 2 (A* is chosen on one half), got 1")
 

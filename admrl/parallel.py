@@ -44,7 +44,10 @@ def run_jobs(jobs: Sequence[Job], num_workers: int, console: Console) -> list[An
         initargs=(messages,),
     )
     try:
-        with Display(console, {job.name: job.num_steps for job in jobs}) as display:
+        totals: dict[str, int] = {}  # jobs of one name share a row
+        for job in jobs:
+            totals[job.name] = totals.get(job.name, 0) + job.num_steps
+        with Display(console, totals) as display:
             futures = [executor.submit(_run, job) for job in jobs]
             pending = set(futures)
             while pending:

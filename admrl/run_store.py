@@ -5,7 +5,7 @@
     metrics.csv              one row per step of every phase
     tensorboard/             the same for TensorBoard, if it is installed
     checkpoint.safetensors   model, optimiser, data, generators, search after the last finished task
-    gaps.json                written by `admrl evaluate`
+    gaps/, evaluation/       written by `admrl evaluate`: one table per set of tasks; finished parts
 
 Files are replaced atomically. Loading executes no code: tensors are safetensors, the rest is JSON.
 """

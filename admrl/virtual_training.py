@@ -58,7 +58,7 @@ def new_solution(
     """Random policies (Alg. 1, line 3) and zero value functions, with the model's present normaliser."""
     mean, std = _normalizer(model)
     policy, value = policy.with_normalizer(mean, std), ValueFunction.make(mean, std, config.value)
-    theta = policy.init(generators, dtype=mean.dtype)
+    theta = policy.init(generators, dtype=mean.dtype).to(mean.device)
     return Solution(psi.to(mean), policy, theta, value, value.init(len(psi)))
 
 

@@ -6,11 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from admrl.cli import Evaluate, Quickstart, Train, main, parse
+from admrl.commands import evaluate
 from admrl.config import PRESETS
+from admrl.evaluate_runs import evaluate_gaps
+from admrl.evaluation import GapTable
+from admrl.reporting import Silent
+from admrl.run_store import load_run
+from admrl.train_run import prepare_run, train_run
 
 ENVIRONMENT = {**os.environ, "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
 
@@ -23,14 +31,16 @@ def admrl(*arguments, cwd=None, code=""):
     )
 
 
-@pytest.mark.parametrize("command", [[], ["quickstart"], ["train"], ["evaluate"], ["heatmap"]])
+@pytest.mark.parametrize(
+    "command", [[], ["quickstart"], ["train"], ["evaluate"], ["heatmap"], ["compare"], ["reference"]]
+)
 def test_help_has_a_sentence_for_every_option_and_needs_no_torch(command):
     code = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules))"
     result = admrl(*command, "--help", code=code)
     assert result.returncode == 0
     assert result.stdout.rstrip().endswith("False"), "torch was imported"
     blocks = result.stdout.split("│ --")[1:]
-    assert not command or len(blocks) >= (1 if command == ["heatmap"] else 4)
+    assert not command or len(blocks) >= (1 if command in (["heatmap"], ["compare"]) else 4)
     for block in blocks:
         words = block.split("│")[1:]
         assert any(len(w.split()) >= 2 for w in words) or len(block.split("│")[0].split()) > 3, block
@@ -54,6 +64,13 @@ def test_help_has_a_sentence_for_every_option_and_needs_no_torch(command):
         (["evaluate", "nowhere"], "not a run folder"),
         (["evaluate"], "at least one run folder"),
         (["heatmap", "nowhere"], "run: admrl evaluate nowhere"),
+        (["compare", "nowhere"], "run: admrl evaluate nowhere"),
+        (["compare"], "at least one run folder"),
+        (["reference", "--family", "hoper2d"], "did you mean 'hopper2d'"),
+        (["reference", "--methods", "sacc"], "did you mean 'sac'"),
+        (["reference", "--seeds"], "--seeds: expected at least one"),
+        (["reference", "--tasks", "tasks.csv"], "no such file"),
+        (["reference", "--config.num-samples", "300"], "nearest: 400"),
         (["heatmap", "nowhere", "--out", "x.exe"], ".png, .pdf, .svg"),
         (["quickstart", "--grid", "1", "4"], "expected at least 2 2"),
         (["frobnicate"], "quickstart, train, evaluate, heatmap"),
@@ -104,6 +121,15 @@ def test_train_evaluate_heatmap(tmp_path):
     result = admrl("evaluate", str(out), "--grid", "2", "2", *small)
     assert result.returncode == 0, result.stderr
     assert "adversarial" in result.stdout and "worst gap" in result.stdout
+    for options, message in (
+        (["--grid", "6"], "expected 2 positive counts"),
+        (["--grid", "2", "2", "--config.num-episodes", "5"], "--name NAME"),
+        (["--grid", "2", "2", "--name", "a/b"], "--name: expected letters"),
+        (["--reference", str(tmp_path / "none.json")], "no such file"),
+        ([str(out)], "is given twice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate.prepare(parse(["evaluate", str(out), *options, *(small if len(options) < 5 else [])]))
     result = admrl("heatmap", str(out), "--out", str(tmp_path / "gap.png"))
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "gap.png").stat().st_size > 10_000
@@ -151,3 +177,45 @@ def test_preset_sets_the_defaults_and_options_override_them():
     assert isinstance(parse(["quickstart"]), Quickstart)
     assert parse(["evaluate", "a", "b", "--grid", "3", "4"]).grid == (3, 4)
     assert isinstance(parse(["evaluate", "a"]), Evaluate)
+
+
+def test_an_interrupted_evaluation_goes_on(tmp_path):
+    """Finished batches are kept and not computed again, and the numbers are those of one without interruption."""
+    out = tmp_path / "run"
+    config = replace(PRESETS["smoke"], num_tasks=1)
+    train_run(
+        prepare_run(
+            out,
+            family="hopper2d",
+            variant="released",
+            selector="uniform",
+            preset="smoke",
+            seed=0,
+            config=config,
+        ),
+        Silent(),
+    )
+    options = [str(out), "--grid", "2", "4", "--num-workers", "1", "--config.num-reference-stages", "0"]
+    options += ["--config.num-policy-seeds", "1", "--config.num-updates", "6", "--config.num-samples", "800"]
+    options += ["--config.num-episodes", "2", "--config.tasks-per-batch", "2"]
+    script = f"import sys; sys.argv = ['admrl', 'evaluate', *{options!r}]\nfrom admrl.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("evaluation/*/*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "goes on from there" in errors and "Traceback" not in errors
+    kept = {file: file.stat().st_mtime_ns for file in out.glob("evaluation/*/*.safetensors")}
+    assert 1 <= len(kept) < 4 and not (out / "gaps").exists()
+    assert admrl("evaluate", *options).returncode == 0
+    assert all(file.stat().st_mtime_ns == when for file, when in kept.items())
+    resumed = GapTable.load(out / "gaps" / "grid-2x4.json")
+    whole = evaluate_gaps([load_run(out)], (2, 4), parse(["evaluate", *options]).config)[0]
+    np.testing.assert_array_equal(resumed.episode_return, whole.episode_return)

@@ -2,37 +2,54 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from admrl.config import EvaluationConfig
 from admrl.display import short
-from admrl.evaluate_runs import check_runs, gap_tables, reference_job, zero_shot_job
+from admrl.evaluate_runs import (
+    adapted_job,
+    check_runs,
+    gap_tables,
+    load_reference_episodes,
+    reference_file,
+    reference_job,
+)
 from admrl.evaluation import GapTable
+from admrl.evaluation_store import PartStore
+from admrl.gap_files import gaps_file
 from admrl.parallel import Job, run_jobs
-from admrl.run_store import GAPS, Run, load_run
+from admrl.protocol import num_steps
+from admrl.reference import Reference
+from admrl.run_store import Run, load_run
+from admrl.test_sets import TaskList, choose_tasks, unit_keys
 from admrl.train_run import check_seed
 
 if TYPE_CHECKING:
     from admrl.cli import Evaluate
 
 
-def prepare(command: Evaluate) -> tuple[list[Run], Tensor]:
-    """The runs and the tasks of the grid, checked.
+def prepare(command: Evaluate) -> tuple[list[Run], TaskList, Reference | None]:
+    """The runs, the tasks and the reference, checked.
 
     Raises:
-        ValueError: see `load_run` and `check_runs`.
+        ValueError: see `load_run`, `choose_tasks` and `check_runs`.
     """
     if command.num_workers < 1:
         raise ValueError(f"--num-workers: expected 1 or more, got {command.num_workers}")
     check_seed(command.seed)
+    if not command.runs:
+        raise ValueError("RUNS: expected at least one run folder, got none")
+    if repeated := [str(path) for path, n in Counter(command.runs).items() if n > 1]:
+        raise ValueError(f"RUNS: {repeated[0]} is given twice; a run counts once")
     runs = [load_run(path) for path in command.runs]
     for run in runs:
         if not run.finished:
@@ -40,92 +57,167 @@ def prepare(command: Evaluate) -> tuple[list[Run], Tensor]:
                 f"{run.path}: {len(run.state.records)} of {run.info.config.num_tasks} tasks are done; "
                 f"finish it with: admrl train --resume {run.path}"
             )
-    return runs, check_runs(runs, command.grid, command.config)
+    family = runs[0].family
+    chosen = choose_tasks(family, command.grid, command.tasks, allow_outside=command.allow_outside)
+    reference = None if command.reference is None else Reference.load(command.reference)
+    tasks = check_runs(runs, chosen, command.config, reference)
+    for run in runs:
+        _check_table(gaps_file(run.path, command.name or tasks.name), command.config, command.seed)
+    return runs, tasks, reference
 
 
-def execute(command: Evaluate, runs: list[Run], psi: Tensor) -> None:
-    """Evaluate, print a table, write gaps.json into every run folder."""
+def execute(command: Evaluate, runs: list[Run], tasks: TaskList, reference: Reference | None) -> None:
+    """Evaluate, print a table, write one gap table into every run folder."""
     console = Console(markup=False)
-    tables = evaluate_in_parallel(
-        runs, psi, command.grid, command.config, command.seed, command.num_workers, console
-    )
-    print_tables(tables, console)
+    name = command.name or tasks.name
+    try:
+        tables = evaluate_in_parallel(
+            runs,
+            tasks,
+            command.config,
+            command.seed,
+            command.num_workers,
+            console,
+            name=name,
+            reference=reference,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "every finished batch of tasks is saved; the same command goes on from there"
+        ) from None
+    for j in range(len(tables[0].num_samples)):
+        print_tables(tables, console, j)
+    print_notes(tables, console)
     where = " ".join(str(run.path) for run in runs)
-    console.print(f"next: admrl heatmap {where} --out gap.png", highlight=False)
+    console.print(
+        f"wrote {name} into each run; next: admrl compare {where} --tasks {name} --out report",
+        highlight=False,
+    )
 
 
 def evaluate_in_parallel(
     runs: Sequence[Run],
-    psi: Tensor,
-    grid: Sequence[int],
+    tasks: TaskList,
     config: EvaluationConfig,
     seed: int,
     num_workers: int,
     console: Console,
+    *,
+    name: str,
+    reference: Reference | None = None,
 ) -> list[GapTable]:
-    """`evaluate_gaps` with every run's zero-shot policies, and the reference run, as jobs of their own."""
-    tasks = psi.tolist()
-    jobs, updates = [], runs[0].info.config.virtual.num_policy_updates
-    if config.num_reference_stages:
+    """`evaluate_gaps` in jobs of one policy seed and a batch of tasks; finished jobs are not done again."""
+    jobs = []
+    if (
+        reference is None
+        and config.num_reference_stages
+        and not reference_file(runs, tasks, config, seed).exists()
+    ):
+        updates = runs[0].info.config.virtual.num_policy_updates
         stage = 1 + math.ceil(config.num_reference_updates / updates) * updates
         steps = config.num_updates + config.num_reference_stages * stage
         paths = [run.path for run in runs]
         jobs.append(Job("reference A*", reference_job, (paths, tasks, config, seed), steps))
-    jobs += [
-        Job(
-            f"A_0 of {run.path.name}",
-            zero_shot_job,
-            (run.path, tasks, config, seed),
-            config.num_updates,
-        )
-        for run in runs
-    ]
-    results = run_jobs(jobs, num_workers, console)
-    reference = results.pop(0) if config.num_reference_stages else None
-    tables = gap_tables(runs, psi, grid, results, reference, config, seed)
+    keys = unit_keys(runs[0].family.box.to_unit(tasks.psi))
+    psi_of = dict(zip(keys, tasks.psi.tolist(), strict=True))
+    for run in runs:
+        missing = PartStore(run, config, seed).missing(keys, config.num_policy_seeds)
+        if 0 < len(missing) < len(keys) * config.num_policy_seeds:
+            console.print(f"{run.path}: {len(missing)} cells are left", highlight=False)
+        for policy_seed in range(config.num_policy_seeds):
+            psi = [psi_of[k] for k, r in missing if r == policy_seed]
+            for i in range(0, len(psi), config.tasks_per_batch):
+                batch = psi[i : i + config.tasks_per_batch]
+                arguments = (run.path, batch, tasks, config, seed, policy_seed)
+                jobs.append(Job(f"A_n of {run.path.name}", adapted_job, arguments, num_steps(config)))
+    if jobs:
+        run_jobs(jobs, num_workers, console)
+    adapted = [PartStore(run, config, seed).collect(keys, config.num_policy_seeds) for run in runs]
+    pooled = None
+    if reference is None and config.num_reference_stages:
+        pooled = load_reference_episodes(reference_file(runs, tasks, config, seed))
+    tables = gap_tables(runs, tasks, adapted, pooled, config, seed, reference=reference)
     for run, table in zip(runs, tables, strict=True):
-        table.save(run.path / GAPS)
+        file = gaps_file(run.path, name)
+        file.parent.mkdir(exist_ok=True)
+        table.save(file)
     return tables
 
 
-def print_tables(tables: Sequence[GapTable], console: Console) -> None:
-    """Worst-case and mean gaps of the methods, with what they cost."""
+def print_tables(tables: Sequence[GapTable], console: Console, j: int = 0) -> None:
+    """Worst-case and mean gaps of the methods after n samples, with what they cost."""
     first = tables[0]
     num_seeds, num_tasks = first.episode_return.shape[:2]
+    n = first.num_samples[j]
+    after = "zero-shot" if n == 0 else f"after {n} real samples a task:"
     shown = Table(
-        title=f"zero-shot sub-optimality gap, {first.family}, {num_tasks} tasks, {num_seeds} policy seeds a task",
+        title=f"{after} sub-optimality gap, {first.family}, {num_tasks} tasks, {num_seeds} policy seeds a task",
         box=SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
     )
-    for column in ("method", "worst gap", "at", "corrected", "mean gap", "A_0", "real", "virtual"):
-        shown.add_column(column, justify="left" if column in ("method", "at") else "right", no_wrap=True)
+    for column in ("method", "worst gap", "at", "corrected", "mean gap", f"A_{n}", "real", "virtual"):
+        shown.add_column(
+            column,
+            justify="left" if column in ("method", "at") else "right",
+            no_wrap=column != "method",
+            overflow="fold",
+        )
     for table in tables:
-        if table.num_missing():
+        if table.num_missing(j):
             console.print(
-                f"{table.method}: {table.num_missing()} tasks have no gap (a simulation broke down)"
+                f"{table.method}: {table.num_missing(j)} tasks have no gap (a simulation broke down)"
             )
-        worst, (mean, error) = table.worst(), table.average()
+        worst, (mean, error) = table.worst(j), table.average(j)
+        psi = table.psi[worst.task]
         shown.add_row(
             table.method,
             f"{worst.gap:.0f} ± {worst.standard_error:.0f}",
-            ", ".join(f"{x:.2f}" for x in table.psi[worst.task]),
+            ", ".join(f"{x:.2f}" for x in psi) if len(psi) <= 3 else f"task {worst.task + 1}",
             f"{worst.corrected:.0f}",
             f"{mean:.0f} ± {error:.0f}",
-            f"{table.adapted_return.mean():.0f}",
+            f"{table.adapted_return[:, :, j].mean():.0f}",
             short(table.provenance["training_real_samples"]),
             short(table.provenance["training_virtual_samples"]),
         )
     console.print(shown)
+
+
+def print_notes(tables: Sequence[GapTable], console: Console) -> None:
+    """What the columns of `print_tables` mean, and where A* comes from."""
+    first = tables[0]
+    names = first.task_names if len(first.task_names) <= 3 else ("the task's number on the list",)
     # a task's A* may come from two policies, half from each
     halves = Counter(part for source in first.optimal_source for part in (source.split(" / ") * 2)[:2])
     console.print(
         "± is the standard error over policy seeds; corrected: the worst task is chosen on one half of the seeds "
         "and its gap measured on the other (worst gap is too large, corrected too small); at: "
-        + ", ".join(first.task_names)
-        + "; A_0: mean return; real, virtual: training samples. "
+        + ", ".join(names)
+        + "; A_n: mean return; real, virtual: training samples. "
         f"A* averages {first.optimal_return.mean():.0f}, best from: "
-        + ", ".join(f"{name} ({count / 2:g} tasks)" for name, count in halves.most_common())
+        + ", ".join(f"{name} ({count / 2:g} tasks)" for name, count in halves.most_common(6))
+        + ("" if len(halves) <= 6 else f" and {len(halves) - 6} more")
         + f"; reference: {first.provenance['reference_real_samples']:,} real samples.",
         highlight=False,
     )
+
+
+def _check_table(file: Path, config: EvaluationConfig, seed: int) -> None:
+    """A finished table is only replaced by one that was made with the same settings.
+
+    Raises:
+        ValueError: another evaluation of that name is there.
+    """
+    if not file.exists():
+        return
+    there = GapTable.load(file).provenance
+    same = json.loads(json.dumps({f: getattr(config, f) for f in there["evaluation"] if hasattr(config, f)}))
+    changed = {k: v for k, v in there["evaluation"].items() if k != "tasks_per_batch" and same.get(k) != v}
+    if there["evaluation_seed"] != seed:
+        changed["seed"] = there["evaluation_seed"]
+    if changed:
+        field, value = next(iter(changed.items()))
+        raise ValueError(
+            f"{file} holds an evaluation with other settings ({field} {value}); nothing was changed. "
+            "Give this one another name: --name NAME"
+        )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from admrl.commands.evaluate import evaluate_in_parallel, print_tables
+from admrl.commands.evaluate import evaluate_in_parallel, print_notes, print_tables
 from admrl.config import PRESETS, EvaluationConfig
 from admrl.evaluate_runs import check_runs
 from admrl.figures import plot_gap_heatmap
@@ -69,7 +69,7 @@ def _run(command: Quickstart, runs: list[Run], console: Console) -> None:
             f"{command.num_workers} workers on {num_cores()} core(s): this will take longer", style="yellow"
         )
     config = EvaluationConfig() if command.preset != "smoke" else SMOKE_EVALUATION
-    psi = check_runs(runs, command.grid, config)
+    tasks = check_runs(runs, command.grid, config)
     console.print("1/2 meta-training, equal budgets, the same seed and initial policies", highlight=False)
     run_jobs(
         [Job(r.info.selector, train_job, (r.path,), num_train_steps(r.info.config)) for r in runs],
@@ -77,11 +77,14 @@ def _run(command: Quickstart, runs: list[Run], console: Console) -> None:
         console,
     )
     console.print(
-        f"2/2 evaluation on {len(psi)} tasks, {config.num_policy_seeds} policies each", highlight=False
+        f"2/2 evaluation on {len(tasks.psi)} tasks, {config.num_policy_seeds} policies each", highlight=False
     )
     runs = [load_run(run.path) for run in runs]
-    tables = evaluate_in_parallel(runs, psi, command.grid, config, command.seed, command.num_workers, console)
+    tables = evaluate_in_parallel(
+        runs, tasks, config, command.seed, command.num_workers, console, name=tasks.name
+    )
     print_tables(tables, console)
+    print_notes(tables, console)
     figure = command.out / "quickstart.png"
     plot_gap_heatmap(tables, figure)
     minutes = (time.monotonic() - started) / 60

@@ -1,0 +1,166 @@
+"""A* with provenance: the file, the choice of the best, resuming, SAC."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from admrl.cli import ReferenceReturns
+from admrl.commands import reference as command
+from admrl.config import ReferenceConfig
+from admrl.reference import Candidate, Reference
+from admrl.reference_jobs import load_sac, read_candidates, sac_job, slbo_job
+from admrl.test_sets import TaskList
+from task_families import make
+
+SMALL = ReferenceConfig(
+    num_stages=2, num_samples=400, num_iterations=1, num_model_steps=3, num_updates=2,
+    num_virtual_samples=800, sac_steps=300, num_episodes=4,
+)  # fmt: skip
+
+
+class Quiet:
+    def phase(self, name, num_steps):
+        pass
+
+    def advance(self, **metrics):
+        pass
+
+    def event(self, message):
+        pass
+
+
+def candidate(psi=(0.0, 1.5), method="slbo", seed=0, stage=1, returns=(1.0, 1.0), samples=100, **changes):
+    made = Candidate(psi, method, seed, stage, samples, 0, returns, {"x": 1}, {"torch": "t"})
+    return replace(made, **changes)
+
+
+def hopper_tasks(*psi):
+    return TaskList("list", torch.tensor(psi).to(make("hopper2d").box.low))
+
+
+def test_the_best_candidate_is_chosen_on_one_half_and_reported_from_the_other():
+    family = make("hopper2d")
+    reference = Reference("hopper2d", "released").extended(
+        [
+            candidate(returns=(9.0, 1.0, 9.0, 1.0)),
+            candidate(method="sac", returns=(5.0, 5.0, 5.0, 5.0)),
+            candidate(psi=(1.0, 1.5), returns=(2.0, 2.0)),
+            candidate(psi=(1.0, 1.5), method="sac", returns=(None, 99.0)),
+        ]
+    )
+    psi = hopper_tasks([1.0, 1.5], [0.0, 1.5]).psi
+    best, source = reference.optimal_returns(family, psi)
+    # task (0, 1.5): even episodes choose slbo, which has 1 on the odd ones; odd choose sac, with 5 on the even ones
+    np.testing.assert_allclose(best, [2.0, 3.0])
+    assert source == (
+        "slbo seed 0, 100 real samples",
+        "slbo seed 0, 100 real samples / sac seed 0, 100 real samples",
+    )
+
+
+def test_extending_keeps_everything_and_counts_revisions(tmp_path):
+    reference = Reference("hopper2d", "released").extended([candidate()])
+    assert reference.revision == 1 and reference.extended([candidate()]) is reference
+    better = reference.extended([candidate(returns=(3.0, 3.0)), candidate(seed=1)])
+    assert better.revision == 2 and len(better.candidates) == 2 and better.digest != reference.digest
+    better.save(tmp_path / "a.json")
+    assert Reference.load(tmp_path / "a.json") == better
+
+
+def test_missing_references_are_named():
+    family = make("hopper2d")
+    reference = Reference("hopper2d", "released").extended([candidate()])
+    with pytest.raises(ValueError, match=r"1 of 2 tasks have no reference return, the first is \[1.0, 1.3\]"):
+        reference.optimal_returns(family, hopper_tasks([0.0, 1.5], [1.0, 1.3]).psi)
+    with pytest.raises(ValueError, match="the runs are of walker2d"):
+        reference.optimal_returns(make("walker2d"), hopper_tasks([0.0, 1.5]).psi)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"format": "x"}', '{"format": "admrl reference 1", "candidates": [{"psi": 3}]}'],
+)
+def test_a_file_that_is_no_reference_is_refused(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ValueError, match="not a reference file"):
+        Reference.load(tmp_path / "a.json")
+    with pytest.raises(ValueError, match="no such file"):
+        Reference.load(tmp_path / "b.json")
+
+
+def test_an_interrupted_slbo_training_goes_on_bit_identically(tmp_path):
+    tasks = hopper_tasks([0.5, 1.3], [1.0, 1.5])
+    arguments = ("hopper2d", "released", tasks)
+    slbo_job(*arguments, SMALL, 0, tmp_path / "whole", Quiet())
+    slbo_job(*arguments, replace(SMALL, num_stages=1), 0, tmp_path / "parts", Quiet())
+    slbo_job(*arguments, SMALL, 0, tmp_path / "parts", Quiet())
+    whole, parts = (
+        json.loads((tmp_path / name / "stage-0002.json").read_text()) for name in ("whole", "parts")
+    )
+    assert whole == parts and len(whole) == 2
+    assert whole[0]["real_samples"] == 2 * 2 * 400 and whole[0]["virtual_samples"] == 2 * 2 * 2 * 800
+    assert whole[0]["versions"]["mujoco"] and whole[0]["settings"]["num_iterations"] == 1
+    (tmp_path / "parts" / "checkpoint.safetensors").write_bytes(b"half")
+    with pytest.raises(ValueError, match="delete its folder"):
+        slbo_job(*arguments, SMALL, 0, tmp_path / "parts", Quiet())
+
+
+def test_only_what_is_missing_is_trained(tmp_path):
+    """Jobs of the command: none twice, new tasks apart, more stages from where the training stopped."""
+    (tmp_path / "tasks.csv").write_text("0.5 1.3")
+    asked = ReferenceReturns(
+        out=tmp_path / "a.json", tasks=str(tmp_path / "tasks.csv"), config=SMALL, seeds=(0,)
+    )
+    plan = command.prepare(asked)
+    (job,) = plan.jobs
+    assert job.num_steps == 2 * 3
+    for j in plan.jobs:
+        j.function(*j.arguments, Quiet())
+    assert command.prepare(asked).jobs == [], "found before it is in the file"
+    command.execute(replace(asked), plan=replace(plan, jobs=[]))
+    reference = Reference.load(tmp_path / "a.json")
+    assert [c.stage for c in reference.candidates] == [1, 2] and reference.revision == 1
+    more = command.prepare(replace(asked, config=replace(SMALL, num_stages=3)))
+    assert [j.num_steps for j in more.jobs] == [3], "one stage is left"
+    (tmp_path / "tasks.csv").write_text("0.5 1.3\n1.0 1.5")
+    (new,) = command.prepare(asked).jobs
+    assert new.arguments[2].psi.tolist() == [[1.0, 1.5]]
+    assert len(command.prepare(replace(asked, seeds=(0, 1))).jobs) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": ()}, "--seeds: expected at least one"),
+        ({"seeds": (1, 1)}, "each once"),
+        ({"methods": ()}, "--methods: expected at least one"),
+        ({"family": "hopper2d_params"}, "use --methods sac"),
+        ({"config": replace(SMALL, num_virtual_samples=400)}, "multiple of 800"),
+        ({"grid": (6,)}, "expected 2 positive counts"),
+    ],
+)
+def test_impossible_references_are_refused_before_any_work(tmp_path, changes, message):
+    asked = ReferenceReturns(out=tmp_path / "a.json", config=SMALL, tasks="paper")
+    with pytest.raises(ValueError, match=message):
+        command.prepare(replace(asked, **changes))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sac_is_optional(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "stable_baselines3", None)
+    with pytest.raises(ImportError, match=r"pip install .* \"admrl\[sac\]\""):
+        load_sac()
+
+
+def test_sac_really_runs(tmp_path):
+    """Stable-baselines3 on the true simulator; our own sampler scores its policy on the common start states."""
+    pytest.importorskip("stable_baselines3")
+    tasks = hopper_tasks([0.5, 1.3], [1.0, 1.5])
+    sac_job("hopper2d", "released", tasks, 1, SMALL, 3, tmp_path / "sac" / "x", Quiet())
+    (found,) = read_candidates(tmp_path / "sac")
+    assert found.psi == (1.0, 1.5) and (found.method, found.seed, found.real_samples) == ("sac", 3, 300)
+    assert len(found.episode_return) == 4 and all(0 < x < 2000 for x in found.episode_return)
+    assert "stable-baselines3" in found.versions

@@ -1,0 +1,86 @@
+"""The papers' test sets, and lists from files."""
+
+import pytest
+import torch
+
+from admrl.test_sets import choose_tasks, grid_tasks, named_tasks, read_tasks, unit_keys
+from task_families import make
+
+
+@pytest.mark.parametrize(
+    ("family", "shape", "num"),
+    [("hopper2d", (6, 6), 36), ("walker2d", (6, 6), 36), ("ant2d", (6, 6), 36), ("ant3d", (4, 4, 3), 48)],
+)
+def test_grids_of_the_paper(family, shape, num):
+    family = make(family)
+    tasks = named_tasks(family, "paper")
+    assert tasks.grid_shape == shape and tasks.psi.shape == (num, family.box.size)
+    assert torch.equal(tasks.psi.amin(0), family.box.low) and torch.equal(tasks.psi.amax(0), family.box.high)
+
+
+def test_the_high_dimensional_set_is_fixed_and_on_the_boundary():
+    family = make("cheetah_highdim")
+    tasks = named_tasks(family, "paper")
+    assert tasks.psi.shape == (20, 18) and tasks.grid_shape is None
+    assert (tasks.psi.abs().amax(-1) == 1).all()
+    assert torch.equal(tasks.psi, named_tasks(family, "paper").psi)
+
+
+def test_the_out_of_distribution_set_is_the_ring_around_the_training_box():
+    tasks = named_tasks(make("ant2d"), "ood")
+    reach = tasks.psi.abs().amax(-1)
+    assert tasks.allow_outside and tasks.psi.shape == (48, 2)
+    assert (reach > 3).all() and reach.max() == pytest.approx(5.0)
+    assert sorted(set(reach.double().round(decimals=2).tolist())) == [3.57, 5.0]
+    assert int((reach > 4.9).sum()) == 28  # the rim of 8 x 8
+
+
+def test_lists_from_files(tmp_path):
+    family = make("hopper2d")
+    (tmp_path / "my tasks.csv").write_text("velocity, height  # m/s, m\n0.5, 1.3\n\n-1, 2.0\n")
+    (tmp_path / "tasks.json").write_text("[[0.5, 1.3], [-1, 2.0]]")
+    tasks = read_tasks(family, tmp_path / "my tasks.csv")
+    assert tasks.name == "my-tasks" and tasks.grid_shape is None
+    assert torch.equal(tasks.psi, torch.tensor([[0.5, 1.3], [-1.0, 2.0]]).to(tasks.psi))
+    assert torch.equal(choose_tasks(family, None, str(tmp_path / "tasks.json")).psi, tasks.psi)
+    assert choose_tasks(family, (2, 3), "paper").name == "grid-2x3"
+    (tmp_path / "far.csv").write_text("3 1.3")
+    with pytest.raises(ValueError, match="target velocity = 3 m/s"):
+        read_tasks(family, tmp_path / "far.csv")
+    assert read_tasks(family, tmp_path / "far.csv", allow_outside=True).allow_outside
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "expected 2 numbers per task .* got no task"),
+        ("1 2 3", "got \\[3\\]"),
+        ("1 1.5\n1 1.5", "listed twice"),
+        ("1 nan", "target height = nan"),
+        ("velocity height\n1 x", "could not convert"),
+    ],
+)
+def test_bad_lists_are_refused(tmp_path, content, message):
+    (tmp_path / "tasks.csv").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_tasks(make("hopper2d"), tmp_path / "tasks.csv")
+
+
+def test_impossible_sets_are_refused(tmp_path):
+    hopper = make("hopper2d")
+    with pytest.raises(ValueError, match="no such file"):
+        choose_tasks(hopper, None, "tasks.csv")
+    with pytest.raises(ValueError, match="did you mean 'paper'"):
+        named_tasks(hopper, "papr")
+    with pytest.raises(ValueError, match="no paper defines out-of-distribution tasks for hopper2d"):
+        named_tasks(hopper, "ood")
+    with pytest.raises(ValueError, match="more than 10000"):
+        grid_tasks(hopper, (200, 200))
+    with pytest.raises(ValueError, match="expected 2 positive counts"):
+        grid_tasks(hopper, (6,))
+
+
+def test_a_task_has_the_same_key_in_every_set():
+    box = make("ant2d").box
+    coarse, fine = unit_keys(box.to_unit(box.grid((2, 2)))), unit_keys(box.to_unit(box.grid((3, 3))))
+    assert set(coarse) < set(fine) and len(set(fine)) == 9
