@@ -18,6 +18,7 @@ from task_families.task_space import TaskSpace
 
 SAME_TASK = 1e-5  # unit coordinates: a task that is told may have been rounded to float32 on the way
 INFO = ("standard_error",)
+FIRST, ADDED = -1, -2  # tags: a first task, and an observation that was not asked for
 
 
 class TaskSearch(Protocol):
@@ -128,16 +129,16 @@ class Search(ABC):
         self.history = Observations.empty(space.size)
         start = torch.zeros(0, space.size, dtype=space.low.dtype) if first is None else space.check(first)
         self._waiting = start.detach().clone()  # (W, k) asked, not told
-        self._tags = torch.full((len(start),), -1)  # (W,) the subclass's note about each
+        self._tags = torch.full((len(start),), FIRST)  # (W,) the subclass's note about each
 
     # -- what a subclass does --------------------------------------------------------------------------------
 
     @abstractmethod
     def _propose(self, n: int) -> tuple[Tensor, Tensor]:
-        """n further tasks (n, k) and a note about each (n,) int64."""
+        """n further tasks (n, k) and a note about each (n,) int64, 0 or more."""
 
     def _learn(self, told: Observations, tags: Tensor) -> None:
-        """The new observations, already in the history; tag -1: a first task, or one that was added."""
+        """The new observations, already in the history, with their notes (or FIRST, ADDED)."""
 
     def _state(self) -> dict[str, Tensor]:
         """The subclass's own state."""
@@ -190,7 +191,7 @@ class Search(ABC):
         """
         told = self._checked(psi, gap, gradient, None)
         self.history = self.history + told
-        self._learn(told, torch.full((len(told),), -1))
+        self._learn(told, torch.full((len(told),), ADDED))
 
     def best(self) -> Best:
         """See `TaskSearch.best`.
@@ -210,6 +211,11 @@ class Search(ABC):
     def num_failed(self) -> int:
         """Observations without a gap."""
         return int((~self.history.known).sum())
+
+    @property
+    def num_starts(self) -> int:
+        """Tasks so far that were chosen independently of what was found ("worst of N starts")."""
+        return 1
 
     @property
     def waiting(self) -> Tensor:

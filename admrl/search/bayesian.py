@@ -23,6 +23,7 @@ NUM_CANDIDATES = 256  # Sobol points that the acquisition is compared at
 NUM_LOCAL = 128  # further candidates around the best tasks
 NUM_POLISHED = 6  # candidates whose acquisition is then climbed
 POLISH_STEPS = 25
+MARGIN = 2e-3  # of the range of the gaps: a smaller improvement is not worth an evaluation
 
 
 class GaussianProcessSearch(Search):
@@ -76,6 +77,11 @@ class GaussianProcessSearch(Search):
         self._sobol.load(state["sobol"])
         self._fitted_at, self._kernel = state["counts"].tolist()
         self._hyper = {kernel: state[kernel] for kernel in KERNELS}
+
+    @property
+    def num_starts(self) -> int:
+        """The first Sobol tasks."""
+        return min(self._num_initial, len(self.history))
 
     def _propose(self, n: int) -> tuple[Tensor, Tensor]:
         proposals: list[Tensor] = []
@@ -169,7 +175,7 @@ class GaussianProcessSearch(Search):
     def _maximise(self, posterior: Posterior, known: Observations, waiting: Tensor) -> Tensor:
         """The task (1, k) of the largest logarithm of the expected improvement."""
         center, spread = self._standard(known)
-        top = float((known.gap.max() - center) / spread)
+        top = float((known.gap.max() + self._margin(known) - center) / spread)
 
         def acquisition(unit: Tensor) -> Tensor:
             mean, std = posterior(self.space.embed(self.space.from_unit(unit)))
@@ -183,6 +189,10 @@ class GaussianProcessSearch(Search):
         with torch.no_grad():
             best = unit[acquisition(unit).argmax()]
         return self.space.from_unit(best)[None]
+
+    def _margin(self, known: Observations) -> Tensor:
+        """The smallest improvement that counts, in units of the gap."""
+        return MARGIN * (known.gap.max() - known.gap.min())
 
     def _candidates(self, known: Observations) -> Tensor:
         """Sobol points, and perturbations of the five best tasks at three scales: (C, k) unit coordinates."""
