@@ -48,6 +48,8 @@ class SearchConfig:
     """Share of archived hard tasks in replay."""
     drift: float = field(default=0.1, metadata={"range": (0, 100)})
     """By how many of their standard deviations gaps move per task, because the model is being trained."""
+    num_initial: int | None = field(default=3, metadata={"range": (2, 100_000)})
+    """Tasks before the first model of gp, botorch, mixture and default; None: 2 k + 2."""
     num_candidates: int = field(default=64, metadata={"range": (2, 100_000)})
     """Tasks that are solved in the model, in one batch, before each task of screened."""
     num_screen_updates: int = field(default=30, metadata={"range": (1, 100_000)})

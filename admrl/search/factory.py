@@ -38,14 +38,15 @@ def make_search(
         first: (1, k) the first task; ascent from one task needs it, and is given a uniform one without.
         generator: of all random choices; components of one search share it.
         step_size: alpha of plain ascent and of momentum, unit coordinates per unit of the gap.
-        config: everything else. Default: `SearchConfig()` with a drift of 0, for gaps that stay as they are.
+        config: everything else. Default: `SearchConfig` for gaps that stay as they are (no drift, and 2 k + 2 Sobol
+            tasks before the first model).
 
     Raises:
         ValueError: unknown name, a first task outside the space, a setting outside its range.
         ImportError: the search's optional package is not installed; names the remedy.
     """
     check_name("selector", name, SEARCHES)
-    c = config or SearchConfig(drift=0.0)
+    c = config or SearchConfig(drift=0.0, num_initial=None)
 
     def ascent(rule: str, size: float) -> Callable[[], Search]:
         def made() -> Search:
@@ -58,7 +59,7 @@ def make_search(
         return RandomSearch(space, None, "uniform", generator)
 
     def mixture() -> Search:
-        rest = GuidedSearch(space, generator, drift=c.drift)
+        rest = GuidedSearch(space, generator, drift=c.drift, num_initial=c.num_initial)
         parts = ((c.nominal_share, nominal()), (1 - c.nominal_share, rest))
         return MixtureSearch(space, generator, parts, first)
 
@@ -77,10 +78,12 @@ def make_search(
             space, generator, first, alpha=c.alpha, nominal_share=min(c.nominal_share, 0.99)
         ),
         "cmaes": lambda: CmaSearch(space, generator, first),
-        "gp": lambda: GaussianProcessSearch(space, generator, first, drift=c.drift),
-        "botorch": lambda: BotorchSearch(space, generator, first),
+        "gp": lambda: GaussianProcessSearch(
+            space, generator, first, drift=c.drift, num_initial=c.num_initial
+        ),
+        "botorch": lambda: BotorchSearch(space, generator, first, num_initial=c.num_initial),
         "replay": lambda: ArchiveReplay(
-            space, generator, RandomSearch(space, first, "uniform", generator), replay_share=c.replay_share
+            space, generator, nominal(), first, replay_share=c.replay_share
         ),
         "mixture": mixture,
         "screened": lambda: ScreenedSearch(
@@ -91,6 +94,8 @@ def make_search(
             objective=objective,
             nominal_share=c.nominal_share,
         ),
-        "default": lambda: GuidedSearch(space, generator, first, drift=c.drift),
+        "default": lambda: GuidedSearch(
+            space, generator, first, drift=c.drift, num_initial=c.num_initial
+        ),
     }
     return makers[name]()

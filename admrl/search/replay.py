@@ -29,6 +29,7 @@ class ArchiveReplay(Search):
         space: TaskSpace,
         generator: torch.Generator,
         inner: Search,
+        first: Tensor | None = None,
         *,
         replay_share: float = 0.5,
         temperature: float = 0.3,
@@ -44,7 +45,7 @@ class ArchiveReplay(Search):
         Raises:
             ValueError: a share outside [0, 1], a temperature that is not positive, a capacity below 1.
         """
-        super().__init__(space, generator)
+        super().__init__(space, generator, first)
         for name, value in (("replay_share", replay_share), ("staleness", staleness)):
             if not 0 <= value <= 1:
                 raise ValueError(f"ArchiveReplay: expected {name} in [0, 1], got {value}")
