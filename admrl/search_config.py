@@ -34,8 +34,8 @@ class SearchConfig:
 
     objective: str = field(default="worst", metadata={"choices": OBJECTIVES})
     """worst, cvar, softmax or mean: which of the screened tasks is chosen; see admrl.search.objective."""
-    alpha: float = field(default=0.2, metadata={"range": (0.001, 1)})
-    """Share of tasks of the CVaR, of the objective and of the cross-entropy method. RoML: 0.05."""
+    alpha: float = field(default=0.05, metadata={"range": (0.001, 1)})
+    """Share of tasks of the CVaR, of the objective and of cem. RoML: 0.05."""
     temperature: float = field(default=0.5, metadata={"range": (1e-3, 1e3)})
     """Of the softmax objective, in standard deviations of the gaps."""
     scale: str = field(default="absolute", metadata={"choices": SCALES})

@@ -19,7 +19,8 @@ class BotorchSearch(Search):
 
     If every known gap has a gradient, the model is a Gaussian process on values and gradients (RBF kernel); otherwise
     `SingleTaskGP` on values. The model is fitted anew for every task, so the state is what was told.
-    Tasks outside the space (which the package's box contains) are projected.
+    Where the package cannot fit the model with gradients (tasks very near each other), it takes the one on values for
+    that task; `num_without_gradients` counts these. Tasks outside the space (which the package's box contains) are projected.
     """
 
     uses_gradient = True
@@ -46,12 +47,14 @@ class BotorchSearch(Search):
         if self._num_initial < 2:
             raise ValueError(f"BotorchSearch: expected num_initial >= 2, got {num_initial}")
         self._sobol = SobolPoints(space, generator)
+        self.num_without_gradients = 0
 
     def _state(self) -> dict[str, Tensor]:
-        return {"sobol": self._sobol.state()}
+        return {"sobol": self._sobol.state(), "fallbacks": torch.tensor(self.num_without_gradients)}
 
     def _load(self, state: Any) -> None:
         self._sobol.load(state["sobol"])
+        self.num_without_gradients = int(state["fallbacks"])
 
     @property
     def num_starts(self) -> int:
@@ -77,7 +80,6 @@ class BotorchSearch(Search):
         from botorch.acquisition import qLogExpectedImprovement
         from botorch.acquisition.objective import ScalarizedPosteriorTransform
         from botorch.optim import optimize_acqf
-        from gpytorch.mlls import ExactMarginalLogLikelihood
 
         known = self.history[self.history.known]
         spread = known.gap.std()
@@ -90,14 +92,17 @@ class BotorchSearch(Search):
             warnings.simplefilter("ignore")  # about input scaling and optimiser retries, each fit anew
             torch.manual_seed(seed)
             x = self.space.to_unit(known.psi)
+            transform, model = None, None
             if with_gradient:
-                model = _gradient_model(x, torch.cat([y, slope], dim=1))
                 weights = torch.zeros(1 + k, dtype=torch.float64)
                 weights[0] = 1
-                transform = ScalarizedPosteriorTransform(weights)
-            else:
-                model, transform = botorch.models.SingleTaskGP(x, y, outcome_transform=None), None
-            botorch.fit.fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+                try:
+                    model = _fitted(_gradient_model(x, torch.cat([y, slope], dim=1)))
+                    transform = ScalarizedPosteriorTransform(weights)
+                except botorch.exceptions.ModelFittingError:
+                    self.num_without_gradients += 1
+            if model is None:
+                model = _fitted(botorch.models.SingleTaskGP(x, y, outcome_transform=None))
             acquisition = qLogExpectedImprovement(
                 model,
                 best_f=float(y.max()),
@@ -114,6 +119,16 @@ class BotorchSearch(Search):
                 options={"seed": seed, "maxiter": 50},
             )
         return unit.detach()
+
+
+def _fitted(model: Any) -> Any:
+    """The model with hyperparameters of maximal evidence."""
+    import gpytorch
+    from botorch.fit import fit_gpytorch_mll
+
+    with gpytorch.settings.cholesky_max_tries(6):  # jitter up to 1e-3: tasks may be near each other
+        fit_gpytorch_mll(gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model))
+    return model
 
 
 def _gradient_model(x: Tensor, y: Tensor) -> Any:

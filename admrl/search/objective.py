@@ -27,7 +27,7 @@ class Objective:
     """See the head of this page."""
 
     name: str = "worst"
-    alpha: float = 0.2
+    alpha: float = 0.05
     """Share of tasks of the CVaR."""
     temperature: float = 0.5
     """tau of the softmax, in standard deviations of the gaps, so that it needs no unit."""
@@ -58,7 +58,7 @@ class Objective:
         if self.name == "worst":
             worst = (gap == gap.amax(-1, keepdim=True)).to(gap)
             return worst / worst.sum(-1, keepdim=True)
-        order = gap.argsort(-1, descending=True, stable=True)
+        order = torch.argsort(gap, dim=-1, descending=True, stable=True)
         rank = torch.arange(n).to(gap)
         share = (self.alpha * n - rank).clamp(0, 1) / (self.alpha * n)  # the last one counts in part
         return torch.zeros_like(gap).scatter(-1, order, share.expand_as(gap))

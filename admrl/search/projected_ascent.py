@@ -78,7 +78,7 @@ class ProjectedAscent(Search):
         Raises:
             ValueError: more than one task is asked for.
         """
-        if n != 1:
+        if isinstance(n, int) and n > 1:
             raise ValueError(f"ask: projected ascent follows one task, got n = {n}; use MultiStartAscent")
         return super().ask(n)
 
