@@ -148,7 +148,9 @@ def gap_tables(
             episode_return=episodes[:, :, None],
             optimal_return=optimal,
             optimal_source=source,
-            grid_shape=tuple(grid),
+            grid_shape=tuple(grid)
+            if prod(grid) == num_tasks
+            else None,  # a set that is no box may have fewer
             visited_psi=np.array([record.psi for record in run.state.records]),
             provenance=provenance(
                 run,

@@ -153,7 +153,13 @@ def meta_train(
     counter = _Counting(reporter or Silent(), state)
     if isinstance(state.search, ScreenedSearch):
         screening = ModelScreening(
-            family, state.learner, make_policy(family, config), config, state.search_generator, num_threads, counter
+            family,
+            state.learner,
+            make_policy(family, config),
+            config,
+            state.search_generator,
+            num_threads,
+            counter,
         )
         state.search.scorer, state.search.polisher = screening.score, screening.polish
     while len(state.records) < config.num_tasks:  # Alg. 1, line 2

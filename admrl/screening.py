@@ -1,7 +1,7 @@
 """Screening in the model: which tasks would go wrong, without real samples.
 
-All candidates are solved zero-shot in one batch in the present model; then the same policies run in each member of the
-ensemble apart. Where the members disagree about a policy's return, the model knows least about what that policy does:
+All candidates are solved zero-shot in one batch in the present model; then the same policies run in each member of
+the ensemble apart. Where the members disagree about a policy's return, the model knows least about what it does:
 
     spread       standard deviation of the return over members
     optimism     return in the model that trained the policy (the mean over members), minus that of the worst member
@@ -40,7 +40,9 @@ class Screening:
 
     psi: Tensor  # (C, k)
     solution: Solution
-    rollouts: tuple[Rollout, ...]  # E of (C, N) lanes: the same policies, start states and noise in each member
+    rollouts: tuple[
+        Rollout, ...
+    ]  # E of (C, N) lanes: the same policies, start states and noise in each member
     member_return: Tensor  # (C, E) undiscounted
 
     @property

@@ -1,7 +1,7 @@
 """Task searches at equal budgets on gaps with a known optimum.
 
-Claim: within 100 evaluations the default search reaches 99 % of the optimum in at least 80 % of runs in 2-D and 40 % in
-6-D, and on no problem does another search reach it in over 10 points more of the runs.
+Claim: within 100 evaluations the default search reaches 99 % of the optimum in at least 80 % of runs in 2-D and 40 %
+in 6-D, and on no problem does another search reach it in over 10 points more of the runs.
 
     OMP_NUM_THREADS=1 python benchmarks/search.py [--quick] [--json FILE]
 
@@ -109,7 +109,12 @@ def main() -> None:
             row["gradients"] = not arguments.no_gradients
             prefix = f"{problem_name}/{name}"
             rows += [
-                {"name": f"{prefix}/reached 99 %", "value": hits[problem_name, name], "unit": "share of runs", **row},
+                {
+                    "name": f"{prefix}/reached 99 %",
+                    "value": hits[problem_name, name],
+                    "unit": "share of runs",
+                    **row,
+                },
                 {"name": f"{prefix}/share of optimum", "value": float(final.median()), "unit": "1", **row},
                 {"name": f"{prefix}/time", "value": seconds, "unit": "s an evaluation", **row},
             ]

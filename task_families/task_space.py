@@ -381,7 +381,9 @@ class TaskChoice(_Space):
                 f"TaskChoice: expected finite tasks of shape (n, k) with n, k >= 1, got {tuple(self.tasks.shape)}"
             )
         if len(torch.unique(self.tasks, dim=0)) < len(self.tasks):
-            raise ValueError(f"TaskChoice: expected different tasks, got repetitions in {self.tasks.tolist()}")
+            raise ValueError(
+                f"TaskChoice: expected different tasks, got repetitions in {self.tasks.tolist()}"
+            )
         self._check_names()
 
     @property
@@ -421,9 +423,7 @@ class TaskProduct(_Space):
         if not self.parts:
             raise ValueError("TaskProduct: expected at least one space, got none")
         if len({part.low.dtype for part in self.parts}) > 1:
-            raise ValueError(
-                f"TaskProduct: expected one dtype, got {[str(p.low.dtype) for p in self.parts]}"
-            )
+            raise ValueError(f"TaskProduct: expected one dtype, got {[str(p.low.dtype) for p in self.parts]}")
 
     @property
     def low(self) -> Tensor:  # type: ignore[override]

@@ -61,7 +61,9 @@ def test_random_selectors_follow_their_distribution(selector):
         draws.append(BOX.to_unit(search.ask())[0])
     unit = torch.stack(draws)
     assert bool((unit.abs() <= 1 + 1e-6).all())
-    if selector == "gaussian_task":  # N(0, 1) in m/s and m: the height is never above 2 m, hardly ever above 1.2 m
+    if (
+        selector == "gaussian_task"
+    ):  # N(0, 1) in m/s and m: the height is never above 2 m, hardly ever above 1.2 m
         psi = BOX.from_unit(unit)
         assert abs(float((psi[:, 1] == psi[:, 1].min()).float().mean()) - 0.885) < 0.02  # P(N < 1.2)
         assert abs(float((psi[:, 0].abs() < 1).float().mean()) - 0.683) < 0.03

@@ -36,7 +36,9 @@ SPACES = {
     "ball": BALL,
     "simplex": TaskSimplex(("a", "b", "c"), ("1",) * 3),
     "circle": TaskProduct((TaskCircle(), TaskCircle("second"))),
-    "choice": TaskChoice(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 3.0], [2.0, 2.0]]), ("x", "y"), ("m", "m")),
+    "choice": TaskChoice(
+        torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 3.0], [2.0, 2.0]]), ("x", "y"), ("m", "m")
+    ),
     "product": TaskProduct((BALL, TaskCircle(), BOX)),
 }
 OPTIONAL = {"cmaes": "cma", "botorch": "botorch"}
@@ -120,7 +122,9 @@ def test_asking_is_repeatable_and_the_first_task_comes_first(name):
     assert torch.equal(search.ask(), search.ask())
 
 
-@pytest.mark.parametrize("name", [n for n in SEARCHES if n not in ("adversarial", "momentum", "normalised", "adam")])
+@pytest.mark.parametrize(
+    "name", [n for n in SEARCHES if n not in ("adversarial", "momentum", "normalised", "adam")]
+)
 def test_batches_may_be_told_in_parts_and_in_any_order(name):
     search = searcher(name)
     for _ in range(2):

@@ -98,7 +98,9 @@ def test_evidence_is_the_dense_normal_density():
     slope_noise = torch.exp(2 * (hyper.log_slope_noise + hyper.log_scale - hyper.log_length))
     noise = torch.cat([torch.exp(2 * hyper.log_noise).repeat(5), slope_noise.repeat_interleave(5)])[rows]
     density = torch.distributions.MultivariateNormal(torch.zeros(len(K)).double(), K + torch.diag(noise))
-    prior = (torch.tensor([0.1, -0.2, 0.3, 0.2, -0.1]) / torch.tensor([0.7, 0.7, 0.7, 1.5, 1.5])).square().sum() / 2
+    prior = (
+        torch.tensor([0.1, -0.2, 0.3, 0.2, -0.1]) / torch.tensor([0.7, 0.7, 0.7, 1.5, 1.5])
+    ).square().sum() / 2
     expected = density.log_prob(data.target()) + len(K) * math.log(2 * math.pi) / 2 - prior
     # the jitter of 1e-8 is the only difference
     torch.testing.assert_close(log_evidence("rbf", x, data), expected, rtol=1e-4, atol=0)
@@ -217,7 +219,9 @@ def test_rules_of_ascent_by_hand(rule, expected):
     for unit in expected:
         search.tell(search.ask(), 0.0, torch.tensor([[0.2, 0.1]]).double())
         # 1e-6: eps of Adam against a gradient of 0.1
-        torch.testing.assert_close(BOX.to_unit(search.ask()), torch.tensor([unit]).double(), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            BOX.to_unit(search.ask()), torch.tensor([unit]).double(), rtol=1e-6, atol=1e-6
+        )
 
 
 def test_multi_start_climbs_every_hill_once():
@@ -413,7 +417,9 @@ def two_hills(psi):
 def noisy(seed):
     """8 replicates with noise of 0.1."""
     source = generator(seed)
-    return lambda psi: two_hills(psi)[:, None] + 0.1 * torch.randn(len(psi), 8, generator=source, dtype=DOUBLE)
+    return lambda psi: (
+        two_hills(psi)[:, None] + 0.1 * torch.randn(len(psi), 8, generator=source, dtype=DOUBLE)
+    )
 
 
 def test_find_worst_reports_two_distinct_hills_with_intervals():
@@ -423,7 +429,9 @@ def test_find_worst_reports_two_distinct_hills_with_intervals():
         confirm=noisy(1), difference=0.05, generator=generator(2),
     )  # fmt: skip
     first, second = report.tasks
-    assert first.psi == pytest.approx((0.25, 1.0), abs=0.1) and second.psi == pytest.approx((0.75, 3.0), abs=0.3)
+    assert first.psi == pytest.approx((0.25, 1.0), abs=0.1) and second.psi == pytest.approx(
+        (0.75, 3.0), abs=0.3
+    )
     for task, truth in ((first, 2.0), (second, 1.0)):
         assert task.low < task.gap < task.high and task.low - 0.1 < truth < task.high + 0.1
         assert task.gradient_norm is not None and task.gradient_error > 0
@@ -440,7 +448,12 @@ def test_find_worst_survives_failures_and_takes_gradients(tmp_path):
         return torch.where(psi[:, 1] > 3.5, torch.nan, value), torch.zeros_like(psi)
 
     report = find_worst(
-        gap, BOX, make_search("uniform", BOX, generator=generator()), budget=60, batch=7, generator=generator()
+        gap,
+        BOX,
+        make_search("uniform", BOX, generator=generator()),
+        budget=60,
+        batch=7,
+        generator=generator(),
     )
     assert report.num_failed > 0 and report.bound is None
     assert report.tasks[0].low is None and report.tasks[0].gradient_norm == 0.0
@@ -481,7 +494,7 @@ def test_differences_at_the_border_are_one_sided():
 
 
 def test_bootstrap_intervals_cover():
-    """Of 200 intervals of 90 % for the mean of 30 normal numbers, 84 to 95 % cover it (percentile: a little short)."""
+    """Of 200 intervals of 90 % for the mean of 30 normal numbers, 84 to 95 % cover it."""
     rng = np.random.default_rng(0)
     covered = 0
     for i in range(200):

@@ -26,9 +26,9 @@ numbers = st.floats(-50, 50, allow_nan=False)
 
 
 def points(space, n):
-    return st.lists(
-        st.lists(numbers, min_size=space.size, max_size=space.size), min_size=n, max_size=n
-    ).map(lambda rows: torch.tensor(rows, dtype=DOUBLE))
+    return st.lists(st.lists(numbers, min_size=space.size, max_size=space.size), min_size=n, max_size=n).map(
+        lambda rows: torch.tensor(rows, dtype=DOUBLE)
+    )
 
 
 def metric(space, a, b):

@@ -18,6 +18,7 @@ from admrl.evaluate_runs import check_runs, gap_tables, reference_job, zero_shot
 from admrl.evaluation import GapTable
 from admrl.parallel import Job, run_jobs
 from admrl.run_store import GAPS, Run, load_run
+from admrl.search.objective import Objective
 from admrl.train_run import check_seed
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def prepare(command: Evaluate) -> tuple[list[Run], Tensor]:
     if command.num_workers < 1:
         raise ValueError(f"--num-workers: expected 1 or more, got {command.num_workers}")
     check_seed(command.seed)
+    Objective(command.objective, command.alpha, command.temperature)
     runs = [load_run(path) for path in command.runs]
     for run in runs:
         if not run.finished:
@@ -50,6 +52,8 @@ def execute(command: Evaluate, runs: list[Run], psi: Tensor) -> None:
         runs, psi, command.grid, command.config, command.seed, command.num_workers, console
     )
     print_tables(tables, console)
+    objective = Objective(command.objective, command.alpha, command.temperature)
+    print_objective(tables, objective, command.scale, console)
     where = " ".join(str(run.path) for run in runs)
     console.print(f"next: admrl heatmap {where} --out gap.png", highlight=False)
 
@@ -86,6 +90,16 @@ def evaluate_in_parallel(
     for run, table in zip(runs, tables, strict=True):
         table.save(run.path / GAPS)
     return tables
+
+
+def print_objective(tables: Sequence[GapTable], objective: Objective, scale: str, console: Console) -> None:
+    """One number for each method's gaps over the tasks, where it is not the worst gap of the table anyway."""
+    if (objective.name, scale) == ("worst", "absolute"):
+        return
+    name = objective.name + (f" {objective.alpha:g}" if objective.name == "cvar" else "")
+    for table in tables:
+        value, error = table.objective(objective, scale=scale)
+        console.print(f"{table.method}: {name} of the {scale} gap {value:.4g} ± {error:.2g}", highlight=False)
 
 
 def print_tables(tables: Sequence[GapTable], console: Console) -> None:

@@ -137,14 +137,16 @@ class Search(ABC):
     def _propose(self, n: int) -> tuple[Tensor, Tensor]:
         """n further tasks (n, k) and a note about each (n,) int64, 0 or more."""
 
-    def _learn(self, told: Observations, tags: Tensor) -> None:
+    def _learn(  # noqa: B027  (not every search learns)
+        self, told: Observations, tags: Tensor
+    ) -> None:
         """The new observations, already in the history, with their notes (or FIRST, ADDED)."""
 
     def _state(self) -> dict[str, Tensor]:
         """The subclass's own state."""
         return {}
 
-    def _load(self, state: Mapping[str, Tensor]) -> None:
+    def _load(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027
         """Inverse of `_state`."""
 
     # -- the interface ---------------------------------------------------------------------------------------
@@ -288,9 +290,7 @@ class Search(ABC):
             raise ValueError(f"info: unknown entry {sorted(unknown)[0]!r}, expected {', '.join(INFO)}")
         error = torch.as_tensor(info.get("standard_error", torch.zeros(shape)), dtype=torch.float64)
         if error.shape != shape or not bool((error >= 0).all()):
-            raise ValueError(
-                f"info: standard_error must be (n,) numbers, 0 or more, got {error.tolist()}"
-            )
+            raise ValueError(f"info: standard_error must be (n,) numbers, 0 or more, got {error.tolist()}")
         return Observations(psi, gap, slope, error)
 
     def _rows_waiting(self, psi: Tensor) -> Tensor:

@@ -237,7 +237,9 @@ def log_expected_improvement(mean: Tensor, std: Tensor) -> Tensor:
     z = mean / std
     log_pdf = -z.square() / 2 - math.log(2 * math.pi) / 2
     high = z.clamp_min(-1)
-    ordinary = torch.log(torch.exp(-high.square() / 2) / math.sqrt(2 * math.pi) + high * torch.special.ndtr(high))
+    ordinary = torch.log(
+        torch.exp(-high.square() / 2) / math.sqrt(2 * math.pi) + high * torch.special.ndtr(high)
+    )
     low = z.clamp(-1e4, -1)
     bracket = 1 + low * math.sqrt(math.pi / 2) * torch.special.erfcx(-low / math.sqrt(2))
     middle = torch.log(bracket.clamp_min(1e-300))

@@ -20,7 +20,7 @@ class BotorchSearch(Search):
     If every known gap has a gradient, the model is a Gaussian process on values and gradients (RBF kernel); otherwise
     `SingleTaskGP` on values. The model is fitted anew for every task, so the state is what was told.
     Where the package cannot fit the model with gradients (tasks very near each other), it takes the one on values for
-    that task; `num_without_gradients` counts these. Tasks outside the space (which the package's box contains) are projected.
+    that task; `num_without_gradients` counts these. Tasks outside the space are projected.
     """
 
     uses_gradient = True
@@ -136,7 +136,7 @@ def _gradient_model(x: Tensor, y: Tensor) -> Any:
     import gpytorch
     from botorch.models.gpytorch import GPyTorchModel
 
-    class GradientModel(gpytorch.models.ExactGP, GPyTorchModel):  # type: ignore[misc]
+    class GradientModel(gpytorch.models.ExactGP, GPyTorchModel):
         _num_outputs = y.shape[1]
 
         def __init__(self) -> None:
@@ -147,7 +147,9 @@ def _gradient_model(x: Tensor, y: Tensor) -> Any:
             self.covar_module = gpytorch.kernels.ScaleKernel(kernel)
 
         def forward(self, z: Tensor) -> Any:
-            return gpytorch.distributions.MultitaskMultivariateNormal(self.mean_module(z), self.covar_module(z))
+            return gpytorch.distributions.MultitaskMultivariateNormal(
+                self.mean_module(z), self.covar_module(z)
+            )
 
     return GradientModel().double()
 

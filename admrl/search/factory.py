@@ -82,9 +82,7 @@ def make_search(
             space, generator, first, drift=c.drift, num_initial=c.num_initial
         ),
         "botorch": lambda: BotorchSearch(space, generator, first, num_initial=c.num_initial),
-        "replay": lambda: ArchiveReplay(
-            space, generator, nominal(), first, replay_share=c.replay_share
-        ),
+        "replay": lambda: ArchiveReplay(space, generator, nominal(), first, replay_share=c.replay_share),
         "mixture": mixture,
         "screened": lambda: ScreenedSearch(
             space,
@@ -94,8 +92,6 @@ def make_search(
             objective=objective,
             nominal_share=c.nominal_share,
         ),
-        "default": lambda: GuidedSearch(
-            space, generator, first, drift=c.drift, num_initial=c.num_initial
-        ),
+        "default": lambda: GuidedSearch(space, generator, first, drift=c.drift, num_initial=c.num_initial),
     }
     return makers[name]()

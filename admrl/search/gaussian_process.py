@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 KERNELS = ("rbf", "matern")
-MAX_FIT_ROWS = 250  # of values and derivatives in the fit of the hyperparameters; a Cholesky factor of it takes 1 ms
+MAX_FIT_ROWS = (
+    250  # of values and derivatives in the fit of the hyperparameters; a Cholesky factor of it takes 1 ms
+)
 JITTER = 1e-8  # of the prior variance, on values and on derivatives
 
 
@@ -138,7 +140,9 @@ def fit_hyperparameters(
 ) -> tuple[Tensor, float]:
     """Hyperparameters (d + 3,) that maximise `log_evidence` near start, and its value; L-BFGS."""
     x = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([x], max_iter=max_steps, line_search_fn="strong_wolfe", tolerance_change=1e-4)
+    optimizer = torch.optim.LBFGS(
+        [x], max_iter=max_steps, line_search_fn="strong_wolfe", tolerance_change=1e-4
+    )
     lowest, highest = Hyperparameters.prior_mean(len(x) - 3) - 6, Hyperparameters.prior_mean(len(x) - 3) + 4
 
     def loss() -> Tensor:
@@ -146,11 +150,11 @@ def fit_hyperparameters(
         # a quadratic wall keeps the line search where the Cholesky factor exists
         inside = x.clamp(lowest, highest)
         value = -log_evidence(kernel, inside, data) + (x - inside).square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
     with torch.enable_grad():
-        optimizer.step(loss)  # type: ignore[arg-type]
+        optimizer.step(loss)
     fitted = x.detach().clamp(lowest, highest)
     with torch.no_grad():
         return fitted, float(log_evidence(kernel, fitted, data))

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from admrl.search.base import Observations, project_unit
 from admrl.search.bayesian import POLISH_STEPS, GaussianProcessSearch, climb
-from admrl.search.gaussian_process import Posterior
 from task_families.task_space import TaskSpace
 
 GLOBAL, CLIMB = 0, 1  # tags
@@ -150,6 +149,9 @@ class GuidedSearch(GaussianProcessSearch):
             self._radius *= SHRINK
         others = self._climbed[self.history.gap[self._climbed] > self.history.gap[self._at]]
         z = self.space.embed(self.history.psi)
-        met = len(others) > 0 and float((z[others] - z[self._at]).norm(dim=-1).min()) < MERGE * self.space.size**0.5
+        met = (
+            len(others) > 0
+            and float((z[others] - z[self._at]).norm(dim=-1).min()) < MERGE * self.space.size**0.5
+        )
         if self._radius < SMALLEST or met:
             self._at = -1

@@ -86,7 +86,9 @@ def scaled_gap(optimal: Tensor, adapted: Tensor, scale: str) -> Tensor:
     return gap if scale == "absolute" else gap / optimal.abs()
 
 
-def scaled_gradient(optimal: Tensor, gap: Tensor, optimal_slope: Tensor, gap_slope: Tensor, scale: str) -> Tensor:
+def scaled_gradient(
+    optimal: Tensor, gap: Tensor, optimal_slope: Tensor, gap_slope: Tensor, scale: str
+) -> Tensor:
     """The gradient (..., k) of `scaled_gap` by the quotient rule.
 
         d (L / |b|) = (dL - L / b db) / |b|,   b = A*

@@ -1,6 +1,6 @@
 """Projected gradient ascent on the gap, AdMRL Alg. 1 lines 8 and 12: from one task, or from many.
 
-All steps are taken in the unit coordinates u of the space and projected back. With g = d gap / d u and step size alpha:
+All steps are taken in the unit coordinates u of the space and projected back. With g = d gap / d u, step size alpha:
 
     plain       u <- P(u + alpha g)                                                      (Alg. 1, line 12)
     momentum    m <- beta m + g;  u <- P(u + alpha m)
@@ -204,7 +204,8 @@ class MultiStartAscent(Search):
         return int(self._sobol.state()[1])
 
     def _propose(self, n: int) -> tuple[Tensor, Tensor]:
-        tasks, tags = [], []
+        tasks: list[Tensor] = []
+        tags: list[int] = []
         for _ in range(n):
             climber = None
             if int((self._tags == 0).sum()) + tags.count(0) + len(self.history) >= self._num_starts:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from admrl.search.base import SAME_TASK, Observations, Search
+from admrl.search.base import Observations, Search
 from task_families.task_space import TaskSpace
 
 NEW = 1_000_000  # tag of a task that the inner search proposed

@@ -16,13 +16,11 @@ from task_families.task_space import TaskSpace
 class RandomSearch(Search):
     """Independent draws after given first tasks.
 
-    kind: ``uniform``; ``gaussian``, standard normal in unit coordinates (the released MB-Gauss), or ``gaussian_task``,
-    standard normal in the task's own units (the paper's words), both projected; ``boundary``.
+    kind: ``uniform``; ``gaussian``, standard normal in unit coordinates (the released MB-Gauss); or
+    ``gaussian_task``, standard normal in the task's own units (the paper's words), both projected; ``boundary``.
     """
 
-    def __init__(
-        self, space: TaskSpace, first: Tensor | None, kind: str, generator: torch.Generator
-    ) -> None:
+    def __init__(self, space: TaskSpace, first: Tensor | None, kind: str, generator: torch.Generator) -> None:
         super().__init__(space, generator, first)
         check_name("kind", kind, KINDS)
         self._kind = kind

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from task_families.task_box import TaskBox
 
+PROBLEM_SEED = 271_828_182  # added to a problem's seed: a search of the same seed draws other numbers
+
 
 @dataclass(frozen=True, eq=False)
 class SyntheticGap:
@@ -43,20 +45,22 @@ class SyntheticGap:
 
 
 def _box(low: float, high: float, size: int) -> TaskBox:
-    ends = (torch.full((size,), end, dtype=torch.float64) for end in (low, high))
-    return TaskBox(*ends, tuple(f"x{i + 1}" for i in range(size)), ("1",) * size)
+    lows, highs = (torch.full((size,), end, dtype=torch.float64) for end in (low, high))
+    return TaskBox(lows, highs, tuple(f"x{i + 1}" for i in range(size)), ("1",) * size)
 
 
 def bumps(size: int, seed: int, *, num_bumps: int = 6) -> SyntheticGap:
     """A sum of Gaussian bumps on [-3, 3]^k with random centres, widths and heights.
 
-        f(x) = sum_i h_i exp(-|x - c_i|^2 / (2 w_i^2)),   h = 1, 0.85, 0.7, ...;  w in [0.6, 1.2] sqrt(k / 2)
+        f(x) = sum_i h_i exp(-|x - c_i|^2 / (2 w_i^2)),   h = 1, 0.85, 0.7, ...;  w in [0.45, 0.9] sqrt(k / 2)
 
     The optimum is the highest of the points that Newton's method reaches from the centres.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(PROBLEM_SEED + seed)
     centers = 5 * torch.rand(num_bumps, size, generator=generator, dtype=torch.float64) - 2.5
-    widths = (0.6 + 0.6 * torch.rand(num_bumps, generator=generator, dtype=torch.float64)) * math.sqrt(size / 2)
+    widths = (0.45 + 0.45 * torch.rand(num_bumps, generator=generator, dtype=torch.float64)) * math.sqrt(
+        size / 2
+    )
     heights = 1 - 0.15 * torch.arange(num_bumps, dtype=torch.float64)
 
     def function(x: Tensor) -> Tensor:

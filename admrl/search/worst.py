@@ -90,7 +90,9 @@ class WorstReport:
             if task.gradient_norm is not None:
                 error = "" if task.gradient_error is None else f" ± {task.gradient_error:.2g}"
                 slope = f"; projected gradient {task.gradient_norm:.3g}{error} per unit coordinate"
-            out.append(f"  {i}. ({where}): gap {task.gap:.4g}{interval}; in the search {task.search_gap:.4g}{slope}")
+            out.append(
+                f"  {i}. ({where}): gap {task.gap:.4g}{interval}; in the search {task.search_gap:.4g}{slope}"
+            )
         if self.bound is not None:
             out.append(
                 f"With {self.bound.confidence:.0%} confidence, at most {self.bound.mass:.2%} of uniform tasks have a "
@@ -215,7 +217,8 @@ class _Record:
 
     def distinct(self, top: int, distance: float) -> list[int]:
         """Observations with the largest gaps, no two of them near."""
-        z, rows = self.space.embed(self.psi), []
+        z = self.space.embed(self.psi)
+        rows: list[int] = []
         for row in self.mean.nan_to_num(nan=-math.inf).argsort(descending=True).tolist():
             if bool(self.mean[row].isnan()) or len(rows) == top:
                 break
@@ -296,7 +299,7 @@ def bootstrap_interval(
 
 
 def central_difference(gap: Gap, space: TaskSpace, psi: Tensor, step: float) -> tuple[Tensor, float | None]:
-    """d gap / d unit (k,) at psi (1, k) from 2 k neighbours, one-sided at the border, and the largest standard error."""
+    """d gap / d unit (k,) at psi (1, k) from 2 k neighbours, one-sided at the border; the largest error."""
     unit, eye = space.to_unit(psi.double()), torch.eye(space.size, dtype=torch.float64)
     points = project_unit(space, torch.cat([unit + step * eye, unit - step * eye]))
     replicates, _ = evaluate(gap, space.from_unit(points).to(psi.dtype))
