@@ -1,6 +1,9 @@
 """The searches' mathematics against known answers, and the default against synthetic gaps."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -519,3 +522,18 @@ def test_find_worst_on_the_linear_quadratic_family():
     report = find_worst(gap, family.box, search, budget=20, top=1, generator=generator())
     assert report.tasks[0].gap == pytest.approx(float(corners.max()), rel=1e-3)
     assert report.tasks[0].gradient_norm < 1e-3
+
+
+def test_the_example_runs_without_the_trainer(tmp_path):
+    """The worst corner (least friction, full load, full speed) is found, and nothing heavy is imported."""
+    file = Path(__file__).parent.parent / "examples" / "worst_case_of_your_simulator.py"
+    code = (
+        f"import runpy, sys; runpy.run_path({str(file)!r}); "
+        "print([m for m in ('admrl.meta_training', 'mujoco', 'gymnasium', 'dynamics.ensemble') if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=300, capture_output=True, text=True
+    )
+    assert "1. (friction 0.3, load 400 kg, speed 35 m/s)" in result.stdout
+    assert result.stdout.rstrip().endswith("[]")
+    assert len([line for line in file.read_text().splitlines() if line.strip()]) <= 25
