@@ -201,6 +201,7 @@ def test_an_infeasible_start_is_refused(name):
         (lambda: RandomSearch(BOX, None, "unifrm", generator()), "did you mean 'uniform'"),
         (lambda: GridSearch(BOX, generator(), budget=0), "budget"),
         (lambda: GridSearch(BOX, generator(), shape=(3,)), "positive counts"),
+        (lambda: GridSearch(BOX, generator(), shape=(3000, 3000)), "9e.06 points"),
         (lambda: CrossEntropySearch(BOX, generator(), alpha=0.0), "alpha"),
         (lambda: CrossEntropySearch(BOX, generator(), batch_size=1), "batch_size"),
         (lambda: GaussianProcessSearch(BOX, generator(), drift=-1.0), "drift"),

@@ -22,7 +22,11 @@ KERNELS = ("rbf", "matern")
 MAX_FIT_ROWS = (
     250  # of values and derivatives in the fit of the hyperparameters; a Cholesky factor of it takes 1 ms
 )
-JITTER = 1e-8  # of the prior variance, on values and on derivatives
+JITTERS = (
+    1e-8,
+    1e-6,
+    1e-4,
+)  # of the prior variance, on values and derivatives; the first that makes a factor exist
 
 
 def kernel_terms(name: str, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,7 +123,15 @@ def _factor(kernel: str, hyper: Hyperparameters, data: Data) -> Tensor:
     """Cholesky factor of the covariance of what is known."""
     rows = data.rows
     K = covariance(kernel, hyper, data.z, data.z)[rows][:, rows]
-    return torch.linalg.cholesky(K + torch.diag(_noise(hyper, data) + JITTER * K.diagonal().detach()))
+    noise, diagonal = _noise(hyper, data), K.diagonal().detach()
+    for jitter in JITTERS:
+        L, failed = torch.linalg.cholesky_ex(K + torch.diag(noise + jitter * diagonal))
+        if not failed:
+            return L
+    raise ValueError(
+        f"Gaussian process: the covariance of {len(K)} observations is singular even with a jitter of "
+        f"{JITTERS[-1]:g}; are gaps or gradients enormous?"
+    )
 
 
 def log_evidence(kernel: str, x: Tensor, data: Data) -> Tensor:

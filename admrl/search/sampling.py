@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,6 +12,8 @@ from admrl.search.base import Search, no_tags
 from task_families.registry import check_name
 from task_families.task_box import KINDS
 from task_families.task_space import TaskSpace
+
+MAX_POINTS = 1_000_000  # of a grid
 
 
 class RandomSearch(Search):
@@ -60,7 +63,13 @@ class GridSearch(Search):
         if budget < 1:
             raise ValueError(f"GridSearch: expected a budget of 1 or more, got {budget}")
         per_parameter = max(2, int(budget ** (1 / space.size) + 1e-9))
-        self._grid = space.grid(tuple(shape) if shape is not None else (per_parameter,) * space.size)
+        counts = tuple(shape) if shape is not None else (per_parameter,) * space.size
+        if math.prod(counts) > MAX_POINTS:
+            raise ValueError(
+                f"GridSearch: {math.prod(counts):.3g} points for {space.size} task parameters are more than "
+                f"{MAX_POINTS}; choose another search, or a shape"
+            )
+        self._grid = space.grid(counts)
         self._order = torch.randperm(len(self._grid), generator=generator)
         self._count = 0
 
