@@ -125,6 +125,7 @@ def test_train_evaluate_heatmap(tmp_path):
     assert resumed.returncode == 2 and "done already" in resumed.stderr
 
 
+@pytest.mark.slow
 def test_search_worst(tmp_path):
     """On real MuJoCo, smallest preset: a report that can be read again, films, a replay command that parses."""
     out = tmp_path / "run"
