@@ -87,13 +87,13 @@ class Evaluate:
     num_workers: int = 2
     """Processes, one thread each."""
     objective: str = "worst"
-    """worst, cvar, softmax or mean: the column that sums up each method's gaps over the tasks."""
+    """worst, cvar, softmax or mean: one number for each method's gaps over the tasks, printed below the table."""
     alpha: float = 0.2
     """Share of tasks of the CVaR."""
     temperature: float = 0.5
     """Of the softmax, in standard deviations of the gaps."""
     scale: str = "absolute"
-    """Gaps of that column: absolute (A* - A), or ratio (A* - A) / |A*|."""
+    """Gaps of that number: absolute (A* - A), or ratio (A* - A) / |A*|."""
     config: EvaluationConfig = EvaluationConfig()
 
 

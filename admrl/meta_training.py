@@ -160,6 +160,8 @@ def meta_train(
             state.search_generator,
             num_threads,
             counter,
+            # the phases of a task begin with its number: `admrl train --resume` keeps those of finished tasks
+            lambda: f"task {len(state.records) + 1}/{config.num_tasks}: screening",
         )
         state.search.scorer, state.search.polisher = screening.score, screening.polish
     while len(state.records) < config.num_tasks:  # Alg. 1, line 2

@@ -14,6 +14,7 @@ disagreement with its policy held fixed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -77,6 +78,7 @@ def screen(
     *,
     episodes_per_member: int = 4,
     reporter: Reporter | None = None,
+    name: str = "screening",
 ) -> Screening:
     """Solve and judge C candidates in one batch, in the frozen model.
 
@@ -84,6 +86,7 @@ def screen(
         psi: (C, k)
         generators: one per candidate.
         episodes_per_member: that a policy's return in a member is averaged over.
+        name: of the phase that is reported.
 
     Raises:
         ValueError: a model with a single member, which cannot disagree.
@@ -96,7 +99,7 @@ def screen(
         num_policy_updates=search.num_screen_updates,
         num_samples=search.num_screen_samples,
     )
-    reporter.phase(f"screening {len(psi)} tasks", search.num_screen_updates)
+    reporter.phase(f"{name} {len(psi)} tasks", search.num_screen_updates)
     solution = zero_shot(family, model, psi, policy, 1, virtual, generators, reporter=reporter)
     shape, rollouts = (len(psi), episodes_per_member), []
     for member in range(model.num_members):
@@ -161,13 +164,21 @@ class ModelScreening:
     generator: torch.Generator
     num_threads: int
     reporter: Reporter
+    name: Callable[[], str]
     latest: Screening | None = None
 
     def score(self, psi: Tensor) -> Tensor:
         """Candidates (C, k) -> (C,); see the head of this page."""
         generators = spawn_generators(self.generator, len(psi))
         screening = screen(
-            self.family, self.learner.model, self.policy, psi, self.config, generators, reporter=self.reporter
+            self.family,
+            self.learner.model,
+            self.policy,
+            psi,
+            self.config,
+            generators,
+            reporter=self.reporter,
+            name=self.name(),
         )
         self.latest = screening
         score = screening.score.clone()

@@ -9,6 +9,7 @@ from scipy.stats import spearmanr
 
 from admrl.config import PRESETS, DynamicsConfig, FitConfig, TaskGradientConfig, VirtualTrainingConfig
 from admrl.meta_training import make_policy, meta_train, new_state
+from admrl.reporting import Silent
 from admrl.run_store import RunInfo, create_run, load_run, save_state
 from admrl.screening import ModelScreening, climb_disagreement, member_returns, screen, single_member
 from admrl.search_config import SearchConfig
@@ -140,6 +141,7 @@ def test_correction_adds_the_real_error_of_the_best_and_counts_it():
             torch.Generator().manual_seed(0),
             1,
             Count(),
+            lambda: "screening",
         )
         scores[num] = one.score(psi)
         assert counted["real_samples"] == num * family.horizon == len(state.learner.data[0])
@@ -158,6 +160,16 @@ def test_training_with_screening_counts_its_samples_and_resumes_exactly(tmp_path
     assert whole.virtual_samples - plain.virtual_samples == 2 * 12 * (3 * 300 + 3 * 4 * 100)
     assert whole.real_samples - plain.real_samples == 2 * 100
     assert whole.real_samples == len(whole.learner.data[0])
+    phases = []
+
+    class Phases(Silent):
+        def phase(self, name, num_steps):
+            phases.append(name)
+
+    meta_train(family, new_state(family, "screened", config, seed=2), config, reporter=Phases())
+    assert [name for name in phases if "screening" in name] == [
+        f"task {i}/3: screening 12 tasks" for i in (2, 3)
+    ]
 
     info = RunInfo("linear_quadratic", "released", "screened", "smoke", 2, config, {})
     create_run(tmp_path / "run", info)
