@@ -162,3 +162,10 @@ def episode_returns(family: TaskFamily, psi: Tensor, rollout: Rollout) -> Tensor
     """Undiscounted return of the first episode of every lane: psi (M, k) -> (M, N)."""
     reward = family.reward(psi.to(rollout.obs)[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
     return torch.where(rollout.first_episode(), reward, 0.0).sum(-1)
+
+
+def discounted_returns(family: TaskFamily, psi: Tensor, rollout: Rollout) -> Tensor:
+    """Discounted return of the first episode of every lane: psi (M, k) -> (M, N)."""
+    reward = family.reward(psi.to(rollout.obs)[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
+    discount = family.gamma ** torch.arange(reward.shape[-1]).to(reward)
+    return torch.where(rollout.first_episode(), discount * reward, 0.0).sum(-1)

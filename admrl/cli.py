@@ -1,4 +1,4 @@
-"""The command line: `admrl quickstart | train | evaluate | heatmap | compare | reference | gradcheck | render`.
+"""The command line: `admrl COMMAND`, one dataclass for each.
 
 torch is imported only once a command has something to compute: --help and mistakes are answered at once.
 """
@@ -25,6 +25,7 @@ from admrl.config import (
     ReferenceConfig,
     ResolveConfig,
 )
+from admrl.search_config import OBJECTIVES, SCALES, SEARCHES
 from task_families.registry import check_name, names
 
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
@@ -61,7 +62,8 @@ class Train:
     family: str = "hopper2d"
     """Task family."""
     selector: str = "adversarial"
-    """How the next task is chosen: adversarial, uniform or gaussian."""
+    """How the next task is chosen: adversarial (the paper's), uniform, gaussian, screened, default, ...; see
+    docs/search.md. Settings: --config.search.*"""
     preset: str = "laptop"
     """Where the settings start from: smoke (seconds), laptop (minutes) or paper (hours). --config.* change them."""
     variant: str = "released"
@@ -102,6 +104,14 @@ class Evaluate:
     """Seed of the evaluation, the same for all runs."""
     num_workers: int = 2
     """Processes, one thread each."""
+    objective: str = "worst"
+    """worst, cvar, softmax or mean: one number for each method's gaps over the tasks, printed below the table."""
+    alpha: float = 0.2
+    """Share of tasks of the CVaR."""
+    temperature: float = 0.5
+    """Of the softmax, in standard deviations of the gaps."""
+    scale: str = "absolute"
+    """Gaps of that number: absolute (A* - A), or ratio (A* - A) / |A*|."""
     config: EvaluationConfig = EvaluationConfig()
 
 
@@ -220,6 +230,43 @@ class Render:
     """Seed of the start state, the random actions and the policy."""
 
 
+@dataclass(frozen=True)
+class SearchWorst:
+    """Search the tasks on which a run fails most, and say with how much certainty.
+
+    Every task is solved zero-shot in the run's frozen model and by a reference run, in batches; the worst distinct
+    tasks are evaluated anew with fresh policies, and filmed. Writes worst.json, search.safetensors and the films.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    search: str = "default"
+    """How tasks are searched: default, gp, multistart, cem, uniform, grid, ...; see docs/search.md."""
+    budget: int = 36
+    """Tasks to evaluate, the uniform probes among them."""
+    batch: int = 6
+    """Tasks solved together."""
+    num_probes: int = 12
+    """Uniform tasks evaluated first; they bound the mass of the tasks that are worse."""
+    top: int = 3
+    """Worst distinct tasks to report."""
+    min_distance: float = 0.1
+    """Between two of them, in unit coordinates per root of the number of task parameters."""
+    difference: float = 0.1
+    """Half-step of the differences that give the gradient at the worst tasks, in unit coordinates; 0: no gradient."""
+    scale: str = "absolute"
+    """The gap: absolute (A* - A), or ratio (A* - A) / |A*|."""
+    confidence: float = 0.95
+    """Of intervals and bounds."""
+    seed: int = 0
+    """Seed of the search, of its policies and episodes."""
+    film: bool = True
+    """Film the worst tasks, if the family has a body."""
+    out: Path | None = None
+    """Folder to write to. Default: RUN/worst."""
+    config: EvaluationConfig = EvaluationConfig()
+
+
 def main() -> None:
     """Entry point of the console script."""
     # before torch is imported: idle OpenMP threads that spin can make a shared machine 50 times slower
@@ -242,6 +289,8 @@ def main() -> None:
             _compare(command)
         elif isinstance(command, ReferenceReturns):
             _reference(command)
+        elif isinstance(command, SearchWorst):
+            _search_worst(command)
         else:
             _heatmap(command)
     except KeyboardInterrupt as interrupt:
@@ -249,9 +298,12 @@ def main() -> None:
         sys.exit(INTERRUPTED)
 
 
-def parse(
-    arguments: list[str],
-) -> Quickstart | Train | Evaluate | Heatmap | Compare | ReferenceReturns | Gradcheck | Render:
+Command = (
+    Quickstart | Train | Evaluate | Heatmap | Compare | ReferenceReturns | SearchWorst | Gradcheck | Render
+)
+
+
+def parse(arguments: list[str]) -> Command:
     """The command of an argument list.
 
     --help shows the settings of the preset that is named, and --config.* change single ones.
@@ -275,6 +327,7 @@ def parse(
         | Annotated[Render, tyro.conf.subcommand("render")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[ReferenceReturns, tyro.conf.subcommand("reference")]
+        | Annotated[SearchWorst, tyro.conf.subcommand("search-worst")]
     )
     return tyro.cli(union, args=arguments, prog="admrl", description=DESCRIPTION)  # type: ignore
 
@@ -321,6 +374,9 @@ def _quickstart(command: Quickstart) -> None:
 
 
 def _evaluate(command: Evaluate) -> None:
+    with _usage_errors():
+        check_name("--objective", command.objective, OBJECTIVES)
+        check_name("--scale", command.scale, SCALES)
     from admrl.commands import evaluate
 
     with _usage_errors():
@@ -368,6 +424,32 @@ def _reference(command: ReferenceReturns) -> None:
     with _usage_errors():
         job = reference.prepare(command)
     reference.execute(command, job)
+
+
+def _search_worst(command: SearchWorst) -> None:
+    with _usage_errors():
+        check_name("--search", command.search, SEARCHES)
+        check_name("--scale", command.scale, SCALES)
+    from admrl.commands import render, search_worst
+
+    with _usage_errors():
+        run, search = search_worst.prepare(command)
+    report = search_worst.execute(command, run, search)
+    if not command.film or not hasattr(run.family, "model"):
+        return
+    for number, task in enumerate(report.tasks, start=1):
+        film = Render(
+            run=command.run,
+            psi=task.psi,
+            seed=command.seed,
+            num_updates=command.config.num_updates,
+            out=Path(search_worst.film_file(command, run, number)),
+        )
+        try:
+            render.execute(film, render.prepare(film))
+        except RuntimeError as error:  # no OpenGL without a screen; the report is written
+            print(f"no film: {error}", file=sys.stderr)
+            return
 
 
 def _heatmap(command: Heatmap) -> None:

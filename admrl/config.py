@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from admrl.search_config import SEARCHES, SearchConfig
 from dynamics.config import DynamicsConfig, FitConfig
 from policy_opt.config import TrpoConfig, ValueConfig
+from task_families.registry import check_name
 
-SELECTORS = ("adversarial", "uniform", "gaussian")
+SELECTORS = SEARCHES
 Estimator = Literal["reinforce", "per_step", "causal", "pathwise", "mixed", "fisher", "resolve"]
 ESTIMATOR_NAMES: tuple[str, ...] = get_args(Estimator)
 REFERENCE_METHODS = ("slbo", "sac")
@@ -116,6 +118,7 @@ class MetaTrainConfig:
     fit: FitConfig = FitConfig()
     dynamics: DynamicsConfig = DynamicsConfig()
     gradient: TaskGradientConfig = TaskGradientConfig()
+    search: SearchConfig = SearchConfig()
 
 
 @dataclass(frozen=True)
@@ -224,6 +227,8 @@ def check_config(config: Any, where: str = "config.") -> None:
                 raise ValueError(f"{name}: expected a number from {low:g} to {high:g}, got {value!r}")
             if not low <= value <= high:
                 raise ValueError(f"{name}: expected {low:g} to {high:g}, got {value:g}")
+        elif "choices" in f.metadata:
+            check_name(name, value, f.metadata["choices"])
         elif f.name.endswith("hidden_sizes") and not all(isinstance(n, int) and n > 0 for n in value):
             raise ValueError(f"{name}: expected positive layer widths, got {value}")
 
@@ -262,6 +267,12 @@ def check_sample_counts(config: MetaTrainConfig, horizon: int) -> None:
             f"{name}: expected at least {2 * horizon * members}, so that both halves of the data hold every "
             f"ensemble member; got {num_samples}"
         )
+
+
+def check_screening(config: MetaTrainConfig, horizon: int) -> None:
+    """The sample count of the selector "screened"; see `check_lanes`."""
+    name, num_samples = "config.search.num_screen_samples", config.search.num_screen_samples
+    check_lanes(name, num_samples, horizon, config.dynamics.num_members)
 
 
 def evaluation_virtual(config: VirtualTrainingConfig, evaluation: EvaluationConfig) -> VirtualTrainingConfig:

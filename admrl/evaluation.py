@@ -22,6 +22,7 @@ from torch import Tensor
 from admrl.adaptation import Solution, episode_returns, real_rollout
 from admrl.config import EvaluationConfig, check_lanes
 from admrl.files import write_text
+from admrl.search.objective import Objective, scaled_gap
 from admrl.test_sets import unit_keys
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout
@@ -112,6 +113,26 @@ class GapTable:
         per_seed = self.gap[:, known, j].mean(axis=1)  # (R,)
         error = per_seed.std(ddof=1) / math.sqrt(len(per_seed)) if len(per_seed) > 1 else math.nan
         return float(per_seed.mean()), float(error)
+
+    def objective(self, objective: Objective, j: int = 0, *, scale: str = "absolute") -> tuple[float, float]:
+        """An objective of the mean gaps over the tasks whose gap is known, and its jackknife standard error over
+        policy seeds (nan with one). Like `worst`, it is too large where it picks from noisy gaps.
+
+        Args:
+            scale: absolute, or ratio: (A* - A) / |A*|.
+
+        Raises:
+            ValueError: no gap is known, or an unknown scale.
+        """
+        known = ~np.isnan(self.mean_gap(j))
+        if not known.any():
+            raise ValueError(f"{self.method}: no task has a gap, all returns are missing")
+        optimal, adapted = self.optimal_return[known], self.adapted_return[:, known, j]
+        gap = scaled_gap(torch.from_numpy(optimal), torch.from_numpy(adapted), scale)  # (R, M)
+        num = len(gap)
+        left_out = [float(objective.value(gap[np.arange(num) != r].mean(0))) for r in range(num) if num > 1]
+        error = math.sqrt((num - 1) * float(np.var(left_out))) if num > 1 else math.nan
+        return float(objective.value(gap.mean(0))), error
 
     def save(self, path: Path | str) -> None:
         """Write the table atomically."""

@@ -30,15 +30,18 @@ from torch import Tensor
 
 from admrl.adaptation import (
     Solution,
+    discounted_returns,
     episode_returns,
     real_rollout,
     report_unstable,
     slbo_adapt,
 )
-from admrl.config import MetaTrainConfig, check_config, check_sample_counts
+from admrl.config import MetaTrainConfig, check_config, check_sample_counts, check_screening
 from admrl.gradient import TaskGradient, task_gradient
 from admrl.reporting import Reporter, Silent
-from admrl.search import TaskSearch, make_search
+from admrl.screening import ModelScreening, check_members
+from admrl.search import ScreenedSearch, Search, make_search
+from admrl.search.objective import scaled_gap, scaled_gradient
 from admrl.virtual_training import new_solution, stochastic_actor, virtual_training
 from dynamics.ensemble import DynamicsEnsemble
 from dynamics.learner import ModelLearner
@@ -75,7 +78,7 @@ class MetaState:
     """All that a meta-training run needs to go on."""
 
     learner: ModelLearner
-    search: TaskSearch
+    search: Search
     generator: torch.Generator  # everything but the model's fit and the search
     search_generator: torch.Generator
     records: list[TaskRecord] = field(default_factory=list)
@@ -117,8 +120,16 @@ def new_state(
         family.first_psi if config.first_psi is None else torch.tensor(config.first_psi).to(family.first_psi)
     )
     search = make_search(
-        selector, family.box, family.box.check(first), step_size=config.step_size, generator=search_generator
+        selector,
+        family.box,
+        family.box.check(first),
+        step_size=config.step_size,
+        generator=search_generator,
+        config=config.search,
     )
+    if isinstance(search, ScreenedSearch):
+        check_screening(config, family.horizon)
+        check_members(learner.model)
     return MetaState(learner, search, generator, search_generator)
 
 
@@ -141,10 +152,23 @@ def meta_train(
         estimate_gradient: the estimator of lines 9-11, called like `task_gradient`.
     """
     counter = _Counting(reporter or Silent(), state)
+    if isinstance(state.search, ScreenedSearch):
+        screening = ModelScreening(
+            family,
+            state.learner,
+            make_policy(family, config),
+            config,
+            state.search_generator,
+            num_threads,
+            counter,
+            # the phases of a task begin with its number: `admrl train --resume` keeps those of finished tasks
+            lambda: f"task {len(state.records) + 1}/{config.num_tasks}: screening",
+        )
+        state.search.scorer, state.search.polisher = screening.score, screening.polish
     while len(state.records) < config.num_tasks:  # Alg. 1, line 2
         task = _Task(family, state, config, spawn_generators(state.generator, 1), num_threads, counter)
-        direction = _train_on(task, estimate_gradient)
-        state.search.tell(task.psi, direction)  # lines 8 and 12
+        told = _train_on(task, estimate_gradient)
+        state.search.tell(task.psi, told.gap, told.gradient)  # lines 8 and 12
         if on_task is not None:
             on_task(state)
     return state
@@ -185,6 +209,10 @@ class _Task:
         """Undiscounted, per episode."""
         return float(episode_returns(self.family, self.psi, rollout).mean())
 
+    def discounted(self, rollout: Rollout) -> Tensor:
+        """(1,) discounted return of an episode, divided by the horizon: the unit of the task gradient."""
+        return discounted_returns(self.family, self.psi, rollout).mean(-1) / self.family.horizon
+
 
 @dataclass(frozen=True)
 class _ZeroShot:
@@ -196,8 +224,16 @@ class _ZeroShot:
     hat_rollout: Rollout
 
 
-def _train_on(task: _Task, estimate_gradient: Callable[..., TaskGradient]) -> Tensor | None:
-    """Lines 3-11 of Alg. 1; appends the record. The direction of the ascent (1, k), None if there is none."""
+@dataclass(frozen=True)
+class _Told:
+    """What the search learns of a task."""
+
+    gap: Tensor  # (1,) discounted, per horizon step like the gradient; nan for the first task
+    gradient: Tensor | None  # (1, k)
+
+
+def _train_on(task: _Task, estimate_gradient: Callable[..., TaskGradient]) -> _Told:
+    """Lines 3-11 of Alg. 1; appends the record."""
     family, state, config = task.family, task.state, task.config
     learner, virtual = state.learner, config.virtual
     policy = make_policy(family, config)
@@ -255,7 +291,28 @@ def _train_on(task: _Task, estimate_gradient: Callable[..., TaskGradient]) -> Te
             virtual_samples=state.virtual_samples,
         )
     )
-    return direction
+    return _told(task, zero, star_rollout, gradient, direction)
+
+
+def _told(
+    task: _Task,
+    zero: _ZeroShot | None,
+    star_rollout: Rollout,
+    gradient: TaskGradient | None,
+    direction: Tensor | None,
+) -> _Told:
+    """The gap of the real rollouts of theta* and theta_hat, and its gradient, in the scale of the configuration."""
+    if zero is None:
+        return _Told(torch.full((1,), torch.nan), None)
+    optimal, adapted = (task.discounted(rollout) for rollout in (star_rollout, zero.hat_rollout))
+    scale = task.config.search.scale
+    gap = scaled_gap(optimal, adapted, scale)
+    if not bool(gap.isfinite().all()):  # an unstable simulation, or a ratio to nothing
+        task.reporter.event(f"{task.name}: the gap is not known; the search counts the task as failed")
+        return _Told(torch.full((1,), torch.nan), None)
+    if direction is not None and gradient is not None:
+        direction = scaled_gradient(optimal, optimal - adapted, gradient.optimal, direction, scale)
+    return _Told(gap, direction)
 
 
 def _zero_shot(task: _Task, solution: Solution) -> _ZeroShot:

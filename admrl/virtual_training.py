@@ -39,7 +39,7 @@ class Solution:
     value: ValueFunction
     weights: Tensor  # (M, F)
 
-    def tasks(self, index: slice) -> Solution:
+    def tasks(self, index: slice | Tensor) -> Solution:
         """The solution of some tasks."""
         policy, value = self.policy, self.value
         if value.obs_mean.dim() == 2:

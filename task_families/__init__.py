@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from task_families.registry import make, names
     from task_families.rollout import Rollout, collect
     from task_families.task_box import TaskBox, TaskSet
+    from task_families.task_space import (
+        TaskBall,
+        TaskChoice,
+        TaskCircle,
+        TaskProduct,
+        TaskSimplex,
+        TaskSpace,
+    )
 
 _EXPORTS = {
     "make": "registry",
@@ -21,6 +29,12 @@ _EXPORTS = {
     "TaskFamily": "family",
     "TaskBox": "task_box",
     "TaskSet": "task_box",
+    "TaskSpace": "task_space",
+    "TaskBall": "task_space",
+    "TaskSimplex": "task_space",
+    "TaskCircle": "task_space",
+    "TaskChoice": "task_space",
+    "TaskProduct": "task_space",
     "Simulator": "family",
     "spawn_generators": "family",
     "Rollout": "rollout",

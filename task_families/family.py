@@ -16,6 +16,7 @@ from torch import Tensor
 
 from task_families.registry import check_name
 from task_families.task_box import TaskBox as TaskBox
+from task_families.task_space import TaskSpace
 
 if TYPE_CHECKING:
     import gymnasium
@@ -60,7 +61,7 @@ class TaskFamily(ABC):
     variants: ClassVar[tuple[str, ...]] = ("released",)
     psi_changes_dynamics: ClassVar[bool] = False  # then make_simulator needs psi
 
-    box: TaskBox
+    box: TaskSpace  # a TaskBox in every family of this package
     first_psi: Tensor  # (k,) the task that meta-training starts from
     gamma: float = 0.99  # discount per step
     horizon: int = 200  # steps per episode

@@ -9,11 +9,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from task_families.registry import check_name
+
+if TYPE_CHECKING:
+    from task_families.task_space import TaskSpace
 
 KINDS = ("uniform", "gaussian", "gaussian_task", "boundary")
 MAX_REJECTIONS = 10_000  # draws per wanted task before a condition counts as unsatisfiable
@@ -29,9 +33,11 @@ class TaskBox:
     units: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.low.shape != self.high.shape or self.low.dim() != 1 or not bool((self.low < self.high).all()):
+        shapes = self.low.shape == self.high.shape and self.low.dim() == 1 and len(self.low) > 0
+        finite = bool(self.low.isfinite().all() and self.high.isfinite().all())
+        if not shapes or not finite or not bool((self.low < self.high).all()):
             raise ValueError(
-                "TaskBox: expected low < high, both of shape (k,); "
+                "TaskBox: expected low < high, finite, both of shape (k,); "
                 f"got low {self.low.tolist()}, high {self.high.tolist()}"
             )
         if not len(self.names) == len(self.units) == self.size:
@@ -57,6 +63,14 @@ class TaskBox:
         """Inverse of `to_unit`."""
         low, high = self.low.to(unit), self.high.to(unit)
         return low + (unit + 1) / 2 * (high - low)
+
+    def from_cube(self, cube: Tensor) -> Tensor:
+        """Cube coordinates [0, 1]^k -> tasks: uniform numbers give uniform tasks."""
+        return self.from_unit(2 * cube - 1)
+
+    def embed(self, psi: Tensor) -> Tensor:
+        """Coordinates in which near tasks are near: the unit coordinates."""
+        return self.to_unit(psi)
 
     def grid(self, shape: Sequence[int]) -> Tensor:
         """A regular grid that includes the corners: (prod(shape), k), the last coordinate fastest.
@@ -138,7 +152,7 @@ class TaskBox:
 class TaskSet:
     """The tasks of a box that satisfy all predicates; sampled by rejection."""
 
-    box: TaskBox
+    box: TaskSpace
     predicates: tuple[Callable[[Tensor], Tensor], ...]  # each (n, k) -> (n,) bool
 
     def contains(self, psi: Tensor) -> Tensor:

@@ -32,7 +32,18 @@ def admrl(*arguments, cwd=None, code=""):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["quickstart"], ["train"], ["evaluate"], ["heatmap"], ["compare"], ["reference"]]
+    "command",
+    [
+        [],
+        ["quickstart"],
+        ["train"],
+        ["evaluate"],
+        ["heatmap"],
+        ["compare"],
+        ["reference"],
+        ["search-worst"],
+        ["gradcheck"],
+    ],
 )
 def test_help_has_a_sentence_for_every_option_and_needs_no_torch(command):
     code = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules))"
@@ -61,7 +72,19 @@ def test_help_has_a_sentence_for_every_option_and_needs_no_torch(command):
         (["train", "--config.first-psi", "3", "1.5"], "target velocity = 3 m/s"),
         (["train", "--config.first-psi", "1", "1.5", "1"], "expected shape (M, 2)"),
         (["train", "--num-threads", "0"], "--num-threads: expected 1 or more"),
+        (["train", "--config.search.objective", "cvr"], "did you mean 'cvar'"),
+        (["train", "--selector", "screened", "--config.dynamics.num-members", "1"], "cannot disagree"),
         (["evaluate", "nowhere"], "not a run folder"),
+        (["evaluate", "nowhere", "--objective", "wrst"], "did you mean 'worst'"),
+        (["evaluate", "nowhere", "--alpha", "0"], "alpha in (0, 1], got 0"),
+        (["search-worst", "nowhere"], "not a run folder"),
+        (["search-worst", "nowhere", "--search", "defalt"], "did you mean 'default'"),
+        (["search-worst", "nowhere", "--scale", "rato"], "did you mean 'ratio'"),
+        (
+            ["search-worst", "nowhere", "--budget", "5"],
+            "--num-probes: expected at most the budget of 5, got 12",
+        ),
+        (["search-worst", "nowhere", "--difference", "-1"], "--difference: expected 0"),
         (["evaluate"], "at least one run folder"),
         (["heatmap", "nowhere"], "run: admrl evaluate nowhere"),
         (["compare", "nowhere"], "run: admrl evaluate nowhere"),
@@ -135,6 +158,32 @@ def test_train_evaluate_heatmap(tmp_path):
     assert (tmp_path / "gap.png").stat().st_size > 10_000
     resumed = admrl("train", "--resume", str(out))
     assert resumed.returncode == 2 and "done already" in resumed.stderr
+
+
+@pytest.mark.slow
+def test_search_worst(tmp_path):
+    """On real MuJoCo, smallest preset: a report that can be read again, films, a replay command that parses."""
+    out = tmp_path / "run"
+    result = admrl("train", "--preset", "smoke", "--selector", "uniform", "--out", str(out))
+    assert result.returncode == 0, result.stderr
+    small = ["--config.num-updates", "1", "--config.num-samples", "800", "--config.num-episodes", "2"]
+    small += ["--config.num-reference-samples", "400", "--config.num-reference-updates", "1"]
+    small += ["--config.num-reference-stages", "1", "--config.num-policy-seeds", "2"]
+    small += ["--budget", "5", "--batch", "3", "--num-probes", "3", "--top", "1"]
+    result = admrl("search-worst", str(out), *small)
+    assert result.returncode == 0, result.stderr
+    data = json.loads((out / "worst" / "worst.json").read_text())
+    report = data["report"]
+    assert report["num_evaluations"] == 5 and report["bound"]["num_probes"] == 3
+    assert data["search_policies"] == 5 * 2 and data["confirm_policies"] == len(report["tasks"]) * 2 * (1 + 4)
+    for task, replay in zip(report["tasks"], data["replay"], strict=True):
+        assert task["low"] <= task["gap"] <= task["high"] and task["gradient_norm"] >= 0
+        command = parse(replay.split()[1:])
+        assert list(command.psi) == pytest.approx(task["psi"], rel=1e-5) and command.run == out
+    assert "95% confidence" in result.stdout and "admrl render --run" in result.stdout
+    assert (out / "worst" / "worst-1.gif").exists() or "no film" in result.stderr
+    again = admrl("search-worst", str(out))
+    assert again.returncode == 2 and "already holds a report" in again.stderr
 
 
 def test_interrupting_says_how_to_go_on_and_resuming_finishes(tmp_path):

@@ -15,6 +15,7 @@ from admrl.evaluation import GapTable, best_known_returns, score, task_generator
 from admrl.figures import plot_gap_heatmap
 from admrl.meta_training import meta_train, new_state
 from admrl.run_store import Run, RunInfo
+from admrl.search import Objective
 from admrl.virtual_training import new_solution
 from task_families import make
 
@@ -66,6 +67,21 @@ def test_every_statistic_by_hand():
     assert worst.corrected == 6.0
     mean, error = table.average()  # per seed 2.5 and 3.5
     assert (mean, error) == (3.0, pytest.approx(0.5))
+
+
+def test_objectives_of_a_table_by_hand():
+    table = toy_table()  # mean gaps 2, 2, 6, 2
+    assert table.objective(Objective("cvar", alpha=0.5))[0] == pytest.approx(4.0)
+    assert table.objective(Objective("mean"))[0] == pytest.approx(3.0)
+    # without one seed the worst gap is 5 or 7: jackknife variance (2 - 1) x 1
+    assert table.objective(Objective("worst")) == (6.0, pytest.approx(1.0))
+    ratio, _ = table.objective(Objective("mean"), scale="ratio")  # A* is 10, 8, 9, 6
+    assert ratio == pytest.approx((2 / 10 + 2 / 8 + 6 / 9 + 2 / 6) / 4)
+    missing = toy_table(optimal_return=np.array([10.0, 8.0, np.nan, 6.0]))
+    assert missing.objective(Objective("worst"))[0] == 2.0
+    assert math.isnan(toy_table(episode_return=table.episode_return[:1]).objective(Objective("worst"))[1])
+    with pytest.raises(ValueError, match="no task has a gap"):
+        toy_table(optimal_return=np.full(4, np.nan)).objective(Objective())
 
 
 def test_negative_gaps_are_kept():

@@ -30,6 +30,7 @@ from admrl.parallel import Job, run_jobs
 from admrl.protocol import num_steps
 from admrl.reference import Reference
 from admrl.run_store import Run, load_run
+from admrl.search.objective import Objective
 from admrl.test_sets import TaskList, choose_tasks, unit_keys
 from admrl.train_run import check_seed
 
@@ -46,6 +47,7 @@ def prepare(command: Evaluate) -> tuple[list[Run], TaskList, Reference | None]:
     if command.num_workers < 1:
         raise ValueError(f"--num-workers: expected 1 or more, got {command.num_workers}")
     check_seed(command.seed)
+    Objective(command.objective, command.alpha, command.temperature)
     if not command.runs:
         raise ValueError("RUNS: expected at least one run folder, got none")
     if repeated := [str(path) for path, n in Counter(command.runs).items() if n > 1]:
@@ -85,8 +87,10 @@ def execute(command: Evaluate, runs: list[Run], tasks: TaskList, reference: Refe
         raise KeyboardInterrupt(
             "every finished batch of tasks is saved; the same command goes on from there"
         ) from None
+    objective = Objective(command.objective, command.alpha, command.temperature)
     for j in range(len(tables[0].num_samples)):
         print_tables(tables, console, j)
+        print_objective(tables, objective, command.scale, console, j)
     print_notes(tables, console)
     where = " ".join(str(run.path) for run in runs)
     console.print(
@@ -142,6 +146,18 @@ def evaluate_in_parallel(
         file.parent.mkdir(exist_ok=True)
         table.save(file)
     return tables
+
+
+def print_objective(
+    tables: Sequence[GapTable], objective: Objective, scale: str, console: Console, j: int = 0
+) -> None:
+    """One number for each method's gaps over the tasks, where it is not the worst gap of the table anyway."""
+    if (objective.name, scale) == ("worst", "absolute"):
+        return
+    name = objective.name + (f" {objective.alpha:g}" if objective.name == "cvar" else "")
+    for table in tables:
+        value, error = table.objective(objective, j, scale=scale)
+        console.print(f"{table.method}: {name} of the {scale} gap {value:.4g} ± {error:.2g}", highlight=False)
 
 
 def print_tables(tables: Sequence[GapTable], console: Console, j: int = 0) -> None:

@@ -1,52 +1,280 @@
-"""Projected gradient ascent on the gap, AdMRL Alg. 1 lines 8 and 12."""
+"""Projected gradient ascent on the gap, AdMRL Alg. 1 lines 8 and 12: from one task, or from many.
+
+All steps are taken in the unit coordinates u of the space and projected back. With g = d gap / d u, step size alpha:
+
+    plain       u <- P(u + alpha g)                                                      (Alg. 1, line 12)
+    momentum    m <- beta m + g;  u <- P(u + alpha m)
+    normalised  u <- P(u + alpha g / |g|)
+    adam        u <- P(u + alpha m_hat / (sqrt(v_hat) + eps))                            (Kingma & Ba 2015)
+
+alpha is, for the first two, in unit coordinates per unit of the gap; for the others, a length in unit coordinates.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from task_families.family import TaskBox
+from admrl.search.base import ADDED, Observations, Search, SobolPoints, no_tags, project_unit, unit_scale
+from task_families.registry import check_name
+from task_families.task_space import TaskSpace
+
+RULES = ("plain", "momentum", "normalised", "adam")
+MOMENTUM = 0.9
+ADAM = (0.9, 0.999, 1e-8)
+GROW, SHRINK = 1.5, 0.5  # of a climber's step after a success and after a failure
 
 
-class ProjectedAscent:
-    """u <- clip(u + alpha dL/du, -1, 1) in the unit coordinates u of the box.
+def check_step_size(step_size: float) -> None:
+    """Refuse a step size that is not a finite number, 0 or more."""
+    if not (math.isfinite(step_size) and step_size >= 0):
+        raise ValueError(f"step_size: expected a finite number, 0 or more, got {step_size}")
 
-    alpha is in unit coordinates per (gap / horizon), the gap in discounted return: with alpha = 2, a gap that
-    grows by 0.1 reward per step from one end of the box to the other moves the task by 0.1.
-    Without a gradient (first task) the next task is drawn uniformly.
+
+class ProjectedAscent(Search):
+    """One task that moves. Without a gradient (the first task of a training) the next task is drawn uniformly.
+
+    In Alg. 1 the gap is the discounted return per horizon step: with alpha = 2, a gap that grows by 0.1 reward per
+    step from one end of the box to the other moves the task by 0.1.
     """
 
     uses_gradient = True
 
-    def __init__(self, box: TaskBox, psi: Tensor, alpha: float, generator: torch.Generator) -> None:
-        self._box, self._alpha, self._generator = box, alpha, generator
-        self._psi = psi
-
-    def ask(self) -> Tensor:
-        """See `TaskSearch.ask`."""
-        return self._psi
-
-    def tell(self, psi: Tensor, gradient: Tensor | None = None) -> None:
-        """See `TaskSearch.tell`.
+    def __init__(
+        self,
+        space: TaskSpace,
+        first: Tensor,
+        step_size: float,
+        generator: torch.Generator,
+        *,
+        rule: str = "plain",
+    ) -> None:
+        """
+        Args:
+            first: (1, k) where the ascent starts.
+            rule: see the head of this page.
 
         Raises:
-            ValueError: the gradient is not finite.
+            ValueError: a first task outside the space, an unknown rule, a negative step size.
         """
-        if gradient is None:  # Alg. 1, line 8
-            self._psi = self._box.sample(1, "uniform", self._generator)
+        super().__init__(space, generator, first)
+        check_name("rule", rule, RULES)
+        check_step_size(step_size)
+        if len(self._waiting) != 1:
+            raise ValueError(f"first: expected one task (1, {space.size}), got {len(self._waiting)}")
+        self._step_size, self._rule = step_size, rule
+        self._unit = space.to_unit(self._waiting[0].double())
+        self._slope = torch.full((space.size,), torch.nan, dtype=torch.float64)
+        self._moment = torch.zeros(space.size, dtype=torch.float64)
+        self._square = torch.zeros(space.size, dtype=torch.float64)
+        self._num_steps = 0
+
+    def ask(self, n: int = 1) -> Tensor:
+        """The task (1, k).
+
+        Raises:
+            ValueError: more than one task is asked for.
+        """
+        if isinstance(n, int) and n > 1:
+            raise ValueError(f"ask: projected ascent follows one task, got n = {n}; use MultiStartAscent")
+        return super().ask(n)
+
+    def _propose(self, n: int) -> tuple[Tensor, Tensor]:
+        if bool(self._slope.isnan().any()):  # Alg. 1, line 8
+            return self.space.sample(n, "uniform", self.generator), no_tags(n)
+        unit = project_unit(self.space, self._unit + self._step(self._slope))
+        return self.space.from_unit(unit)[None], no_tags(n)  # Alg. 1, line 12
+
+    def _learn(self, told: Observations, tags: Tensor) -> None:
+        if bool((tags == ADDED).all()):  # somebody else's task does not move this one
             return
-        if not bool(gradient.isfinite().all()):
-            raise ValueError(f"gradient: expected finite numbers, got {gradient.tolist()}")
-        half_range = ((self._box.high - self._box.low) / 2).to(psi)  # d psi / d u
-        unit = self._box.to_unit(psi) + self._alpha * half_range * gradient.to(psi)  # Alg. 1, line 12
-        self._psi = self._box.project(self._box.from_unit(unit.clamp(-1, 1)))
+        self._unit = self.space.to_unit(told.psi[-1])
+        self._slope = told.gradient[-1] * unit_scale(self.space)
+        if bool(self._slope.isnan().any()):  # a new start
+            self._moment.zero_()
+            self._square.zero_()
+            self._num_steps = 0
+            return
+        gradient = self._slope
+        first, second = (MOMENTUM, 0.0) if self._rule == "momentum" else ADAM[:2]
+        weight = 1.0 if self._rule == "momentum" else 1 - first
+        self._moment = first * self._moment + weight * gradient
+        self._square = second * self._square + (1 - second) * gradient.square()
+        self._num_steps += 1
 
-    def state_dict(self) -> dict[str, Any]:
-        """See `TaskSearch.state_dict`."""
-        return {"psi": self._psi}
+    def _step(self, gradient: Tensor) -> Tensor:
+        if self._rule == "plain":
+            return self._step_size * gradient
+        if self._rule == "momentum":
+            return self._step_size * self._moment
+        if self._rule == "normalised":
+            norm = gradient.norm()
+            return self._step_size * gradient / torch.where(norm > 0, norm, 1.0)
+        moment = self._moment / (1 - ADAM[0] ** self._num_steps)
+        square = self._square / (1 - ADAM[1] ** self._num_steps)
+        return self._step_size * moment / (square.sqrt() + ADAM[2])
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `TaskSearch.load_state_dict`."""
-        self._psi = state["psi"]
+    def _state(self) -> dict[str, Tensor]:
+        return {
+            "unit": self._unit,
+            "slope": self._slope,
+            "moment": self._moment,
+            "square": self._square,
+            "num_steps": torch.tensor(self._num_steps),
+        }
+
+    def _load(self, state: Mapping[str, Tensor]) -> None:
+        self._unit, self._slope = state["unit"], state["slope"]
+        self._moment, self._square = state["moment"], state["square"]
+        self._num_steps = int(state["num_steps"])
+
+
+class MultiStartAscent(Search):
+    """Sobol tasks are screened; the best of them climb in turn, each with a step of its own.
+
+    A climber's step (a length in unit coordinates, along its gradient) grows after a success and shrinks after a
+    failure, which is taken back. A climber that came within `merge` of a higher one, or whose step has shrunk below
+    `smallest`, ends; the best start that nobody has climbed from takes its place, or, where none is left, a further
+    Sobol task. Without gradients, a climber steps in random directions.
+    """
+
+    uses_gradient = True
+
+    def __init__(
+        self,
+        space: TaskSpace,
+        generator: torch.Generator,
+        first: Tensor | None = None,
+        *,
+        num_starts: int = 16,
+        num_climbers: int = 4,
+        step_size: float = 0.2,
+        smallest: float = 0.01,
+        merge: float = 0.05,
+    ) -> None:
+        """
+        Args:
+            num_starts: Sobol tasks that are screened before the first climb.
+            num_climbers: that climb at a time.
+            step_size: of a new climber, in unit coordinates.
+
+        Raises:
+            ValueError: see `Search`; counts below 1, a step size that is not positive.
+        """
+        super().__init__(space, generator, first)
+        check_step_size(step_size)
+        if not (num_starts >= 1 and num_climbers >= 1 and step_size > 0 and smallest > 0 and merge >= 0):
+            raise ValueError(
+                "MultiStartAscent: expected num_starts, num_climbers >= 1, step_size, smallest > 0, merge >= 0; got "
+                f"{num_starts}, {num_climbers}, {step_size:g}, {smallest:g}, {merge:g}"
+            )
+        self._num_starts, self._num_climbers = num_starts, num_climbers
+        self._step_size, self._smallest, self._merge = step_size, smallest, merge
+        self._sobol = SobolPoints(space, generator)
+        self._starts = torch.zeros(0, dtype=torch.long)  # observations to climb from
+        # climbers, one row each: observation where it stands, whether it waits for an answer
+        self._at = torch.zeros(0, dtype=torch.long)
+        self._busy = torch.zeros(0, dtype=torch.bool)
+        self._length = torch.zeros(0, dtype=torch.float64)
+        self._names = torch.zeros(0, dtype=torch.long)  # never reused: tags of what they asked
+        self._counts = torch.zeros(2, dtype=torch.long)  # climbers ever made, turns taken
+
+    def _state(self) -> dict[str, Tensor]:
+        return {
+            "sobol": self._sobol.state(),
+            "starts": self._starts,
+            "at": self._at,
+            "busy": self._busy,
+            "length": self._length,
+            "names": self._names,
+            "counts": self._counts,
+        }
+
+    def _load(self, state: Mapping[str, Tensor]) -> None:
+        self._sobol.load(state["sobol"])
+        self._starts, self._at, self._busy = state["starts"], state["at"], state["busy"]
+        self._length, self._names, self._counts = state["length"], state["names"], state["counts"]
+
+    @property
+    def num_starts(self) -> int:
+        """Screened tasks."""
+        return int(self._sobol.state()[1])
+
+    def _propose(self, n: int) -> tuple[Tensor, Tensor]:
+        tasks: list[Tensor] = []
+        tags: list[int] = []
+        for _ in range(n):
+            climber = None
+            if int((self._tags == 0).sum()) + tags.count(0) + len(self.history) >= self._num_starts:
+                self._recruit()
+                climber = self._next_climber()
+            if climber is None:
+                tasks.append(self._sobol.draw(1))
+                tags.append(0)
+                continue
+            self._busy[climber] = True
+            tasks.append(self._move(climber))
+            tags.append(int(self._names[climber]))
+        return torch.cat(tasks), torch.tensor(tags)
+
+    def _recruit(self) -> None:
+        """Climbers for free places, from the best starts left."""
+        while len(self._at) < self._num_climbers and len(self._starts):
+            best = int(self.history.gap[self._starts].argmax())
+            self._counts[0] += 1
+            self._at = torch.cat([self._at, self._starts[best : best + 1]])
+            self._busy = torch.cat([self._busy, torch.zeros(1, dtype=torch.bool)])
+            self._length = torch.cat([self._length, torch.tensor([self._step_size], dtype=torch.float64)])
+            self._names = torch.cat([self._names, self._counts[:1]])
+            self._starts = torch.cat([self._starts[:best], self._starts[best + 1 :]])
+
+    def _next_climber(self) -> int | None:
+        """In turn; None if all wait for answers."""
+        free = (~self._busy).nonzero()[:, 0].tolist()
+        if not free:
+            return None
+        self._counts[1] += 1
+        return free[int(self._counts[1]) % len(free)]
+
+    def _move(self, climber: int) -> Tensor:
+        here = self.history[int(self._at[climber])]
+        slope = here.gradient * unit_scale(self.space)
+        if bool(slope.isnan().any()):
+            slope = torch.randn(self.space.size, generator=self.generator, dtype=torch.float64)
+        norm = slope.norm()
+        unit = self.space.to_unit(here.psi) + self._length[climber] * slope / torch.where(norm > 0, norm, 1.0)
+        return self.space.from_unit(project_unit(self.space, unit))[None]
+
+    def _learn(self, told: Observations, tags: Tensor) -> None:
+        begin = len(self.history) - len(told)
+        for i, tag in enumerate(tags.tolist()):
+            if tag > 0:
+                self._report(begin + i, tag)
+            elif bool(told.known[i]):  # a screened start, or an observation from elsewhere
+                self._starts = torch.cat([self._starts, torch.tensor([begin + i])])
+        self._end_climbs()
+
+    def _report(self, row: int, name: int) -> None:
+        climber = int((self._names == name).nonzero()[0])
+        self._busy[climber] = False
+        if bool(self.history.gap[row] > self.history.gap[self._at[climber]]):  # nan is a failure
+            self._at[climber] = row
+            self._length[climber] = min(GROW * float(self._length[climber]), 1.0)
+        else:
+            self._length[climber] *= SHRINK
+
+    def _end_climbs(self) -> None:
+        if not len(self._at):
+            return
+        z, gap = self.space.embed(self.history.psi[self._at]), self.history.gap[self._at]
+        distance = (z[:, None] - z).norm(dim=-1)
+        higher = (gap[None] > gap[:, None]) | (
+            (gap[None] == gap[:, None]) & (self._names[None] < self._names[:, None])
+        )
+        done = (self._length < self._smallest) | ((distance < self._merge) & higher).any(1)
+        keep = ~done | self._busy  # one that waits for an answer ends when it comes
+        self._at, self._busy = self._at[keep], self._busy[keep]
+        self._length, self._names = self._length[keep], self._names[keep]

@@ -1,0 +1,167 @@
+"""Bayesian optimisation by the optional package `botorch`, with gradient observations by `gpytorch`'s kernels."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from admrl.search.base import Search, SobolPoints, no_tags, project_unit, unit_scale
+from task_families.task_space import TaskSpace
+
+NUM_RESTARTS, NUM_RAW = 4, 128  # of the acquisition's optimiser
+
+
+class BotorchSearch(Search):
+    """Sobol tasks first, then the largest logarithm of the expected improvement, in unit coordinates.
+
+    If every known gap has a gradient, the model is a Gaussian process on values and gradients (RBF kernel); otherwise
+    `SingleTaskGP` on values. The model is fitted anew for every task, so the state is what was told.
+    Where the package cannot fit the model with gradients (tasks very near each other), it takes the one on values for
+    that task; `num_without_gradients` counts these. Tasks outside the space are projected.
+    """
+
+    uses_gradient = True
+
+    def __init__(
+        self,
+        space: TaskSpace,
+        generator: torch.Generator,
+        first: Tensor | None = None,
+        *,
+        num_initial: int | None = None,
+    ) -> None:
+        """
+        Args:
+            num_initial: Sobol tasks before the first model. Default: 2 k + 2.
+
+        Raises:
+            ImportError: `botorch` is not installed; names the remedy.
+            ValueError: see `Search`; num_initial below 2.
+        """
+        super().__init__(space, generator, first)
+        _import_botorch()
+        self._num_initial = 2 * space.size + 2 if num_initial is None else num_initial
+        if self._num_initial < 2:
+            raise ValueError(f"BotorchSearch: expected num_initial >= 2, got {num_initial}")
+        self._sobol = SobolPoints(space, generator)
+        self.num_without_gradients = 0
+
+    def _state(self) -> dict[str, Tensor]:
+        return {"sobol": self._sobol.state(), "fallbacks": torch.tensor(self.num_without_gradients)}
+
+    def _load(self, state: Any) -> None:
+        self._sobol.load(state["sobol"])
+        self.num_without_gradients = int(state["fallbacks"])
+
+    @property
+    def num_starts(self) -> int:
+        """The first Sobol tasks."""
+        return min(self._num_initial, len(self.history))
+
+    def _propose(self, n: int) -> tuple[Tensor, Tensor]:
+        tasks: list[Tensor] = []
+        for _ in range(n):
+            known = self.history[self.history.known]
+            waiting = torch.cat([self._waiting.double(), *tasks])
+            if len(self.history) + len(waiting) < self._num_initial or len(known) < 2:
+                tasks.append(self._sobol.draw(1))
+                continue
+            seed = int(torch.randint(2**31, (1,), generator=self.generator))
+            unit = self._acquire(self.space.to_unit(waiting), seed)
+            tasks.append(self.space.from_unit(project_unit(self.space, unit)))
+        return torch.cat(tasks), no_tags(n)
+
+    def _acquire(self, waiting: Tensor, seed: int) -> Tensor:
+        """The next task (1, k) in unit coordinates."""
+        botorch = _import_botorch()
+        from botorch.acquisition import qLogExpectedImprovement
+        from botorch.acquisition.objective import ScalarizedPosteriorTransform
+        from botorch.optim import optimize_acqf
+
+        known = self.history[self.history.known]
+        spread = known.gap.std()
+        spread = torch.where(spread > 0, spread, 1.0)
+        y = ((known.gap - known.gap.mean()) / spread)[:, None]
+        slope = known.gradient * unit_scale(self.space) / spread
+        k, with_gradient = self.space.size, not bool(slope.isnan().any())
+        # the package draws from torch's global generator: seed it, and put it back
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")  # about input scaling and optimiser retries, each fit anew
+            torch.manual_seed(seed)
+            x = self.space.to_unit(known.psi)
+            transform, model = None, None
+            if with_gradient:
+                weights = torch.zeros(1 + k, dtype=torch.float64)
+                weights[0] = 1
+                try:
+                    model = _fitted(_gradient_model(x, torch.cat([y, slope], dim=1)))
+                    transform = ScalarizedPosteriorTransform(weights)
+                except botorch.exceptions.ModelFittingError:
+                    self.num_without_gradients += 1
+            if model is None:
+                model = _fitted(botorch.models.SingleTaskGP(x, y, outcome_transform=None))
+            acquisition = qLogExpectedImprovement(
+                model,
+                best_f=float(y.max()),
+                posterior_transform=transform,
+                X_pending=waiting if len(waiting) else None,
+            )
+            bounds = torch.stack([-torch.ones(k), torch.ones(k)]).double()
+            unit, _ = optimize_acqf(
+                acquisition,
+                bounds,
+                q=1,
+                num_restarts=NUM_RESTARTS,
+                raw_samples=NUM_RAW,
+                options={"seed": seed, "maxiter": 50},
+            )
+        return unit.detach()
+
+
+def _fitted(model: Any) -> Any:
+    """The model with hyperparameters of maximal evidence."""
+    import gpytorch
+    from botorch.fit import fit_gpytorch_mll
+
+    with gpytorch.settings.cholesky_max_tries(6):  # jitter up to 1e-3: tasks may be near each other
+        fit_gpytorch_mll(gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model))
+    return model
+
+
+def _gradient_model(x: Tensor, y: Tensor) -> Any:
+    """An exact Gaussian process on values and gradients: x (n, k), y (n, 1 + k)."""
+    import gpytorch
+    from botorch.models.gpytorch import GPyTorchModel
+
+    class GradientModel(gpytorch.models.ExactGP, GPyTorchModel):
+        _num_outputs = y.shape[1]
+
+        def __init__(self) -> None:
+            likelihood = gpytorch.likelihoods.MultitaskGaussianLikelihood(num_tasks=y.shape[1])
+            super().__init__(x, y, likelihood)
+            self.mean_module = gpytorch.means.ConstantMeanGrad()
+            kernel = gpytorch.kernels.RBFKernelGrad(ard_num_dims=x.shape[1])
+            self.covar_module = gpytorch.kernels.ScaleKernel(kernel)
+
+        def forward(self, z: Tensor) -> Any:
+            return gpytorch.distributions.MultitaskMultivariateNormal(
+                self.mean_module(z), self.covar_module(z)
+            )
+
+    return GradientModel().double()
+
+
+def _import_botorch() -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its dependencies' deprecations
+            import botorch
+    except ImportError as error:
+        raise ImportError(
+            'botorch: the package is not installed; pip install "admrl[search]", or choose another search (gp also '
+            "takes gradients and needs nothing)"
+        ) from error
+    return botorch

@@ -1,0 +1,97 @@
+"""make_search: a search by its name, with the settings that the trainer and the command line offer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from admrl.search.base import Search
+from admrl.search.bayesian import GaussianProcessSearch
+from admrl.search.botorch_search import BotorchSearch
+from admrl.search.cma_es import CmaSearch
+from admrl.search.cross_entropy import CrossEntropySearch
+from admrl.search.guided import GuidedSearch
+from admrl.search.objective import Objective
+from admrl.search.projected_ascent import MultiStartAscent, ProjectedAscent
+from admrl.search.replay import ArchiveReplay, MixtureSearch
+from admrl.search.sampling import GridSearch, RandomSearch
+from admrl.search.screened import ScreenedSearch
+from admrl.search_config import SEARCHES, SearchConfig
+from task_families.registry import check_name
+from task_families.task_space import TaskSpace
+
+
+def make_search(
+    name: str,
+    space: TaskSpace,
+    first: Tensor | None = None,
+    *,
+    generator: torch.Generator,
+    step_size: float = 2.0,
+    config: SearchConfig | None = None,
+) -> Search:
+    """The search of that name (`admrl.search_config.SEARCHES`).
+
+    Args:
+        first: (1, k) the first task; ascent from one task needs it, and is given a uniform one without.
+        generator: of all random choices; components of one search share it.
+        step_size: alpha of plain ascent and of momentum, unit coordinates per unit of the gap.
+        config: everything else. Default: `SearchConfig` for gaps that stay as they are (no drift, and 2 k + 2 Sobol
+            tasks before the first model).
+
+    Raises:
+        ValueError: unknown name, a first task outside the space, a setting outside its range.
+        ImportError: the search's optional package is not installed; names the remedy.
+    """
+    check_name("selector", name, SEARCHES)
+    c = config or SearchConfig(drift=0.0, num_initial=None)
+
+    def ascent(rule: str, size: float) -> Callable[[], Search]:
+        def made() -> Search:
+            start = space.sample(1, "uniform", generator) if first is None else first
+            return ProjectedAscent(space, start, size, generator, rule=rule)
+
+        return made
+
+    def nominal() -> Search:
+        return RandomSearch(space, None, "uniform", generator)
+
+    def mixture() -> Search:
+        rest = GuidedSearch(space, generator, drift=c.drift, num_initial=c.num_initial)
+        parts = ((c.nominal_share, nominal()), (1 - c.nominal_share, rest))
+        return MixtureSearch(space, generator, parts, first)
+
+    objective = Objective(c.objective, c.alpha, c.temperature)
+    makers: dict[str, Callable[[], Search]] = {
+        "adversarial": ascent("plain", step_size),
+        "momentum": ascent("momentum", step_size),
+        "normalised": ascent("normalised", c.step_length),
+        "adam": ascent("adam", c.step_length),
+        "multistart": lambda: MultiStartAscent(space, generator, first, step_size=c.step_length),
+        "uniform": lambda: RandomSearch(space, first, "uniform", generator),
+        "gaussian": lambda: RandomSearch(space, first, "gaussian", generator),
+        "gaussian_task": lambda: RandomSearch(space, first, "gaussian_task", generator),
+        "grid": lambda: GridSearch(space, generator, first),
+        "cem": lambda: CrossEntropySearch(
+            space, generator, first, alpha=c.alpha, nominal_share=min(c.nominal_share, 0.99)
+        ),
+        "cmaes": lambda: CmaSearch(space, generator, first),
+        "gp": lambda: GaussianProcessSearch(
+            space, generator, first, drift=c.drift, num_initial=c.num_initial
+        ),
+        "botorch": lambda: BotorchSearch(space, generator, first, num_initial=c.num_initial),
+        "replay": lambda: ArchiveReplay(space, generator, nominal(), first, replay_share=c.replay_share),
+        "mixture": mixture,
+        "screened": lambda: ScreenedSearch(
+            space,
+            generator,
+            first,
+            num_candidates=c.num_candidates,
+            objective=objective,
+            nominal_share=c.nominal_share,
+        ),
+        "default": lambda: GuidedSearch(space, generator, first, drift=c.drift, num_initial=c.num_initial),
+    }
+    return makers[name]()

@@ -1,0 +1,322 @@
+"""find_worst: the worst tasks of any gap function, and how much is known about them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import bootstrap
+from torch import Tensor
+
+from admrl.files import write_text
+from admrl.search.base import Search, TaskSearch, project_unit, unit_scale
+from task_families.task_space import TaskSpace
+
+Gap = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
+"""psi (n, k) -> gaps (n,) or replicates (n, R), e.g. policy seeds; or with the gradient (n, k) of their mean.
+nan: the evaluation failed."""
+
+
+@dataclass(frozen=True)
+class WorstTask:
+    """One of the worst tasks. Intervals are None where there is a single replicate."""
+
+    psi: tuple[float, ...]
+    search_gap: float
+    """Mean of the replicates that the search saw: it was chosen for being large, so it is too large."""
+    gap: float
+    """Mean of fresh replicates, if there are any; else search_gap."""
+    low: float | None
+    high: float | None
+    """Bootstrap interval of `gap` over the replicates."""
+    num_replicates: int
+    gradient_norm: float | None
+    """Of the projected gradient, gap per unit coordinate: 0 at a local maximum within the space."""
+    gradient_error: float | None
+    """Its standard error, where it comes from differences of replicates."""
+
+
+@dataclass(frozen=True)
+class MassBound:
+    """With `confidence`, the tasks whose measured gap is larger than `largest` have at most the share `mass`."""
+
+    num_probes: int  # uniform tasks, independent of the search
+    largest: float
+    mass: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class WorstReport:
+    """What was found, and with how much certainty."""
+
+    tasks: tuple[WorstTask, ...]  # the worst first
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    num_evaluations: int  # tasks that the search was told, probes included; not those that confirm
+    num_failed: int
+    num_starts: int
+    """Tasks that were chosen independently of what was found: uniform probes, Sobol points."""
+    bound: MassBound | None
+    confidence: float  # of the intervals
+
+    def save(self, path: Path | str) -> None:
+        """Write it as JSON, atomically."""
+        write_text(Path(path), json.dumps(asdict(self), indent=1))
+
+    def lines(self) -> list[str]:
+        """The report in sentences."""
+        out = [
+            f"{len(self.tasks)} worst distinct tasks of {self.num_evaluations} evaluated "
+            f"(worst of {self.num_starts} starts, {self.num_failed} failed):"
+        ]
+        for i, task in enumerate(self.tasks, start=1):
+            where = ", ".join(
+                f"{name} {x:.4g}" + ("" if unit == "1" else f" {unit}")
+                for name, x, unit in zip(self.names, task.psi, self.units, strict=True)
+            )
+            interval = (
+                ""
+                if task.low is None
+                else f" [{task.low:.4g}, {task.high:.4g}] ({self.confidence:.0%}, {task.num_replicates} replicates)"
+            )
+            slope = ""
+            if task.gradient_norm is not None:
+                error = "" if task.gradient_error is None else f" ± {task.gradient_error:.2g}"
+                slope = f"; projected gradient {task.gradient_norm:.3g}{error} per unit coordinate"
+            out.append(
+                f"  {i}. ({where}): gap {task.gap:.4g}{interval}; in the search {task.search_gap:.4g}{slope}"
+            )
+        if self.bound is not None:
+            out.append(
+                f"With {self.bound.confidence:.0%} confidence, at most {self.bound.mass:.2%} of uniform tasks have a "
+                f"measured gap above {self.bound.largest:.4g}, the largest of {self.bound.num_probes} uniform probes."
+            )
+        return out
+
+
+def mass_bound(gaps: Tensor, confidence: float = 0.95) -> MassBound:
+    """From the gaps (N,) of N independent uniform tasks; a failed one (nan) counts as larger than every number.
+
+    The set {gap > largest} has mass at most eps with confidence 1 - (1 - eps)^N: were its mass larger, all N probes
+    would have missed it with probability below (1 - eps)^N.
+
+    Raises:
+        ValueError: no probe, or a confidence outside (0, 1).
+    """
+    gaps = torch.as_tensor(gaps).double().flatten()
+    if not len(gaps):
+        raise ValueError("mass_bound: expected the gaps of at least one uniform task, got none")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: expected a number in (0, 1), got {confidence}")
+    largest = math.inf if bool(gaps.isnan().any()) else float(gaps.max())
+    return MassBound(len(gaps), largest, 1 - (1 - confidence) ** (1 / len(gaps)), confidence)
+
+
+def find_worst(
+    gap: Gap,
+    space: TaskSpace,
+    search: Search,
+    *,
+    budget: int,
+    batch: int = 1,
+    num_probes: int = 0,
+    top: int = 3,
+    min_distance: float = 0.1,
+    confirm: Gap | None = None,
+    difference: float | None = None,
+    confidence: float = 0.95,
+    generator: torch.Generator,
+    on_batch: Callable[[Search], None] | None = None,
+) -> WorstReport:
+    """Search, then say what was found.
+
+    Args:
+        gap: see `Gap`.
+        search: told of everything; anything that it already knows takes part.
+        budget: tasks to evaluate, the uniform probes among them.
+        batch: tasks evaluated at a time.
+        num_probes: uniform tasks evaluated first, for the bound; the search is told of them.
+        top: number of tasks to report.
+        min_distance: between them, in unit coordinates per sqrt(k).
+        confirm: evaluates the reported tasks anew, with fresh noise; None: they keep the gaps of the search.
+        difference: half-step, in unit coordinates, of the central differences of `confirm` (or `gap`) that give the
+            gradient: 2 k further evaluations a task. None: the gradient that `gap` returns, if it does.
+        confidence: of intervals and bound.
+        generator: of probes and bootstrap.
+        on_batch: called after every batch, e.g. to save the search.
+
+    Raises:
+        ValueError: a budget below 1 or below num_probes, a top below 1, gaps of a wrong shape, or no gap known.
+    """
+    if budget < 1 or not 0 <= num_probes <= budget or top < 1 or batch < 1:
+        raise ValueError(
+            "find_worst: expected budget >= 1, num_probes from 0 to budget, top >= 1, batch >= 1; got "
+            f"{budget}, {num_probes}, {top}, {batch}"
+        )
+    probes = space.sample(num_probes, "uniform", generator) if num_probes else None
+    record = _Record(space, search)
+    if probes is not None:
+        for part in probes.split(batch):
+            mean, gradient, _ = record.evaluate(gap, part)
+            search.add(part, mean, gradient)
+            if on_batch is not None:
+                on_batch(search)
+    remaining = budget - num_probes
+    while remaining > 0:
+        psi = search.ask(min(batch, remaining))
+        mean, gradient, error = record.evaluate(gap, psi)
+        search.tell(psi, mean, gradient, {"standard_error": error})
+        remaining -= len(psi)
+        if on_batch is not None:
+            on_batch(search)
+    bound = mass_bound(record.mean[:num_probes], confidence) if num_probes else None
+    rows = record.distinct(top, min_distance * math.sqrt(space.size))
+    tasks = [record.describe(row, gap, confirm, difference, confidence, generator) for row in rows]
+    tasks.sort(key=lambda task: -task.gap)
+    return WorstReport(
+        tasks=tuple(tasks),
+        names=space.names,
+        units=space.units,
+        num_evaluations=len(record.mean),
+        num_failed=int(record.mean.isnan().sum()),
+        num_starts=max(num_probes, search.num_starts),
+        bound=bound,
+        confidence=confidence,
+    )
+
+
+class _Record:
+    """All evaluations of one search with their replicates."""
+
+    def __init__(self, space: TaskSpace, search: TaskSearch) -> None:
+        self.space = space
+        self.psi = torch.zeros(0, space.size, dtype=torch.float64)
+        self.mean = torch.zeros(0, dtype=torch.float64)
+        self.gradient = torch.zeros(0, space.size, dtype=torch.float64)
+        self.replicates: list[Tensor] = []
+
+    def evaluate(self, gap: Gap, psi: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Means, gradients and standard errors of a batch, recorded."""
+        replicates, gradient = evaluate(gap, psi)
+        error = torch.zeros(len(psi), dtype=torch.float64)
+        if replicates.shape[1] > 1:
+            error = replicates.std(1).nan_to_num(0.0) / math.sqrt(replicates.shape[1])
+        mean = replicates.mean(1)
+        self.psi, self.mean = torch.cat([self.psi, psi.double()]), torch.cat([self.mean, mean])
+        missing = torch.full(psi.shape, torch.nan, dtype=torch.float64)
+        self.gradient = torch.cat([self.gradient, missing if gradient is None else gradient.double()])
+        self.replicates += list(replicates)
+        return mean, gradient, error
+
+    def distinct(self, top: int, distance: float) -> list[int]:
+        """Observations with the largest gaps, no two of them near."""
+        z = self.space.embed(self.psi)
+        rows: list[int] = []
+        for row in self.mean.nan_to_num(nan=-math.inf).argsort(descending=True).tolist():
+            if bool(self.mean[row].isnan()) or len(rows) == top:
+                break
+            if all(float((z[row] - z[other]).norm()) > distance for other in rows):
+                rows.append(row)
+        if not rows:
+            raise ValueError(f"find_worst: all {len(self.mean)} evaluations failed")
+        return rows
+
+    def describe(
+        self,
+        row: int,
+        gap: Gap,
+        confirm: Gap | None,
+        difference: float | None,
+        confidence: float,
+        generator: torch.Generator,
+    ) -> WorstTask:
+        """Everything about one task."""
+        psi = self.psi[row : row + 1].to(self.space.low.dtype)
+        replicates = self.replicates[row]
+        if confirm is not None:
+            replicates = evaluate(confirm, psi)[0][0]
+        seed = int(torch.randint(2**31, (1,), generator=generator))
+        low, high = bootstrap_interval(replicates.numpy(), confidence, seed)
+        slope, error = self.gradient[row] * unit_scale(self.space), None
+        if difference is not None:
+            slope, error = central_difference(confirm or gap, self.space, psi, difference)
+        norm = None
+        if not bool(slope.isnan().any()):
+            norm = projected_norm(self.space, self.space.to_unit(psi[0].double()), slope)
+        return WorstTask(
+            psi=tuple(psi[0].double().tolist()),
+            search_gap=float(self.mean[row]),
+            gap=float(replicates.mean()),
+            low=low,
+            high=high,
+            num_replicates=len(replicates),
+            gradient_norm=norm,
+            gradient_error=error,
+        )
+
+
+def evaluate(gap: Gap, psi: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Replicates (n, R) float64 and gradients (n, k) or None.
+
+    Raises:
+        ValueError: other shapes.
+    """
+    answer = gap(psi)
+    value, gradient = answer if isinstance(answer, tuple) else (answer, None)
+    value = torch.as_tensor(value).detach().double()
+    if value.dim() == 1:
+        value = value[:, None]
+    if value.dim() != 2 or len(value) != len(psi) or not value.shape[1]:
+        raise ValueError(
+            f"gap: expected ({len(psi)},) or ({len(psi)}, R) numbers for {len(psi)} tasks, got {tuple(value.shape)}"
+        )
+    return value, None if gradient is None else torch.as_tensor(gradient).detach()
+
+
+def bootstrap_interval(
+    replicates: np.ndarray[Any, Any], confidence: float, seed: int
+) -> tuple[float | None, float | None]:
+    """Percentile interval of the mean of (R,) replicates; None with fewer than two, or a missing one."""
+    if len(replicates) < 2 or np.isnan(replicates).any():
+        return None, None
+    if np.ptp(replicates) == 0:
+        return float(replicates[0]), float(replicates[0])
+    interval = bootstrap(
+        (replicates,),
+        np.mean,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def central_difference(gap: Gap, space: TaskSpace, psi: Tensor, step: float) -> tuple[Tensor, float | None]:
+    """d gap / d unit (k,) at psi (1, k) from 2 k neighbours, one-sided at the border; the largest error."""
+    unit, eye = space.to_unit(psi.double()), torch.eye(space.size, dtype=torch.float64)
+    points = project_unit(space, torch.cat([unit + step * eye, unit - step * eye]))
+    replicates, _ = evaluate(gap, space.from_unit(points).to(psi.dtype))
+    up, down = replicates.chunk(2)
+    z = points.chunk(2)
+    distance = ((z[0] - z[1]) * eye).sum(1)
+    slope = torch.where(distance > 0, (up.mean(1) - down.mean(1)) / distance, 0.0)
+    if replicates.shape[1] < 2:
+        return slope, None
+    variance = (up.var(1) + down.var(1)) / replicates.shape[1]
+    return slope, float((variance.sqrt() / distance.clamp_min(1e-12)).max())
+
+
+def projected_norm(space: TaskSpace, unit: Tensor, slope: Tensor) -> float:
+    """lim |P(u + t g) - u| / t for small t: how steeply the gap still grows within the space."""
+    norm = float(slope.norm())
+    if norm == 0:
+        return 0.0
+    t = 1e-4 / norm
+    return float((project_unit(space, unit + t * slope) - unit).norm()) / t
