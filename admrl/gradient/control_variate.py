@@ -27,21 +27,28 @@ from task_families.family import TaskFamily
 from task_families.rollout import Rollout, collect
 
 
-def lane_statistics(family: TaskFamily, psi: Tensor, rollout: Rollout) -> Tensor:
-    """Discounted return and its k derivatives in psi of every first episode, per step: (M, N, 1 + k)."""
+def lane_statistics(family: TaskFamily, psi: Tensor, rollout: Rollout, *, slopes: bool = True) -> Tensor:
+    """Discounted return of every first episode, divided by the horizon, and with `slopes` its k derivatives in psi:
+    (M, N, 1 + k), or (M, N, 1)."""
 
     def reward(point: Tensor) -> Tensor:
         return family.reward(point[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
 
     mask, psi = rollout.first_episode(), psi.to(rollout.obs)
     weights = discounts(family, mask.shape[-1], rollout.obs)
-    channels = reward_and_slopes(reward, psi)
+    channels = reward_and_slopes(reward, psi) if slopes else [reward(psi)]
     return torch.stack([(torch.where(mask, c, 0.0) * weights).sum(-1) for c in channels], dim=-1)
 
 
 @torch.no_grad()
 def replay(
-    family: TaskFamily, model: DynamicsEnsemble, solution: Solution, rollout: Rollout, psi: Tensor
+    family: TaskFamily,
+    model: DynamicsEnsemble,
+    solution: Solution,
+    rollout: Rollout,
+    psi: Tensor,
+    *,
+    slopes: bool = True,
 ) -> Tensor:
     """`lane_statistics` of the rollout's episodes in the model, mean over its members: (M, N, 1 + k).
 
@@ -66,7 +73,7 @@ def replay(
         obs = next_obs
     obs, act, next_obs, log_prob, ends = (torch.stack(column, dim=2) for column in zip(*steps, strict=True))
     episodes = Rollout(obs, act, next_obs, log_prob, ends, torch.zeros_like(ends))
-    return lane_statistics(family, psi, episodes).unflatten(1, (members, num_lanes)).mean(1)
+    return lane_statistics(family, psi, episodes, slopes=slopes).unflatten(1, (members, num_lanes)).mean(1)
 
 
 @torch.no_grad()
@@ -77,12 +84,14 @@ def virtual_mean(
     psi: Tensor,
     num_lanes: int,
     generators: Sequence[torch.Generator],
+    *,
+    slopes: bool = True,
 ) -> Tensor:
     """Mean of `lane_statistics` over fresh episodes in the model: (M, 1 + k)."""
     shape = (len(solution.theta), num_lanes)
     actor = stochastic_actor(solution, shape, family.horizon, generators)
     rollout = collect(VirtualEnv(model, family, shape), family, actor, family.horizon, generators)
-    return lane_statistics(family, psi, rollout).mean(1)
+    return lane_statistics(family, psi, rollout, slopes=slopes).mean(1)
 
 
 @dataclass(frozen=True)

@@ -87,13 +87,13 @@ def resolve(
     score = [spawn_generators(g, num_replicates) for g in generators]
     score_generators = _common(score, num_directions)
     rollout = real_rollout(family, policies, config.num_episodes, score_generators, num_threads=num_threads)
-    real = lane_statistics(family, here, rollout)[..., :1]
+    real = lane_statistics(family, here, rollout, slopes=False)
     replayed = mean = None
     if updated_model is not None:
-        replayed = replay(family, updated_model, policies, rollout, here)[..., :1]
+        replayed = replay(family, updated_model, policies, rollout, here, slopes=False)
         lanes = updated_model.num_members * config.num_virtual_episodes
         again = _common([spawn_generators(g, num_replicates) for g in generators], num_directions)
-        mean = virtual_mean(family, updated_model, policies, here, lanes, again)[..., :1]
+        mean = virtual_mean(family, updated_model, policies, here, lanes, again, slopes=False)
         num_virtual += real.shape[0] * (real.shape[1] * updated_model.num_members + lanes) * family.horizon
     value = controlled_means(real, replayed, mean, shared=batch).mean
     value = value.view(num_tasks, num_replicates, num_directions, 2)
