@@ -103,10 +103,10 @@ def print_check(check: GradientCheck, console: Console) -> None:
     truth = check.truth
 
     def numbers(x: list[float]) -> str:
-        return " ".join(f"{v:.0f}" for v in x)
+        return " ".join(f"{v:.3g}" for v in x)
 
     def signed(mean: list[float], error: list[float]) -> str:
-        return "  ".join(f"{m:.0f} ± {e:.0f}" for m, e in zip(mean, error, strict=True))
+        return "  ".join(f"{m:.3g} ± {e:.2g}" for m, e in zip(mean, error, strict=True))
 
     psi = ", ".join(f"{x:.3g}" for x in check.psi)
     table = Table(
@@ -117,7 +117,6 @@ def print_check(check: GradientCheck, console: Console) -> None:
     )
     for column in (
         "estimator",
-        "easy",
         "implicit",
         "total",
         "halves",
@@ -131,7 +130,7 @@ def print_check(check: GradientCheck, console: Console) -> None:
     for d in check.draws:
         table.add_row(
             d.estimator,
-            *(numbers(np.mean(x, axis=0).tolist()) for x in (d.easy, d.implicit, d.total)),
+            *(numbers(np.mean(x, axis=0).tolist()) for x in (d.implicit, d.total)),
             f"{np.median(d.split_half_cosine):.2f}",
             f"{np.median(d.cosine(truth)):.2f}",
             f"{int(d.signs_right(truth).sum())}/{len(d.total)}",
@@ -140,9 +139,10 @@ def print_check(check: GradientCheck, console: Console) -> None:
             short(d.real_samples),
         )
     console.print(table)
+    easy = np.mean(np.concatenate([d.easy for d in check.draws]), axis=0).tolist()
     console.print(
-        f"truth: implicit {signed(truth.implicit, truth.implicit_error)}; total "
-        f"{signed(truth.total, truth.total_error)}. easy: optimal - adapted; halves: median cosine of the totals "
+        f"optimal - adapted {numbers(easy)}, the same for all up to sampling; truth: implicit {signed(truth.implicit, truth.implicit_error)}; total "
+        f"{signed(truth.total, truth.total_error)}. halves: median cosine of the totals "
         "from two halves of the data; truth: median cosine of the total with the truth; signs: draws with the right "
         "sign wherever the truth exceeds 2 standard errors; real: samples beyond the two rollouts that all need. "
         f"|d objective / d theta_hat| {check.draws[0].gradient_norm:.2g} (return per step; 0 where Eq. 5 holds).",

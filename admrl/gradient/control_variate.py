@@ -4,7 +4,7 @@ The post-SLBO model has seen the states that theta_hat and theta* visit, and oft
 episode from its start state and its action noise. With X the quantity in a real episode, Y the same in the model from
 the same start and the same noise (mean over the members), and Y' in many further model episodes,
 
-    E X  =  mean(X - beta Y) + beta mean(Y'),     beta = cov(X, Y) / var(Y)
+    E X  =  mean(X - beta Y) + beta mean(Y'),     beta = cov(X, Y) / var(Y) in [0, 1]
 
 is unbiased whatever the model is worth, because beta comes from the other half of the episodes; a useless model has
 beta near 0 and leaves the plain mean. The variance falls by the factor 1 - correlation^2.
@@ -132,9 +132,10 @@ def controlled_means(
 
 
 def _slope(x: Tensor, y: Tensor, shared: int) -> Tensor:
-    """cov(X, Y) / var(Y) within rows, pooled over `shared` of them: (G, N, q) -> (G, 1, q); 0 where Y is constant."""
+    """cov(X, Y) / var(Y) within rows, pooled over `shared` of them: (G, N, q) -> (G, 1, q); 0 where Y is constant.
+    Clipped to [0, 1], because X and Y are one quantity and few episodes give wild slopes."""
     x, y = (z - z.mean(1, keepdim=True) for z in (x, y))
     x, y = (z.unflatten(0, (-1, shared)) for z in (x, y))
     variance = y.square().sum((1, 2))
-    beta = torch.where(variance > 0, (x * y).sum((1, 2)) / variance.clamp(min=1e-30), 0.0)
+    beta = torch.where(variance > 0, (x * y).sum((1, 2)) / variance.clamp(min=1e-30), 0.0).clamp(0, 1)
     return beta[:, None].expand(-1, shared, -1).flatten(0, 1)[:, None]

@@ -84,7 +84,7 @@ def _implicit(axis: Axes, check: dict[str, Any]) -> None:
     axis.set_ylabel("implicit part\n(return per unit-box coordinate)")
     psi = ", ".join(f"{x:.2f}" for x in check["psi"])
     axis.set_title(f"{check['family']}, psi = ({psi})", fontsize=10)
-    axis.legend(fontsize=7, frameon=False)
+    axis.legend(fontsize=7, frameon=False, loc="lower left")
 
 
 def _fidelity(axis: Axes, check: dict[str, Any]) -> None:
