@@ -141,10 +141,11 @@ def print_check(check: GradientCheck, console: Console) -> None:
     console.print(table)
     easy = np.mean(np.concatenate([d.easy for d in check.draws]), axis=0).tolist()
     console.print(
-        f"optimal - adapted {numbers(easy)}, the same for all up to sampling; truth: implicit {signed(truth.implicit, truth.implicit_error)}; total "
-        f"{signed(truth.total, truth.total_error)}. halves: median cosine of the totals "
-        "from two halves of the data; truth: median cosine of the total with the truth; signs: draws with the right "
-        "sign wherever the truth exceeds 2 standard errors; real: samples beyond the two rollouts that all need. "
+        f"optimal - adapted {numbers(easy)}, the same for all up to sampling; truth: implicit "
+        f"{signed(truth.implicit, truth.implicit_error)}; total {signed(truth.total, truth.total_error)}. halves: "
+        "median cosine of the totals from two halves of the data; truth: median cosine of the total with the truth; "
+        "signs: draws with the right sign wherever the truth exceeds 2 standard errors; real: samples beyond the two "
+        "rollouts that all need. "
         f"|d objective / d theta_hat| {check.draws[0].gradient_norm:.2g} (return per step; 0 where Eq. 5 holds).",
         highlight=False,
     )
