@@ -453,3 +453,37 @@ def test_bad_input_is_named(problem, break_it):
             virtual=FAST,
             generators=spawn_generators(torch.Generator().manual_seed(0), 1),
         )
+
+
+def test_rollouts_are_handed_out_at_the_end(problem):
+    """Whoever keeps them may change the updated model, e.g. its normaliser; the estimate must not see that."""
+    family, model, _, theta_hat, theta_star, _ = problem
+    updated, kept = affine_model(family, family.dynamics), []
+
+    def spoil(rollout):
+        kept.append(rollout.num_samples)
+        with torch.no_grad():
+            updated.biases[0].fill_(torch.nan)
+
+    def estimate(on_real, updated_model):
+        return task_gradient(
+            family,
+            theta_hat,
+            theta_star,
+            hat_in_model=sample(family, model, theta_hat, 8, 0),
+            hat_in_simulator=sample(family, None, theta_hat, 8, 1),
+            star_in_simulator=sample(family, None, theta_star, 8, 2),
+            model=model,
+            updated_model=updated_model,
+            config=TaskGradientConfig(
+                num_extra_episodes=3, resolve=ResolveConfig(num_updates=1, num_replicates=2)
+            ),
+            virtual=FAST,
+            generators=spawn_generators(torch.Generator().manual_seed(0), 1),
+            on_real=on_real,
+        )
+
+    clean = estimate(None, affine_model(family, family.dynamics))
+    spoiled = estimate(spoil, updated)
+    assert torch.equal(clean.total, spoiled.total)
+    assert kept == [3 * 20, 3 * 20, 2 * 2 * 2 * 2 * 20] and sum(kept) == spoiled.real_samples

@@ -111,7 +111,7 @@ def per_step(e: Evidence) -> Implicit:
     GAE with V constant in psi, no discount over t; (H^2 + 0.1 p) y = H v, damping in the units of these means."""
     lam = e.virtual.value.gae_lambda
 
-    def eta(rollout: Rollout):  # type: ignore[no-untyped-def]
+    def eta(rollout: Rollout) -> Return:
         data = trajectories(e.family, e.theta_hat, rollout)
         return per_step_return(data, e.theta, released_advantage(e.family, e.theta_hat, rollout, lam))
 
@@ -211,7 +211,7 @@ def task_gradient(
         generators: one per task, for what the estimator draws itself.
         updated_model: the model after SLBO; a control variate of every real return (see `control_variate`).
             It biases nothing.
-        on_real: is given every real rollout that the estimator draws.
+        on_real: is given every real rollout that was drawn, at the end.
 
     Raises:
         ValueError: an unknown estimator, rollouts of different tasks, or too few lanes for two halves.
@@ -219,19 +219,16 @@ def task_gradient(
     check_name("config.estimator", config.estimator, ESTIMATOR_NAMES)
     _check_rollouts(theta_hat, hat_in_model, hat_in_simulator, star_in_simulator, model.num_members)
     half_range = ((family.box.high - family.box.low) / 2).to(theta_hat.theta)
-    num_real = 0
-    if config.num_extra_episodes:
-        more = config.num_extra_episodes
-        hat_more, star_more = (
+    drawn: list[Rollout] = []
+    if more := config.num_extra_episodes:
+        drawn = [
             real_rollout(family, s, more, generators, num_threads=num_threads)
             for s in (theta_hat, theta_star)
+        ]
+        hat_in_simulator, star_in_simulator = (
+            hat_in_simulator.join(drawn[0]),
+            star_in_simulator.join(drawn[1]),
         )
-        for rollout in (hat_more, star_more):
-            num_real += rollout.num_samples
-            if on_real is not None:
-                on_real(rollout)
-        hat_in_simulator = hat_in_simulator.join(hat_more)
-        star_in_simulator = star_in_simulator.join(star_more)
     optimal, error_star, virtual_star = _real_slope(
         family, theta_star, star_in_simulator, updated_model, generators
     )
@@ -253,9 +250,8 @@ def task_gradient(
             updated_model=updated_model,
             num_threads=num_threads,
         )
-        if on_real is not None:
-            on_real(found.rollout)
-        num_real, num_virtual = num_real + found.rollout.num_samples, num_virtual + found.num_virtual
+        drawn.append(found.rollout)
+        num_virtual += found.num_virtual
         replicates = found.replicates / half_range
         value = replicates.mean(1)
         implicit = [replicates[:, i::2].mean(1) for i in (0, 1)]
@@ -267,6 +263,9 @@ def task_gradient(
         whole = estimate(evidence)
         value = whole.value
     halves = [(o - (a + i)) * half_range for o, a, i in zip(optimal, adapted, implicit, strict=True)]
+    if on_real is not None:
+        for rollout in drawn:
+            on_real(rollout)  # only now: it may change the updated model
     return TaskGradient(
         optimal=(optimal[0] + optimal[1]) / 2,
         adapted=(adapted[0] + adapted[1]) / 2,
@@ -278,7 +277,7 @@ def task_gradient(
         implicit_error=implicit_error,
         gradient_norm=objective_gradient(evidence).norm(dim=-1),
         growth=whole.growth,
-        real_samples=num_real,
+        real_samples=sum(rollout.num_samples for rollout in drawn),
         virtual_samples=num_virtual,
     )
 

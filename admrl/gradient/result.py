@@ -21,7 +21,8 @@ class TaskGradient:
     solve: LinearSolveResult | None = None
     """How the system with the Hessian ended; None for an estimator that solves none."""
     halves: tuple[Tensor, Tensor] | None = None
-    """`total` from two disjoint halves of the data, each (M, k) in unit-box coordinates."""
+    """`total` from two disjoint halves of the data, each (M, k) in unit-box coordinates. With a control variate both
+    share the mean over model episodes, whose noise is then not seen."""
     easy_error: Tensor | None = None
     """Standard error (M, k) of optimal - adapted."""
     implicit_error: Tensor | None = None
