@@ -1,7 +1,7 @@
 """The task gradient: what its estimators cost, and how near they come to the truth.
 
     OMP_NUM_THREADS=1 python benchmarks/task_gradient.py [--quick] [--json FILE] [--only cost|lq|hopper2d|ant2d]
-                                                         [--out FOLDER] [--draws 10] [--slow-draws 3] [--first-task STAGES SAMPLES]
+        [--out FOLDER] [--draws 10] [--slow-draws 3] [--first-task STAGES SAMPLES]
 
 cost: one pathwise product with the Hessian against one virtual rollout of the same batch (10 000 samples, 256 x 256
 model; goal: at most 12, set-up included over 30 products), and each estimator's time for k = 2 and k = 18.
