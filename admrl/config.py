@@ -151,6 +151,18 @@ def check_config(config: Any, where: str = "config.") -> None:
             raise ValueError(f"{name}: expected positive layer widths, got {value}")
 
 
+def check_saving(checkpoint_seconds: float, keep_checkpoints: int) -> None:
+    """Refuse nonsense about checkpoints.
+
+    Raises:
+        ValueError: names the option, the allowed range and the value.
+    """
+    if not 0 <= checkpoint_seconds <= 1e6:
+        raise ValueError(f"--checkpoint-seconds: expected 0 to 1e6, got {checkpoint_seconds:g}")
+    if not 1 <= keep_checkpoints <= 10_000:
+        raise ValueError(f"--keep-checkpoints: expected 1 to 10000, got {keep_checkpoints}")
+
+
 def check_lanes(name: str, num_samples: int, horizon: int, lane_multiple: int = 1) -> int:
     """The number of lanes N that num_samples steps make, episodes of horizon steps each.
 

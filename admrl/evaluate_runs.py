@@ -19,8 +19,9 @@ from admrl.evaluation import (
     reference_returns,
     zero_shot_returns,
 )
+from admrl.evaluation_store import EvaluationStore
 from admrl.reporting import Reporter
-from admrl.run_store import Run, load_run, provenance
+from admrl.run_store import Run, load_run, provenance, versions
 
 MAX_TASKS = 10_000
 
@@ -77,6 +78,7 @@ def run_zero_shot(
     *,
     num_threads: int = 1,
     reporter: Reporter | None = None,
+    store: EvaluationStore | None = None,
 ) -> np.ndarray:
     """Episodes (R, M, N) of the run's zero-shot policies; see `zero_shot_returns`."""
     return zero_shot_returns(
@@ -89,6 +91,7 @@ def run_zero_shot(
         seed,
         num_threads=num_threads,
         reporter=reporter,
+        store=store,
     )
 
 
@@ -100,6 +103,7 @@ def run_reference(
     *,
     num_threads: int = 1,
     reporter: Reporter | None = None,
+    store: EvaluationStore | None = None,
 ) -> np.ndarray | None:
     """Episodes (1, M, N) of the reference run on the data of all runs, or None if it is switched off."""
     if config.num_reference_stages == 0:
@@ -114,6 +118,7 @@ def run_reference(
         seed,
         num_threads=num_threads,
         reporter=reporter,
+        store=store,
     )
 
 
@@ -172,12 +177,30 @@ def gap_tables(
 def zero_shot_job(
     path: Path, psi: list[list[float]], config: EvaluationConfig, seed: int, reporter: Reporter
 ) -> np.ndarray:
-    """`run_zero_shot` of a run folder."""
-    return run_zero_shot(load_run(path), torch.tensor(psi), config, seed, reporter=reporter)
+    """`run_zero_shot` of a run folder; goes on where it was interrupted."""
+    run = load_run(path)
+    store = EvaluationStore(path, "zero-shot", _depends_on([run], psi, config, seed), reporter)
+    return run_zero_shot(run, torch.tensor(psi), config, seed, reporter=reporter, store=store)
 
 
 def reference_job(
     paths: list[Path], psi: list[list[float]], config: EvaluationConfig, seed: int, reporter: Reporter
 ) -> np.ndarray | None:
-    """`run_reference` of run folders."""
-    return run_reference([load_run(p) for p in paths], torch.tensor(psi), config, seed, reporter=reporter)
+    """`run_reference` of run folders; goes on where it was interrupted (kept in the first folder)."""
+    runs = [load_run(p) for p in paths]
+    store = EvaluationStore(paths[0], "reference", _depends_on(runs, psi, config, seed), reporter)
+    return run_reference(runs, torch.tensor(psi), config, seed, reporter=reporter, store=store)
+
+
+def _depends_on(
+    runs: Sequence[Run], psi: list[list[float]], config: EvaluationConfig, seed: int
+) -> dict[str, object]:
+    """All that the result of a job is a function of, as plain data."""
+    return {
+        "checkpoints": [run.checkpoint.digest if run.checkpoint else None for run in runs],
+        "settings": [asdict(run.info) for run in runs],
+        "psi": psi,
+        "evaluation": asdict(config),
+        "seed": seed,
+        "versions": versions(),
+    }

@@ -20,10 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from admrl.adaptation import Solution, episode_returns, real_rollout, slbo_adapt, zero_shot
+from admrl.adaptation import episode_returns, real_rollout, slbo_adapt
 from admrl.config import EvaluationConfig, SlboConfig, VirtualTrainingConfig, check_lanes, evaluation_virtual
-from admrl.files import write_text
+from admrl.evaluation_store import EvaluationStore, NoStore, Place
+from admrl.health import fit_or_restore
 from admrl.reporting import Reporter, Silent
+from admrl.storage import write_text
+from admrl.virtual_training import Solution, new_solution, virtual_training
 from dynamics.learner import ModelLearner
 from policy_opt.gaussian_policy import GaussianPolicy
 from task_families.family import TaskFamily
@@ -160,28 +163,39 @@ def zero_shot_returns(
     *,
     num_threads: int = 1,
     reporter: Reporter | None = None,
+    store: EvaluationStore | None = None,
 ) -> np.ndarray:
     """A_0 on M tasks, all tasks and policy seeds in one batched virtual training: episodes (R, M, N).
 
     The model is frozen. Initial policies, initial states and noise depend on seed, task and policy seed alone,
     so every method is given the same.
+
+    Args:
+        store: keeps what is done, so that an interrupted evaluation goes on from there.
     """
-    reporter = reporter or Silent()
-    rows = psi.repeat(config.num_policy_seeds, 1)  # (R M, k), seed-major
+    reporter, store = reporter or Silent(), store or NoStore()
+    if (done := store.finished()) is not None:
+        return done
+    rows = family.box.check(psi).repeat(config.num_policy_seeds, 1)  # (R M, k), seed-major
     reporter.phase(f"zero-shot, {len(rows)} policies", config.num_updates)
     generators = task_generators(seed, config.num_policy_seeds, family.box.to_unit(psi))
-    solution = zero_shot(
+    dtype = learner.model.weights[0].dtype
+    place = store.restore(family, policy, virtual.value, len(rows), generators, dtype)
+    solution = virtual_training(
         family,
         learner.model,
-        rows,
-        policy,
+        place.solution if place else new_solution(learner.model, rows, policy, virtual, generators),
         1,
         evaluation_virtual(virtual, config),
         generators,
         reporter=reporter,
+        num_done=place.num_done if place else 0,
+        on_step=store.keep("zero-shot", generators),
     )
     returns = score(family, solution, config.num_episodes, seed, num_threads=num_threads)
-    return returns.reshape(config.num_policy_seeds, len(psi), config.num_episodes)
+    episodes = returns.reshape(config.num_policy_seeds, len(psi), config.num_episodes)
+    store.finish(episodes)
+    return episodes
 
 
 def reference_returns(
@@ -195,31 +209,45 @@ def reference_returns(
     *,
     num_threads: int = 1,
     reporter: Reporter | None = None,
+    store: EvaluationStore | None = None,
 ) -> np.ndarray:
     """Returns of a reference run on M tasks: episodes (1, M, N).
 
     One model is fine-tuned on the data of all learners; then SLBO runs on all tasks together, pooling their
     real samples. It sees far more real data of the tasks than any method that is evaluated.
+
+    Args:
+        store: see `zero_shot_returns`.
     """
-    reporter = reporter or Silent()
+    reporter, store = reporter or Silent(), store or NoStore()
+    if (done := store.finished()) is not None:
+        return done
     generators = task_generators(seed + 1, 1, family.box.to_unit(psi))
     learner = learners[0].fork([torch.Generator().manual_seed(seed + 1)])
     for other in learners[1:]:
         learner.data[0].extend(other.data[0])
         fit = ~other.data[0].is_held_out
         learner.model.update_normalizers(other.data[0].obs[fit], other.data[0].next_obs[fit])
-    learner.fit(10 * virtual.num_model_steps)
-    reporter.phase(f"reference, zero-shot, {len(psi)} tasks", config.num_updates)
-    solution = zero_shot(
-        family,
-        learner.model,
-        psi,
-        policy,
-        1,
-        evaluation_virtual(virtual, config),
-        generators,
-        reporter=reporter,
-    )
+    num_rows, dtype = len(learner.data[0]), learner.model.weights[0].dtype
+    place = store.restore(family, policy, virtual.value, len(psi), generators, dtype, learner)
+    if place is None:
+        fit_or_restore(learner, 10 * virtual.num_model_steps, reporter)
+        solution = new_solution(learner.model, family.box.check(psi), policy, virtual, generators)
+        place = Place("zero-shot", 0, solution)
+    if place.phase == "zero-shot":
+        reporter.phase(f"reference, zero-shot, {len(psi)} tasks", config.num_updates)
+        solution = virtual_training(
+            family,
+            learner.model,
+            place.solution,
+            1,
+            evaluation_virtual(virtual, config),
+            generators,
+            reporter=reporter,
+            num_done=place.num_done,
+            on_step=store.keep("zero-shot", generators, learner, num_rows),
+        )
+        place = Place("SLBO", 0, solution)
     slbo = SlboConfig(
         num_stages=config.num_reference_stages,
         num_iterations=math.ceil(config.num_reference_updates / virtual.num_policy_updates),
@@ -229,15 +257,19 @@ def reference_returns(
     solution = slbo_adapt(
         family,
         learner,
-        solution,
+        place.solution,
         slbo,
         replace(virtual, num_samples=config.num_samples),
         generators,
         num_threads=num_threads,
         reporter=reporter,
+        num_done=place.num_done,
+        on_step=store.keep("SLBO", generators, learner, num_rows),
     )
     returns = score(family, solution, config.num_episodes, seed, num_threads=num_threads)
-    return returns.reshape(1, len(psi), config.num_episodes)
+    episodes = returns.reshape(1, len(psi), config.num_episodes)
+    store.finish(episodes)
+    return episodes
 
 
 def score(

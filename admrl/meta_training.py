@@ -18,12 +18,16 @@ Differs from the paper:
    uniform and gaussian runs have equal real budgets although only the first needs them for a gradient.
 2. A gradient whose two halves of the data contradict each other (cosine <= 0) is not followed; its two parts
    that need no solve (optimal - adapted) are, and the run says so.
+
+A run can stop after every step and go on from a `MetaState` that was saved there, bit-identically: where a task in
+progress stands is data (`TaskProgress`), and each phase of it begins by looking how much is done.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -39,6 +43,7 @@ from admrl.config import MetaTrainConfig, check_config, check_sample_counts
 from admrl.reporting import Reporter, Silent
 from admrl.search import TaskSearch, make_search
 from admrl.task_gradient import TaskGradient, rollout_task_gradient
+from admrl.task_progress import Phase, TaskProgress, num_phase_steps, slbo_config
 from admrl.virtual_training import new_solution, stochastic_actor, virtual_training
 from dynamics.learner import ModelLearner
 from dynamics.virtual_env import VirtualEnv
@@ -49,14 +54,17 @@ from task_families.rollout import Rollout, collect
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """What one task of the training showed. Returns are undiscounted means per episode; JSON-able."""
+    """What one task of the training showed; JSON-able.
+
+    Returns are undiscounted means over the episodes whose simulation stayed stable, None if none did.
+    """
 
     index: int
     psi: list[float]
     return_model: float | None  # theta_hat in the model; None for the first task
     return_hat: float | None  # theta_hat in the simulator
-    return_star: float  # theta* in the simulator
-    gradient: dict[str, list[float]] | None  # parts of Eq. 2 and their total
+    return_star: float | None  # theta* in the simulator
+    gradient: dict[str, list[float | None]] | None  # parts of Eq. 2 and their total; None: not finite
     split_half_cosine: float | None
     fell_back: bool  # the step ignored the implicit part
     solve_status: str | None  # of the solve with the Hessian
@@ -80,6 +88,7 @@ class MetaState:
     records: list[TaskRecord] = field(default_factory=list)
     real_samples: int = 0
     virtual_samples: int = 0
+    progress: TaskProgress | None = None  # None between two tasks
 
 
 def make_policy(family: TaskFamily, config: MetaTrainConfig) -> GaussianPolicy:
@@ -128,6 +137,8 @@ def meta_train(
     *,
     num_threads: int = 1,
     reporter: Reporter | None = None,
+    on_step: Callable[[MetaState], None] | None = None,
+    on_phase: Callable[[MetaState], None] | None = None,
     on_task: Callable[[MetaState], None] | None = None,
     estimate_gradient: Callable[..., TaskGradient] = rollout_task_gradient,
 ) -> MetaState:
@@ -136,17 +147,34 @@ def meta_train(
     Args:
         state: `new_state`, or one that was restored from a checkpoint.
         num_threads: of the simulator (results do not depend on it).
-        on_task: called after every task, e.g. to save a checkpoint.
+        on_step, on_phase, on_task: called after every step, phase and task. The state is complete then: saved and
+            restored, it goes on with the same numbers.
         estimate_gradient: the estimator of lines 9-11, called like `rollout_task_gradient`.
     """
     counter = _Counting(reporter or Silent(), state)
     while len(state.records) < config.num_tasks:  # Alg. 1, line 2
-        task = _Task(family, state, config, spawn_generators(state.generator, 1), num_threads, counter)
-        direction = _train_on(task, estimate_gradient)
+        progress = state.progress or _begin_task(family, state, config)  # line 3
+        state.progress = progress
+        task = _Task(family, state, progress, config, num_threads, counter, on_step, on_phase)
+        if progress.phase is Phase.ZERO_SHOT:
+            _zero_shot(task)  # line 4
+        if progress.phase is Phase.SLBO:
+            _slbo(task)  # lines 5-7
+        direction = _task_gradient(task, estimate_gradient)  # lines 9-11
         state.search.tell(task.psi, direction)  # lines 8 and 12
-        if on_task is not None:
-            on_task(state)
+        state.progress = None
+        for tell in (on_phase, on_task):
+            if tell is not None:
+                tell(state)
     return state
+
+
+def _begin_task(family: TaskFamily, state: MetaState, config: MetaTrainConfig) -> TaskProgress:
+    """Line 3: a random policy for the task that the search asks for."""
+    model, (generator,) = state.learner.model, spawn_generators(state.generator, 1)
+    psi = state.search.ask().to(model.weights[0].dtype)
+    solution = new_solution(model, psi, make_policy(family, config), config.virtual, [generator])
+    return TaskProgress(Phase.ZERO_SHOT if state.records else Phase.SLBO, 0, generator, solution)
 
 
 @dataclass
@@ -155,16 +183,37 @@ class _Task:
 
     family: TaskFamily
     state: MetaState
+    progress: TaskProgress
     config: MetaTrainConfig
-    generators: list[torch.Generator]
     num_threads: int
     reporter: Reporter
+    on_step: Callable[[MetaState], None] | None
+    on_phase: Callable[[MetaState], None] | None
 
     def __post_init__(self) -> None:
         self.index = len(self.state.records)
-        self.psi = self.state.search.ask().to(self.state.learner.model.weights[0].dtype)
+        self.psi = self.progress.solution.psi
+        self.generators = [self.progress.generator]
         self.name = f"task {self.index + 1}/{self.config.num_tasks}"
         self.num_lanes = self.config.gradient.num_samples // self.family.horizon
+
+    def announce(self) -> None:
+        """Tell the reporter which phase begins or goes on."""
+        phase = self.progress.phase
+        num_steps = num_phase_steps(self.config, self.index)[phase] - self.progress.num_done
+        self.reporter.phase(f"{self.name}: {phase}", num_steps)
+
+    def step_done(self, num_done: int, solution: Solution) -> None:
+        """A step of the phase is done; the state is complete."""
+        self.progress.num_done, self.progress.solution = num_done, solution
+        if self.on_step is not None:
+            self.on_step(self.state)
+
+    def end_phase(self, following: Phase) -> None:
+        """The phase is done; the state is complete."""
+        self.progress.phase, self.progress.num_done = following, 0
+        if self.on_phase is not None:
+            self.on_phase(self.state)
 
     def measure(self, solution: Solution) -> Rollout:
         """A real rollout without exploration noise: for the gradient and the returns, and for D."""
@@ -176,87 +225,31 @@ class _Task:
         report_unstable(rollout, self.reporter)
         return rollout
 
-    def mean_return(self, rollout: Rollout) -> float:
-        """Undiscounted, per episode."""
-        return float(episode_returns(self.family, self.psi, rollout).mean())
+    def mean_return(self, name: str) -> float | None:
+        """Of a rollout; undiscounted, per episode that stayed stable."""
+        rollout = self.progress.rollouts.get(name)
+        if rollout is None:
+            return None
+        returns = episode_returns(self.family, self.psi, rollout)
+        stable = returns[returns.isfinite()]
+        return float(stable.mean()) if len(stable) else None
 
 
-@dataclass(frozen=True)
-class _ZeroShot:
-    """theta_hat and what line 9 needs of it."""
-
-    theta_hat: Solution
-    model_rollout: Rollout
-    hat_rollout: Rollout
-
-
-def _train_on(task: _Task, estimate_gradient: Callable[..., TaskGradient]) -> Tensor | None:
-    """Lines 3-11 of Alg. 1; appends the record. The direction of the ascent (1, k), None if there is none."""
-    family, state, config = task.family, task.state, task.config
-    learner, virtual = state.learner, config.virtual
-    policy = make_policy(family, config)
-    solution = new_solution(learner.model, task.psi, policy, virtual, task.generators)  # line 3
-    zero = None if task.index == 0 else _zero_shot(task, solution)  # line 4
-    slbo = config.slbo if zero else replace(config.slbo, num_stages=config.num_first_stages)
-    num_steps = slbo.num_stages * (1 + slbo.num_iterations * virtual.num_policy_updates)
-    task.reporter.phase(f"{task.name}: SLBO", num_steps)
-    theta_star = slbo_adapt(  # lines 5-7
-        family,
-        learner,
-        zero.theta_hat if zero else solution,
-        slbo,
-        virtual,
-        task.generators,
-        num_threads=task.num_threads,
-        reporter=task.reporter,
-    )
-    star_rollout = task.measure(theta_star)
-    gradient = None
-    if zero and state.search.uses_gradient:  # lines 9-11
-        task.reporter.phase(f"{task.name}: task gradient", 1)
-        gradient = estimate_gradient(
-            family,
-            zero.theta_hat,
-            theta_star,
-            model_rollout=zero.model_rollout,
-            hat_rollout=zero.hat_rollout,
-            star_rollout=star_rollout,
-            config=config.gradient,
-        )
-    direction, cosine, fell_back = _direction(task, gradient)
-    parts = ("optimal", "adapted", "implicit", "total")
-    state.records.append(
-        TaskRecord(
-            index=task.index,
-            psi=[round(x, 6) for x in task.psi[0].tolist()],
-            return_model=task.mean_return(zero.model_rollout) if zero else None,
-            return_hat=task.mean_return(zero.hat_rollout) if zero else None,
-            return_star=task.mean_return(star_rollout),
-            gradient={name: getattr(gradient, name)[0].tolist() for name in parts} if gradient else None,
-            split_half_cosine=cosine,
-            fell_back=fell_back,
-            solve_status=gradient.solve.status.item().name if gradient else None,
-            relative_residual=float(gradient.solve.relative_residual) if gradient else None,
-            real_samples=state.real_samples,
-            virtual_samples=state.virtual_samples,
-        )
-    )
-    return direction
-
-
-def _zero_shot(task: _Task, solution: Solution) -> _ZeroShot:
+def _zero_shot(task: _Task) -> None:
     """Line 4, and the rollouts of theta_hat that line 9 needs."""
-    family, config, learner = task.family, task.config, task.state.learner
-    task.reporter.phase(f"{task.name}: zero-shot", config.num_zero_shot * config.virtual.num_policy_updates)
+    family, config, learner, progress = task.family, task.config, task.state.learner, task.progress
+    task.announce()
     theta_hat = virtual_training(
         family,
         learner.model,
-        solution,
+        progress.solution,
         config.num_zero_shot,
         config.virtual,
         task.generators,
         learner=learner,
         reporter=task.reporter,
+        num_done=progress.num_done,
+        on_step=task.step_done,
     )
     # in the model as it is now: theta_hat is optimal for the one before SLBO
     env = VirtualEnv(learner.model, family, (1, task.num_lanes))
@@ -264,7 +257,70 @@ def _zero_shot(task: _Task, solution: Solution) -> _ZeroShot:
     with torch.no_grad():
         model_rollout = collect(env, family, act, family.horizon, task.generators)
     task.state.virtual_samples += model_rollout.num_samples
-    return _ZeroShot(theta_hat, model_rollout, task.measure(theta_hat))
+    progress.theta_hat = progress.solution = theta_hat
+    progress.rollouts = {"model": model_rollout, "hat": task.measure(theta_hat)}
+    task.end_phase(Phase.SLBO)
+
+
+def _slbo(task: _Task) -> None:
+    """Lines 5-7, and the rollout of theta* that line 9 needs."""
+    progress = task.progress
+    task.announce()
+    progress.solution = slbo_adapt(
+        task.family,
+        task.state.learner,
+        progress.solution,
+        slbo_config(task.config, task.index),
+        task.config.virtual,
+        task.generators,
+        num_threads=task.num_threads,
+        reporter=task.reporter,
+        num_done=progress.num_done,
+        on_step=task.step_done,
+    )
+    progress.rollouts["star"] = task.measure(progress.solution)
+    task.end_phase(Phase.GRADIENT)
+
+
+def _task_gradient(task: _Task, estimate_gradient: Callable[..., TaskGradient]) -> Tensor | None:
+    """Lines 9-11; appends the record. The direction of the ascent (1, k), None if there is none."""
+    state, progress, rollouts = task.state, task.progress, task.progress.rollouts
+    gradient = None
+    if progress.theta_hat is not None and state.search.uses_gradient:
+        task.announce()
+        gradient = estimate_gradient(
+            task.family,
+            progress.theta_hat,
+            progress.solution,
+            model_rollout=rollouts["model"],
+            hat_rollout=rollouts["hat"],
+            star_rollout=rollouts["star"],
+            config=task.config.gradient,
+        )
+    direction, cosine, fell_back = _direction(task, gradient)
+    parts = ("optimal", "adapted", "implicit", "total")
+    state.records.append(
+        TaskRecord(
+            index=task.index,
+            psi=[round(x, 6) for x in task.psi[0].tolist()],
+            return_model=task.mean_return("model"),
+            return_hat=task.mean_return("hat"),
+            return_star=task.mean_return("star"),
+            gradient={name: _finite(getattr(gradient, name)[0]) for name in parts} if gradient else None,
+            split_half_cosine=cosine if cosine is not None and isfinite(cosine) else None,
+            fell_back=fell_back,
+            solve_status=gradient.solve.status.item().name if gradient else None,
+            relative_residual=_finite(gradient.solve.relative_residual)[0] if gradient else None,
+            real_samples=state.real_samples,
+            virtual_samples=state.virtual_samples,
+        )
+    )
+    return direction
+
+
+def _finite(x: Tensor) -> list[float | None]:
+    """Plain numbers; None where there is none, because JSON has no nan."""
+    return [value if isfinite(value) else None for value in x.flatten().tolist()]
 
 
 def _direction(task: _Task, gradient: TaskGradient | None) -> tuple[Tensor | None, float | None, bool]:

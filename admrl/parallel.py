@@ -9,16 +9,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
-import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 
 from admrl.display import Display, JobReporter
+from admrl.interruption import check_interruption, deferred_signals, follow_orders_only
 
 _queue: Any = None
 
@@ -34,7 +35,13 @@ class Job:
 
 
 def run_jobs(jobs: Sequence[Job], num_workers: int, console: Console) -> list[Any]:
-    """Results in the order of the jobs; the first exception of a job is raised here, the others are stopped."""
+    """Results in the order of the jobs; the first exception of a job is raised here, the others are stopped.
+
+    Jobs are stopped by SIGTERM: they finish their step and save (`admrl.interruption`), and are waited for.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; a second one ends all processes at once.
+    """
     context = multiprocessing.get_context("spawn")
     messages = context.Queue()
     executor = ProcessPoolExecutor(
@@ -44,30 +51,43 @@ def run_jobs(jobs: Sequence[Job], num_workers: int, console: Console) -> list[An
         initargs=(messages,),
     )
     try:
-        with Display(console, {job.name: job.num_steps for job in jobs}) as display:
+        with (
+            deferred_signals(),
+            Display(console, {job.name: job.num_steps for job in jobs}) as display,
+            _stopping(executor),
+        ):
             futures = [executor.submit(_run, job) for job in jobs]
             pending = set(futures)
             while pending:
                 done, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
                 _drain(messages, display)
+                check_interruption()
                 for future in done:
                     future.result()
         return [future.result() for future in futures]
-    except BaseException:
-        for process in list((executor._processes or {}).values()):
-            process.terminate()
-        raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 
 
+@contextmanager
+def _stopping(executor: ProcessPoolExecutor) -> Iterator[None]:
+    """If anything goes wrong inside, the workers stop, while a second signal can still end everything."""
+    try:
+        yield
+    except BaseException:
+        for process in list((executor._processes or {}).values()):
+            process.terminate()
+        executor.shutdown(wait=True, cancel_futures=True)
+        raise
+
+
 def _start_worker(messages: Any) -> None:
+    follow_orders_only()  # the parent stops us ...
+    threading.Thread(target=_follow_parent, daemon=True).start()  # ... also when it was killed
     import torch
 
     global _queue
     _queue = messages
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us ...
-    threading.Thread(target=_follow_parent, daemon=True).start()  # ... also when it was killed
     torch.set_num_threads(1)
 
 
@@ -80,6 +100,7 @@ def _follow_parent() -> None:
 
 
 def _run(job: Job) -> Any:
+    check_interruption()
     return job.function(*job.arguments, JobReporter(job.name, _queue.put))
 
 

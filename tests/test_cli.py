@@ -94,7 +94,15 @@ def test_train_evaluate_heatmap(tmp_path):
     out = tmp_path / "run"
     result = admrl("train", "--preset", "smoke", "--seed", "3", "--out", str(out))
     assert result.returncode == 0, result.stderr
-    for name in ("config.json", "tasks.json", "metrics.csv", "checkpoint.safetensors", "tensorboard"):
+    for name in (
+        "config.json",
+        "tasks.json",
+        "metrics.csv",
+        "events.jsonl",
+        "checkpoints",
+        "replay",
+        "tensorboard",
+    ):
         assert (out / name).exists(), name
     config = json.loads((out / "config.json").read_text())
     assert config["seed"] == 3 and config["versions"]["mujoco"]
@@ -125,7 +133,7 @@ def test_interrupting_says_how_to_go_on_and_resuming_finishes(tmp_path):
         env=ENVIRONMENT,
     )
     deadline = time.monotonic() + 120
-    while not (out / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+    while not (out / "tasks.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

@@ -16,7 +16,7 @@ from admrl.config import (
     VirtualTrainingConfig,
 )
 from admrl.meta_training import meta_train, new_state
-from admrl.run_store import RunInfo, create_run, load_run, read_info, save_state
+from admrl.run_store import RunInfo, create_run, load_run, open_run, read_info, save_state
 from admrl.task_gradient import task_gradient
 from task_families import make
 from task_families.linear_quadratic import AffineDynamics
@@ -147,13 +147,15 @@ def test_same_seed_gives_bit_identical_runs_and_resuming_gives_the_same(tmp_path
     class Stop(Exception):
         pass
 
+    unfinished = open_run(tmp_path / "run")
+
     def stop_after_second(state):
-        save_state(tmp_path / "run", state)
+        save_state(unfinished)
         if len(state.records) == 2:
             raise Stop
 
     with pytest.raises(Stop):
-        run(on_task=stop_after_second)
+        meta_train(family, unfinished.state, config, on_task=stop_after_second)
     resumed = load_run(tmp_path / "run").state
     assert len(resumed.records) == 2
     meta_train(family, resumed, config)

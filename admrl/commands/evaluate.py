@@ -16,9 +16,11 @@ from admrl.config import EvaluationConfig
 from admrl.display import short
 from admrl.evaluate_runs import check_runs, gap_tables, reference_job, zero_shot_job
 from admrl.evaluation import GapTable
+from admrl.evaluation_store import forget
+from admrl.interruption import Interrupted
 from admrl.parallel import Job, run_jobs
-from admrl.run_store import GAPS, Run, load_run
-from admrl.train_run import check_seed
+from admrl.run_lock import RunLock
+from admrl.run_store import GAPS, Run, check_seed, load_run
 
 if TYPE_CHECKING:
     from admrl.cli import Evaluate
@@ -33,6 +35,9 @@ def prepare(command: Evaluate) -> tuple[list[Run], Tensor]:
     if command.num_workers < 1:
         raise ValueError(f"--num-workers: expected 1 or more, got {command.num_workers}")
     check_seed(command.seed)
+    for path in command.runs:
+        if list(command.runs).count(path) > 1:
+            raise ValueError(f"RUNS: {path} is named twice")
     runs = [load_run(path) for path in command.runs]
     for run in runs:
         if not run.finished:
@@ -40,15 +45,23 @@ def prepare(command: Evaluate) -> tuple[list[Run], Tensor]:
                 f"{run.path}: {len(run.state.records)} of {run.info.config.num_tasks} tasks are done; "
                 f"finish it with: admrl train --resume {run.path}"
             )
-    return runs, check_runs(runs, command.grid, command.config)
+    psi = check_runs(runs, command.grid, command.config)
+    for run in runs:
+        run.lock = RunLock(run.path)
+    return runs, psi
 
 
 def execute(command: Evaluate, runs: list[Run], psi: Tensor) -> None:
     """Evaluate, print a table, write gaps.json into every run folder."""
     console = Console(markup=False)
-    tables = evaluate_in_parallel(
-        runs, psi, command.grid, command.config, command.seed, command.num_workers, console
-    )
+    try:
+        tables = evaluate_in_parallel(
+            runs, psi, command.grid, command.config, command.seed, command.num_workers, console
+        )
+    except Interrupted as interrupt:
+        raise Interrupted(
+            "what is done is saved; repeat the command to go on from there", interrupt.signum
+        ) from None
     print_tables(tables, console)
     where = " ".join(str(run.path) for run in runs)
     console.print(f"next: admrl heatmap {where} --out gap.png", highlight=False)
@@ -63,7 +76,10 @@ def evaluate_in_parallel(
     num_workers: int,
     console: Console,
 ) -> list[GapTable]:
-    """`evaluate_gaps` with every run's zero-shot policies, and the reference run, as jobs of their own."""
+    """`evaluate_gaps` with every run's zero-shot policies, and the reference run, as jobs of their own.
+
+    The runs are locked by the caller; their locks are released here. Jobs that were interrupted go on.
+    """
     tasks = psi.tolist()
     jobs, updates = [], runs[0].info.config.virtual.num_policy_updates
     if config.num_reference_stages:
@@ -80,11 +96,18 @@ def evaluate_in_parallel(
         )
         for run in runs
     ]
-    results = run_jobs(jobs, num_workers, console)
-    reference = results.pop(0) if config.num_reference_stages else None
-    tables = gap_tables(runs, psi, grid, results, reference, config, seed)
-    for run, table in zip(runs, tables, strict=True):
-        table.save(run.path / GAPS)
+    try:
+        results = run_jobs(jobs, num_workers, console)
+        reference = results.pop(0) if config.num_reference_stages else None
+        tables = gap_tables(runs, psi, grid, results, reference, config, seed)
+        for run, table in zip(runs, tables, strict=True):
+            table.save(run.path / GAPS)
+        for run in runs:
+            forget(run.path)
+    finally:
+        for run in runs:
+            if run.lock is not None:
+                run.lock.release()
     return tables
 
 
