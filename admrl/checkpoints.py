@@ -3,6 +3,7 @@
     checkpoints/000012.ckpt     a sealed file (`admrl.sealed_file`): all that changes, and which parts of D it has
     checkpoints/000012.damaged  one that could not be read, set aside by `CheckpointStore.load`
     replay/000007.ckpt          rows of D that were new at checkpoint 7; never written again
+    replay/000007.copy          the same once more, because every later checkpoint needs them
 
 A checkpoint counts once its own file is there; it is written last and atomically. Numbers are never used twice.
 """
@@ -20,7 +21,8 @@ from torch import Tensor
 from admrl.sealed_file import read_sealed, write_sealed
 from admrl.storage import DamagedFileError, StorageError, storage_error
 
-CHECKPOINTS, REPLAY, SUFFIX, DAMAGED = "checkpoints", "replay", ".ckpt", ".damaged"
+CHECKPOINTS, REPLAY = "checkpoints", "replay"
+SUFFIX, COPY, DAMAGED = ".ckpt", ".copy", ".damaged"
 FORMAT = 1
 
 
@@ -82,6 +84,7 @@ class CheckpointStore:
             if total > saved:
                 new = {name: column[saved:] for name, column in rows.items()}
                 digest = write_sealed(_file(replay, number), new, {"format": FORMAT})
+                write_sealed(_file(replay, number).with_suffix(COPY), new, {"format": FORMAT})
                 parts = (*parts, Part(number, total - saved, digest))
             listed = [[part.number, part.num_rows, part.digest] for part in parts]
             write_sealed(_file(folder, number), tensors, {"format": FORMAT, "replay": listed, **meta})
@@ -110,7 +113,7 @@ class CheckpointStore:
         for number in reversed(self.numbers()):
             file = _file(self._folder / CHECKPOINTS, number)
             try:
-                found = self._read(number)
+                found = self._read(number, notes)
             except DamagedFileError as error:
                 notes.append(f"{error}; using an earlier checkpoint")
                 continue
@@ -123,11 +126,11 @@ class CheckpointStore:
             return found, notes
         if notes:
             raise DamagedFileError(
-                f"{self._folder}: none of {len(notes)} checkpoints can be read: {notes[0].partition(';')[0]}"
+                f"{self._folder}: none of its checkpoints can be read: {notes[0].partition(';')[0]}"
             )
         return None, []
 
-    def _read(self, number: int) -> Checkpoint:
+    def _read(self, number: int, notes: list[str]) -> Checkpoint:
         file = _file(self._folder / CHECKPOINTS, number)
         tensors, meta, digest = read_sealed(file)
         if meta.get("format") != FORMAT:
@@ -138,7 +141,7 @@ class CheckpointStore:
             raise DamagedFileError(f"{file}: its list of data is damaged: {error}") from error
         pieces: list[dict[str, Tensor]] = []
         for part in parts:
-            piece, _, _ = read_sealed(_file(self._folder / REPLAY, part.number), part.digest)
+            piece = self._read_part(part, notes)
             if pieces and set(piece) != set(pieces[0]):
                 raise DamagedFileError(f"{file}: data with other columns in part {part.number}")
             if any(column.dim() == 0 or len(column) != part.num_rows for column in piece.values()):
@@ -152,6 +155,19 @@ class CheckpointStore:
             raise DamagedFileError(f"{file}: its parts of the data do not fit together: {error}") from error
         return Checkpoint(number, tensors, meta, rows, parts, digest)
 
+    def _read_part(self, part: Part, notes: list[str]) -> dict[str, Tensor]:
+        """The rows of a part, from its copy if the part is damaged."""
+        file = _file(self._folder / REPLAY, part.number)
+        try:
+            return read_sealed(file, part.digest)[0]
+        except DamagedFileError as error:
+            try:
+                piece = read_sealed(file.with_suffix(COPY), part.digest)[0]
+            except DamagedFileError as other:
+                raise DamagedFileError(f"{error}; {other}") from error
+            notes.append(f"{error}; using its copy")
+            return piece
+
     def _prune(self) -> None:
         """Delete all but the newest checkpoints, and data that none of them needs."""
         for number in self.numbers()[: -self.keep]:
@@ -159,7 +175,8 @@ class CheckpointStore:
         needed = {part.number for part in self._parts}
         for number in _numbers(self._folder / REPLAY, SUFFIX):
             if number not in needed:
-                _file(self._folder / REPLAY, number).unlink(missing_ok=True)
+                for suffix in (SUFFIX, COPY):
+                    _file(self._folder / REPLAY, number).with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _part(entry: Any) -> Part:

@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from itertools import pairwise
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from dynamics.config import DynamicsConfig, FitConfig
 from policy_opt.config import TrpoConfig, ValueConfig
+
+MAX_LAYERS, MAX_WIDTH, MAX_PARAMETERS = 20, 100_000, 100_000_000  # of a network
 
 SELECTORS = ("adversarial", "uniform", "gaussian")
 
@@ -135,20 +137,37 @@ def check_config(config: Any, where: str = "config.") -> None:
     Raises:
         ValueError: names the field, the value and the allowed range.
     """
+    hints = get_type_hints(type(config))
     for f in fields(config):
         name, value = f"{where}{f.name}", getattr(config, f.name)
         if is_dataclass(value):
             check_config(value, f"{name}.")
-        elif "range" in f.metadata:
-            low, high = f.metadata["range"]
-            if value is None and f.default is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise ValueError(f"{name}: expected a number from {low:g} to {high:g}, got {value!r}")
-            if not low <= value <= high:
-                raise ValueError(f"{name}: expected {low:g} to {high:g}, got {value:g}")
-        elif f.name.endswith("hidden_sizes") and not all(isinstance(n, int) and n > 0 for n in value):
-            raise ValueError(f"{name}: expected positive layer widths, got {value}")
+        elif "range" in f.metadata and not (value is None and f.default is None):
+            kind = int if hints[f.name] is int else float
+            _check_number(name, value, kind, *f.metadata["range"])
+        elif f.name.endswith("hidden_sizes"):
+            if not isinstance(value, tuple) or len(value) > MAX_LAYERS:
+                raise ValueError(f"{name}: expected at most {MAX_LAYERS} layer widths, got {value!r:.60}")
+            for width in value:
+                _check_number(name, width, int, 1, MAX_WIDTH)
+            size = getattr(config, "num_members", 1) * sum(a * b for a, b in pairwise(value))
+            if size > MAX_PARAMETERS:
+                raise ValueError(
+                    f"{name}: expected at most {MAX_PARAMETERS:g} parameters in all members, got {size:g}"
+                )
+        elif f.name == "first_psi" and value is not None:
+            for x in value:
+                _check_number(name, x, float, -1e9, 1e9)
+
+
+def _check_number(name: str, value: Any, kind: type, low: float, high: float) -> None:
+    """Refuse what is not a number, or a whole one where kind is int, from low to high."""
+    what = "a whole number" if kind is int else "a number"
+    allowed = int if kind is int else int | float
+    if isinstance(value, bool) or not isinstance(value, allowed):
+        raise ValueError(f"{name}: expected {what} from {low:g} to {high:g}, got {value!r:.60}")
+    if not low <= value <= high:  # also false for nan
+        raise ValueError(f"{name}: expected {what} from {low:g} to {high:g}, got {value:g}")
 
 
 def check_saving(checkpoint_seconds: float, keep_checkpoints: int) -> None:
@@ -191,6 +210,10 @@ def check_sample_counts(config: MetaTrainConfig, horizon: int) -> None:
     members = config.dynamics.num_members
     check_lanes("config.virtual.num_samples", config.virtual.num_samples, horizon, members)
     check_lanes("config.slbo.num_samples", config.slbo.num_samples, horizon)
+    if config.fit.num_horizon > horizon:
+        raise ValueError(
+            f"config.fit.num_horizon: expected 1 to {horizon} (the family's horizon), got {config.fit.num_horizon}"
+        )
     name, num_samples = "config.gradient.num_samples", config.gradient.num_samples
     if check_lanes(name, num_samples, horizon, members) < 2 * members:
         raise ValueError(

@@ -25,7 +25,7 @@ from admrl.config import EvaluationConfig, SlboConfig, VirtualTrainingConfig, ch
 from admrl.evaluation_store import EvaluationStore, NoStore, Place
 from admrl.health import fit_or_restore
 from admrl.reporting import Reporter, Silent
-from admrl.storage import write_text
+from admrl.storage import DamagedFileError, parse_json, write_text
 from admrl.virtual_training import Solution, new_solution, virtual_training
 from dynamics.learner import ModelLearner
 from policy_opt.gaussian_policy import GaussianPolicy
@@ -126,30 +126,67 @@ class GapTable:
             ValueError: the file is not a gap table; names the file.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            if data.pop("format") != "admrl gap table 1":
+            data = parse_json(Path(path).read_bytes())
+            if not isinstance(data, dict) or data.pop("format", None) != "admrl gap table 1":
                 raise ValueError("unknown format")
-            for name in ("psi", "episode_return", "optimal_return"):
-                data[name] = np.array(data[name], dtype=float)
-            data["num_samples"] = np.array(data["num_samples"], dtype=int)
-            if data["visited_psi"] is not None:
-                data["visited_psi"] = np.array(data["visited_psi"], dtype=float)
-            for name in ("task_names", "task_units", "optimal_source", "grid_shape"):
-                data[name] = None if data[name] is None else tuple(data[name])
-            table = cls(**data)
-        except (
-            KeyError,
-            TypeError,
-            AttributeError,
-            json.JSONDecodeError,
-            UnicodeDecodeError,
-            ValueError,
-        ) as e:
-            raise ValueError(f"{path}: not a gap table ({e}); `admrl evaluate` writes them") from e
-        shape = (len(table.psi), len(table.num_samples))
-        if table.episode_return.shape[1:3] != shape or table.optimal_return.shape != shape[:1]:
-            raise ValueError(f"{path}: returns do not match {shape[0]} tasks and {shape[1]} sample counts")
+            table = cls(**_table_fields(data))
+        except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
+            raise DamagedFileError(
+                f"{path}: not a gap table ({error!s:.200}); `admrl evaluate` writes them"
+            ) from error
         return table
+
+
+def _table_fields(data: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a table from plain data, each checked; None is nan."""
+    psi = _array(data, "psi", 2)
+    num_tasks, size = psi.shape
+    num_samples = _array(data, "num_samples", 1)
+    returns, optimal = _array(data, "episode_return", 4), _array(data, "optimal_return", 1)
+    if returns.shape[1:3] != (num_tasks, len(num_samples)) or optimal.shape != (num_tasks,):
+        raise ValueError(f"returns do not match {num_tasks} tasks and {len(num_samples)} sample counts")
+    if 0 in returns.shape or size == 0:
+        raise ValueError("expected at least one task, policy seed and episode")
+    if not (np.isfinite(psi).all() and np.isfinite(num_samples).all()):
+        raise ValueError("psi, num_samples: expected finite numbers")
+    grid = data["grid_shape"]
+    if grid is not None:
+        grid = tuple(grid)
+        if not all(type(n) is int and n > 0 for n in grid) or math.prod(grid) != num_tasks:
+            raise ValueError(f"grid_shape: expected a grid of {num_tasks} tasks, got {grid}")
+    visited = None if data["visited_psi"] is None else _array(data, "visited_psi", 2)
+    if visited is not None and visited.shape[1] != size:
+        raise ValueError(f"visited_psi: expected {size} task parameters")
+    if not isinstance(data["provenance"], dict):
+        raise ValueError("provenance: expected an object")
+    checked = {
+        "psi": psi,
+        "num_samples": num_samples.astype(int),
+        "episode_return": returns,
+        "optimal_return": optimal,
+        "grid_shape": grid,
+        "visited_psi": visited,
+    }
+    for name in ("method", "family", "variant"):
+        if not isinstance(data[name], str):
+            raise ValueError(f"{name}: expected text")
+    for name, count in (("task_names", size), ("task_units", size), ("optimal_source", num_tasks)):
+        texts = data[name]
+        if not isinstance(texts, list) or len(texts) != count or not all(isinstance(t, str) for t in texts):
+            raise ValueError(f"{name}: expected {count} texts")
+        checked[name] = tuple(texts)
+    return data | checked
+
+
+def _array(data: dict[str, Any], name: str, num_axes: int) -> np.ndarray:
+    """Numbers (None is nan) with so many axes, below 1e15 in size."""
+    try:
+        array = np.array(data[name], dtype=float)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected numbers, rows of equal length") from error
+    if array.ndim != num_axes or bool((np.abs(array) > 1e15).any()):
+        raise ValueError(f"{name}: expected {num_axes} axes of numbers of sensible size")
+    return array
 
 
 def zero_shot_returns(

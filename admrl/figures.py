@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import matplotlib.pyplot as plt
 from matplotlib.colors import Normalize
 
 from admrl.evaluation import GapTable
+from admrl.storage import write_bytes
 
 TEXT_SHIFTS = (0.0, 0.27, -0.27)  # of a cell's text, in cells
 COLOURS = "viridis_r"  # light is a small gap, as in the paper; readable in grey and by the colour-blind
@@ -81,8 +83,10 @@ def plot_gap_heatmap(tables: Sequence[GapTable], path: Path | str, j: int = 0) -
         fontsize=8,
         color="0.35",
     )
-    figure.savefig(path, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format=Path(path).suffix[1:])
     plt.close(figure)
+    write_bytes(Path(path), picture.getvalue())
 
 
 def check_tables(tables: Sequence[GapTable]) -> None:

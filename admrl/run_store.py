@@ -59,10 +59,12 @@ class Run:
     info: RunInfo
     family: TaskFamily
     state: MetaState
-    store: CheckpointStore
     checkpoint: Checkpoint | None = None  # that the state came from
     lock: RunLock | None = None  # for the one who writes
     notes: list[str] = field(default_factory=list)  # what the user should know about the loading
+
+    def __post_init__(self) -> None:
+        self.store = CheckpointStore(self.path)
 
     @property
     def policy(self) -> GaussianPolicy:
@@ -175,7 +177,9 @@ def open_run(path: Path, *, lock: RunLock | None = None) -> Run:
         )
     if lock is not None and lock.note is not None:
         notes = [lock.note, *notes]
-    return Run(path, info, family, state, store, checkpoint, lock, notes)
+    run = Run(path, info, family, state, checkpoint, lock, notes)
+    run.store = store  # it knows which data is saved already
+    return run
 
 
 def load_run(path: Path | str) -> Run:

@@ -65,4 +65,4 @@ def load_generators(name: str, tensors: dict[str, Tensor], generators: Sequence[
     """
     shape = (len(generators), *generators[0].get_state().shape)
     for generator, state in zip(generators, check_tensor(tensors, name, shape, torch.uint8), strict=True):
-        generator.set_state(state)
+        generator.set_state(state.clone())  # torch reads it as aligned memory, which a row need not be

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from admrl.checkpoints import Checkpoint
 from admrl.config import MetaTrainConfig, from_dict
-from admrl.learner_file import dump_learner, like, load_learner, load_rows
+from admrl.learner_file import dump_learner, load_learner, load_rows
 from admrl.meta_training import MetaState, TaskRecord, make_policy
 from admrl.sealed_file import check_tensor
 from admrl.solution_file import dump_generators, dump_solution, load_generators, load_solution
@@ -88,7 +88,7 @@ def _restore(state: MetaState, family: TaskFamily, config: MetaTrainConfig, chec
     load_learner(learner, tensors)
     if checkpoint.rows:
         load_rows(learner, checkpoint.rows)
-    search = {k: like(tensors, f"search.{k}", v) for k, v in state.search.state_dict().items()}
+    search = {k: _search_tensor(tensors, f"search.{k}", v) for k, v in state.search.state_dict().items()}
     state.search.load_state_dict(search)
     load_generators("generators.run", tensors, _generators(state))
     state.progress = _load_progress(state, family, config, tensors, meta["progress"])
@@ -143,6 +143,12 @@ def _load_rollout(
         for f in ROLLOUT_FIELDS
     }
     return Rollout(**columns)
+
+
+def _search_tensor(tensors: dict[str, Tensor], name: str, pattern: Tensor) -> Tensor:
+    """A tensor of the search, in the precision of the box or of the model."""
+    dtype = tensors[name].dtype if name in tensors and tensors[name].is_floating_point() else pattern.dtype
+    return check_tensor(tensors, name, tuple(pattern.shape), dtype)
 
 
 def _generators(state: MetaState) -> list[torch.Generator]:

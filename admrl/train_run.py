@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from admrl.checkpoints import CheckpointStore
 from admrl.config import MetaTrainConfig, check_saving
 from admrl.interruption import check_interruption, interruption
 from admrl.meta_training import MetaState, meta_train, new_state
@@ -53,7 +52,7 @@ def prepare_run(
     state = new_state(made, selector, config, seed)
     info = RunInfo(made.name, variant, selector, preset, seed, config, versions())
     create_run(path, info)
-    return Run(path, info, made, state, CheckpointStore(path))
+    return Run(path, info, made, state)
 
 
 def resume_run(path: Path) -> Run:
