@@ -109,7 +109,7 @@ class CheckpointStore:
         Raises:
             DamagedFileError: there are checkpoints, but none can be read.
         """
-        notes = []
+        notes: list[str] = []
         for number in reversed(self.numbers()):
             file = _file(self._folder / CHECKPOINTS, number)
             try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import time
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,6 +40,48 @@ class LogPosition:
         return asdict(self)
 
 
+class BoardFile:
+    """Scalars for TensorBoard in one events file; written by this thread, so that a full disk is an error here."""
+
+    def __init__(self, folder: Path, *, first_step: int) -> None:
+        """
+        Args:
+            first_step: TensorBoard forgets what earlier files say from here on: it is computed again.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = Event, Summary
+        name = f"events.out.tfevents.{time.time_ns():020d}.{os.getpid()}"
+        try:
+            folder.mkdir(exist_ok=True)
+            self._writer = RecordWriter(open(folder / name, "wb"))  # noqa: SIM115
+            self._write(file_version="brain.Event:2")
+            self._write(step=first_step, session_log=SessionLog(status=SessionLog.START))
+        except OSError as error:
+            raise storage_error(folder, error) from error
+
+    def add(self, metrics: dict[str, float], step: int) -> None:
+        """One point for each metric."""
+        values = [self._summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._write(step=step, summary=self._summary(value=values))
+
+    def flush(self) -> None:
+        """Make it visible."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """No more points."""
+        self._writer.close()
+
+    def _write(self, **content: Any) -> None:
+        self._writer.write(self._event(wall_time=time.time(), **content).SerializeToString())
+
+
 class RunLog:
     """Passes everything on to a reporter and writes it down."""
 
@@ -53,7 +97,7 @@ class RunLog:
         self._metrics, self._events = path / "metrics.csv", path / "events.jsonl"
         start = position or LogPosition()
         self._step, self._started = start.num_rows, time.monotonic() - start.seconds
-        self._board: Any = None
+        self._board: BoardFile | None = None
         lost = self._cut(start)
         try:
             self._file = open(self._metrics, "a", newline="", encoding="utf-8")  # noqa: SIM115
@@ -64,17 +108,12 @@ class RunLog:
             raise storage_error(self._metrics, error) from error
         if lost:
             self.event(lost)
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
+        if find_spec("tensorboard") is None:
             reporter.event(
                 'metrics go to metrics.csv alone; for TensorBoard: pip install "admrl[tensorboard]"'
             )
         else:
-            try:
-                self._board = SummaryWriter(str(path / "tensorboard"), purge_step=self._step)
-            except OSError as error:
-                raise storage_error(path / "tensorboard", error) from error
+            self._board = BoardFile(path / "tensorboard", first_step=self._step)
 
     def _cut(self, start: LogPosition) -> str | None:
         """Cut metrics.csv to the position; what to say if it is shorter than it should be."""
@@ -111,6 +150,8 @@ class RunLog:
         """
         try:
             self._file.flush()
+            if self._board is not None:
+                self._board.flush()
             size = self._metrics.stat().st_size
         except OSError as error:
             raise storage_error(self._metrics, error) from error
@@ -130,8 +171,7 @@ class RunLog:
                 (self._step, self._phase, seconds, *(metrics.get(name, "") for name in METRICS))
             )
             if self._board is not None:
-                for name, value in metrics.items():
-                    self._board.add_scalar(name, value, self._step)
+                self._board.add(metrics, self._step)
         except OSError as error:
             raise storage_error(self._metrics, error) from error
         self._reporter.advance(**metrics)

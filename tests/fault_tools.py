@@ -25,7 +25,7 @@ SMALL = replace(
     gradient=TaskGradientConfig(num_samples=800, max_steps=3),
 )
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fault_tools", "mujoco", "torch.utils.tensorboard"])
+CONTEXT.set_forkserver_preload(["fault_tools", "mujoco", "tensorboard.compat.proto.event_pb2"])
 
 
 def small_run(path: Path, family: str = "linear_quadratic", config=SMALL, selector="adversarial") -> Path:

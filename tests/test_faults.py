@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,7 +118,9 @@ def test_kill_9_while_saving_leaves_the_newest_or_the_one_before(tmp_path, clean
     for _ in range(num_kills):
         process = CONTEXT.Process(target=save_in_a_loop, args=(path,))
         process.start()
-        time.sleep(0.25 + generator.uniform(0, 0.1))
+        while max(open_run(path).store.numbers()) == before:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 0.1))
         process.kill()
         process.join()
         run = open_run(path)
@@ -137,8 +140,8 @@ def num_steps(run_fingerprint):
 def test_stopping_at_a_step_of_every_phase_and_going_on_gives_the_same(tmp_path, clean, all_steps):
     _, expected, _ = clean()
     total = num_steps(expected)
-    # 1: sampling of the first task, 11: zero-shot, 16: SLBO, 24: gradient
-    for step in range(1, total) if all_steps else (1, 11, 16, 24):
+    # 1: sampling of the first task, 7: zero-shot, 12: SLBO, 20: gradient
+    for step in range(1, total - 1) if all_steps else (1, 7, 12, 20):
         path = small_run(tmp_path / f"run-{step}")
         with pytest.raises(Interrupted) as stopped, deferred_signals():
             train(path, every=1e6, reporter=SignalAt(step))
@@ -153,9 +156,10 @@ def test_stopping_at_a_step_of_every_phase_and_going_on_gives_the_same(tmp_path,
         assert_same_run(expected, fingerprint(path))
 
 
-def command_line(path, *, twice=False, signum=signal.SIGTERM, after_rows=3):
+def command_line(path, *, twice=False, signum=signal.SIGTERM):
     """Train by the command line, send a signal once some steps are done: exit code, stderr."""
-    script = f"import sys; sys.argv = ['admrl', 'train', '--resume', {str(path)!r}]\nfrom admrl.cli import main; main()"
+    arguments = ["admrl", "train", "--resume", str(path)]
+    script = f"import sys; sys.argv = {arguments!r}\nfrom admrl.cli import main; main()"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", script],
@@ -175,14 +179,9 @@ def command_line(path, *, twice=False, signum=signal.SIGTERM, after_rows=3):
     return process.returncode, errors
 
 
-LONG = {"num_tasks": 30}
-
-
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, signum, code):
-    from dataclasses import replace
-
-    path = small_run(tmp_path / "run", config=replace(SMALL, **LONG))
+    path = small_run(tmp_path / "run", config=replace(SMALL, num_tasks=30))
     returned, errors = command_line(path, signum=signum)
     assert returned == code, errors
     assert f"admrl train --resume {path}" in errors and "Traceback" not in errors
@@ -212,7 +211,7 @@ def test_a_second_signal_leaves_at_once_with_valid_files(tmp_path, attempt):
 
 @pytest.mark.parametrize("num_places", [20, pytest.param(100, marks=FULL)])
 def test_every_damage_is_found_and_the_checkpoint_before_used(tmp_path, clean, num_places):
-    """Half of the places are truncations, half flipped bits; every fifth hits a part of the data, not the checkpoint."""
+    """Half of the places are truncations, half flipped bits; every fifth hits the data, not the checkpoint."""
     original, _, _ = clean()
     newest, before = (open_run(original).store.numbers()[i] for i in (-1, -2))
     older = shutil.copytree(original, tmp_path / "older")
@@ -270,7 +269,7 @@ def test_a_checkpoint_of_another_run_or_configuration_is_refused(tmp_path, clean
     path = shutil.copytree(original, tmp_path / "run")
     config = (path / "config.json").read_text()
     (path / "config.json").write_text(config.replace('"seed": 3', '"seed": 4'))
-    with pytest.raises(ValueError, match="of another run: seed is 3, config.json says 4"):
+    with pytest.raises(ValueError, match=r"of another run: seed is 3, config\.json says 4"):
         open_run(path)
     (path / "config.json").write_text(config.replace("16", "17"))
     with pytest.raises(ValueError, match=r"model.weights.0: expected 1 x 2 x 6 x 17 .*, got 1 x 2 x 6 x 16"):
@@ -324,9 +323,8 @@ def tiny_table():
     )
 
 
-def writers(folder, run):
+def writers(folder, run, log):
     """Every kind of write, by name."""
-    log = RunLog(run.path, Silent(), None)
     store = EvaluationStore(run.path, "job", {}, Silent())
 
     def metrics():
@@ -353,7 +351,8 @@ def test_disk_full_in_every_kind_of_write_is_a_clear_error(tiny_disk, clean):
     (folder / "other").mkdir()
     run = open_run(path)
     number, tasks = run.checkpoint.number, (path / "tasks.json").read_bytes()
-    kinds = writers(folder, run)
+    log = RunLog(run.path, Silent(), None)
+    kinds = writers(folder, run, log)
     ballast = fill()
     for name, write in kinds.items():
         with pytest.raises(
@@ -366,6 +365,8 @@ def test_disk_full_in_every_kind_of_write_is_a_clear_error(tiny_disk, clean):
     assert open_run(path).checkpoint.number == number and open_run(path).notes == []
     assert not list(path.rglob(".tmp-*"))
     ballast.unlink()
+    with log:
+        pass
     save_state(run)
     assert open_run(path).checkpoint.number == number + 1
 
@@ -415,9 +416,10 @@ def test_a_file_size_limit_is_met_like_a_full_disk(tmp_path, clean):
 
 
 def hold(path, ready):
-    RunLock(path)
+    lock = RunLock(path)
     ready.set()
     time.sleep(60)
+    lock.release()
 
 
 def test_a_second_writer_is_told_who_is_there_and_a_dead_one_is_recognised(tmp_path):
@@ -516,8 +518,6 @@ def test_an_interrupted_evaluation_goes_on_with_the_same_numbers(tmp_path, clean
 
 @pytest.mark.faults
 def test_checkpoints_cost_less_than_two_percent_at_laptop_size(tmp_path, monkeypatch):
-    from dataclasses import replace
-
     made = []
 
     class Watched(train_run_module.Saver):
@@ -557,8 +557,6 @@ def measure_memory(path, answers):
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_memory_is_flat_over_50_tasks(tmp_path):
     """Between task 10 and task 50, no growth beyond the replay and 8 MB of allocator noise; no open files left."""
-    from dataclasses import replace
-
     path = small_run(tmp_path / "run", config=replace(SMALL, num_tasks=50))
     answers = CONTEXT.Queue()
     process = CONTEXT.Process(target=measure_memory, args=(path, answers))
@@ -586,6 +584,6 @@ def test_run_info_is_what_the_tools_think(clean):
     """The clean run has every phase: the numbers of steps that the tests above aim at."""
     rows = clean()[1]["metrics"][1:]
     phases = [row[1].split(": ")[1] for row in rows]
-    assert phases[0] == "SLBO" and phases[10] == "zero-shot" and phases[15] == "SLBO"
-    assert phases[23] == "task gradient"
+    assert phases[0] == "SLBO" and phases[6] == "zero-shot" and phases[11] == "SLBO"
+    assert phases[19] == "task gradient"
     assert isinstance(open_run(clean()[0]).info, RunInfo)
