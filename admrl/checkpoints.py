@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from admrl.files import DamagedFileError, StorageError, storage_error
 from admrl.sealed_file import read_sealed, write_sealed
-from admrl.storage import DamagedFileError, StorageError, storage_error
 
 CHECKPOINTS, REPLAY = "checkpoints", "replay"
 SUFFIX, COPY, DAMAGED = ".ckpt", ".copy", ".damaged"

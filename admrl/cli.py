@@ -17,7 +17,7 @@ from typing import Annotated
 import tyro
 
 from admrl.config import PRESETS, SELECTORS, EvaluationConfig, MetaTrainConfig
-from admrl.storage import StorageError
+from admrl.files import StorageError
 from task_families.registry import check_name, names
 
 FAILED, USAGE_ERROR = 1, 2

@@ -23,9 +23,9 @@ from torch import Tensor
 from admrl.adaptation import episode_returns, real_rollout, slbo_adapt
 from admrl.config import EvaluationConfig, SlboConfig, VirtualTrainingConfig, check_lanes, evaluation_virtual
 from admrl.evaluation_store import EvaluationStore, NoStore, Place
+from admrl.files import DamagedFileError, parse_json, write_text
 from admrl.health import fit_or_restore
 from admrl.reporting import Reporter, Silent
-from admrl.storage import DamagedFileError, parse_json, write_text
 from admrl.virtual_training import Solution, new_solution, virtual_training
 from dynamics.learner import ModelLearner
 from policy_opt.gaussian_policy import GaussianPolicy

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from admrl.files import DamagedFileError, storage_error
 from admrl.interruption import check_interruption, interruption
 from admrl.learner_file import dump_learner, load_learner, load_rows
 from admrl.reporting import Reporter
 from admrl.sealed_file import read_sealed, write_sealed
 from admrl.solution_file import dump_generators, dump_solution, load_generators, load_solution
-from admrl.storage import DamagedFileError, storage_error
 from admrl.virtual_training import OnStep, Solution
 from dynamics.learner import ModelLearner
 from policy_opt.config import ValueConfig

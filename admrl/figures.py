@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 from matplotlib.colors import Normalize
 
 from admrl.evaluation import GapTable
-from admrl.storage import write_bytes
+from admrl.files import write_bytes
 
 TEXT_SHIFTS = (0.0, 0.27, -0.27)  # of a cell's text, in cells
 COLOURS = "viridis_r"  # light is a small gap, as in the paper; readable in grey and by the colour-blind

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from admrl.storage import parse_json, remove_unfinished, storage_error, write_text
+from admrl.files import parse_json, remove_unfinished, storage_error, write_text
 
 LOCK, HOLDER = ".lock", "lock.json"
 

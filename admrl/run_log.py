@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from admrl.files import storage_error
 from admrl.reporting import Reporter
-from admrl.storage import storage_error
 
 METRICS = (
     "return_model",

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from admrl.storage import DamagedFileError, parse_json, write_bytes
+from admrl.files import DamagedFileError, parse_json, write_bytes
 
 MAGIC = b"admrl/1 sha256 "
 HEADER_SIZE = len(MAGIC) + 64 + 1

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from admrl.config import MetaTrainConfig, check_saving
+from admrl.files import DamagedFileError
 from admrl.interruption import check_interruption, interruption
 from admrl.meta_training import MetaState, meta_train, new_state
 from admrl.reporting import Reporter
@@ -22,7 +23,6 @@ from admrl.run_store import (
     versions,
 )
 from admrl.state_file import plain_number
-from admrl.storage import DamagedFileError
 from admrl.task_progress import num_steps_left
 from task_families.registry import make
 
@@ -159,6 +159,11 @@ def _log_position(run: Run) -> LogPosition | None:
 def train_job(path: Path, reporter: Reporter) -> None:
     """`train_run` of a run folder, in another process."""
     train_run(resume_run(path), reporter)
+
+
+def num_train_steps(config: MetaTrainConfig, num_tasks_done: int = 0) -> int:
+    """Steps of the tasks that are left, for progress bars."""
+    return num_steps_left(config, num_tasks_done, None)
 
 
 def steps_left(run: Run) -> int:

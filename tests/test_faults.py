@@ -31,12 +31,12 @@ from admrl.config import PRESETS, EvaluationConfig
 from admrl.evaluate_runs import _depends_on, run_reference, run_zero_shot
 from admrl.evaluation import GapTable
 from admrl.evaluation_store import EvaluationStore
+from admrl.files import StorageError, write_bytes
 from admrl.interruption import Interrupted, deferred_signals
 from admrl.reporting import Silent
 from admrl.run_lock import RunLock
 from admrl.run_log import RunLog
 from admrl.run_store import RunInfo, create_run, open_run, save_records, save_state
-from admrl.storage import StorageError
 from admrl.train_run import resume_run, train_run
 
 FULL = pytest.mark.faults
@@ -341,7 +341,7 @@ def writers(folder, run, log):
         "gaps.json": lambda: tiny_table().save(run.path / "gaps.json"),
         "config.json": lambda: create_run(folder / "other", run.info),
         "lock": lambda: RunLock(folder / "other"),
-        "figure": lambda: __import__("admrl.storage").storage.write_bytes(run.path / "gap.png", b"x" * 5000),
+        "figure": lambda: write_bytes(run.path / "gap.png", b"x" * 5000),
     }
 
 

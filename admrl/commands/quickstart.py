@@ -15,7 +15,7 @@ from admrl.interruption import Interrupted
 from admrl.parallel import Job, num_cores, run_jobs
 from admrl.run_lock import RunLock
 from admrl.run_store import Run, load_run
-from admrl.train_run import prepare_run, steps_left, train_job
+from admrl.train_run import num_train_steps, prepare_run, train_job
 
 if TYPE_CHECKING:
     from admrl.cli import Quickstart
@@ -75,7 +75,7 @@ def _run(command: Quickstart, runs: list[Run], console: Console) -> None:
     psi = check_runs(runs, command.grid, config)
     console.print("1/2 meta-training, equal budgets, the same seed and initial policies", highlight=False)
     run_jobs(
-        [Job(r.info.selector, train_job, (r.path,), steps_left(r)) for r in runs],
+        [Job(r.info.selector, train_job, (r.path,), num_train_steps(r.info.config)) for r in runs],
         command.num_workers,
         console,
     )
