@@ -151,7 +151,7 @@ def main() -> None:
         else:
             _heatmap(command)
     except KeyboardInterrupt as interrupt:
-        print(f"interrupted; {interrupt or 'nothing was written'}", file=sys.stderr)
+        print(f"interrupted; {str(interrupt) or 'nothing was written'}", file=sys.stderr)
         sys.exit(getattr(interrupt, "exit_code", 130))
     except (StorageError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -98,8 +98,8 @@ class RunLog:
         start = position or LogPosition()
         self._step, self._started = start.num_rows, time.monotonic() - start.seconds
         self._board: BoardFile | None = None
-        lost = self._cut(start)
         try:
+            lost = self._cut(start)
             self._file = open(self._metrics, "a", newline="", encoding="utf-8")  # noqa: SIM115
             self._csv = csv.writer(self._file)
             if start.size == 0:
@@ -113,7 +113,7 @@ class RunLog:
                 'metrics go to metrics.csv alone; for TensorBoard: pip install "admrl[tensorboard]"'
             )
         else:
-            self._board = BoardFile(path / "tensorboard", first_step=self._step)
+            self._board = BoardFile(path / "tensorboard", first_step=self._step + 1)
 
     def _cut(self, start: LogPosition) -> str | None:
         """Cut metrics.csv to the position; what to say if it is shorter than it should be."""

@@ -94,6 +94,9 @@ def train_run(
     if run.lock is None:
         run.lock = RunLock(run.path)
     try:
+        loaded = [run.checkpoint.number] if run.checkpoint else []
+        if run.store.numbers()[-1:] != loaded:
+            raise ValueError(f"{run.path}: another process has trained it meanwhile; load it again")
         with RunLog(run.path, reporter, _log_position(run)) as log:
             for note in run.notes:
                 log.event(note)

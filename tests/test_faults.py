@@ -580,6 +580,27 @@ def test_only_the_newest_checkpoints_stay(clean, tmp_path):
     assert_same_run(clean()[1], fingerprint(path))
 
 
+def test_a_run_that_somebody_else_went_on_with_is_not_overwritten(tmp_path):
+    path = small_run(tmp_path / "run", config=replace(SMALL, num_tasks=1))
+    early = open_run(path)
+    train(path)
+    with pytest.raises(ValueError, match="another process has trained it meanwhile"):
+        train_run(early, Silent())
+
+
+def test_tensorboard_reads_the_metrics_and_forgets_what_was_computed_again(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    path = small_run(tmp_path / "run", config=replace(SMALL, num_tasks=1))
+    with pytest.raises(Interrupted), deferred_signals():
+        train(path, every=1e6, reporter=SignalAt(3))
+    train(path)
+    board = EventAccumulator(str(path / "tensorboard")).Reload()
+    assert [point.step for point in board.Scalars("virtual_samples")] == [1, 2, 3, 4, 5]
+    rows = (path / "metrics.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == ["1", "2", "3", "4", "5"]
+
+
 def test_run_info_is_what_the_tools_think(clean):
     """The clean run has every phase: the numbers of steps that the tests above aim at."""
     rows = clean()[1]["metrics"][1:]
