@@ -150,14 +150,17 @@ def check_config(config: Any, where: str = "config.") -> None:
                 raise ValueError(f"{name}: expected at most {MAX_LAYERS} layer widths, got {value!r:.60}")
             for width in value:
                 _check_number(name, width, int, 1, MAX_WIDTH)
-            size = getattr(config, "num_members", 1) * sum(a * b for a, b in pairwise(value))
-            if size > MAX_PARAMETERS:
-                raise ValueError(
-                    f"{name}: expected at most {MAX_PARAMETERS:g} parameters in all members, got {size:g}"
-                )
         elif f.name == "first_psi" and value is not None:
             for x in value:
                 _check_number(name, x, float, -1e9, 1e9)
+    for f in fields(config):  # now that every number is one
+        if f.name.endswith("hidden_sizes"):
+            widths = getattr(config, f.name)
+            size = getattr(config, "num_members", 1) * sum(a * b for a, b in pairwise(widths))
+            if size > MAX_PARAMETERS:
+                raise ValueError(
+                    f"{where}{f.name}: expected at most {MAX_PARAMETERS:g} parameters in all members, got {size:g}"
+                )
 
 
 def _check_number(name: str, value: Any, kind: type, low: float, high: float) -> None:
