@@ -163,7 +163,7 @@ def meta_train(
         direction = _task_gradient(task, estimate_gradient)  # lines 9-11
         state.search.tell(task.psi, direction)  # lines 8 and 12
         state.progress = None
-        for tell in (on_phase, on_task):
+        for tell in (on_task, on_phase):  # the checkpoint comes last: what it covers is complete
             if tell is not None:
                 tell(state)
     return state

@@ -137,7 +137,8 @@ class Saver:
     def after_phase(self, state: MetaState) -> None:
         """Always save: a crash never costs more than the phase."""
         self.save()
-        check_interruption()
+        if not self._run.finished:
+            check_interruption()
 
     def save(self) -> None:
         """Write a checkpoint."""
