@@ -170,7 +170,7 @@ def _check_number(name: str, value: Any, kind: type, low: float, high: float) ->
     if isinstance(value, bool) or not isinstance(value, allowed):
         raise ValueError(f"{name}: expected {what} from {low:g} to {high:g}, got {value!r:.60}")
     if not low <= value <= high:  # also false for nan
-        raise ValueError(f"{name}: expected {what} from {low:g} to {high:g}, got {value:g}")
+        raise ValueError(f"{name}: expected {low:g} to {high:g}, got {value:g}")
 
 
 def check_saving(checkpoint_seconds: float, keep_checkpoints: int) -> None:
