@@ -441,7 +441,7 @@ def test_a_second_writer_is_told_who_is_there_and_a_dead_one_is_recognised(tmp_p
     assert RunLock(path).note is None
 
 
-def race(path, go, answers):
+def race(path, go, done, answers):
     go.wait()
     try:
         lock = RunLock(path)
@@ -449,20 +449,21 @@ def race(path, go, answers):
         answers.put(False)
     else:
         answers.put(True)
-        time.sleep(0.5)
+        done.wait(60)  # until everybody has tried
         lock.release()
 
 
 @pytest.mark.parametrize("num_races", [1, pytest.param(20, marks=FULL)])
 def test_exactly_one_of_several_wins_the_race(tmp_path, num_races):
     for _ in range(num_races):
-        go, answers = CONTEXT.Event(), CONTEXT.Queue()
-        processes = [CONTEXT.Process(target=race, args=(tmp_path, go, answers)) for _ in range(4)]
+        go, done, answers = CONTEXT.Event(), CONTEXT.Event(), CONTEXT.Queue()
+        processes = [CONTEXT.Process(target=race, args=(tmp_path, go, done, answers)) for _ in range(4)]
         for process in processes:
             process.start()
         time.sleep(0.1)
         go.set()
         assert sorted(answers.get(timeout=60) for _ in processes) == [False, False, False, True]
+        done.set()
         for process in processes:
             process.join()
 
