@@ -6,6 +6,7 @@ AdMRL Alg. 1, lines 3-6; both work on all tasks of the batch at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from admrl.config import SlboConfig, VirtualTrainingConfig, check_lanes
 from admrl.reporting import Reporter, Silent
 from admrl.virtual_training import (
+    OnStep,
     Solution,
     gaussian_noise,
     new_solution,
@@ -69,27 +71,26 @@ def slbo_adapt(
     *,
     num_threads: int = 1,
     reporter: Reporter | None = None,
+    num_done: int = 0,
+    on_step: OnStep | None = None,
 ) -> Solution:
     """theta_star: SLBO from a solution (Alg. 1, lines 5-6); adds to the learner's data and trains its model.
 
     With one model, all tasks share it and pool their data; with one model per task (`ModelLearner.fork`) the
-    tasks are independent.
+    tasks are independent. One step is the real sampling of a stage or a policy update; see `num_slbo_steps`.
+
+    Args:
+        num_done, on_step: see `virtual_training`.
     """
     reporter = reporter or Silent()
     num_lanes = check_lanes("slbo.num_samples", slbo.num_samples, family.horizon)
-    for _ in range(slbo.num_stages):
-        rollout = real_rollout(
-            family, solution, num_lanes, generators, num_threads=num_threads, noise=slbo
-        )  # Alg. 1, line 6: "using pi_theta with noise"
-        learner.add(rollout)
-        report_unstable(rollout, reporter)
-        returns = episode_returns(family, solution.psi, rollout)
-        reporter.advance(
-            return_real_noisy=float(returns.mean()),
-            real_samples=rollout.num_samples,
-            held_out_loss=float(learner.held_out_loss().mean()),  # the old model on the new states, too
-        )
-        solution = refresh_normalizer(solution, learner.model)
+    per_stage = num_slbo_steps(slbo, virtual) // slbo.num_stages
+    for stage in range(num_done // per_stage, slbo.num_stages):
+        before = stage * per_stage
+        if num_done <= before:
+            solution = _sample(family, learner, solution, num_lanes, slbo, generators, num_threads, reporter)
+            if on_step is not None:
+                on_step(before + 1, solution)
         solution = virtual_training(
             family,
             learner.model,
@@ -99,8 +100,43 @@ def slbo_adapt(
             generators,
             learner=learner,
             reporter=reporter,
+            num_done=max(num_done - before - 1, 0),
+            on_step=None if on_step is None else partial(_later, on_step, before + 1),
         )
     return solution
+
+
+def num_slbo_steps(slbo: SlboConfig, virtual: VirtualTrainingConfig) -> int:
+    """Steps of `slbo_adapt`: in every stage the sampling and the policy updates."""
+    return slbo.num_stages * (1 + slbo.num_iterations * virtual.num_policy_updates)
+
+
+def _later(on_step: OnStep, before: int, num_done: int, solution: Solution) -> None:
+    """Counts the steps of a part as those of the whole."""
+    on_step(before + num_done, solution)
+
+
+def _sample(
+    family: TaskFamily,
+    learner: ModelLearner,
+    solution: Solution,
+    num_lanes: int,
+    slbo: SlboConfig,
+    generators: Sequence[torch.Generator],
+    num_threads: int,
+    reporter: Reporter,
+) -> Solution:
+    """Alg. 1, line 6, "using pi_theta with noise"; the solution with the normaliser of all data."""
+    rollout = real_rollout(family, solution, num_lanes, generators, num_threads=num_threads, noise=slbo)
+    learner.add(rollout)
+    report_unstable(rollout, reporter)
+    returns = episode_returns(family, solution.psi, rollout)
+    reporter.advance(
+        return_real_noisy=float(returns[returns.isfinite()].mean()),
+        real_samples=rollout.num_samples,
+        held_out_loss=float(learner.held_out_loss().mean()),  # the old model on the new states, too
+    )
+    return refresh_normalizer(solution, learner.model)
 
 
 @torch.no_grad()

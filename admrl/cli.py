@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,10 +26,11 @@ from admrl.config import (
     ReferenceConfig,
     ResolveConfig,
 )
+from admrl.files import StorageError
 from admrl.search_config import OBJECTIVES, SCALES, SEARCHES
 from task_families.registry import check_name, names
 
-FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
+FAILED, USAGE_ERROR = 1, 2
 DESCRIPTION = (
     "Model-based adversarial task search: find the tasks on which a learned model fails, train on them, "
     "measure the worst-case sub-optimality gap."
@@ -73,7 +75,11 @@ class Train:
     out: Path | None = None
     """Run folder; must not exist or be empty. Default: runs/FAMILY-SELECTOR-SEED."""
     resume: Path | None = None
-    """Continue this run folder after its last finished task; its own settings apply."""
+    """Continue this run folder where it stopped, bit-identically on one thread; its own settings apply."""
+    checkpoint_seconds: float = 30.0
+    """Seconds between two checkpoints within a phase (the end of every phase has its own); 0: after every step."""
+    keep_checkpoints: int = 3
+    """Checkpoints that are kept; if the newest is damaged, the one before is used."""
     num_threads: int = 1
     """Threads of torch and of the simulator. More than 1 pays only on idle cores and costs bit-identity."""
     config: MetaTrainConfig = field(default_factory=lambda: PRESETS["laptop"])
@@ -271,6 +277,7 @@ def main() -> None:
     """Entry point of the console script."""
     # before torch is imported: idle OpenMP threads that spin can make a shared machine 50 times slower
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     arguments = sys.argv[1:] or ["--help"]
     with _usage_errors():
         command = parse(arguments)
@@ -294,8 +301,11 @@ def main() -> None:
         else:
             _heatmap(command)
     except KeyboardInterrupt as interrupt:
-        print(f"interrupted; {interrupt or 'nothing was written'}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        print(f"interrupted; {str(interrupt) or 'nothing was written'}", file=sys.stderr)
+        sys.exit(getattr(interrupt, "exit_code", 130))
+    except (StorageError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(FAILED)
 
 
 Command = (
@@ -360,7 +370,7 @@ def _train(command: Train) -> None:
 
     with _usage_errors():
         run = train.prepare(command)
-    train.execute(run, command.num_threads)
+    train.execute(command, run)
 
 
 def _quickstart(command: Quickstart) -> None:

@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
 from admrl.comparison import Comparison, Row
+from admrl.figures import save_figure
 from admrl.run_records import RunRecords
 
 STYLES = (  # colour, marker, line
@@ -60,8 +61,7 @@ def plot_worst_gap(comparison: Comparison, rows: Sequence[Row], path: Path | str
             )
     axis.set_ylabel("worst-case sub-optimality gap,\nreturn per episode")
     _finish_n(axis, comparison)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save_figure(figure, Path(path))
 
 
 def plot_average_return(comparison: Comparison, rows: Sequence[Row], path: Path | str) -> None:
@@ -81,8 +81,7 @@ def plot_average_return(comparison: Comparison, rows: Sequence[Row], path: Path 
         )
     axis.set_ylabel("average return per episode")
     _finish_n(axis, comparison)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save_figure(figure, Path(path))
 
 
 def plot_model_error(comparison: Comparison, path: Path | str) -> bool:
@@ -111,8 +110,7 @@ def plot_model_error(comparison: Comparison, path: Path | str) -> bool:
     axis.set_ylabel("one-step model error on the test tasks,\nstandard deviations of a step")
     axis.set_title(f"test tasks: {comparison.first.test_set}; dots: training runs", fontsize=9)
     axis.set_ylim(bottom=0)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save_figure(figure, Path(path))
     return True
 
 
@@ -165,8 +163,7 @@ def plot_visited(comparison: Comparison, path: Path | str) -> None:
         bar = figure.colorbar(image, ax=axes.ravel().tolist(), shrink=0.8, pad=0.08 if size == 3 else 0.02)
         bar.set_label("order in the training")
         bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save_figure(figure, Path(path))
 
 
 def plot_paths(records: Sequence[RunRecords], comparison: Comparison, path: Path | str) -> bool:
@@ -251,8 +248,7 @@ def plot_paths(records: Sequence[RunRecords], comparison: Comparison, path: Path
         "arrows: direction of the task gradient (lengths mean nothing); filled, solid: the halves of its data agree",
         fontsize=8, color="0.35",
     )  # fmt: skip
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save_figure(figure, Path(path))
     return True
 
 
@@ -289,8 +285,7 @@ def plot_learning_curves(records: Sequence[RunRecords], path: Path | str) -> boo
         if name == "held_out_loss":
             axis.set_yscale("log")
         axis.legend(fontsize=8)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save_figure(figure, Path(path))
     return True
 
 

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from itertools import pairwise
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -19,6 +19,7 @@ SELECTORS = SEARCHES
 Estimator = Literal["reinforce", "per_step", "causal", "pathwise", "mixed", "fisher", "resolve"]
 ESTIMATOR_NAMES: tuple[str, ...] = get_args(Estimator)
 REFERENCE_METHODS = ("slbo", "sac")
+MAX_LAYERS, MAX_WIDTH, MAX_PARAMETERS = 20, 100_000, 100_000_000  # of a network
 
 
 @dataclass(frozen=True)
@@ -215,22 +216,58 @@ def check_config(config: Any, where: str = "config.") -> None:
     Raises:
         ValueError: names the field, the value and the allowed range.
     """
+    hints = get_type_hints(type(config))
     for f in fields(config):
         name, value = f"{where}{f.name}", getattr(config, f.name)
         if is_dataclass(value):
             check_config(value, f"{name}.")
+        elif value is None and type(None) in get_args(hints[f.name]):
+            continue
         elif "range" in f.metadata:
-            low, high = f.metadata["range"]
-            if value is None and f.default is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise ValueError(f"{name}: expected a number from {low:g} to {high:g}, got {value!r}")
-            if not low <= value <= high:
-                raise ValueError(f"{name}: expected {low:g} to {high:g}, got {value:g}")
+            kind = int if hints[f.name] in (int, int | None) else float
+            _check_number(name, value, kind, *f.metadata["range"])
         elif "choices" in f.metadata:
-            check_name(name, value, f.metadata["choices"])
-        elif f.name.endswith("hidden_sizes") and not all(isinstance(n, int) and n > 0 for n in value):
-            raise ValueError(f"{name}: expected positive layer widths, got {value}")
+            check_name(name, str(value), f.metadata["choices"])
+        elif get_origin(hints[f.name]) is Literal:
+            check_name(name, str(value), get_args(hints[f.name]))
+        elif f.name.endswith("hidden_sizes"):
+            if not isinstance(value, tuple) or len(value) > MAX_LAYERS:
+                raise ValueError(f"{name}: expected at most {MAX_LAYERS} layer widths, got {value!r:.60}")
+            for width in value:
+                _check_number(name, width, int, 1, MAX_WIDTH)
+        elif f.name == "first_psi":
+            for x in value:
+                _check_number(name, x, float, -1e9, 1e9)
+    for f in fields(config):  # now that every number is one
+        if f.name.endswith("hidden_sizes"):
+            widths = getattr(config, f.name)
+            size = getattr(config, "num_members", 1) * sum(a * b for a, b in pairwise(widths))
+            if size > MAX_PARAMETERS:
+                raise ValueError(
+                    f"{where}{f.name}: expected at most {MAX_PARAMETERS:g} parameters in all members, got {size:g}"
+                )
+
+
+def _check_number(name: str, value: Any, kind: type, low: float, high: float) -> None:
+    """Refuse what is not a number, or a whole one where kind is int, from low to high."""
+    what = "a whole number" if kind is int else "a number"
+    allowed = int if kind is int else int | float
+    if isinstance(value, bool) or not isinstance(value, allowed):
+        raise ValueError(f"{name}: expected {what} from {low:g} to {high:g}, got {value!r:.60}")
+    if not low <= value <= high:  # also false for nan
+        raise ValueError(f"{name}: expected {low:g} to {high:g}, got {value:g}")
+
+
+def check_saving(checkpoint_seconds: float, keep_checkpoints: int) -> None:
+    """Refuse nonsense about checkpoints.
+
+    Raises:
+        ValueError: names the option, the allowed range and the value.
+    """
+    if not 0 <= checkpoint_seconds <= 1e6:
+        raise ValueError(f"--checkpoint-seconds: expected 0 to 1e6, got {checkpoint_seconds:g}")
+    if not 1 <= keep_checkpoints <= 10_000:
+        raise ValueError(f"--keep-checkpoints: expected 1 to 10000, got {keep_checkpoints}")
 
 
 def check_lanes(name: str, num_samples: int, horizon: int, lane_multiple: int = 1) -> int:
@@ -261,6 +298,10 @@ def check_sample_counts(config: MetaTrainConfig, horizon: int) -> None:
     members = config.dynamics.num_members
     check_lanes("config.virtual.num_samples", config.virtual.num_samples, horizon, members)
     check_lanes("config.slbo.num_samples", config.slbo.num_samples, horizon)
+    if config.fit.num_horizon > horizon:
+        raise ValueError(
+            f"config.fit.num_horizon: expected 1 to {horizon} (the family's horizon), got {config.fit.num_horizon}"
+        )
     name, num_samples = "config.gradient.num_samples", config.gradient.num_samples
     if check_lanes(name, num_samples, horizon, members) < 2 * members:
         raise ValueError(
@@ -273,6 +314,18 @@ def check_screening(config: MetaTrainConfig, horizon: int) -> None:
     """The sample count of the selector "screened"; see `check_lanes`."""
     name, num_samples = "config.search.num_screen_samples", config.search.num_screen_samples
     check_lanes(name, num_samples, horizon, config.dynamics.num_members)
+
+
+def num_gradient_episodes(config: TaskGradientConfig, num_parameters: int) -> int:
+    """Real episodes that the task gradient draws itself, beyond the rollouts that it is given.
+
+    num_extra_episodes of theta_hat and of theta* each; `resolve` scores num_episodes of two policies for every
+    replicate and direction (at most one for each of the num_parameters task parameters).
+    """
+    resolve = config.resolve
+    num_policies = 2 * resolve.num_replicates * min(num_parameters, resolve.num_directions)
+    own = num_policies * resolve.num_episodes if config.estimator == "resolve" else 0
+    return 2 * config.num_extra_episodes + own
 
 
 def evaluation_virtual(config: VirtualTrainingConfig, evaluation: EvaluationConfig) -> VirtualTrainingConfig:

@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from admrl.config import EvaluationConfig, check_config
 from admrl.evaluation import GapTable, best_known_returns, check_evaluation
 from admrl.evaluation_store import FOLDER, PartStore, part_settings
-from admrl.files import write_bytes
+from admrl.files import DamagedFileError, make_folder
 from admrl.protocol import COUNTS, Adapted, adapted_returns, model_errors, probe_scale
 from admrl.reference import Reference, reference_returns
 from admrl.reporting import Reporter
 from admrl.run_store import Run, load_run, provenance
+from admrl.sealed_file import check_tensor, read_sealed, write_sealed
 from admrl.test_sets import TaskList, digest, grid_tasks, unit_keys
 
 
@@ -290,7 +289,7 @@ def reference_file(runs: Sequence[Run], tasks: TaskList, config: EvaluationConfi
     settings = [part_settings(run, replace(config, num_stages=0), seed) for run in runs]
     names = ("num_reference_stages", "num_reference_samples", "num_reference_updates")
     key = digest([settings, {n: getattr(config, n) for n in names}, tasks.psi.tolist()])
-    return runs[0].path / FOLDER / f"reference-{key}.safetensors"
+    return runs[0].path / FOLDER / f"reference-{key}.part"
 
 
 def reference_job(
@@ -301,17 +300,19 @@ def reference_job(
     episodes = run_reference(runs, tasks, config, seed, reporter=reporter)
     assert episodes is not None
     file = reference_file(runs, tasks, config, seed)
-    file.parent.mkdir(exist_ok=True)
-    write_bytes(file, save({"episode_return": np.ascontiguousarray(episodes)}))
+    make_folder(file.parent)
+    write_sealed(file, {"episode_return": torch.from_numpy(np.ascontiguousarray(episodes))}, {})
 
 
-def load_reference_episodes(file: Path) -> np.ndarray:
-    """What `reference_job` wrote.
+def load_reference_episodes(file: Path, num_tasks: int, num_episodes: int) -> np.ndarray:
+    """What `reference_job` wrote: (1, M, N).
 
     Raises:
-        ValueError: damaged.
+        DamagedFileError: says what is wrong.
     """
+    tensors, _, _ = read_sealed(file)
     try:
-        return load(file.read_bytes())["episode_return"]
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{file} is damaged ({error}); delete it, and it is computed again") from error
+        shape = (1, num_tasks, num_episodes)
+        return check_tensor(tensors, "episode_return", shape, torch.float64).numpy()
+    except ValueError as error:
+        raise DamagedFileError(f"{file}: {error}") from error

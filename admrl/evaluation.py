@@ -21,7 +21,7 @@ from torch import Tensor
 
 from admrl.adaptation import Solution, episode_returns, real_rollout
 from admrl.config import EvaluationConfig, check_lanes
-from admrl.files import write_text
+from admrl.files import DamagedFileError, parse_json, write_text
 from admrl.search.objective import Objective, scaled_gap
 from admrl.test_sets import unit_keys
 from task_families.family import TaskFamily
@@ -144,34 +144,77 @@ class GapTable:
         """Read a table.
 
         Raises:
-            ValueError: the file is not a gap table; names the file.
+            DamagedFileError: the file is not a gap table; names the file.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            if (found := data.pop("format")) not in FORMATS:
-                raise ValueError(f"unknown format {found!r}")
-            for name in ("psi", "episode_return", "optimal_return"):
-                data[name] = np.array(data[name], dtype=float)
-            data["num_samples"] = np.array(data["num_samples"], dtype=int)
-            for name in ("visited_psi", "box", "model_error"):
-                if data.get(name) is not None:
-                    data[name] = np.array(data[name], dtype=float)
-            for name in ("task_names", "task_units", "optimal_source", "grid_shape"):
-                data[name] = None if data[name] is None else tuple(data[name])
-            table = cls(**data)
-        except (
-            KeyError,
-            TypeError,
-            AttributeError,
-            json.JSONDecodeError,
-            UnicodeDecodeError,
-            ValueError,
-        ) as e:
-            raise ValueError(f"{path}: not a gap table ({e}); `admrl evaluate` writes them") from e
-        shape = (len(table.psi), len(table.num_samples))
-        if table.episode_return.shape[1:3] != shape or table.optimal_return.shape != shape[:1]:
-            raise ValueError(f"{path}: returns do not match {shape[0]} tasks and {shape[1]} sample counts")
-        return table
+            data = parse_json(Path(path).read_bytes())
+            found = data.pop("format", None) if isinstance(data, dict) else None
+            if found not in FORMATS:
+                raise ValueError(f"unknown format {found!r:.40}")
+            return cls(**_table_fields(data))
+        except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
+            raise DamagedFileError(
+                f"{path}: not a gap table ({error!s:.200}); `admrl evaluate` writes them"
+            ) from error
+
+
+def _table_fields(data: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a table from plain data, each checked; None is nan."""
+    psi, num_samples = _array(data, "psi", 2), _array(data, "num_samples", 1)
+    returns, optimal = _array(data, "episode_return", 4), _array(data, "optimal_return", 1)
+    num_tasks, size = psi.shape
+    if returns.shape[1:3] != (num_tasks, len(num_samples)) or optimal.shape != (num_tasks,):
+        raise ValueError(f"returns do not match {num_tasks} tasks and {len(num_samples)} sample counts")
+    if 0 in returns.shape or size == 0:
+        raise ValueError("expected at least one task, policy seed and episode")
+    if not (np.isfinite(psi).all() and np.isfinite(num_samples).all()):
+        raise ValueError("psi, num_samples: expected finite numbers")
+    checked: dict[str, Any] = {
+        "psi": psi,
+        "num_samples": num_samples.astype(int),
+        "episode_return": returns,
+        "optimal_return": optimal,
+        "grid_shape": _grid_shape(data["grid_shape"], num_tasks),
+    }
+    shapes = {"visited_psi": (None, size), "box": (2, size), "model_error": (num_tasks,)}
+    for name, shape in shapes.items():
+        if data.get(name) is None:
+            continue
+        checked[name] = array = _array(data, name, len(shape))
+        if any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
+            raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
+    for name in ("method", "family", "variant", "test_set"):
+        if not isinstance(data.get(name, ""), str):
+            raise ValueError(f"{name}: expected text")
+    for name, count in (("task_names", size), ("task_units", size), ("optimal_source", num_tasks)):
+        texts = data[name]
+        if not isinstance(texts, list) or len(texts) != count or not all(isinstance(t, str) for t in texts):
+            raise ValueError(f"{name}: expected {count} texts")
+        checked[name] = tuple(texts)
+    if not isinstance(data["provenance"], dict):
+        raise ValueError("provenance: expected an object")
+    return data | checked
+
+
+def _grid_shape(grid: Any, num_tasks: int) -> tuple[int, ...] | None:
+    """Cells per axis; a grid may have holes."""
+    if grid is None:
+        return None
+    counts = isinstance(grid, list) and all(type(n) is int and 0 < n <= num_tasks for n in grid)
+    if not counts or math.prod(grid) < num_tasks:
+        raise ValueError(f"grid_shape: expected a grid of {num_tasks} tasks, got {grid!r:.60}")
+    return tuple(grid)
+
+
+def _array(data: dict[str, Any], name: str, num_axes: int) -> np.ndarray:
+    """Numbers (None is nan) with so many axes, below 1e15 in size."""
+    try:
+        array = np.array(data[name], dtype=float)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected numbers, rows of equal length") from error
+    if array.ndim != num_axes or bool((np.abs(array) > 1e15).any()):
+        raise ValueError(f"{name}: expected {num_axes} axes of numbers of sensible size")
+    return array
 
 
 @dataclass(frozen=True, eq=False)

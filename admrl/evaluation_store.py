@@ -1,10 +1,10 @@
 """Finished parts of an evaluation, kept in the run folder so that an interrupted one goes on where it stopped.
 
     RUN/evaluation/KEY/settings.json                     what was computed; KEY is its digest
-    RUN/evaluation/KEY/SEED-DIGEST.safetensors           one policy seed on one batch of tasks
+    RUN/evaluation/KEY/SEED-DIGEST.part                  one policy seed on one batch of tasks (`admrl.sealed_file`)
 
 A part is found again by its tasks and its policy seed, however the tasks are batched. The key covers the model, every
-setting that changes a number, and the versions of torch and MuJoCo.
+setting that changes a number, and the versions of torch and MuJoCo. A damaged part is set aside and computed again.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+import torch
+from torch import Tensor
 
 from admrl.config import EvaluationConfig
-from admrl.files import write_bytes, write_text
-from admrl.protocol import Adapted
+from admrl.files import DamagedFileError, make_folder, write_text
+from admrl.protocol import COUNTS, PROBE_LANES, Adapted
 from admrl.run_store import Run, versions
+from admrl.sealed_file import check_tensor, read_sealed, write_sealed
 from admrl.test_sets import digest
 
-FOLDER = "evaluation"
+FOLDER, SUFFIX, DAMAGED = "evaluation", ".part", ".damaged"
 NOT_IN_KEY = (  # settings that no part's numbers depend on
     "num_policy_seeds",
     "tasks_per_batch",
@@ -39,47 +40,69 @@ Key = tuple[int, ...]
 
 
 class PartStore:
-    """The parts of one run under one evaluation's settings."""
+    """The parts of one run under one evaluation's settings; for the holder of the run's lock and its workers."""
 
     def __init__(self, run: Run, config: EvaluationConfig, seed: int) -> None:
         settings = part_settings(run, config, seed)
         self.folder = run.path / FOLDER / digest(settings)
+        self.notes: list[str] = []
+        """What was damaged, for the user."""
         self._settings = settings
+        self._size = run.family.box.size
+        number = run.state.learner.model.weights[0].dtype
+        self._dtypes = {"episode_return": torch.float64, "counts": torch.int64, "probe": number}
+        self._shapes = {  # of a task in a part
+            "episode_return": (config.num_stages + 1, config.num_episodes),
+            "counts": (config.num_stages + 1, len(COUNTS)),
+            "probe": (PROBE_LANES * run.family.horizon, 2 * run.family.obs_size + run.family.act_size),
+        }
 
     def save(self, keys: Sequence[Key], policy_seed: int, adapted: Adapted) -> None:
-        """Write one policy seed (R = 1) on the tasks of these keys."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Write one policy seed (R = 1) on the tasks of these keys.
+
+        Raises:
+            StorageError: see `write_bytes`.
+        """
+        make_folder(self.folder)
         if not (self.folder / "settings.json").exists():
             write_text(self.folder / "settings.json", json.dumps(self._settings, indent=1))
         tensors = {
-            "keys": np.array(keys, dtype=np.int64),
-            "policy_seed": np.array([policy_seed]),
-            "episode_return": adapted.episode_return[0],
-            "counts": adapted.counts[0],
-            "probe": adapted.probe,
+            "keys": torch.tensor(keys, dtype=torch.int64),
+            "policy_seed": torch.tensor([policy_seed]),
+            "episode_return": torch.from_numpy(adapted.episode_return[0]).double(),
+            "counts": torch.from_numpy(adapted.counts[0]).long(),
+            "probe": torch.from_numpy(adapted.probe),
         }
-        name = f"{policy_seed:03d}-{digest([list(k) for k in keys])}.safetensors"
-        write_bytes(self.folder / name, save({k: np.ascontiguousarray(v) for k, v in tensors.items()}))
+        write_sealed(
+            self.folder / f"{policy_seed:03d}-{digest([list(k) for k in keys])}{SUFFIX}", tensors, {}
+        )
 
     def load(self) -> dict[tuple[Key, int], dict[str, np.ndarray]]:
         """All finished parts by (task, policy seed): episode_return (J, N), counts (J, 4), probe (P, .).
 
-        Raises:
-            ValueError: a damaged file; names it.
+        Damaged files are renamed, and `notes` says so.
         """
         found: dict[tuple[Key, int], dict[str, np.ndarray]] = {}
-        for file in sorted(self.folder.glob("*.safetensors")):
+        for file in sorted(self.folder.glob(f"*{SUFFIX}")):
             try:
-                part = load(file.read_bytes())
-                keys, (policy_seed,) = part.pop("keys"), part.pop("policy_seed")
-                for m, key in enumerate(keys):
-                    row = {name: part[name][m] for name in ("episode_return", "counts", "probe")}
-                    found[tuple(int(x) for x in key), int(policy_seed)] = row
-            except (SafetensorError, KeyError, ValueError, IndexError) as error:
-                raise ValueError(
-                    f"{file} is damaged ({error}); delete it, and it is computed again"
-                ) from error
+                part = self._checked(read_sealed(file)[0])
+            except ValueError as error:
+                file.rename(file.with_suffix(DAMAGED))
+                where = "" if isinstance(error, DamagedFileError) else f"{file}: "
+                self.notes.append(f"{where}{error}; this part of the evaluation is computed again")
+                continue
+            (policy_seed,) = part["policy_seed"].tolist()
+            for m, key in enumerate(part["keys"].tolist()):
+                found[tuple(key), policy_seed] = {name: part[name][m].numpy() for name in self._shapes}
         return found
+
+    def _checked(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a part, if they are what `save` writes."""
+        keys = check_tensor(tensors, "keys", (None, self._size), torch.int64)
+        checked = {"keys": keys, "policy_seed": check_tensor(tensors, "policy_seed", (1,), torch.int64)}
+        for name, shape in self._shapes.items():
+            checked[name] = check_tensor(tensors, name, (len(keys), *shape), self._dtypes[name])
+        return checked
 
     def collect(self, keys: Sequence[Key], num_policy_seeds: int) -> Adapted:
         """All policy seeds of all tasks.

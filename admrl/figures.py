@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from matplotlib.colors import Normalize
 
 from admrl.comparison import Comparison, check_comparable
 from admrl.evaluation import GapTable
+from admrl.files import write_bytes
 
 TEXT_SHIFTS = (0.0, 0.27, -0.27)  # of a cell's text, in cells
 COLOURS = "viridis_r"  # light is a small gap, as in the paper; readable in grey and by the colour-blind
@@ -103,8 +105,15 @@ def _draw(panels: Sequence[Panel], table: GapTable, j: int, note: str, path: Pat
         if table.psi.shape[1] == 3:
             note += f"; rows: {_label(table, 2)}"
     figure.supxlabel(note, fontsize=8, color="0.35")
-    figure.savefig(path, dpi=150)
+    save_figure(figure, Path(path))
+
+
+def save_figure(figure: plt.Figure, path: Path) -> None:
+    """Write a figure atomically, in the format of the file's suffix, and close it."""
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format=path.suffix[1:])
     plt.close(figure)
+    write_bytes(path, picture.getvalue())
 
 
 def _maps(

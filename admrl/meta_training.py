@@ -14,16 +14,21 @@
     12:     psi <- project(psi + alpha dL/dpsi)
 
 Differs from the paper:
-1. Every selector collects the same rollouts of theta_hat and theta*, and all of them join D: adversarial,
-   uniform and gaussian runs have equal real budgets although only the first needs them for a gradient.
+1. Every selector collects the same rollouts of theta_hat and theta*, and all of them join D. A selector that uses
+   no gradient draws as many further episodes of theta_hat as the gradient would have (`num_gradient_episodes`), so
+   that all selectors have equal real budgets; the virtual samples of the gradient are its own and are counted.
 2. A gradient whose two halves of the data contradict each other (cosine <= 0) is not followed; its two parts
    that need no solve (optimal - adapted) are, and the run says so.
+
+A run can stop after every step and go on from a `MetaState` that was saved there, bit-identically: where a task in
+progress stands is data (`TaskProgress`), and each phase of it begins by looking how much is done.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -36,14 +41,20 @@ from admrl.adaptation import (
     report_unstable,
     slbo_adapt,
 )
-from admrl.config import MetaTrainConfig, check_config, check_sample_counts, check_screening
+from admrl.config import (
+    MetaTrainConfig,
+    check_config,
+    check_sample_counts,
+    check_screening,
+    num_gradient_episodes,
+)
 from admrl.gradient import TaskGradient, task_gradient
 from admrl.reporting import Reporter, Silent
 from admrl.screening import ModelScreening, check_members
 from admrl.search import ScreenedSearch, Search, make_search
 from admrl.search.objective import scaled_gap, scaled_gradient
+from admrl.task_progress import Phase, TaskProgress, num_phase_steps, slbo_config
 from admrl.virtual_training import new_solution, stochastic_actor, virtual_training
-from dynamics.ensemble import DynamicsEnsemble
 from dynamics.learner import ModelLearner
 from dynamics.virtual_env import VirtualEnv
 from policy_opt.gaussian_policy import GaussianPolicy
@@ -53,14 +64,17 @@ from task_families.rollout import Rollout, collect
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """What one task of the training showed. Returns are undiscounted means per episode; JSON-able."""
+    """What one task of the training showed; JSON-able.
+
+    Returns are undiscounted means over the episodes whose simulation stayed stable, None if none did.
+    """
 
     index: int
     psi: list[float]
     return_model: float | None  # theta_hat in the model; None for the first task
     return_hat: float | None  # theta_hat in the simulator
-    return_star: float  # theta* in the simulator
-    gradient: dict[str, list[float]] | None  # parts of Eq. 2 and their total
+    return_star: float | None  # theta* in the simulator
+    gradient: dict[str, list[float | None]] | None  # parts of Eq. 2 and their total; None: not finite
     split_half_cosine: float | None
     fell_back: bool  # the step ignored the implicit part
     solve_status: str | None  # of the solve with the Hessian, if the estimator has one
@@ -84,6 +98,7 @@ class MetaState:
     records: list[TaskRecord] = field(default_factory=list)
     real_samples: int = 0
     virtual_samples: int = 0
+    progress: TaskProgress | None = None  # None between two tasks
 
 
 def make_policy(family: TaskFamily, config: MetaTrainConfig) -> GaussianPolicy:
@@ -140,6 +155,8 @@ def meta_train(
     *,
     num_threads: int = 1,
     reporter: Reporter | None = None,
+    on_step: Callable[[MetaState], None] | None = None,
+    on_phase: Callable[[MetaState], None] | None = None,
     on_task: Callable[[MetaState], None] | None = None,
     estimate_gradient: Callable[..., TaskGradient] = task_gradient,
 ) -> MetaState:
@@ -148,7 +165,8 @@ def meta_train(
     Args:
         state: `new_state`, or one that was restored from a checkpoint.
         num_threads: of the simulator (results do not depend on it).
-        on_task: called after every task, e.g. to save a checkpoint.
+        on_step, on_phase, on_task: called after every step, phase and task. The state is complete then: saved and
+            restored, it goes on with the same numbers.
         estimate_gradient: the estimator of lines 9-11, called like `task_gradient`.
     """
     counter = _Counting(reporter or Silent(), state)
@@ -161,17 +179,35 @@ def meta_train(
             state.search_generator,
             num_threads,
             counter,
-            # the phases of a task begin with its number: `admrl train --resume` keeps those of finished tasks
             lambda: f"task {len(state.records) + 1}/{config.num_tasks}: screening",
         )
         state.search.scorer, state.search.polisher = screening.score, screening.polish
     while len(state.records) < config.num_tasks:  # Alg. 1, line 2
-        task = _Task(family, state, config, spawn_generators(state.generator, 1), num_threads, counter)
-        told = _train_on(task, estimate_gradient)
+        progress = state.progress
+        if progress is None:
+            state.progress = progress = _begin_task(family, state, config)  # line 3
+            if isinstance(state.search, ScreenedSearch) and on_step is not None:
+                on_step(state)  # screening may take as long as a phase
+        task = _Task(family, state, progress, config, num_threads, counter, on_step, on_phase)
+        if progress.phase is Phase.ZERO_SHOT:
+            _zero_shot(task)  # line 4
+        if progress.phase is Phase.SLBO:
+            _slbo(task)  # lines 5-7
+        told = _task_gradient(task, estimate_gradient)  # lines 9-11
         state.search.tell(task.psi, told.gap, told.gradient)  # lines 8 and 12
-        if on_task is not None:
-            on_task(state)
+        state.progress = None
+        for tell in (on_task, on_phase):  # the checkpoint comes last: what it covers is complete
+            if tell is not None:
+                tell(state)
     return state
+
+
+def _begin_task(family: TaskFamily, state: MetaState, config: MetaTrainConfig) -> TaskProgress:
+    """Line 3: a random policy for the task that the search asks for."""
+    model, (generator,) = state.learner.model, spawn_generators(state.generator, 1)
+    psi = state.search.ask().to(model.weights[0].dtype)
+    solution = new_solution(model, psi, make_policy(family, config), config.virtual, [generator])
+    return TaskProgress(Phase.ZERO_SHOT if state.records else Phase.SLBO, 0, generator, solution)
 
 
 @dataclass
@@ -180,16 +216,37 @@ class _Task:
 
     family: TaskFamily
     state: MetaState
+    progress: TaskProgress
     config: MetaTrainConfig
-    generators: list[torch.Generator]
     num_threads: int
     reporter: Reporter
+    on_step: Callable[[MetaState], None] | None
+    on_phase: Callable[[MetaState], None] | None
 
     def __post_init__(self) -> None:
         self.index = len(self.state.records)
-        self.psi = self.state.search.ask().to(self.state.learner.model.weights[0].dtype)
+        self.psi = self.progress.solution.psi
+        self.generators = [self.progress.generator]
         self.name = f"task {self.index + 1}/{self.config.num_tasks}"
         self.num_lanes = self.config.gradient.num_samples // self.family.horizon
+
+    def announce(self) -> None:
+        """Tell the reporter which phase begins or goes on."""
+        phase = self.progress.phase
+        num_steps = num_phase_steps(self.config, self.index)[phase] - self.progress.num_done
+        self.reporter.phase(f"{self.name}: {phase}", num_steps)
+
+    def step_done(self, num_done: int, solution: Solution) -> None:
+        """A step of the phase is done; the state is complete."""
+        self.progress.num_done, self.progress.solution = num_done, solution
+        if self.on_step is not None:
+            self.on_step(self.state)
+
+    def end_phase(self, following: Phase) -> None:
+        """The phase is done; the state is complete."""
+        self.progress.phase, self.progress.num_done = following, 0
+        if self.on_phase is not None:
+            self.on_phase(self.state)
 
     def measure(self, solution: Solution) -> Rollout:
         """A real rollout without exploration noise: for the gradient and the returns, and for D."""
@@ -205,23 +262,19 @@ class _Task:
         self.state.real_samples += rollout.num_samples
         report_unstable(rollout, self.reporter)
 
-    def mean_return(self, rollout: Rollout) -> float:
-        """Undiscounted, per episode."""
-        return float(episode_returns(self.family, self.psi, rollout).mean())
+    def mean_return(self, name: str) -> float | None:
+        """Of a rollout; undiscounted, per episode that stayed stable."""
+        rollout = self.progress.rollouts.get(name)
+        if rollout is None:
+            return None
+        returns = episode_returns(self.family, self.psi, rollout)
+        stable = returns[returns.isfinite()]
+        return float(stable.mean()) if len(stable) else None
 
-    def discounted(self, rollout: Rollout) -> Tensor:
+    def discounted(self, name: str) -> Tensor:
         """(1,) discounted return of an episode, divided by the horizon: the unit of the task gradient."""
-        return discounted_returns(self.family, self.psi, rollout).mean(-1) / self.family.horizon
-
-
-@dataclass(frozen=True)
-class _ZeroShot:
-    """theta_hat and what line 9 needs of it."""
-
-    theta_hat: Solution
-    model: DynamicsEnsemble  # that trained it, as it was before SLBO
-    model_rollout: Rollout
-    hat_rollout: Rollout
+        returns = discounted_returns(self.family, self.psi, self.progress.rollouts[name])
+        return returns.mean(-1) / self.family.horizon
 
 
 @dataclass(frozen=True)
@@ -232,46 +285,78 @@ class _Told:
     gradient: Tensor | None  # (1, k)
 
 
-def _train_on(task: _Task, estimate_gradient: Callable[..., TaskGradient]) -> _Told:
-    """Lines 3-11 of Alg. 1; appends the record."""
-    family, state, config = task.family, task.state, task.config
-    learner, virtual = state.learner, config.virtual
-    policy = make_policy(family, config)
-    solution = new_solution(learner.model, task.psi, policy, virtual, task.generators)  # line 3
-    zero = None if task.index == 0 else _zero_shot(task, solution)  # line 4
-    slbo = config.slbo if zero else replace(config.slbo, num_stages=config.num_first_stages)
-    num_steps = slbo.num_stages * (1 + slbo.num_iterations * virtual.num_policy_updates)
-    task.reporter.phase(f"{task.name}: SLBO", num_steps)
-    theta_star = slbo_adapt(  # lines 5-7
+def _zero_shot(task: _Task) -> None:
+    """Line 4, and the rollouts of theta_hat that line 9 needs."""
+    family, config, learner, progress = task.family, task.config, task.state.learner, task.progress
+    task.announce()
+    theta_hat = virtual_training(
         family,
-        learner,
-        zero.theta_hat if zero else solution,
-        slbo,
-        virtual,
+        learner.model,
+        progress.solution,
+        config.num_zero_shot,
+        config.virtual,
+        task.generators,
+        learner=learner,
+        reporter=task.reporter,
+        num_done=progress.num_done,
+        on_step=task.step_done,
+    )
+    # in the model as it is now: theta_hat is optimal for the one before SLBO
+    env = VirtualEnv(learner.model, family, (1, task.num_lanes))
+    act = stochastic_actor(theta_hat, env.shape, family.horizon, task.generators)
+    with torch.no_grad():
+        model_rollout = collect(env, family, act, family.horizon, task.generators)
+    task.state.virtual_samples += model_rollout.num_samples
+    progress.theta_hat = progress.solution = theta_hat
+    progress.model = learner.model.clone()
+    progress.rollouts = {"model": model_rollout, "hat": task.measure(theta_hat)}
+    task.end_phase(Phase.SLBO)
+
+
+def _slbo(task: _Task) -> None:
+    """Lines 5-7, and the rollout of theta* that line 9 needs."""
+    progress = task.progress
+    task.announce()
+    progress.solution = slbo_adapt(
+        task.family,
+        task.state.learner,
+        progress.solution,
+        slbo_config(task.config, task.index),
+        task.config.virtual,
         task.generators,
         num_threads=task.num_threads,
         reporter=task.reporter,
+        num_done=progress.num_done,
+        on_step=task.step_done,
     )
-    star_rollout = task.measure(theta_star)
+    progress.rollouts["star"] = task.measure(progress.solution)
+    task.end_phase(Phase.GRADIENT)
+
+
+def _task_gradient(task: _Task, estimate_gradient: Callable[..., TaskGradient]) -> _Told:
+    """Lines 9-11; appends the record."""
+    state, progress, rollouts = task.state, task.progress, task.progress.rollouts
     gradient = None
-    if zero and state.search.uses_gradient:  # lines 9-11
-        task.reporter.phase(f"{task.name}: task gradient", 1)
+    if progress.theta_hat is not None and state.search.uses_gradient:
+        task.announce()
         gradient = estimate_gradient(
-            family,
-            zero.theta_hat,
-            theta_star,
-            hat_in_model=zero.model_rollout,
-            hat_in_simulator=zero.hat_rollout,
-            star_in_simulator=star_rollout,
-            model=zero.model,
-            updated_model=learner.model,
-            config=config.gradient,
-            virtual=virtual,
+            task.family,
+            progress.theta_hat,
+            progress.solution,
+            hat_in_model=rollouts["model"],
+            hat_in_simulator=rollouts["hat"],
+            star_in_simulator=rollouts["star"],
+            model=progress.model,
+            updated_model=state.learner.model,
+            config=task.config.gradient,
+            virtual=task.config.virtual,
             generators=task.generators,
             on_real=task.keep,
             num_threads=task.num_threads,
         )
         state.virtual_samples += gradient.virtual_samples
+    elif progress.theta_hat is not None:
+        _draw_as_many(task, progress.theta_hat)
     direction, cosine, fell_back = _direction(task, gradient)
     parts = ("optimal", "adapted", "implicit", "total")
     solve = gradient.solve if gradient else None
@@ -279,32 +364,37 @@ def _train_on(task: _Task, estimate_gradient: Callable[..., TaskGradient]) -> _T
         TaskRecord(
             index=task.index,
             psi=[round(x, 6) for x in task.psi[0].tolist()],
-            return_model=task.mean_return(zero.model_rollout) if zero else None,
-            return_hat=task.mean_return(zero.hat_rollout) if zero else None,
-            return_star=task.mean_return(star_rollout),
-            gradient={name: getattr(gradient, name)[0].tolist() for name in parts} if gradient else None,
-            split_half_cosine=cosine,
+            return_model=task.mean_return("model"),
+            return_hat=task.mean_return("hat"),
+            return_star=task.mean_return("star"),
+            gradient={name: _finite(getattr(gradient, name)[0]) for name in parts} if gradient else None,
+            split_half_cosine=cosine if cosine is not None and isfinite(cosine) else None,
             fell_back=fell_back,
             solve_status=solve.status.item().name if solve else None,
-            relative_residual=float(solve.relative_residual) if solve else None,
+            relative_residual=_finite(solve.relative_residual)[0] if solve else None,
             real_samples=state.real_samples,
             virtual_samples=state.virtual_samples,
         )
     )
-    return _told(task, zero, star_rollout, gradient, direction)
+    return _told(task, gradient, direction)
 
 
-def _told(
-    task: _Task,
-    zero: _ZeroShot | None,
-    star_rollout: Rollout,
-    gradient: TaskGradient | None,
-    direction: Tensor | None,
-) -> _Told:
+def _draw_as_many(task: _Task, theta_hat: Solution) -> None:
+    """The further real episodes that the gradient would have drawn, all of theta_hat; see the head of this page."""
+    num_episodes = num_gradient_episodes(task.config.gradient, task.family.box.size)
+    if num_episodes:
+        task.reporter.phase(f"{task.name}: further episodes", 1)
+        task.keep(
+            real_rollout(task.family, theta_hat, num_episodes, task.generators, num_threads=task.num_threads)
+        )
+        task.reporter.advance()
+
+
+def _told(task: _Task, gradient: TaskGradient | None, direction: Tensor | None) -> _Told:
     """The gap of the real rollouts of theta* and theta_hat, and its gradient, in the scale of the configuration."""
-    if zero is None:
+    if task.progress.theta_hat is None:
         return _Told(torch.full((1,), torch.nan), None)
-    optimal, adapted = (task.discounted(rollout) for rollout in (star_rollout, zero.hat_rollout))
+    optimal, adapted = task.discounted("star"), task.discounted("hat")
     scale = task.config.search.scale
     gap = scaled_gap(optimal, adapted, scale)
     if not bool(gap.isfinite().all()):  # an unstable simulation, or a ratio to nothing
@@ -315,27 +405,9 @@ def _told(
     return _Told(gap, direction)
 
 
-def _zero_shot(task: _Task, solution: Solution) -> _ZeroShot:
-    """Line 4, and the rollouts of theta_hat that line 9 needs."""
-    family, config, learner = task.family, task.config, task.state.learner
-    task.reporter.phase(f"{task.name}: zero-shot", config.num_zero_shot * config.virtual.num_policy_updates)
-    theta_hat = virtual_training(
-        family,
-        learner.model,
-        solution,
-        config.num_zero_shot,
-        config.virtual,
-        task.generators,
-        learner=learner,
-        reporter=task.reporter,
-    )
-    # in the model as it is now: theta_hat is optimal for the one before SLBO
-    env = VirtualEnv(learner.model, family, (1, task.num_lanes))
-    act = stochastic_actor(theta_hat, env.shape, family.horizon, task.generators)
-    with torch.no_grad():
-        model_rollout = collect(env, family, act, family.horizon, task.generators)
-    task.state.virtual_samples += model_rollout.num_samples
-    return _ZeroShot(theta_hat, learner.model.clone(), model_rollout, task.measure(theta_hat))
+def _finite(x: Tensor) -> list[float | None]:
+    """Plain numbers; None where there is none, because JSON has no nan."""
+    return [value if isfinite(value) else None for value in x.flatten().tolist()]
 
 
 def _direction(task: _Task, gradient: TaskGradient | None) -> tuple[Tensor | None, float | None, bool]:

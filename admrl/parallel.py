@@ -9,16 +9,18 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
-import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 
 from admrl.display import Display, JobReporter
+from admrl.interruption import Interruptible, check_interruption, deferred_signals, follow_orders_only
+from admrl.reporting import Reporter
 
 _queue: Any = None
 
@@ -31,10 +33,20 @@ class Job:
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     num_steps: int  # calls of Reporter.advance, for the progress bar
+    saves_itself: bool = False  # stops between its steps, once it has saved; others stop at their next report
 
 
 def run_jobs(jobs: Sequence[Job], num_workers: int, console: Console) -> list[Any]:
-    """Results in the order of the jobs; the first exception of a job is raised here, the others are stopped."""
+    """Results in the order of the jobs; the first exception of a job is raised here, the others are stopped.
+
+    Jobs are stopped by SIGTERM (`admrl.interruption`): they finish their step, save if they can, and are waited for.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; a second one ends all processes at once.
+    """
+    totals: dict[str, int] = {}  # jobs of one name share a row
+    for job in jobs:
+        totals[job.name] = totals.get(job.name, 0) + job.num_steps
     context = multiprocessing.get_context("spawn")
     messages = context.Queue()
     executor = ProcessPoolExecutor(
@@ -44,33 +56,43 @@ def run_jobs(jobs: Sequence[Job], num_workers: int, console: Console) -> list[An
         initargs=(messages,),
     )
     try:
-        totals: dict[str, int] = {}  # jobs of one name share a row
-        for job in jobs:
-            totals[job.name] = totals.get(job.name, 0) + job.num_steps
-        with Display(console, totals) as display:
+        with (
+            deferred_signals(),
+            Display(console, totals) as display,
+            _stopping(executor),
+        ):
             futures = [executor.submit(_run, job) for job in jobs]
             pending = set(futures)
             while pending:
                 done, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
                 _drain(messages, display)
+                check_interruption()
                 for future in done:
                     future.result()
         return [future.result() for future in futures]
-    except BaseException:
-        for process in list((executor._processes or {}).values()):
-            process.terminate()
-        raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 
 
+@contextmanager
+def _stopping(executor: ProcessPoolExecutor) -> Iterator[None]:
+    """If anything goes wrong inside, the workers stop, while a second signal can still end everything."""
+    try:
+        yield
+    except BaseException:
+        for process in list((executor._processes or {}).values()):
+            process.terminate()
+        executor.shutdown(wait=True, cancel_futures=True)
+        raise
+
+
 def _start_worker(messages: Any) -> None:
+    follow_orders_only()  # the parent stops us ...
+    threading.Thread(target=_follow_parent, daemon=True).start()  # ... also when it was killed
     import torch
 
     global _queue
     _queue = messages
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us ...
-    threading.Thread(target=_follow_parent, daemon=True).start()  # ... also when it was killed
     torch.set_num_threads(1)
 
 
@@ -83,7 +105,9 @@ def _follow_parent() -> None:
 
 
 def _run(job: Job) -> Any:
-    return job.function(*job.arguments, JobReporter(job.name, _queue.put))
+    check_interruption()
+    reporter: Reporter = JobReporter(job.name, _queue.put)
+    return job.function(*job.arguments, reporter if job.saves_itself else Interruptible(reporter))
 
 
 def _drain(messages: Any, display: Display) -> None:

@@ -22,7 +22,8 @@ from torch import Tensor
 from admrl.adaptation import slbo_adapt, zero_shot
 from admrl.config import EvaluationConfig, SlboConfig, VirtualTrainingConfig, evaluation_virtual, from_dict
 from admrl.evaluation import best_known_returns, score, task_generators
-from admrl.files import write_text
+from admrl.files import DamagedFileError, parse_json, write_text
+from admrl.health import fit_or_restore
 from admrl.reporting import Reporter, Silent
 from admrl.test_sets import digest, unit_keys
 from dynamics.learner import ModelLearner
@@ -115,20 +116,38 @@ class Reference:
         """Read a file.
 
         Raises:
-            ValueError: no such file, or not a reference file.
+            ValueError: no such file.
+            DamagedFileError: not a reference file.
         """
         if not path.is_file():
             raise ValueError(f"--reference {path}: no such file; `admrl reference --out {path}` makes one")
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = parse_json(path.read_bytes())
             if (found := data.pop("format")) != FORMAT:
-                raise ValueError(f"unknown format {found!r}")
-            candidates = tuple(from_dict(Candidate, c) for c in data.pop("candidates"))
-            return cls(**data, candidates=candidates)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f"{path}: not a reference file ({error}); `admrl reference` makes them"
+                raise ValueError(f"unknown format {found!r:.40}")
+            candidates = tuple(read_candidate(c) for c in data.pop("candidates"))
+            if len({len(c.psi) for c in candidates}) > 1:
+                raise ValueError("candidates: their tasks have different numbers of parameters")
+            return from_dict(cls, {**data, "candidates": candidates})
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError) as error:
+            raise DamagedFileError(
+                f"{path}: not a reference file ({error!s:.200}); `admrl reference` makes them"
             ) from error
+
+
+def read_candidate(data: Any) -> Candidate:
+    """A candidate from plain data.
+
+    Raises:
+        ValueError: something is missing or of another kind; names it.
+    """
+    candidate: Candidate = from_dict(Candidate, data)
+    numbers = (*candidate.psi, *(x for x in candidate.episode_return if x is not None))
+    if not candidate.psi or len(candidate.episode_return) < 2:
+        raise ValueError("candidate: expected a task and the returns of at least two episodes")
+    if not all(type(x) in (int, float) and abs(x) < 1e15 for x in numbers):  # false for nan, too
+        raise ValueError("candidate: psi, episode_return: expected numbers of sensible size")
+    return candidate
 
 
 def _identity(c: Candidate) -> tuple[Any, ...]:
@@ -165,7 +184,7 @@ def reference_returns(
         learner.data[0].extend(other.data[0])
         fit = ~other.data[0].is_held_out
         learner.model.update_normalizers(other.data[0].obs[fit], other.data[0].next_obs[fit])
-    learner.fit(10 * virtual.num_model_steps)
+    fit_or_restore(learner, 10 * virtual.num_model_steps, reporter)
     reporter.phase(f"reference, zero-shot, {len(psi)} tasks", config.num_updates)
     solution = zero_shot(
         family,

@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
-from admrl.adaptation import Solution, episode_returns, slbo_adapt
+from admrl.adaptation import episode_returns, slbo_adapt
 from admrl.config import (
     MetaTrainConfig,
     ReferenceConfig,
@@ -26,16 +24,18 @@ from admrl.config import (
     VirtualTrainingConfig,
     check_config,
     check_lanes,
-    from_dict,
 )
 from admrl.evaluation import score, task_generators
-from admrl.files import write_bytes, write_text
+from admrl.files import DamagedFileError, make_folder, parse_json, write_text
+from admrl.learner_file import dump_learner, load_learner, load_rows
 from admrl.meta_training import make_policy
-from admrl.reference import Candidate
+from admrl.reference import Candidate, read_candidate
 from admrl.reporting import Reporter
 from admrl.run_store import versions
+from admrl.sealed_file import read_sealed, write_sealed
+from admrl.solution_file import dump_generators, dump_solution, load_generators, load_solution
 from admrl.test_sets import TaskList, digest
-from admrl.virtual_training import new_solution, refresh_normalizer
+from admrl.virtual_training import new_solution
 from dynamics.config import DynamicsConfig
 from dynamics.learner import ModelLearner
 from policy_opt.config import TrpoConfig
@@ -44,6 +44,7 @@ from task_families.registry import make
 from task_families.rollout import collect
 
 POLICY = MetaTrainConfig()  # its policy shape
+ROWS = "rows."  # the beginning of the data's names
 SAC_HINT = 'SAC needs stable-baselines3: pip install -c constraints.txt "admrl[sac]"'
 
 
@@ -80,9 +81,9 @@ def slbo_job(
 ) -> None:
     """SLBO from nothing on all tasks together: one model, pooled data; candidates after every stage into folder."""
     family = make(name, variant=variant)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     training = _SlboTraining(family, tasks, config, seed)
-    checkpoint = folder / "checkpoint.safetensors"
+    checkpoint = folder / "training.ckpt"
     if checkpoint.exists():
         training.restore(checkpoint)
     for stage in range(training.num_done, config.num_stages):
@@ -92,7 +93,7 @@ def slbo_job(
         write_text(
             folder / f"stage-{stage + 1:04d}.json", json.dumps([asdict(c) for c in training.candidates()])
         )
-        write_bytes(checkpoint, training.dump())
+        training.save(checkpoint)
 
 
 class _SlboTraining:
@@ -147,50 +148,34 @@ class _SlboTraining:
             for psi, episodes in zip(self.psi.tolist(), torch.from_numpy(returns), strict=True)
         ]
 
-    def dump(self) -> bytes:
-        """Everything that a restart needs, as safetensors."""
-        learner, solution = self.learner, self.solution
-        tensors = {f"model.{k}": v for k, v in learner.model.state_dict().items()}
-        tensors |= {f"data.{k}": v for k, v in learner.data[0].state_dict().items()}
-        for i, moments in learner.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{k}": v for k, v in moments.items()}
-        for i, g in enumerate([learner.generators[0], *self.generators]):
-            tensors[f"generator.{i}"] = g.get_state()
-        tensors |= {"solution.theta": solution.theta, "solution.weights": solution.weights}
-        # the policies' normaliser is the one of the stage's beginning, as the model's is until the next stage
-        flat = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
-        return save(flat, metadata={"num_done": str(self.num_done)})
+    def save(self, file: Path) -> None:
+        """Write everything that a restart needs."""
+        tensors = dump_learner(self.learner) | dump_solution("solution", self.solution)
+        tensors |= {f"{ROWS}{k}": v for k, v in self.learner.data[0].state_dict().items()}
+        tensors |= dump_generators("generators", [self.learner.generators[0], *self.generators])
+        write_sealed(file, tensors, {"num_done": self.num_done})
 
     def restore(self, file: Path) -> None:
-        """Inverse of `dump`.
+        """Inverse of `save`.
 
         Raises:
-            ValueError: damaged, or of another training.
+            DamagedFileError: damaged, or of another training.
         """
         try:
-            content = file.read_bytes()
-            groups: dict[str, dict[str, Tensor]] = {}
-            for name, tensor in load(content).items():
-                group, _, rest = name.partition(".")
-                groups.setdefault(group, {})[rest] = tensor
-            learner = self.learner
-            learner.model.load_state_dict(groups["model"])
-            learner.data[0].load_state_dict(groups["data"])
-            moments: dict[int, dict[str, Tensor]] = {}
-            for name, tensor in groups.get("optimizer", {}).items():
-                index, _, key = name.partition(".")
-                moments.setdefault(int(index), {})[key] = tensor
-            learner.optimizer.load_state_dict({**learner.optimizer.state_dict(), "state": moments})
-            for i, g in enumerate([learner.generators[0], *self.generators]):
-                g.set_state(groups["generator"][str(i)])
-            old = self.solution
-            parts = groups["solution"]
-            restored = Solution(old.psi, old.policy, parts["theta"], old.value, parts["weights"])
-            self.solution = refresh_normalizer(restored, learner.model)
-            size = int.from_bytes(content[:8], "little")
-            self.num_done = int(json.loads(content[8 : 8 + size])["__metadata__"]["num_done"])
-        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{file} is damaged ({error}); delete its folder to start again") from error
+            tensors, meta, _ = read_sealed(file)
+            rows = {k.removeprefix(ROWS): v for k, v in tensors.items() if k.startswith(ROWS)}
+            load_learner(self.learner, tensors)
+            load_rows(self.learner, rows)
+            load_generators("generators", tensors, [self.learner.generators[0], *self.generators])
+            policy, dtype = make_policy(self.family, POLICY), self.learner.model.weights[0].dtype
+            self.solution = load_solution(
+                "solution", tensors, self.family, policy, self.virtual.value, len(self.psi), dtype
+            )
+            self.num_done = int(meta["num_done"])
+        except (KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
+            raise DamagedFileError(
+                f"{file} is damaged ({error}); delete its folder to start again"
+            ) from error
 
 
 def sac_job(
@@ -243,7 +228,7 @@ def sac_job(
         settings=sac_settings(config),
         versions=versions() | sac_version(),
     )
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_text(folder / "candidates.json", json.dumps([asdict(candidate)]))
 
 
@@ -281,9 +266,11 @@ def read_candidates(work: Path) -> list[Candidate]:
     found = []
     for file in sorted(work.glob("*/*.json")):
         try:
-            found += [from_dict(Candidate, c) for c in json.loads(file.read_text(encoding="utf-8"))]
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{file} is damaged ({error}); delete it, and it is computed again") from error
+            found += [read_candidate(c) for c in parse_json(file.read_bytes())]
+        except (ValueError, TypeError, OSError) as error:
+            raise DamagedFileError(
+                f"{file} is damaged ({error}); delete it, and it is computed again"
+            ) from error
     return found
 
 

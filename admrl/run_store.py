@@ -1,11 +1,15 @@
 """A run is a folder: what was asked for, what was measured, and a checkpoint that continues it.
 
-    config.json              family, selector, seed, every setting, versions of what computes
-    tasks.json               one record per finished task
-    metrics.csv              one row per step of every phase
-    tensorboard/             the same for TensorBoard, if it is installed
-    checkpoint.safetensors   model, optimiser, data, generators, search after the last finished task
-    gaps/, evaluation/       written by `admrl evaluate`: one table per set of tasks; finished parts
+    config.json      family, selector, seed, every setting, versions of what computes
+    tasks.json       one record per finished task
+    metrics.csv      one row per step of every phase
+    events.jsonl     what the user should know: fallbacks, restored models, resumptions; one JSON object a line
+    tensorboard/     the metrics for TensorBoard, if it is installed
+    checkpoints/     model, optimiser, generators, search, the task in progress: the newest few (`admrl.checkpoints`)
+    replay/          the real transitions D, in parts that the checkpoints share
+    gaps/            written by `admrl evaluate`: one table per set of tasks
+    evaluation/      finished parts of evaluations (`admrl.evaluation_store`)
+    .lock, lock.json who writes at the moment (`admrl.run_lock`)
 
 Files are replaced atomically. Loading executes no code: tensors are safetensors, the rest is JSON.
 """
@@ -15,24 +19,23 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from dataclasses import asdict, dataclass
+import warnings
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
-
+from admrl.checkpoints import Checkpoint, CheckpointStore
 from admrl.config import MetaTrainConfig, check_config, from_dict
-from admrl.files import write_bytes, write_text
-from admrl.meta_training import MetaState, TaskRecord, make_policy, new_state
+from admrl.files import DamagedFileError, parse_json, write_text
+from admrl.meta_training import MetaState, make_policy, new_state
+from admrl.run_lock import HOLDER, LOCK, RunLock
+from admrl.state_file import dump_state, restore_state
 from policy_opt.gaussian_policy import GaussianPolicy
 from task_families.family import TaskFamily
 from task_families.registry import make
 
-CONFIG, TASKS, CHECKPOINT, GAPS = "config.json", "tasks.json", "checkpoint.safetensors", "gaps.json"
+CONFIG, TASKS = "config.json", "tasks.json"
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,12 @@ class Run:
     info: RunInfo
     family: TaskFamily
     state: MetaState
+    checkpoint: Checkpoint | None = None  # that the state came from
+    lock: RunLock | None = None  # for the one who writes
+    notes: list[str] = field(default_factory=list)  # what the user should know about the loading
+
+    def __post_init__(self) -> None:
+        self.store = CheckpointStore(self.path)
 
     @property
     def policy(self) -> GaussianPolicy:
@@ -93,20 +102,30 @@ def create_run(path: Path, info: RunInfo) -> None:
 
     Raises:
         ValueError: the folder already holds a run (or anything else), or cannot be made.
+        StorageError: config.json cannot be written.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    _check_empty(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--out {path}: cannot write there ({error.strerror}); choose another folder"
+        ) from error
+    lock = RunLock(path)
+    try:
+        _check_empty(path)  # another process may have been faster
+        write_text(path / CONFIG, json.dumps(asdict(info), indent=1))
+    finally:
+        lock.release()
+
+
+def _check_empty(path: Path) -> None:
+    if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - {LOCK, HOLDER}):
         what = "already holds a run" if (path / CONFIG).exists() else "exists and is not an empty folder"
         raise ValueError(
             f"--out {path} {what}; nothing was changed. Choose another --out"
             + (f", or continue it with: admrl train --resume {path}" if (path / CONFIG).exists() else "")
         )
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        write_text(path / CONFIG, json.dumps(asdict(info), indent=1))
-    except OSError as error:
-        raise ValueError(
-            f"--out {path}: cannot write there ({error.strerror}); choose another folder"
-        ) from error
 
 
 def read_info(path: Path) -> RunInfo:
@@ -121,84 +140,97 @@ def read_info(path: Path) -> RunInfo:
             f"{path} is not a run folder (it has no {CONFIG}); `admrl train --out DIR` makes one"
         )
     try:
-        info = from_dict(RunInfo, json.loads(file.read_text(encoding="utf-8")))
+        info = from_dict(RunInfo, parse_json(file.read_bytes()))
         check_config(info.config)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
+        check_seed(info.seed)
+    except (ValueError, TypeError, KeyError, OverflowError, OSError) as error:
+        raise DamagedFileError(f"{file} is damaged: {error}") from error
     return info
 
 
-def load_run(path: Path | str) -> Run:
-    """A run with its last checkpoint.
+def check_seed(seed: int) -> None:
+    """Refuse a seed that generators cannot take."""
+    if not 0 <= seed < 2**62:
+        raise ValueError(f"--seed: expected 0 to 2^62 - 1, got {seed}")
+
+
+def open_run(path: Path, *, lock: RunLock | None = None) -> Run:
+    """A run at its newest sound checkpoint, or at its beginning if it has none.
+
+    Args:
+        lock: of the folder, to write there; damaged checkpoints are then set aside.
 
     Raises:
-        ValueError: not a run folder, a damaged file, or a run that has not finished a task yet.
+        ValueError: not a run folder, damaged files, or a checkpoint of another run.
     """
-    path = Path(path)
     info = read_info(path)
     family = make(info.family, variant=info.variant)
     state = new_state(family, info.selector, info.config, info.seed)
-    file = path / CHECKPOINT
-    if not file.is_file():
-        raise ValueError(f"{path}: the run has not finished its first task, so there is no checkpoint yet")
-    _restore(state, file)
-    return Run(path, info, family, state)
+    store = CheckpointStore(path)
+    checkpoint, notes = store.load(set_aside=lock is not None)
+    if checkpoint is not None:
+        _check_identity(path, info, checkpoint)
+        restore_state(state, family, info.config, checkpoint)
+    elif (path / "checkpoint.safetensors").exists():
+        raise ValueError(
+            f"{path}: its checkpoint was written by an earlier version; use that one, or train again"
+        )
+    if lock is not None and lock.note is not None:
+        notes = [lock.note, *notes]
+    run = Run(path, info, family, state, checkpoint, lock, notes)
+    run.store = store  # it knows which data is saved already
+    return run
 
 
-def save_state(path: Path, state: MetaState) -> None:
-    """Write the checkpoint and tasks.json of a run folder."""
-    tensors = {f"model.{k}": v for k, v in state.learner.model.state_dict().items()}
-    tensors |= {f"data.{k}": v for k, v in state.learner.data[0].state_dict().items()}
-    for i, moments in state.learner.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": v for k, v in moments.items()}
-    tensors |= {f"search.{k}": v for k, v in state.search.state_dict().items()}
-    tensors |= {f"generator.{k}": g.get_state() for k, g in _generators(state).items()}
-    records = [record.to_dict() for record in state.records]
-    meta = {
-        "records": json.dumps(records),
-        "real_samples": str(state.real_samples),
-        "virtual_samples": str(state.virtual_samples),
-    }
-    contiguous = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
-    write_bytes(path / CHECKPOINT, save(contiguous, metadata=meta))
-    write_text(path / TASKS, json.dumps(records, indent=1))
+def load_run(path: Path | str) -> Run:
+    """A run with its newest sound checkpoint; warns about newer ones that are damaged.
+
+    Raises:
+        ValueError: not a run folder, damaged files, or a run that has not finished a task yet.
+    """
+    run = open_run(Path(path))
+    if not run.state.records:
+        raise ValueError(f"{path}: the run has not finished its first task, so there is nothing to use yet")
+    for note in run.notes:
+        warnings.warn(note, stacklevel=2)
+    return run
 
 
-def _restore(state: MetaState, file: Path) -> None:
-    """Fill a new state of the same configuration from a checkpoint."""
-    try:
-        with safe_open(str(file), framework="pt") as opened:
-            meta = opened.metadata()
-            groups: dict[str, dict[str, Tensor]] = {}
-            for name in opened.keys():  # noqa: SIM118  (not a dict)
-                group, _, rest = name.partition(".")
-                groups.setdefault(group, {})[rest] = opened.get_tensor(name)
-        expected, found = state.learner.data[0].obs.dtype, groups["data"]["obs"].dtype
-        if expected != found:
-            raise ValueError(f"it holds {found} numbers, expected {expected}")
-        state.learner.model.load_state_dict(groups["model"])
-        state.learner.data[0].load_state_dict(groups["data"])
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in groups.get("optimizer", {}).items():
-            index, _, key = name.partition(".")
-            moments.setdefault(int(index), {})[key] = tensor
-        optimizer = state.learner.optimizer
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-        state.search.load_state_dict(groups["search"])
-        for name, generator in _generators(state).items():
-            generator.set_state(groups["generator"][name])
-        state.records = [from_dict(TaskRecord, r) for r in json.loads(meta["records"])]
-        state.real_samples, state.virtual_samples = int(meta["real_samples"]), int(meta["virtual_samples"])
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OSError) as error:
-        raise ValueError(f"{file} is damaged or belongs to another configuration: {error}") from error
+def _check_identity(path: Path, info: RunInfo, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that was copied here from another run."""
+    whose = checkpoint.meta.get("run")
+    for name, asked in _identity(info).items():
+        found = whose.get(name) if isinstance(whose, dict) else None
+        if found != asked:
+            raise DamagedFileError(
+                f"{path}: checkpoint {checkpoint.number} is of another run: {name} is {found!r:.40}, "
+                f"config.json says {asked!r}"
+            )
 
 
-def _generators(state: MetaState) -> dict[str, torch.Generator]:
+def _identity(info: RunInfo) -> dict[str, str | int]:
     return {
-        "main": state.generator,
-        "search": state.search_generator,
-        "learner": state.learner.generators[0],
+        "family": info.family,
+        "variant": info.variant,
+        "selector": info.selector,
+        "seed": info.seed,
     }
+
+
+def save_state(run: Run, **plain: Any) -> None:
+    """Write a checkpoint; plain data is kept with it.
+
+    Raises:
+        StorageError: see `CheckpointStore.save`.
+        FloatingPointError: see `dump_state`.
+    """
+    tensors, meta, rows = dump_state(run.state)
+    run.store.save(tensors, {"run": _identity(run.info), **meta, **plain}, rows)
+
+
+def save_records(run: Run) -> None:
+    """Write tasks.json, a readable copy of what the checkpoint says about the finished tasks."""
+    write_text(run.path / TASKS, json.dumps([r.to_dict() for r in run.state.records], indent=1))
 
 
 def provenance(run: Run, **extra: Any) -> dict[str, Any]:

@@ -1,95 +1,33 @@
-"""Training into a run folder: metrics while it goes, a checkpoint after every task, and going on from one."""
+"""Training into a run folder: what happens is written down, and a checkpoint is never far behind."""
 
 from __future__ import annotations
 
-import csv
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
-from admrl.config import MetaTrainConfig
+from admrl.config import MetaTrainConfig, check_saving
+from admrl.files import DamagedFileError
+from admrl.interruption import check_interruption, interruption
 from admrl.meta_training import MetaState, meta_train, new_state
 from admrl.reporting import Reporter
-from admrl.run_store import CHECKPOINT, Run, RunInfo, create_run, load_run, read_info, save_state, versions
+from admrl.run_lock import RunLock
+from admrl.run_log import LogPosition, RunLog
+from admrl.run_store import (
+    Run,
+    RunInfo,
+    check_seed,
+    create_run,
+    open_run,
+    save_records,
+    save_state,
+    versions,
+)
+from admrl.state_file import plain_number
+from admrl.task_progress import num_steps_left
 from task_families.registry import make
 
-METRICS = (
-    "return_model",
-    "return_real_noisy",
-    "model_loss",
-    "held_out_loss",
-    "split_half_cosine",
-    "real_samples",
-    "virtual_samples",
-)
-
-
-class MetricsLog:
-    """Passes everything on to a reporter and writes it to metrics.csv and, if installed, TensorBoard."""
-
-    def __init__(self, path: Path, reporter: Reporter, *, first_task: int) -> None:
-        self._reporter = reporter
-        self._phase, self._step, self._started = "", 0, time.monotonic()
-        rows = self._rows_before(path / "metrics.csv", first_task)
-        self._step = len(rows)
-        self._file = open(path / "metrics.csv", "w", newline="", encoding="utf-8")  # noqa: SIM115
-        self._csv = csv.writer(self._file)
-        self._csv.writerow(("step", "phase", "seconds", *METRICS))
-        self._csv.writerows(rows)
-        self._board: Any = None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            reporter.event(
-                'metrics go to metrics.csv alone; for TensorBoard: pip install "admrl[tensorboard]"'
-            )
-        else:
-            self._board = SummaryWriter(str(path / "tensorboard"), purge_step=self._step)
-
-    @staticmethod
-    def _rows_before(file: Path, first_task: int) -> list[list[str]]:
-        """Rows of the tasks that a checkpoint covers; the rest is computed again."""
-        if first_task == 0 or not file.is_file():
-            return []
-        with open(file, newline="", encoding="utf-8") as opened:
-            rows = list(csv.reader(opened))[1:]
-        done = tuple(f"task {i + 1}/" for i in range(first_task))
-        return [row for row in rows if len(row) > 1 and row[1].startswith(done)]
-
-    def __enter__(self) -> MetricsLog:
-        return self
-
-    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
-
-    def phase(self, name: str, num_steps: int) -> None:
-        """See `Reporter.phase`."""
-        self._phase = name
-        self._file.flush()
-        self._reporter.phase(name, num_steps)
-
-    def advance(self, **metrics: float) -> None:
-        """See `Reporter.advance`."""
-        self._step += 1
-        seconds = round(time.monotonic() - self._started, 2)
-        self._csv.writerow((self._step, self._phase, seconds, *(metrics.get(name, "") for name in METRICS)))
-        if self._board is not None:
-            for name, value in metrics.items():
-                self._board.add_scalar(name, value, self._step)
-        self._reporter.advance(**metrics)
-
-    def event(self, message: str) -> None:
-        """See `Reporter.event`."""
-        self._reporter.event(message)
-
-
-def check_seed(seed: int) -> None:
-    """Refuse a seed that generators cannot take."""
-    if not 0 <= seed < 2**62:
-        raise ValueError(f"--seed: expected 0 to 2^62 - 1, got {seed}")
+CHECKPOINT_SECONDS, KEEP_CHECKPOINTS = 30.0, 3
+MAX_COST = 0.01  # share of the time that checkpoints between the ends of phases may take
 
 
 def prepare_run(
@@ -107,6 +45,7 @@ def prepare_run(
     Raises:
         ValueError: names the argument, what was expected, what came and the remedy.
         ImportError: the family's simulator is not installed.
+        StorageError: the folder cannot be written.
     """
     check_seed(seed)
     made = make(family, variant=variant)
@@ -117,39 +56,120 @@ def prepare_run(
 
 
 def resume_run(path: Path) -> Run:
-    """A run folder, at its last checkpoint or at the beginning if it has none.
+    """A run folder to write into, at its newest sound checkpoint or at the beginning if it has none.
 
     Raises:
-        ValueError: not a run folder, or damaged files.
+        ValueError: not a run folder, damaged files, or another process writes there.
     """
-    info = read_info(path)
-    if (path / CHECKPOINT).is_file():
-        return load_run(path)
-    family = make(info.family, variant=info.variant)
-    return Run(path, info, family, new_state(family, info.selector, info.config, info.seed))
+    if not path.is_dir():
+        return open_run(path)  # says what is wrong
+    lock = RunLock(path)
+    try:
+        return open_run(path, lock=lock)
+    except BaseException:
+        lock.release()
+        raise
 
 
-def train_run(run: Run, reporter: Reporter, *, num_threads: int = 1) -> None:
-    """Train until the run is finished, saving after every task."""
+def train_run(
+    run: Run,
+    reporter: Reporter,
+    *,
+    num_threads: int = 1,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    keep_checkpoints: int = KEEP_CHECKPOINTS,
+) -> None:
+    """Train until the run is finished, saving after every phase and between steps.
 
-    def save(state: MetaState) -> None:
-        save_state(run.path, state)
+    Args:
+        checkpoint_seconds: time between two checkpoints of one phase, longer where saving is slow; 0: every step.
 
-    with MetricsLog(run.path, reporter, first_task=len(run.state.records)) as log:
-        meta_train(
-            run.family, run.state, run.info.config, num_threads=num_threads, reporter=log, on_task=save
-        )
+    Raises:
+        ValueError: another process writes into the folder.
+        StorageError: a file cannot be written; says which checkpoint is good.
+        Interrupted: a signal came (`admrl.interruption`), and the present state is saved.
+    """
+    check_saving(checkpoint_seconds, keep_checkpoints)
+    run.store.keep = keep_checkpoints
+    if run.lock is None:
+        run.lock = RunLock(run.path)
+    try:
+        loaded = [run.checkpoint.number] if run.checkpoint else []
+        if run.store.numbers()[-1:] != loaded:
+            raise ValueError(f"{run.path}: another process has trained it meanwhile; load it again")
+        with RunLog(run.path, reporter, _log_position(run)) as log:
+            for note in run.notes:
+                log.event(note)
+            if run.checkpoint is not None:
+                log.event(f"going on from checkpoint {run.checkpoint.number}")
+                save_records(run)  # it may have been killed between the two
+            saver = Saver(run, log, checkpoint_seconds)
+            meta_train(
+                run.family,
+                run.state,
+                run.info.config,
+                num_threads=num_threads,
+                reporter=log,
+                on_step=saver.after_step,
+                on_phase=saver.after_phase,
+                on_task=lambda _: save_records(run),
+            )
+    finally:
+        run.lock.release()
+        run.lock = None
 
 
-def num_train_steps(config: MetaTrainConfig, num_done: int = 0) -> int:
-    """Calls of `Reporter.advance` that the remaining tasks make; for progress bars."""
-    updates = config.virtual.num_policy_updates
-    stage = 1 + config.slbo.num_iterations * updates
-    first = config.num_first_stages * stage
-    other = config.num_zero_shot * updates + config.slbo.num_stages * stage
-    return first * (num_done == 0) + other * (config.num_tasks - max(num_done, 1))
+class Saver:
+    """Decides when a checkpoint is due."""
+
+    def __init__(self, run: Run, log: RunLog, every: float) -> None:
+        self._run, self._log, self._every = run, log, every
+        self._last, self._cost = time.monotonic(), 0.0
+        self.seconds = 0.0  # spent on saving, in all
+
+    def after_step(self, state: MetaState) -> None:
+        """Save if it is time, or if a signal has come; then stop."""
+        wait = max(self._every, self._cost / MAX_COST) if self._every else 0.0
+        if interruption() is not None or time.monotonic() - self._last >= wait:
+            self.save()
+        check_interruption()
+
+    def after_phase(self, state: MetaState) -> None:
+        """Always save: a crash never costs more than the phase."""
+        self.save()
+        if not self._run.finished:
+            check_interruption()
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        started = time.monotonic()
+        save_state(self._run, log=self._log.position().to_dict())
+        self._last = time.monotonic()
+        self._cost = self._last - started
+        self.seconds += self._cost
+
+
+def _log_position(run: Run) -> LogPosition | None:
+    if run.checkpoint is None or "log" not in run.checkpoint.meta:
+        return None
+    try:
+        log = run.checkpoint.meta["log"]
+        size, num_rows = (int(plain_number(log[name], name)) for name in ("size", "num_rows"))
+        return LogPosition(max(size, 0), max(num_rows, 0), plain_number(log["seconds"], "seconds"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(f"checkpoint {run.checkpoint.number}: its log position: {error}") from error
 
 
 def train_job(path: Path, reporter: Reporter) -> None:
     """`train_run` of a run folder, in another process."""
     train_run(resume_run(path), reporter)
+
+
+def num_train_steps(config: MetaTrainConfig, num_tasks_done: int = 0) -> int:
+    """Steps of the tasks that are left, for progress bars."""
+    return num_steps_left(config, num_tasks_done, None)
+
+
+def steps_left(run: Run) -> int:
+    """Steps that a run still has to do, for progress bars."""
+    return num_steps_left(run.info.config, len(run.state.records), run.state.progress)

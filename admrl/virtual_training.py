@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from admrl.config import VirtualTrainingConfig, check_lanes
+from admrl.health import MIN_SHARE, UpdateReport, cut, fit_or_restore, usable_steps
 from admrl.reporting import Reporter, Silent
 from dynamics.ensemble import DynamicsEnsemble
 from dynamics.learner import ModelLearner
@@ -27,6 +28,8 @@ from policy_opt.trpo import STATES_PER_BLOCK, trpo_step
 from policy_opt.value import ValueFunction
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout, collect
+
+OnStep = Callable[[int, "Solution"], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,31 +109,40 @@ def virtual_training(
     *,
     learner: ModelLearner | None = None,
     reporter: Reporter | None = None,
+    num_done: int = 0,
+    on_step: OnStep | None = None,
 ) -> Solution:
     """n iterations of Alg. 2 for all tasks of the solution.
+
+    One step is one policy update, with the fit of the model before an iteration's first.
 
     Args:
         model: T_phi; one model for all tasks, or one per task.
         learner: fits the model in every iteration (line 3); None keeps it frozen.
         generators: one per task.
+        num_done: steps that are done already; solution, model and generators are as they were after those.
+        on_step: called after every step, with the number of steps done and the solution.
 
     Returns:
         The improved solution. Each task's result does not depend on the others of the batch.
     """
     reporter = reporter or Silent()
     num_lanes = check_lanes("virtual.num_samples", config.num_samples, family.horizon, model.num_members)
-    for _ in range(num_iterations):
+    for step in range(num_done, num_iterations * config.num_policy_updates):
         fit: dict[str, float] = {}
-        if learner is not None and config.num_model_steps > 0:
-            loss = learner.fit(config.num_model_steps).loss  # Alg. 2, line 3
-            fit = {"model_loss": float(loss.mean())}
-        for _ in range(config.num_policy_updates):
-            solution, returns = virtual_update(family, model, solution, num_lanes, config, generators)
-            reporter.advance(
-                return_model=float(returns.mean()),
-                virtual_samples=returns.shape[0] * config.num_samples,
-                **fit,
-            )
+        if learner is not None and config.num_model_steps > 0 and step % config.num_policy_updates == 0:
+            fit = {"model_loss": fit_or_restore(learner, config.num_model_steps, reporter)}  # Alg. 2, line 3
+        solution, report = virtual_update(family, model, solution, num_lanes, config, generators)
+        if trouble := report.describe():
+            reporter.event(f"virtual training: {trouble}")
+        reporter.advance(
+            return_model=report.mean_return,
+            virtual_samples=len(report.returns) * config.num_samples,
+            rejected=int((~report.accepted).sum()),
+            **fit,
+        )
+        if on_step is not None:
+            on_step(step + 1, solution)
     return solution
 
 
@@ -142,11 +154,10 @@ def virtual_update(
     num_lanes: int,
     config: VirtualTrainingConfig,
     generators: Sequence[torch.Generator],
-) -> tuple[Solution, Tensor]:
+) -> tuple[Solution, UpdateReport]:
     """One TRPO update of every task on fresh virtual samples (Alg. 2, lines 5-6).
 
-    Returns:
-        The new solution and the mean undiscounted return per episode in the model (M,) before the update.
+    Lanes and tasks in which something is not finite are handled as `admrl.health` says.
     """
     shape = (len(solution.theta), num_lanes)
     env = VirtualEnv(model, family, shape)
@@ -155,17 +166,58 @@ def virtual_update(
     # in blocks of tasks, because the features of all tasks at once leave the cache and fill the memory
     per_block = max(1, STATES_PER_BLOCK // (num_lanes * family.horizon))
     blocks = [slice(i, i + per_block) for i in range(0, shape[0], per_block)]
-    parts = [_improve(family, solution.tasks(b), rollout.tasks(b), config) for b in blocks]
-    thetas, weights, returns = zip(*parts, strict=True)
-    return replace(solution, theta=torch.cat(thetas), weights=torch.cat(weights)), torch.cat(returns)
+    parts = [_improve(family, model, solution.tasks(b), rollout.tasks(b), b, config) for b in blocks]
+    thetas, weights, reports = zip(*parts, strict=True)
+    names = UpdateReport.__dataclass_fields__
+    report = UpdateReport(**{name: torch.cat([getattr(r, name) for r in reports]) for name in names})
+    return replace(solution, theta=torch.cat(thetas), weights=torch.cat(weights)), report
 
 
 def _improve(
-    family: TaskFamily, solution: Solution, rollout: Rollout, config: VirtualTrainingConfig
-) -> tuple[Tensor, Tensor, Tensor]:
+    family: TaskFamily,
+    model: DynamicsEnsemble,
+    solution: Solution,
+    rollout: Rollout,
+    tasks: slice,
+    config: VirtualTrainingConfig,
+) -> tuple[Tensor, Tensor, UpdateReport]:
+    """New theta (M, p) and weights (M, F) of a block of tasks, and how it went."""
     reward = family.reward(solution.psi[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
+    usable = usable_steps(rollout, reward, model, tasks)  # (M, N, T)
+    episode_usable = (usable | ~rollout.first_episode()).all(-1)  # (M, N)
+    returns = torch.where(rollout.first_episode(), reward, 0.0).sum(-1)  # (M, N)
+    mean_returns = returns.mean(-1)
+    theta, weights, accepted = _update(family, solution, rollout, reward, config)
+    skipped = torch.zeros_like(accepted)
+    # a task with broken lanes is done again, alone: its neighbours' numbers stay what they are, bit for bit
+    for m in (~usable).flatten(1).any(1).nonzero()[:, 0].tolist():
+        one = slice(m, m + 1)
+        mean_returns[m] = returns[m][episode_usable[m]].mean()
+        if usable[m].double().mean() < MIN_SHARE:
+            theta[m], weights[m] = solution.theta[m], solution.weights[m]
+            accepted[m], skipped[m] = False, True
+            continue
+        shorter = cut(rollout.tasks(one), usable[one])
+        theta[one], weights[one], accepted[one] = _update(
+            family, solution.tasks(one), shorter, reward[one], config, usable[one]
+        )
+    value_kept = ~weights.isfinite().all(1)
+    weights = torch.where(value_kept[:, None], solution.weights, weights)
+    cut_lanes = (~usable).any(-1).sum(-1)
+    return theta, weights, UpdateReport(mean_returns, accepted, cut_lanes, skipped, value_kept)
+
+
+def _update(
+    family: TaskFamily,
+    solution: Solution,
+    rollout: Rollout,
+    reward: Tensor,
+    config: VirtualTrainingConfig,
+    usable: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """TRPO and the fit of V on the steps that are usable (1, N, T; None: all): theta, weights, accepted."""
     value, weights = solution.value, solution.weights
-    features = value.features(rollout.obs)
+    obs, act, features = rollout.obs, rollout.act, value.features(rollout.obs)
     v = value.predict(weights, features)
     # V(next_obs): the next row's V within an episode, unused after a termination, evaluated at the cut
     v_cut = value(weights, rollout.next_obs[:, :, -1:])
@@ -178,9 +230,13 @@ def _improve(
         gamma=family.gamma,
         gae_lambda=config.value.gae_lambda,
     )
-    theta, _ = trpo_step(solution.policy, solution.theta, rollout.obs, rollout.act, advantage, config.trpo)
-    returns = torch.where(rollout.first_episode(), reward, 0.0).sum(-1).mean(-1)
-    return theta, value.fit(features, advantage + v), returns
+    target = advantage + v
+    if usable is not None:
+        obs, act, features, advantage, target = (
+            x[usable][None] for x in (obs, act, features, advantage, target)
+        )
+    theta, report = trpo_step(solution.policy, solution.theta, obs, act, advantage, config.trpo)
+    return theta, value.fit(features, target), report.accepted
 
 
 def _normalizer(model: DynamicsEnsemble) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,7 @@ class FitReport:
 
     loss: Tensor  # mean over steps and members, in standard deviations of one-step differences
     num_steps: int
+    num_skipped: Tensor  # (K, E) steps that a member left out, because its loss or gradient was not finite
 
 
 def make_optimizer(model: DynamicsEnsemble, config: FitConfig) -> torch.optim.Adam:
@@ -70,6 +71,8 @@ def fit_dynamics(
 ) -> FitReport:
     """num_steps of Adam on minibatches of the data for fitting; changes the model in place.
 
+    A member whose loss or gradient is not finite leaves that step out: its parameters and moments stay as they were.
+
     Args:
         data: one data set per model (K).
         generators: one per model, so that a model's minibatches do not depend on the others.
@@ -84,6 +87,7 @@ def fit_dynamics(
         s[torch.randint(len(s), shape, generator=g)] for s, g in zip(starts, generators, strict=True)
     ]
     total = torch.zeros(model.num_models, dtype=model.weights[0].dtype)
+    num_skipped = torch.zeros(model.num_models, model.num_members, dtype=torch.long)
     parameters = list(model.parameters())
     with torch.enable_grad():
         for step in range(num_steps):
@@ -94,9 +98,48 @@ def fit_dynamics(
             scale = (config.max_grad_norm / norm).clamp(max=1.0)[..., None, None]
             for parameter, grad in zip(parameters, grads, strict=True):
                 parameter.grad = grad * scale
+            broken = ~(norm.isfinite() & loss.isfinite())  # (K, E)
+            any_broken = bool(broken.any())
+            before = MemberState.of(model, optimizer) if any_broken else None
             optimizer.step()
-            total += loss.detach().mean(1)
-    return FitReport(loss=total / max(num_steps, 1), num_steps=num_steps)
+            if before is None:
+                total += loss.detach().mean(1)
+            else:
+                before.restore(model, optimizer, broken)
+                num_skipped += broken
+                total += torch.where(broken, 0.0, loss.detach()).sum(1) / model.num_members
+    num_counted = num_steps - num_skipped.sum(1) / model.num_members  # nan below if every step was left out
+    return FitReport(loss=total / num_counted, num_steps=num_steps, num_skipped=num_skipped)
+
+
+@dataclass(frozen=True)
+class MemberState:
+    """Parameters and Adam moments of every member of every model, to go back to."""
+
+    tensors: list[Tensor]  # each (K, E, ...)
+
+    @classmethod
+    def of(cls, model: DynamicsEnsemble, optimizer: torch.optim.Optimizer) -> MemberState:
+        """A copy of the present state."""
+        return cls([tensor.detach().clone() for tensor in _member_tensors(model, optimizer)])
+
+    @torch.no_grad()
+    def restore(self, model: DynamicsEnsemble, optimizer: torch.optim.Optimizer, members: Tensor) -> None:
+        """Put the members (K, E) bool back; the others keep what they have, bit for bit.
+
+        Moments that did not exist yet are those of a fresh optimiser.
+        """
+        index = members[..., None, None]
+        present = _member_tensors(model, optimizer)
+        saved = self.tensors + [torch.zeros_like(tensor) for tensor in present[len(self.tensors) :]]
+        for tensor, old in zip(present, saved, strict=True):
+            tensor.copy_(torch.where(index, old, tensor))
+
+
+def _member_tensors(model: DynamicsEnsemble, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    parameters = list(model.parameters())
+    states = [optimizer.state[p] for p in parameters if p in optimizer.state]
+    return [*parameters, *(state[name] for state in states for name in ("exp_avg", "exp_avg_sq"))]
 
 
 @torch.no_grad()
@@ -105,11 +148,12 @@ def held_out_loss(
 ) -> Tensor:
     """The loss on (at most max_rows evenly spaced) held-out windows: (K, E); nan where nothing is held out."""
     columns = []
+    num_rows = min(max_rows, *(len(d.starts(config.num_horizon, held_out=True)) for d in data))
+    if num_rows == 0:
+        return torch.full((model.num_models, model.num_members), torch.nan)
     for d in data:
         rows = d.starts(config.num_horizon, held_out=True)
-        if len(rows) == 0:
-            return torch.full((model.num_models, model.num_members), torch.nan)
-        even = torch.linspace(0, len(rows) - 1, min(max_rows, len(rows)), dtype=torch.float64)
+        even = torch.linspace(0, len(rows) - 1, num_rows, dtype=torch.float64)
         rows = rows[even.round().long()]
         columns.append(d.windows(rows.expand(model.num_members, -1), config.num_horizon))
     return multi_step_loss(model, *(torch.stack(column) for column in zip(*columns, strict=True)))

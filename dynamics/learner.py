@@ -11,7 +11,7 @@ from torch import Tensor
 from dynamics.config import DynamicsConfig, FitConfig
 from dynamics.dataset import TransitionData
 from dynamics.ensemble import DynamicsEnsemble
-from dynamics.fit import FitReport, fit_dynamics, held_out_loss, make_optimizer
+from dynamics.fit import FitReport, MemberState, fit_dynamics, held_out_loss, make_optimizer
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout
 
@@ -67,9 +67,17 @@ class ModelLearner:
         """Optimise the model on the data (Alg. 2, line 3)."""
         return fit_dynamics(self.model, self.data, self.optimizer, num_steps, self.config, self.generators)
 
-    def held_out_loss(self) -> Tensor:
+    def held_out_loss(self, max_rows: int = 4096) -> Tensor:
         """(K, E); see `dynamics.fit.held_out_loss`."""
-        return held_out_loss(self.model, self.data, self.config)
+        return held_out_loss(self.model, self.data, self.config, max_rows)
+
+    def members(self) -> MemberState:
+        """A copy of the networks and their moments, for `restore_members`."""
+        return MemberState.of(self.model, self.optimizer)
+
+    def restore_members(self, saved: MemberState, members: Tensor) -> None:
+        """Put the members (K, E) bool of the ensemble back to where they were."""
+        saved.restore(self.model, self.optimizer, members)
 
     def fork(self, generators: Sequence[torch.Generator]) -> ModelLearner:
         """Independent copies of a single learner, one per generator, each with all data and a fresh optimiser."""

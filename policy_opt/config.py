@@ -32,7 +32,7 @@ class ValueConfig:
 
     gae_lambda: float = field(default=0.95, metadata={"range": (0, 1)})
     """lambda of generalised advantage estimation. Released code: 0.95."""
-    num_features: int = field(default=128, metadata={"range": (1, 100_000)})
+    num_features: int = field(default=128, metadata={"range": (1, 10_000)})
     """Random tanh features of the value function, fitted by ridge regression."""
     ridge: float = field(default=1e-3, metadata={"range": (1e-12, 1e6)})
     """Ridge penalty relative to the mean squared feature."""

@@ -66,6 +66,7 @@ class ValueFunction:
         """Ridge regression: features (M, ..., F), target (M, ...) -> weights (M, F).
 
         The penalty is ridge * (mean squared feature) * (number of rows); a thousandth of that for the constant.
+        A task whose system is singular or not finite gets nan.
         """
         phi, y = features.flatten(1, -2), target.flatten(1)
         gram = phi.transpose(1, 2) @ phi  # (M, F, F)
@@ -73,4 +74,5 @@ class ValueFunction:
         penalty = penalty.expand(-1, gram.shape[-1]).clone()
         penalty[:, 0] *= 1e-3
         rhs = (phi.transpose(1, 2) @ y[..., None]).double()
-        return torch.linalg.solve((gram + torch.diag_embed(penalty)).double(), rhs)[..., 0].to(phi)
+        solution, info = torch.linalg.solve_ex((gram + torch.diag_embed(penalty)).double(), rhs)
+        return torch.where(info[:, None] == 0, solution[..., 0], torch.nan).to(phi)

@@ -8,6 +8,7 @@ before the step is kept, so that the observation may hold a finite difference. A
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
@@ -25,6 +26,10 @@ except ImportError as error:
         'install them with: pip install "gymnasium[mujoco]>=1.0" "mujoco>=3.17"'
     ) from error
 from pathlib import Path
+
+if mujoco.get_mju_user_warning() is None:
+    # otherwise MuJoCo appends to MUJOCO_LOG.TXT in the working directory; `num_unstable` counts what happened
+    mujoco.set_mju_user_warning(logging.getLogger(__name__).info)
 
 ASSETS = Path(mujoco_env.__file__).parent / "assets"
 OWN_ASSETS = Path(__file__).parent / "assets"

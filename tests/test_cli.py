@@ -134,7 +134,15 @@ def test_train_evaluate_heatmap(tmp_path):
     out = tmp_path / "run"
     result = admrl("train", "--preset", "smoke", "--seed", "3", "--out", str(out))
     assert result.returncode == 0, result.stderr
-    for name in ("config.json", "tasks.json", "metrics.csv", "checkpoint.safetensors", "tensorboard"):
+    for name in (
+        "config.json",
+        "tasks.json",
+        "metrics.csv",
+        "events.jsonl",
+        "checkpoints",
+        "replay",
+        "tensorboard",
+    ):
         assert (out / name).exists(), name
     config = json.loads((out / "config.json").read_text())
     assert config["seed"] == 3 and config["versions"]["mujoco"]
@@ -200,7 +208,7 @@ def test_interrupting_says_how_to_go_on_and_resuming_finishes(tmp_path):
         env=ENVIRONMENT,
     )
     deadline = time.monotonic() + 120
-    while not (out / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+    while not (out / "tasks.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -256,12 +264,12 @@ def test_an_interrupted_evaluation_goes_on(tmp_path):
         env=ENVIRONMENT,
     )
     deadline = time.monotonic() + 120
-    while not list(out.glob("evaluation/*/*.safetensors")) and time.monotonic() < deadline:
+    while not list(out.glob("evaluation/*/*.part")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "goes on from there" in errors and "Traceback" not in errors
-    kept = {file: file.stat().st_mtime_ns for file in out.glob("evaluation/*/*.safetensors")}
+    kept = {file: file.stat().st_mtime_ns for file in out.glob("evaluation/*/*.part")}
     assert 1 <= len(kept) < 4 and not (out / "gaps").exists()
     assert admrl("evaluate", *options).returncode == 0
     assert all(file.stat().st_mtime_ns == when for file, when in kept.items())

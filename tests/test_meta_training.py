@@ -11,13 +11,15 @@ from admrl.config import (
     DynamicsConfig,
     FitConfig,
     MetaTrainConfig,
+    ResolveConfig,
     SlboConfig,
     TaskGradientConfig,
     VirtualTrainingConfig,
+    num_gradient_episodes,
 )
 from admrl.gradient import gap_gradient
 from admrl.meta_training import meta_train, new_state
-from admrl.run_store import RunInfo, create_run, load_run, read_info, save_state
+from admrl.run_store import RunInfo, create_run, load_run, open_run, read_info, save_state
 from task_families import make
 from task_families.linear_quadratic import AffineDynamics
 
@@ -118,16 +120,29 @@ def test_first_task_has_no_zero_shot_policy_and_redraws_psi():
     assert torch.equal(states["adversarial"].search.ask(), states["uniform"].search.ask())
 
 
-def test_selectors_have_equal_budgets():
+@pytest.mark.parametrize("estimator", ["resolve", "causal"])
+def test_selectors_have_equal_real_budgets(estimator):
     family = make("linear_quadratic")
-    config = replace(LQ, num_tasks=2, num_zero_shot=1, gradient=TaskGradientConfig(num_samples=1000))
-    budgets = set()
+    gradient = TaskGradientConfig(
+        estimator=estimator,
+        num_samples=1000,
+        num_extra_episodes=3,
+        max_steps=2,
+        resolve=ResolveConfig(num_updates=1, num_replicates=4, num_directions=1, num_virtual_episodes=2),
+    )
+    config = replace(LQ, num_tasks=2, num_zero_shot=1, gradient=gradient)
+    num_episodes = 2 * 3 + (4 * 1 * 2 * 2 if estimator == "resolve" else 0)
+    assert num_gradient_episodes(gradient, family.box.size) == num_episodes
+    real, virtual = {}, {}
     for selector in ("adversarial", "uniform", "gaussian"):
         state = meta_train(family, new_state(family, selector, config, seed=0), config)
-        budgets.add((state.real_samples, state.virtual_samples, len(state.learner.data[0])))
+        real[selector], virtual[selector] = state.real_samples, state.virtual_samples
         # everything that was sampled is in the replay
         assert state.real_samples == len(state.learner.data[0])
-    assert len(budgets) == 1
+        assert state.records[-1].real_samples == state.real_samples
+    # two tasks of 1000 exploring steps, three rollouts of 1000, and what the gradient draws
+    assert set(real.values()) == {2 * 1000 + 3 * 1000 + num_episodes * family.horizon}
+    assert virtual["uniform"] == virtual["gaussian"] < virtual["adversarial"]
 
 
 @pytest.mark.parametrize("family_name", ["linear_quadratic", "hopper2d"])
@@ -147,13 +162,15 @@ def test_same_seed_gives_bit_identical_runs_and_resuming_gives_the_same(tmp_path
     class Stop(Exception):
         pass
 
+    unfinished = open_run(tmp_path / "run")
+
     def stop_after_second(state):
-        save_state(tmp_path / "run", state)
+        save_state(unfinished)
         if len(state.records) == 2:
             raise Stop
 
     with pytest.raises(Stop):
-        run(on_task=stop_after_second)
+        meta_train(family, unfinished.state, config, on_task=stop_after_second)
     resumed = load_run(tmp_path / "run").state
     assert len(resumed.records) == 2
     meta_train(family, resumed, config)

@@ -146,9 +146,12 @@ def test_finished_parts_are_found_again(runs):
     assert len(PartStore(run, replace(config, num_updates=3), 0).missing(keys, 2)) == 8
     assert len(PartStore(run, config, 1).missing(keys, 2)) == 8
     assert part_settings(runs[1], config, 0) != part_settings(run, config, 0), "another model"
-    next(store.folder.glob("*.safetensors")).write_bytes(b"half")
-    with pytest.raises(ValueError, match="delete it, and it is computed again"):
-        store.missing(keys, 2)
+    damaged = next(store.folder.glob("000-*.part"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert store.missing(keys, 2) == [(k, 0) for k in keys]
+    assert "the checksum does not match" in store.notes[0] and "computed again" in store.notes[0]
+    assert not damaged.exists() and damaged.with_suffix(".damaged").exists()
+    assert store.missing(keys, 2) == [(k, 0) for k in keys] and len(store.notes) == 1
 
 
 def test_model_error_by_hand():

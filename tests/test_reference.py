@@ -103,7 +103,7 @@ def test_an_interrupted_slbo_training_goes_on_bit_identically(tmp_path):
     assert whole == parts and len(whole) == 2
     assert whole[0]["real_samples"] == 2 * 2 * 400 and whole[0]["virtual_samples"] == 2 * 2 * 2 * 800
     assert whole[0]["versions"]["mujoco"] and whole[0]["settings"]["num_iterations"] == 1
-    (tmp_path / "parts" / "checkpoint.safetensors").write_bytes(b"half")
+    (tmp_path / "parts" / "training.ckpt").write_bytes(b"half")
     with pytest.raises(ValueError, match="delete its folder"):
         slbo_job(*arguments, SMALL, 0, tmp_path / "parts", Quiet())
 

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from admrl.config import PRESETS, DynamicsConfig, FitConfig, TaskGradientConfig, VirtualTrainingConfig
 from admrl.meta_training import make_policy, meta_train, new_state
 from admrl.reporting import Silent
-from admrl.run_store import RunInfo, create_run, load_run, save_state
+from admrl.run_store import RunInfo, create_run, load_run, open_run, save_state
 from admrl.screening import ModelScreening, climb_disagreement, member_returns, screen, single_member
 from admrl.search_config import SearchConfig
 from task_families import make, spawn_generators
@@ -177,13 +177,15 @@ def test_training_with_screening_counts_its_samples_and_resumes_exactly(tmp_path
     class Stop(Exception):
         pass
 
+    unfinished = open_run(tmp_path / "run")
+
     def stop(state):
-        save_state(tmp_path / "run", state)
+        save_state(unfinished)
         if len(state.records) == 2:
             raise Stop
 
     with pytest.raises(Stop):
-        meta_train(family, new_state(family, "screened", config, seed=2), config, on_task=stop)
+        meta_train(family, unfinished.state, config, on_task=stop)
     resumed = load_run(tmp_path / "run").state
     meta_train(family, resumed, config)
     assert resumed.records == whole.records
@@ -199,8 +201,9 @@ def test_training_with_every_kind_of_search_resumes_exactly(tmp_path, selector):
     )
     whole = meta_train(family, new_state(family, selector, config, seed=3), config)
     create_run(tmp_path / "run", RunInfo("linear_quadratic", "released", selector, "smoke", 3, config, {}))
-    partial = meta_train(family, new_state(family, selector, config, seed=3), replace(config, num_tasks=2))
-    save_state(tmp_path / "run", partial)
+    unfinished = open_run(tmp_path / "run")
+    meta_train(family, unfinished.state, replace(config, num_tasks=2))
+    save_state(unfinished)
     resumed = load_run(tmp_path / "run").state
     meta_train(family, resumed, config)
     assert resumed.records == whole.records

@@ -144,7 +144,7 @@ def test_trpo_improves_the_virtual_return():
     start = new_solution(learner.model, family.first_psi[None], policy, config, generators_for(1))
     end = virtual_training(family, learner.model, start, 1, config, generators_for(1))
     before, after = (
-        float(virtual_update(family, learner.model, s, 10, config, generators_for(1))[1])
+        virtual_update(family, learner.model, s, 10, config, generators_for(1))[1].mean_return
         for s in (start, end)
     )
     assert after > 1.2 * before

@@ -25,14 +25,16 @@ from admrl.evaluate_runs import (
 )
 from admrl.evaluation import GapTable
 from admrl.evaluation_store import PartStore
+from admrl.files import DamagedFileError, make_folder
 from admrl.gap_files import gaps_file
+from admrl.interruption import Interrupted
 from admrl.parallel import Job, run_jobs
 from admrl.protocol import num_steps
 from admrl.reference import Reference
-from admrl.run_store import Run, load_run
+from admrl.run_lock import RunLock
+from admrl.run_store import Run, check_seed, load_run
 from admrl.search.objective import Objective
 from admrl.test_sets import TaskList, choose_tasks, unit_keys
-from admrl.train_run import check_seed
 
 if TYPE_CHECKING:
     from admrl.cli import Evaluate
@@ -65,7 +67,30 @@ def prepare(command: Evaluate) -> tuple[list[Run], TaskList, Reference | None]:
     tasks = check_runs(runs, chosen, command.config, reference)
     for run in runs:
         _check_table(gaps_file(run.path, command.name or tasks.name), command.config, command.seed)
+    lock_runs(runs)
     return runs, tasks, reference
+
+
+def lock_runs(runs: Sequence[Run]) -> None:
+    """Lock all of them or none.
+
+    Raises:
+        ValueError: see `RunLock`.
+    """
+    try:
+        for run in runs:
+            run.lock = RunLock(run.path)
+    except BaseException:
+        release_runs(runs)
+        raise
+
+
+def release_runs(runs: Sequence[Run]) -> None:
+    """Let others write into them."""
+    for run in runs:
+        if run.lock is not None:
+            run.lock.release()
+            run.lock = None
 
 
 def execute(command: Evaluate, runs: list[Run], tasks: TaskList, reference: Reference | None) -> None:
@@ -83,9 +108,9 @@ def execute(command: Evaluate, runs: list[Run], tasks: TaskList, reference: Refe
             name=name,
             reference=reference,
         )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            "every finished batch of tasks is saved; the same command goes on from there"
+    except Interrupted as interrupt:
+        raise Interrupted(
+            "every finished batch of tasks is saved; the same command goes on from there", interrupt.signum
         ) from None
     objective = Objective(command.objective, command.alpha, command.temperature)
     for j in range(len(tables[0].num_samples)):
@@ -110,13 +135,31 @@ def evaluate_in_parallel(
     name: str,
     reference: Reference | None = None,
 ) -> list[GapTable]:
-    """`evaluate_gaps` in jobs of one policy seed and a batch of tasks; finished jobs are not done again."""
+    """`evaluate_gaps` in jobs of one policy seed and a batch of tasks; finished jobs are not done again.
+
+    The runs are locked by the caller (`lock_runs`); their locks are released here.
+    """
+    try:
+        return _evaluate(runs, tasks, config, seed, num_workers, console, name, reference)
+    finally:
+        release_runs(runs)
+
+
+def _evaluate(
+    runs: Sequence[Run],
+    tasks: TaskList,
+    config: EvaluationConfig,
+    seed: int,
+    num_workers: int,
+    console: Console,
+    name: str,
+    reference: Reference | None,
+) -> list[GapTable]:
     jobs = []
-    if (
-        reference is None
-        and config.num_reference_stages
-        and not reference_file(runs, tasks, config, seed).exists()
-    ):
+    pooled_file = None
+    if reference is None and config.num_reference_stages:
+        pooled_file = reference_file(runs, tasks, config, seed)
+    if pooled_file is not None and not _is_sound(pooled_file, tasks, config, console):
         updates = runs[0].info.config.virtual.num_policy_updates
         stage = 1 + math.ceil(config.num_reference_updates / updates) * updates
         steps = config.num_updates + config.num_reference_stages * stage
@@ -125,7 +168,10 @@ def evaluate_in_parallel(
     keys = unit_keys(runs[0].family.box.to_unit(tasks.psi))
     psi_of = dict(zip(keys, tasks.psi.tolist(), strict=True))
     for run in runs:
-        missing = PartStore(run, config, seed).missing(keys, config.num_policy_seeds)
+        store = PartStore(run, config, seed)
+        missing = store.missing(keys, config.num_policy_seeds)
+        for note in store.notes:
+            console.print(note, style="yellow", highlight=False)
         if 0 < len(missing) < len(keys) * config.num_policy_seeds:
             console.print(f"{run.path}: {len(missing)} cells are left", highlight=False)
         for policy_seed in range(config.num_policy_seeds):
@@ -138,14 +184,26 @@ def evaluate_in_parallel(
         run_jobs(jobs, num_workers, console)
     adapted = [PartStore(run, config, seed).collect(keys, config.num_policy_seeds) for run in runs]
     pooled = None
-    if reference is None and config.num_reference_stages:
-        pooled = load_reference_episodes(reference_file(runs, tasks, config, seed))
+    if pooled_file is not None:
+        pooled = load_reference_episodes(pooled_file, len(tasks.psi), config.num_episodes)
     tables = gap_tables(runs, tasks, adapted, pooled, config, seed, reference=reference)
     for run, table in zip(runs, tables, strict=True):
         file = gaps_file(run.path, name)
-        file.parent.mkdir(exist_ok=True)
+        make_folder(file.parent)
         table.save(file)
     return tables
+
+
+def _is_sound(file: Path, tasks: TaskList, config: EvaluationConfig, console: Console) -> bool:
+    """Whether the reference run is there; says so if it was, and is damaged."""
+    if not file.exists():
+        return False
+    try:
+        load_reference_episodes(file, len(tasks.psi), config.num_episodes)
+    except DamagedFileError as error:
+        console.print(f"{error}; the reference run is done again", style="yellow", highlight=False)
+        return False
+    return True
 
 
 def print_objective(
@@ -227,10 +285,13 @@ def _check_table(file: Path, config: EvaluationConfig, seed: int) -> None:
     if not file.exists():
         return
     there = GapTable.load(file).provenance
-    same = json.loads(json.dumps({f: getattr(config, f) for f in there["evaluation"] if hasattr(config, f)}))
-    changed = {k: v for k, v in there["evaluation"].items() if k != "tasks_per_batch" and same.get(k) != v}
-    if there["evaluation_seed"] != seed:
-        changed["seed"] = there["evaluation_seed"]
+    settings = there.get("evaluation")
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file} does not say how it was made; give this one another name: --name NAME")
+    same = json.loads(json.dumps({f: getattr(config, f) for f in settings if hasattr(config, f)}))
+    changed = {k: v for k, v in settings.items() if k != "tasks_per_batch" and same.get(k) != v}
+    if there.get("evaluation_seed") != seed:
+        changed["seed"] = there.get("evaluation_seed")
     if changed:
         field, value = next(iter(changed.items()))
         raise ValueError(

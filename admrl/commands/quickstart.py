@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from admrl.commands.evaluate import evaluate_in_parallel, print_notes, print_tables
+from admrl.commands.evaluate import evaluate_in_parallel, lock_runs, print_notes, print_tables
 from admrl.config import PRESETS, EvaluationConfig
 from admrl.evaluate_runs import check_runs
 from admrl.figures import plot_gap_heatmap
+from admrl.interruption import Interrupted
 from admrl.parallel import Job, num_cores, run_jobs
 from admrl.run_store import Run, load_run
 from admrl.train_run import num_train_steps, prepare_run, train_job
@@ -54,11 +55,12 @@ def execute(command: Quickstart, runs: list[Run]) -> None:
     """Train both, evaluate both, print the table, draw the figure."""
     try:
         _run(command, runs, Console(markup=False))
-    except KeyboardInterrupt:
+    except Interrupted as interrupt:
         folders = " ".join(str(run.path) for run in runs)
-        raise KeyboardInterrupt(
-            f"every finished task is saved. Continue by hand: admrl train --resume {runs[0].path}, "
-            f"the same for {runs[1].path}, then: admrl evaluate {folders} --grid {' '.join(map(str, command.grid))}"
+        raise Interrupted(
+            f"everything is saved. Continue by hand: admrl train --resume {runs[0].path}, "
+            f"the same for {runs[1].path}, then: admrl evaluate {folders} --grid {' '.join(map(str, command.grid))}",
+            interrupt.signum,
         ) from None
 
 
@@ -72,7 +74,10 @@ def _run(command: Quickstart, runs: list[Run], console: Console) -> None:
     tasks = check_runs(runs, command.grid, config)
     console.print("1/2 meta-training, equal budgets, the same seed and initial policies", highlight=False)
     run_jobs(
-        [Job(r.info.selector, train_job, (r.path,), num_train_steps(r.info.config)) for r in runs],
+        [
+            Job(r.info.selector, train_job, (r.path,), num_train_steps(r.info.config), saves_itself=True)
+            for r in runs
+        ],
         command.num_workers,
         console,
     )
@@ -80,6 +85,7 @@ def _run(command: Quickstart, runs: list[Run], console: Console) -> None:
         f"2/2 evaluation on {len(tasks.psi)} tasks, {config.num_policy_seeds} policies each", highlight=False
     )
     runs = [load_run(run.path) for run in runs]
+    lock_runs(runs)
     tables = evaluate_in_parallel(
         runs, tasks, config, command.seed, command.num_workers, console, name=tasks.name
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
+from admrl.interruption import Interrupted
 from admrl.parallel import Job, run_jobs
 from admrl.reference import Reference
 from admrl.reference_jobs import (
@@ -22,8 +23,8 @@ from admrl.reference_jobs import (
     slbo_settings,
     training_folder,
 )
+from admrl.run_store import check_seed
 from admrl.test_sets import TaskList, choose_tasks
-from admrl.train_run import check_seed
 from task_families.family import TaskFamily
 from task_families.registry import make
 
@@ -107,10 +108,11 @@ def execute(command: ReferenceReturns, plan: Plan) -> None:
     try:
         if plan.jobs:
             run_jobs(plan.jobs, command.num_workers, console)
-    except KeyboardInterrupt:
+    except Interrupted as interrupt:
         reference = _merge(plan)
-        raise KeyboardInterrupt(
-            f"{plan.file} holds {len(reference.candidates)} candidates; the same command goes on from there"
+        raise Interrupted(
+            f"{plan.file} holds {len(reference.candidates)} candidates; the same command goes on from there",
+            interrupt.signum,
         ) from None
     reference = _merge(plan)
     returns, source = reference.optimal_returns(plan.family, plan.tasks.psi)

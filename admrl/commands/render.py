@@ -17,7 +17,7 @@ from torch import Tensor
 
 from admrl.adaptation import zero_shot
 from admrl.display import Display, JobReporter
-from admrl.run_store import Run, load_run
+from admrl.run_store import Run, check_seed, load_run
 from task_families.opengl import backend
 from task_families.registry import make
 
@@ -69,6 +69,9 @@ def prepare(command: Render) -> Job:
         )
     if command.num_pictures < 1:
         raise ValueError(f"--num-pictures: expected 1 or more, got {command.num_pictures}")
+    if not 1 <= command.num_updates <= 1_000_000:
+        raise ValueError(f"--num-updates: expected 1 to 1000000, got {command.num_updates}")
+    check_seed(command.seed)
     backend()  # before MuJoCo is imported
     run = None if command.run is None else load_run(command.run)
     if run is not None and command.family not in (None, run.info.family):

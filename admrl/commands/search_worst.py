@@ -14,10 +14,10 @@ from admrl.config import check_config
 from admrl.display import Display, JobReporter
 from admrl.evaluation import check_evaluation
 from admrl.files import write_text
-from admrl.run_store import Run, load_run, versions
+from admrl.interruption import Interrupted, Interruptible, deferred_signals
+from admrl.run_store import Run, check_seed, load_run, versions
 from admrl.run_worst import RunGap, replay_command
 from admrl.search import ScreenedSearch, Search, WorstReport, find_worst, make_search, save_search
-from admrl.train_run import check_seed
 from task_families.family import spawn_generators
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def execute(command: SearchWorst, run: Run, search: Search) -> WorstReport:
     num_calls += command.top * (2 if command.difference else 1)
     probes, _ = spawn_generators(torch.Generator().manual_seed(command.seed), 2)
     try:
-        with Display(console, {name: num_calls * per_call}) as display:
-            reporter = JobReporter(name, display.handle)
+        with deferred_signals(), Display(console, {name: num_calls * per_call}) as display:
+            reporter = Interruptible(JobReporter(name, display.handle))
             gap, confirm = (
                 RunGap(run, config, command.seed + shift, scale=command.scale, reporter=reporter)
                 for shift in (0, CONFIRM_SEED)
@@ -108,10 +108,11 @@ def execute(command: SearchWorst, run: Run, search: Search) -> WorstReport:
                 generator=probes,
                 on_batch=lambda s: save_search(s, out / STATE),
             )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
+    except Interrupted as interrupt:
+        raise Interrupted(
             f"{len(search.history)} of {command.budget} tasks were evaluated; what was found so far is in "
-            f"{out / STATE} (admrl.search.load_search)"
+            f"{out / STATE} (admrl.search.load_search)",
+            interrupt.signum,
         ) from None
     replays = [
         replay_command(run, task.psi, command.seed, config.num_updates, str(film_file(command, run, i)))

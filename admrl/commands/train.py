@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 from rich.console import Console
 
+from admrl.config import check_saving
 from admrl.display import Display, JobReporter
+from admrl.interruption import Interrupted, deferred_signals
 from admrl.run_store import Run, versions
-from admrl.train_run import num_train_steps, prepare_run, resume_run, train_run
+from admrl.train_run import prepare_run, resume_run, steps_left, train_run
 
 if TYPE_CHECKING:
     from admrl.cli import Train
+
+
+ALLOWED_WITH_RESUME = ("resume", "num_threads", "checkpoint_seconds", "keep_checkpoints")
 
 
 def prepare(command: Train) -> Run:
@@ -25,10 +30,13 @@ def prepare(command: Train) -> Run:
     """
     if command.num_threads < 1:
         raise ValueError(f"--num-threads: expected 1 or more, got {command.num_threads}")
+    check_saving(command.checkpoint_seconds, command.keep_checkpoints)
     if command.resume is not None:
-        if command != replace(type(command)(), resume=command.resume, num_threads=command.num_threads):
+        allowed = {name: getattr(command, name) for name in ALLOWED_WITH_RESUME}
+        if command != replace(type(command)(), **allowed):
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in ALLOWED_WITH_RESUME[1:])
             raise ValueError(
-                "--resume continues a run with its own settings; leave out all options but --num-threads"
+                f"--resume continues a run with its own settings; leave out all options but {options}"
             )
         run = resume_run(command.resume)
         if run.finished:
@@ -46,9 +54,9 @@ def prepare(command: Train) -> Run:
     )
 
 
-def execute(run: Run, num_threads: int) -> None:
-    """Train, with a progress display; Ctrl-C says how to go on."""
-    torch.set_num_threads(num_threads)
+def execute(command: Train, run: Run) -> None:
+    """Train, with a progress display; Ctrl-C and SIGTERM save and say how to go on."""
+    torch.set_num_threads(command.num_threads)
     console = Console(markup=False)
     now = versions()
     if changed := [p for p in ("mujoco", "torch") if run.info.versions.get(p) != now[p]]:
@@ -58,14 +66,23 @@ def execute(run: Run, num_threads: int) -> None:
             style="yellow",
         )
     name = run.info.selector
-    done = len(run.state.records)
     try:
-        with Display(console, {name: num_train_steps(run.info.config, done)}) as display:
-            train_run(run, JobReporter(name, display.handle), num_threads=num_threads)
-    except KeyboardInterrupt:
-        done = len(run.state.records)
-        raise KeyboardInterrupt(
-            f"{done} tasks are saved; continue with: admrl train --resume {run.path}"
+        with (
+            deferred_signals(),
+            Display(console, {name: steps_left(run)}) as display,
+        ):
+            train_run(
+                run,
+                JobReporter(name, display.handle),
+                num_threads=command.num_threads,
+                checkpoint_seconds=command.checkpoint_seconds,
+                keep_checkpoints=command.keep_checkpoints,
+            )
+    except Interrupted as interrupt:
+        raise Interrupted(
+            f"{len(run.state.records)} of {run.info.config.num_tasks} tasks are done, the one in progress is saved; "
+            f"continue with: admrl train --resume {run.path}",
+            interrupt.signum,
         ) from None
     size = run.family.box.size
     hint = f"\nnext: admrl evaluate {run.path} --grid {' '.join('6' * size)}" if size <= 3 else ""

@@ -245,6 +245,16 @@ class Search(ABC):
                 f"{type(self).__name__}: the state is of a space with {state['waiting'].shape[-1]} task parameters, "
                 f"expected {self.space.size}"
             )
+        num_told, num_waiting = len(state["history.gap"]), len(state["waiting"])
+        for name, present in self.state_dict().items():
+            if name in state and not _is_like(state[name], present):
+                raise ValueError(
+                    f"{type(self).__name__}: {name}: expected {present.dim()} axes of {present.dtype}, got "
+                    f"{tuple(state[name].shape)} of {state[name].dtype}"
+                )
+        lengths = {name: num_told for name in state if name.startswith("history.")} | {"tags": num_waiting}
+        if wrong := [name for name, length in lengths.items() if len(state[name]) != length]:
+            raise ValueError(f"{type(self).__name__}: {wrong[0]}: its length does not fit the others'")
         own = {name.removeprefix("own."): value for name, value in state.items() if name.startswith("own.")}
         if different := set(own) ^ set(self._state()):
             raise ValueError(
@@ -309,6 +319,12 @@ class Search(ABC):
             free[row] = False
             rows.append(row)
         return torch.tensor(rows, dtype=torch.long)
+
+
+def _is_like(value: Tensor, pattern: Tensor) -> bool:
+    """The same kind of number (whole, real, truth value) with as many axes; lengths change."""
+    same_kind = value.dtype == pattern.dtype or (value.is_floating_point() and pattern.is_floating_point())
+    return same_kind and value.dim() == pattern.dim()
 
 
 def unit_scale(space: TaskSpace) -> Tensor:
