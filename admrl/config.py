@@ -65,7 +65,7 @@ class ResolveConfig:
     """delta, distance of the two tasks from psi in unit-box coordinates (the box is 2 wide)."""
     num_replicates: int = field(default=6, metadata={"range": (2, 1000)})
     """R, repetitions with other noise; half of them make each half of the data."""
-    num_directions: int = field(default=3, metadata={"range": (1, 1000)})
+    num_directions: int = field(default=2, metadata={"range": (1, 1000)})
     """Directions per replicate: the axes if k is not larger, else random ones."""
     num_episodes: int = field(default=2, metadata={"range": (2, 100_000)})
     """Real episodes of each of the R x directions x 2 policies."""
