@@ -12,6 +12,9 @@ import numpy as np
 matplotlib.use("Agg", force=False)
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from admrl.figures import save_figure
 
 # Okabe and Ito's colours, and a marker each, so that nothing depends on colour alone
 STYLES = {
@@ -45,8 +48,7 @@ def plot_gradient_checks(checks: Sequence[dict[str, Any]], path: Path | str) -> 
         for n, (c, m) in STYLES.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save_figure(figure, Path(path))
 
 
 def _implicit(axis: Axes, check: dict[str, Any]) -> None:
@@ -101,6 +103,9 @@ def _fidelity(axis: Axes, check: dict[str, Any]) -> None:
             points.set_edgecolor("0.2")
             points.set_linewidth(0.5)
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_ylim(-1.08, 1.08)
     axis.axhline(0.8, color="0.5", linewidth=0.8, linestyle="--")
     axis.set_xlabel("seconds a gradient")
