@@ -24,7 +24,6 @@ from admrl.config import (
     EvaluationConfig,
     MetaTrainConfig,
     ReferenceConfig,
-    ResolveConfig,
 )
 from admrl.files import StorageError
 from admrl.search_config import OBJECTIVES, SCALES, SEARCHES
@@ -204,8 +203,6 @@ class Gradcheck:
     """Real episodes of each of them."""
     seed: int = 0
     """Seed of the solutions, the draws and the truth."""
-    resolve: ResolveConfig | None = None
-    """Settings of the estimator `resolve`. Default: the run's."""
 
 
 @dataclass(frozen=True)

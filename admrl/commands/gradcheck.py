@@ -70,7 +70,6 @@ def check_job(path: str, psi: list[list[float]], command: Gradcheck, reporter: R
     not change."""
     run = load_run(path)
     config, family = run.info.config, run.family
-    settings = replace(config.gradient, resolve=command.resolve or config.gradient.resolve)
     theta_hat, theta_star, model, updated = solve_task(
         family, run.state.learner, torch.tensor(psi), config, command.seed, reporter=reporter
     )
@@ -80,13 +79,13 @@ def check_job(path: str, psi: list[list[float]], command: Gradcheck, reporter: R
         theta_star,
         model=model,
         updated_model=updated,
-        config=settings,
+        config=config.gradient,
         virtual=config.virtual,
         estimators=command.estimators,
         num_draws=command.draws,
         truth=ResolveConfig(
             num_updates=command.truth_updates,
-            radius=settings.resolve.radius,
+            radius=config.gradient.resolve.radius,
             num_replicates=command.truth_replicates,
             num_directions=family.box.size,
             num_episodes=command.truth_episodes,
