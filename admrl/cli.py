@@ -40,7 +40,7 @@ DESCRIPTION = (
 class Quickstart:
     """Adversarial and uniform meta-training on Hopper2D, and one figure with the gaps of both.
 
-    Trains twice with equal budgets, the same seed and the same initial policies, evaluates both on a common
+    Trains twice with equal real budgets, the same seed and the same initial policies, evaluates both on a common
     grid of tasks, prints a table and draws quickstart.png. Real MuJoCo; about 10 minutes on two cores.
     """
 
