@@ -54,12 +54,11 @@ from admrl.screening import ModelScreening, check_members
 from admrl.search import ScreenedSearch, Search, make_search
 from admrl.search.objective import scaled_gap, scaled_gradient
 from admrl.task_progress import Phase, TaskProgress, num_phase_steps, slbo_config
-from admrl.virtual_training import new_solution, stochastic_actor, virtual_training
+from admrl.virtual_training import new_solution, virtual_rollout, virtual_training
 from dynamics.learner import ModelLearner
-from dynamics.virtual_env import VirtualEnv
 from policy_opt.gaussian_policy import GaussianPolicy
 from task_families.family import TaskFamily, spawn_generators
-from task_families.rollout import Rollout, collect
+from task_families.rollout import Rollout
 
 
 @dataclass(frozen=True)
@@ -302,10 +301,7 @@ def _zero_shot(task: _Task) -> None:
         on_step=task.step_done,
     )
     # in the model as it is now: theta_hat is optimal for the one before SLBO
-    env = VirtualEnv(learner.model, family, (1, task.num_lanes))
-    act = stochastic_actor(theta_hat, env.shape, family.horizon, task.generators)
-    with torch.no_grad():
-        model_rollout = collect(env, family, act, family.horizon, task.generators)
+    model_rollout = virtual_rollout(family, learner.model, theta_hat, task.num_lanes, task.generators)
     task.state.virtual_samples += model_rollout.num_samples
     progress.theta_hat = progress.solution = theta_hat
     progress.model = learner.model.clone()

@@ -24,13 +24,12 @@ from admrl.adaptation import Solution, episode_returns, real_rollout, report_uns
 from admrl.config import MetaTrainConfig
 from admrl.reporting import Reporter, Silent
 from admrl.search.base import project_unit, unit_scale
-from admrl.virtual_training import stochastic_actor
+from admrl.virtual_training import virtual_rollout
 from dynamics.ensemble import DynamicsEnsemble
 from dynamics.learner import ModelLearner
-from dynamics.virtual_env import VirtualEnv
 from policy_opt.gaussian_policy import GaussianPolicy
 from task_families.family import TaskFamily, spawn_generators
-from task_families.rollout import Rollout, collect
+from task_families.rollout import Rollout
 
 POLISH_STEP = 0.05  # unit coordinates
 
@@ -101,12 +100,12 @@ def screen(
     )
     reporter.phase(f"{name} {len(psi)} tasks", search.num_screen_updates)
     solution = zero_shot(family, model, psi, policy, 1, virtual, generators, reporter=reporter)
-    shape, rollouts = (len(psi), episodes_per_member), []
+    rollouts = []
     for member in range(model.num_members):
         twins = [torch.Generator(g.device).set_state(g.get_state()) for g in generators]
-        act = stochastic_actor(solution, shape, family.horizon, twins)
-        env = VirtualEnv(single_member(model, member), family, shape)
-        rollouts.append(collect(env, family, act, family.horizon, twins))
+        rollouts.append(
+            virtual_rollout(family, single_member(model, member), solution, episodes_per_member, twins)
+        )
         reporter.advance(virtual_samples=rollouts[-1].num_samples)
     returns = member_returns(family, solution.psi, tuple(rollouts))
     return Screening(solution.psi, solution, tuple(rollouts), returns)

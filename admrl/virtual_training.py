@@ -19,6 +19,7 @@ from torch import Tensor
 from admrl.config import VirtualTrainingConfig, check_lanes
 from admrl.health import MIN_SHARE, UpdateReport, cut, fit_or_restore, usable_steps
 from admrl.reporting import Reporter, Silent
+from dynamics.config import RolloutPrecision
 from dynamics.ensemble import DynamicsEnsemble
 from dynamics.learner import ModelLearner
 from dynamics.virtual_env import VirtualEnv
@@ -70,6 +71,23 @@ def refresh_normalizer(solution: Solution, model: DynamicsEnsemble) -> Solution:
     mean, std = _normalizer(model)
     value = replace(solution.value, obs_mean=mean, obs_std=std)
     return replace(solution, policy=solution.policy.with_normalizer(mean, std), value=value)
+
+
+@torch.no_grad()
+def virtual_rollout(
+    family: TaskFamily,
+    model: DynamicsEnsemble,
+    solution: Solution,
+    num_lanes: int,
+    generators: Sequence[torch.Generator],
+    *,
+    precision: RolloutPrecision = "full",
+) -> Rollout:
+    """num_lanes x horizon virtual samples of the solution's policies for each task, restarting."""
+    shape = (len(solution.theta), num_lanes)
+    env = VirtualEnv(model, family, shape, precision=precision)
+    actor = stochastic_actor(solution, shape, family.horizon, generators)
+    return collect(env, family, actor, family.horizon, generators)
 
 
 def stochastic_actor(
@@ -159,13 +177,12 @@ def virtual_update(
 
     Lanes and tasks in which something is not finite are handled as `admrl.health` says.
     """
-    shape = (len(solution.theta), num_lanes)
-    env = VirtualEnv(model, family, shape)
-    actor = stochastic_actor(solution, shape, family.horizon, generators)
-    rollout = collect(env, family, actor, family.horizon, generators)
+    rollout = virtual_rollout(
+        family, model, solution, num_lanes, generators, precision=config.rollout_precision
+    )
     # in blocks of tasks, because the features of all tasks at once leave the cache and fill the memory
     per_block = max(1, STATES_PER_BLOCK // (num_lanes * family.horizon))
-    blocks = [slice(i, i + per_block) for i in range(0, shape[0], per_block)]
+    blocks = [slice(i, i + per_block) for i in range(0, len(solution.theta), per_block)]
     parts = [_improve(family, model, solution.tasks(b), rollout.tasks(b), b, config) for b in blocks]
     thetas, weights, reports = zip(*parts, strict=True)
     names = UpdateReport.__dataclass_fields__
@@ -216,8 +233,26 @@ def _update(
     usable: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """TRPO and the fit of V on the steps that are usable (1, N, T; None: all): theta, weights, accepted."""
+    obs, act = rollout.obs, rollout.act
+    advantage, target, features = advantages(family, solution, rollout, reward, config)
+    if usable is not None:
+        obs, act, features, advantage, target = (
+            x[usable][None] for x in (obs, act, features, advantage, target)
+        )
+    theta, report = trpo_step(solution.policy, solution.theta, obs, act, advantage, config.trpo)
+    return theta, solution.value.fit(features, target), report.accepted
+
+
+def advantages(
+    family: TaskFamily,
+    solution: Solution,
+    rollout: Rollout,
+    reward: Tensor,
+    config: VirtualTrainingConfig,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Generalised advantages (M, N, T), lambda-returns (M, N, T), and the value function's features (M, N, T, F)."""
     value, weights = solution.value, solution.weights
-    obs, act, features = rollout.obs, rollout.act, value.features(rollout.obs)
+    features = value.features(rollout.obs)
     v = value.predict(weights, features)
     # V(next_obs): the next row's V within an episode, unused after a termination, evaluated at the cut
     v_cut = value(weights, rollout.next_obs[:, :, -1:])
@@ -230,13 +265,7 @@ def _update(
         gamma=family.gamma,
         gae_lambda=config.value.gae_lambda,
     )
-    target = advantage + v
-    if usable is not None:
-        obs, act, features, advantage, target = (
-            x[usable][None] for x in (obs, act, features, advantage, target)
-        )
-    theta, report = trpo_step(solution.policy, solution.theta, obs, act, advantage, config.trpo)
-    return theta, value.fit(features, target), report.accepted
+    return advantage, advantage + v, features
 
 
 def _normalizer(model: DynamicsEnsemble) -> tuple[Tensor, Tensor]:

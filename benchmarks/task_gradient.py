@@ -1,14 +1,15 @@
 """The task gradient: what its estimators cost, and how near they come to the truth.
 
     OMP_NUM_THREADS=1 python benchmarks/task_gradient.py [--quick] [--json FILE] [--only cost|lq|hopper2d|ant2d]
-        [--out FOLDER] [--draws 10] [--slow-draws 3] [--first-task STAGES SAMPLES]
+        [--out FOLDER] [--draws 10] [--slow-draws 3] [--first-task STAGES SAMPLES] [--task PSI ...] [--truth-only]
 
 cost: one pathwise product with the Hessian against one virtual rollout of the same batch (10 000 samples, 256 x 256
 model; goal: at most 12, set-up included over 30 products), and each estimator's time for k = 2 and k = 18.
 lq: the linear-quadratic problem of 20 steps; cosine with the exact implicit part in 20 draws of 500 trajectories.
 hopper2d, ant2d: a model after the first task of a training, a task in the interior and one on an edge of the box, ten
 draws of every estimator (pathwise and mixed: `--slow-draws`) against re-solved policies of other seeds; about half an
-hour each on a core. Writes FOLDER/FAMILY.json and FOLDER/FAMILY.png.
+hour each on a core. Writes FOLDER/FAMILY.json and FOLDER/FAMILY.png. `--task` (repeatable) takes other tasks,
+`--truth-only` leaves the estimators out: where in the box is there a gradient to find?
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import math
 import resource
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ from admrl.gradient.figure import plot_gradient_checks
 from admrl.gradient.implicit import hessian_of
 from admrl.gradient.pathwise import pathwise_return
 from admrl.meta_training import meta_train, new_state
-from admrl.virtual_training import Solution, new_solution, stochastic_actor
+from admrl.virtual_training import Solution, new_solution, stochastic_actor, virtual_rollout
 from dynamics import DynamicsConfig, DynamicsEnsemble, FitConfig, ModelLearner, VirtualEnv
 from policy_opt import GaussianPolicy, ValueConfig
 from policy_opt.value import ValueFunction
@@ -95,15 +97,12 @@ def untrained(family_name: str, hidden: tuple[int, ...], num_lanes: int) -> tupl
     learner.fit(200)
     solution = new_solution(learner.model, psi, policy, VirtualTrainingConfig(), generators)
     real = real_rollout(family, solution, num_lanes, generators)
-    return family, learner.model, solution, virtual_rollout(family, learner.model, solution, num_lanes), real
+    return family, learner.model, solution, one_rollout(family, learner.model, solution, num_lanes), real
 
 
-def virtual_rollout(family: Any, model: Any, solution: Any, num_lanes: int) -> Any:
+def one_rollout(family: Any, model: Any, solution: Any, num_lanes: int) -> Any:
     generators = spawn_generators(torch.Generator().manual_seed(1), 1)
-    shape = (1, num_lanes)
-    actor = stochastic_actor(solution, shape, family.horizon, generators)
-    with torch.no_grad():
-        return collect(VirtualEnv(model, family, shape), family, actor, family.horizon, generators)
+    return virtual_rollout(family, model, solution, num_lanes, generators)
 
 
 def cost(quick: bool) -> list[Row]:
@@ -113,7 +112,7 @@ def cost(quick: bool) -> list[Row]:
     times = []
     for _ in range(3 if quick else 7):
         start = time.perf_counter()
-        virtual_rollout(family, model, solution, num_lanes)
+        one_rollout(family, model, solution, num_lanes)
         times.append(time.perf_counter() - start)
     rollout = statistics.median(times)
     eta = pathwise_return(family, model, solution, in_model, smoothing=0.2)
@@ -270,9 +269,16 @@ def lq(num_draws: int) -> list[Row]:
 
 
 def fidelity(
-    name: str, out: Path, draws: int, slow_draws: int, quick: bool, first_task: tuple[int, int]
+    name: str,
+    out: Path,
+    draws: int,
+    slow_draws: int,
+    quick: bool,
+    first_task: tuple[int, int],
+    tasks: Sequence[Sequence[float]],
+    truth_only: bool,
 ) -> list[Row]:
-    """Two tasks of one MuJoCo family; writes the numbers and the picture."""
+    """Some tasks of one MuJoCo family; writes the numbers and the picture."""
     laptop = PRESETS["smoke" if quick else "laptop"]
     samples = 800 if quick else 10_400  # at least 10 000, a multiple of horizon x members
     config = replace(
@@ -295,9 +301,10 @@ def fidelity(
     meta_train(family, state, first)
     print(f"{name}: first task {time.perf_counter() - start:.0f} s", flush=True)
     rows, checks = [], []
-    names = [n for n in ESTIMATOR_NAMES if not (quick and n in SLOW)]
+    left_out = ESTIMATOR_NAMES if truth_only else SLOW if quick or slow_draws == 0 else ()
+    names = [n for n in ESTIMATOR_NAMES if n not in left_out]
     virtual = replace(config.virtual, num_samples=samples)
-    for number, task in enumerate(TASKS[name]):
+    for number, task in enumerate(tasks):
         start = time.perf_counter()
         theta_hat, theta_star, model, updated = solve_task(
             family, state.learner, torch.tensor([task]), config, seed=number
@@ -321,11 +328,11 @@ def fidelity(
         )
         checks.append(check.to_dict() | {"virtual_training_seconds": solved})
         truth = check.truth
-        print(f"{name} {task}: truth {truth}", flush=True)
+        print(f"{name} {tuple(task)}: truth {truth}", flush=True)
         for d in check.draws:
             rows.append(
                 row(
-                    f"{name} {task}: {d.estimator}, cosine with the truth",
+                    f"{name} {tuple(task)}: {d.estimator}, cosine with the truth",
                     float(np.median(d.cosine(truth))),
                     "",
                     draws=len(d.total),
@@ -339,7 +346,8 @@ def fidelity(
             )
         out.mkdir(parents=True, exist_ok=True)
         (out / f"{name}.json").write_text(json.dumps(checks))
-        plot_gradient_checks(checks, out / f"{name}.png")
+        if not truth_only:
+            plot_gradient_checks(checks, out / f"{name}.png")
     return rows
 
 
@@ -362,7 +370,18 @@ def main() -> None:
         metavar=("STAGES", "SAMPLES"),
         help="how much real data the model has seen: more data, smaller gaps, smaller gradients",
     )
+    parser.add_argument(
+        "--task",
+        type=float,
+        nargs="+",
+        action="append",
+        metavar="PSI",
+        help="a task of the family given by --only, instead of the two built in; repeatable",
+    )
+    parser.add_argument("--truth-only", action="store_true", help="the truth of every task, no estimators")
     arguments = parser.parse_args()
+    if arguments.task and arguments.only not in TASKS:
+        parser.error(f"--task: expected --only with one of {', '.join(TASKS)}")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     quick = arguments.quick
     print(f"load {os.getloadavg()[0]:.1f}, {torch.get_num_threads()} thread(s)")
@@ -374,7 +393,16 @@ def main() -> None:
     for name in TASKS:
         if arguments.only == name or (arguments.only is None and not quick):
             first_task = tuple(arguments.first_task or FIRST_TASK[name])
-            rows += fidelity(name, arguments.out, arguments.draws, arguments.slow_draws, quick, first_task)
+            rows += fidelity(
+                name,
+                arguments.out,
+                arguments.draws,
+                arguments.slow_draws,
+                quick,
+                first_task,
+                arguments.task or TASKS[name],
+                arguments.truth_only,
+            )
     print(f"load {os.getloadavg()[0]:.1f}")
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1))

@@ -4,6 +4,9 @@
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+RolloutPrecision = Literal["full", "bfloat16"]
 
 
 @dataclass(frozen=True)

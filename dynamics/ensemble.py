@@ -19,7 +19,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from dynamics.config import DynamicsConfig
+from dynamics.config import DynamicsConfig, RolloutPrecision
 from dynamics.normalizer import Normalizer
 from task_families.family import TaskFamily
 
@@ -75,33 +75,39 @@ class DynamicsEnsemble(nn.Module):
         self.obs_normalizer.update_(obs)
         self.diff_normalizer.update_(next_obs - obs)
 
-    def network(self) -> Prediction:
+    def network(self, precision: RolloutPrecision = "full") -> Prediction:
         """The networks with their parameters looked up once: predicted s' - s in units of its standard deviation.
 
         (K, E, R, S), (K, E, R, A) -> (K, E, R, S); differentiable in the parameters and the inputs.
         """
         mean, std = self.obs_normalizer.mean[:, None, None], self.obs_normalizer.std[:, None, None]
         # one matrix product a layer for all K E networks
+        dtype = torch.bfloat16 if precision == "bfloat16" else mean.dtype
         *hidden, (last_W, last_b) = [
-            (W.flatten(0, 1), b.flatten(0, 1)) for W, b in zip(self.weights, self.biases, strict=True)
+            (W.flatten(0, 1).to(dtype), b.flatten(0, 1).to(dtype))
+            for W, b in zip(self.weights, self.biases, strict=True)
         ]
         limit, num_members = self.act_limit, self.num_members
 
         def difference(obs: Tensor, act: Tensor) -> Tensor:
             if limit is not None:
                 act = act.clamp(-limit, limit)
-            x = torch.cat([(obs - mean) / std, act], dim=-1).flatten(0, 1)  # (K E, R, in)
+            x = torch.cat([(obs - mean) / std, act], dim=-1).flatten(0, 1).to(dtype)  # (K E, R, in)
             for W, b in hidden:
                 x = torch.relu(torch.baddbmm(b, x, W))
-            return torch.baddbmm(last_b, x, last_W).unflatten(0, (-1, num_members))
+            return torch.baddbmm(last_b, x, last_W).to(mean.dtype).unflatten(0, (-1, num_members))
 
         return difference
 
-    def predictor(self) -> Prediction:
-        """`forward` with the parameters looked up once, for many steps."""
+    def predictor(self, precision: RolloutPrecision = "full") -> Prediction:
+        """`forward` with the parameters looked up once, for many steps.
+
+        Args:
+            precision: of the networks; bfloat16 rounds the change of state, never the state.
+        """
         mean, std = self.diff_normalizer.mean[:, None, None], self.diff_normalizer.std[:, None, None]
         low, high = self.state_limits()
-        difference = self.network()
+        difference = self.network(precision)
 
         def predict(obs: Tensor, act: Tensor) -> Tensor:
             next_obs = obs + mean + std * difference(obs, act)

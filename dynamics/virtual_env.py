@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dynamics.config import RolloutPrecision
 from dynamics.ensemble import DynamicsEnsemble
 from task_families.family import TaskFamily
 
@@ -15,11 +16,21 @@ class VirtualEnv:
     A task's N lanes are dealt to the E members in E equal groups (lane n runs in member n // (N / E), after a
     restart too): every trajectory lives in one member, drawn without replacement.
 
+    Args:
+        precision: see `DynamicsEnsemble.predictor`.
+
     Raises:
         ValueError: N is not a multiple of E, or there is neither one model nor one per task.
     """
 
-    def __init__(self, model: DynamicsEnsemble, family: TaskFamily, shape: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        model: DynamicsEnsemble,
+        family: TaskFamily,
+        shape: tuple[int, int],
+        *,
+        precision: RolloutPrecision = "full",
+    ) -> None:
         num_tasks, num_lanes = shape
         if num_lanes % model.num_members:
             raise ValueError(
@@ -31,7 +42,7 @@ class VirtualEnv:
             )
         self.shape = shape
         self._model, self._family = model, family
-        self._predict = model.predictor()  # as the model is now
+        self._predict = model.predictor(precision)  # as the model is now
         self._obs = model.weights[0].new_zeros(num_tasks, num_lanes, family.obs_size)
 
     def start_states(self, n: int, generator: torch.Generator) -> Tensor:

@@ -21,13 +21,11 @@ from admrl.config import MetaTrainConfig, ResolveConfig, TaskGradientConfig, Vir
 from admrl.gradient.estimators import task_gradient
 from admrl.gradient.result import TaskGradient
 from admrl.reporting import Reporter, Silent
-from admrl.virtual_training import Solution, stochastic_actor
+from admrl.virtual_training import Solution, virtual_rollout
 from dynamics.ensemble import DynamicsEnsemble
 from dynamics.learner import ModelLearner
-from dynamics.virtual_env import VirtualEnv
 from policy_opt.gaussian_policy import GaussianPolicy
 from task_families.family import TaskFamily, spawn_generators
-from task_families.rollout import collect
 
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
@@ -162,11 +160,7 @@ def check_gradient(
 
     def draw(settings: TaskGradientConfig, num_lanes: int, number: int) -> tuple[TaskGradient, float]:
         generators = spawn_generators(torch.Generator().manual_seed(number), 1)
-        shape = (1, num_lanes)
-        actor = stochastic_actor(theta_hat, shape, family.horizon, generators)
-        with torch.no_grad():
-            env = VirtualEnv(model, family, shape)
-            in_model = collect(env, family, actor, family.horizon, generators)
+        in_model = virtual_rollout(family, model, theta_hat, num_lanes, generators)
         hat, star = (
             real_rollout(family, s, num_lanes, generators, num_threads=num_threads)
             for s in (theta_hat, theta_star)

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from admrl.adaptation import Solution
 from admrl.gradient.score_function import discounts, reward_and_slopes
-from admrl.virtual_training import stochastic_actor
+from admrl.virtual_training import virtual_rollout
 from dynamics.ensemble import DynamicsEnsemble
 from dynamics.virtual_env import VirtualEnv
 from task_families.family import TaskFamily
-from task_families.rollout import Rollout, collect
+from task_families.rollout import Rollout
 
 
 def lane_statistics(family: TaskFamily, psi: Tensor, rollout: Rollout, *, slopes: bool = True) -> Tensor:
@@ -88,9 +88,7 @@ def virtual_mean(
     slopes: bool = True,
 ) -> Tensor:
     """Mean of `lane_statistics` over fresh episodes in the model: (M, 1 + k)."""
-    shape = (len(solution.theta), num_lanes)
-    actor = stochastic_actor(solution, shape, family.horizon, generators)
-    rollout = collect(VirtualEnv(model, family, shape), family, actor, family.horizon, generators)
+    rollout = virtual_rollout(family, model, solution, num_lanes, generators)
     return lane_statistics(family, psi, rollout, slopes=slopes).mean(1)
 
 

@@ -29,12 +29,11 @@ from admrl.adaptation import real_rollout
 from admrl.config import ResolveConfig, VirtualTrainingConfig
 from admrl.gradient.control_variate import controlled_means, lane_statistics, replay, virtual_mean
 from admrl.gradient.pathwise import natural_step, pathwise_return, polish
-from admrl.virtual_training import Solution, stochastic_actor, virtual_training
+from admrl.virtual_training import Solution, virtual_rollout, virtual_training
 from dynamics.ensemble import DynamicsEnsemble
-from dynamics.virtual_env import VirtualEnv
 from policy_opt.trpo import fisher_product
 from task_families.family import TaskFamily, spawn_generators
-from task_families.rollout import Rollout, collect
+from task_families.rollout import Rollout
 
 
 @dataclass(frozen=True)
@@ -116,10 +115,7 @@ def _solve_again(
     if config.solver == "trpo":
         settings = replace(virtual, num_model_steps=0, num_policy_updates=config.num_updates)
         return virtual_training(family, model, policies, 1, settings, generators), num_virtual
-    shape = (len(policies.theta), virtual.num_samples // family.horizon)
-    actor = stochastic_actor(policies, shape, family.horizon, generators)
-    with torch.no_grad():
-        rollout = collect(VirtualEnv(model, family, shape), family, actor, family.horizon, generators)
+    rollout = virtual_rollout(family, model, policies, virtual.num_samples // family.horizon, generators)
     eta = pathwise_return(family, model, policies, rollout, smoothing=0.0)
     x = policies.policy.normalize(rollout.obs).flatten(1, 2)
     fisher = fisher_product(policies.policy, policies.theta, x, virtual.trpo.fisher_fraction)
