@@ -97,10 +97,13 @@ def stochastic_actor(
     generators: Sequence[torch.Generator],
 ) -> Callable[[int, Tensor], tuple[Tensor, Tensor]]:
     """The policies as the `act` of `collect`. All noise is drawn ahead, each task's from its own generator."""
-    noise = gaussian_noise(shape, num_steps, solution.policy.act_size, generators, solution.theta)
+    policy, theta = solution.policy, solution.theta
+    noise = gaussian_noise(shape, num_steps, policy.act_size, generators, theta)
+    deviation, log_prob = policy.deviations(theta, noise)
+    mean = policy.mean_function(theta)
 
     def act(t: int, obs: Tensor) -> tuple[Tensor, Tensor]:
-        return solution.policy.sample(solution.theta, obs, noise[t])
+        return mean(obs) + deviation[t], log_prob[t]
 
     return act
 

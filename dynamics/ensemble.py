@@ -94,7 +94,7 @@ class DynamicsEnsemble(nn.Module):
                 act = act.clamp(-limit, limit)
             x = torch.cat([(obs - mean) / std, act], dim=-1).flatten(0, 1).to(dtype)  # (K E, R, in)
             for W, b in hidden:
-                x = torch.relu(torch.baddbmm(b, x, W))
+                x = torch.baddbmm(b, x, W).relu_()
             return torch.baddbmm(last_b, x, last_W).to(mean.dtype).unflatten(0, (-1, num_members))
 
         return difference
@@ -110,8 +110,8 @@ class DynamicsEnsemble(nn.Module):
         difference = self.network(precision)
 
         def predict(obs: Tensor, act: Tensor) -> Tensor:
-            next_obs = obs + mean + std * difference(obs, act)
-            return torch.minimum(torch.maximum(next_obs, low), high)
+            next_obs = torch.addcmul(obs + mean, std, difference(obs, act))
+            return torch.clamp(next_obs, low, high)
 
         return predict
 

@@ -6,7 +6,7 @@ Holds shapes and the observation normaliser; the parameters theta (M, p) of M po
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -62,9 +62,12 @@ class GaussianPolicy:
 
     def mean(self, theta: Tensor, obs: Tensor) -> Tensor:
         """theta (M, p), obs (M, ..., S) -> (M, ..., A)."""
-        x = self.normalize(obs)
-        net = theta[..., : self.mlp.num_params]
-        return self.mlp(net, x.flatten(1, -2)).view(*obs.shape[:-1], self.act_size)
+        return self.mean_function(theta)(obs.flatten(1, -2)).view(*obs.shape[:-1], self.act_size)
+
+    def mean_function(self, theta: Tensor) -> Callable[[Tensor], Tensor]:
+        """`mean` with the parameters looked up once, for many calls: obs (M, N, S) -> (M, N, A)."""
+        network = self.mlp.function(theta[..., : self.mlp.num_params])
+        return lambda obs: network(self.normalize(obs))
 
     def log_std(self, theta: Tensor) -> Tensor:
         """theta (M, p) -> (M, A)."""
@@ -74,12 +77,16 @@ class GaussianPolicy:
 
     def sample(self, theta: Tensor, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actions (M, ..., A) for standard normal noise (M, ..., A), and their log probabilities (M, ...)."""
-        log_std = _align(self.log_std(theta), obs)
-        act = self.mean(theta, obs) + log_std.exp() * noise
+        deviation, log_prob = self.deviations(theta, noise[None])
+        return self.mean(theta, obs) + deviation[0], log_prob[0]
+
+    def deviations(self, theta: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions minus their means, and log probabilities, for any states: noise (T, M, ..., A) -> itself, (T, M, ...)."""
+        log_std = _align(self.log_std(theta), noise[0])
         log_prob = (
             -0.5 * noise.square().sum(-1) - log_std.sum(-1) - 0.5 * math.log(2 * math.pi) * self.act_size
         )
-        return act, log_prob
+        return log_std.exp() * noise, log_prob
 
     def log_prob(self, theta: Tensor, obs: Tensor, act: Tensor) -> Tensor:
         """log pi_theta(act | obs): (M, ..., S), (M, ..., A) -> (M, ...)."""

@@ -53,10 +53,18 @@ class Mlp:
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
         """theta (M, p), x (M, R, in) -> (M, R, out)."""
+        return self.function(theta)(x)
+
+    def function(self, theta: Tensor) -> Callable[[Tensor], Tensor]:
+        """The networks with their parameters looked up once, for many calls: x (M, R, in) -> (M, R, out)."""
         *hidden, (W, b) = self.layers(theta)
-        for V, c in hidden:
-            x = torch.tanh(torch.baddbmm(c, x, V))
-        return torch.baddbmm(b, x, W)
+
+        def network(x: Tensor) -> Tensor:
+            for V, c in hidden:
+                x = torch.tanh(torch.baddbmm(c, x, V))
+            return torch.baddbmm(b, x, W)
+
+        return network
 
     def linearize(
         self, theta: Tensor, x: Tensor
