@@ -83,14 +83,14 @@ def usable_steps(rollout: Rollout, reward: Tensor, model: DynamicsEnsemble, task
         tasks: which of the model's tasks the rollout shows, where there is one model for each.
     """
     normalizer = model.obs_normalizer
-    low, high = (limit[:, 0] for limit in model.state_limits())  # (K, 1, S)
-    std = normalizer.std
+    moved = (normalizer.std > MOVED)[:, None, None]  # (K, 1, 1, S)
+    low, high = model.state_limits()
+    low, high = torch.where(moved, low, -torch.inf), torch.where(moved, high, torch.inf)
     if model.num_models > 1:
-        low, high, std = low[tasks], high[tasks], std[tasks]
-    moved = (std > MOVED)[:, None, None]  # (K, 1, 1, S)
+        low, high = low[tasks], high[tasks]
     state = rollout.next_obs
-    at_limit = (((state <= low[:, None]) | (state >= high[:, None])) & moved).any(-1)
-    broken = at_limit | ~state.isfinite().all(-1) | ~reward.isfinite()
+    within = ((state > low) & (state < high)).all(-1)  # false where it is not finite
+    broken = ~(within & reward.isfinite())
     count = broken.long().cumsum(-1)
     starts = torch.ones_like(broken)
     starts[..., 1:] = rollout.terminated[..., :-1]

@@ -2,11 +2,11 @@
 
     python benchmarks/virtual_training.py [--quick] [--json FILE] [--threads 1 2] [--devices cpu cuda]
 
-One iteration is 100 model steps of batch 256 and 20 policy updates of 10 000 virtual samples each (rollout, advantages,
-TRPO, value fit). "paper": a 1000 x 1000 model; "laptop": the preset, four members of 256 x 256. The floor ratio is the
-measured time over that of all its matrix products at the rate of this machine's own float32 product of 1024 x 1024
-matrices, measured before and after in the same process with the same number of threads. Peak memory is that of a process
-that does nothing else. "36 tasks" is a round of policy updates of 36 tasks in one batch, per task and relative to one.
+One iteration is 100 model steps of batch 256 and 20 policy updates of 10 000 virtual samples each (rollout,
+advantages, TRPO, value fit). "paper": a 1000 x 1000 model; "laptop": the preset, four members of 256 x 256. The floor
+ratio is the measured time over that of all its matrix products at the rate of this machine's own float32 product of
+1024 x 1024 matrices, measured before and after in the same process with the same number of threads. Peak memory is
+that of a process that does nothing else. "36 tasks": a policy update of 36 tasks in one batch, seconds per task.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import pytest
 
 from admrl.cli import Evaluate, Quickstart, Train, main, parse
 from admrl.commands import evaluate
+from admrl.commands.train import thread_warning
 from admrl.config import PRESETS
 from admrl.evaluate_runs import evaluate_gaps
 from admrl.evaluation import GapTable
@@ -276,3 +277,12 @@ def test_an_interrupted_evaluation_goes_on(tmp_path):
     resumed = GapTable.load(out / "gaps" / "grid-2x4.json")
     whole = evaluate_gaps([load_run(out)], (2, 4), parse(["evaluate", *options]).config)[0]
     np.testing.assert_array_equal(resumed.episode_return, whole.episode_return)
+
+
+@pytest.mark.parametrize(
+    ("num_threads", "load", "warns"), [(1, 9.0, False), (2, 0.4, False), (2, 1.0, True), (3, 0.0, True)]
+)
+def test_threads_that_would_wait_for_each_other_are_warned_of(monkeypatch, num_threads, load, warns):
+    monkeypatch.setattr("admrl.commands.train.num_cores", lambda: 2)
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    assert bool(thread_warning(num_threads)) == warns

@@ -168,6 +168,20 @@ def test_prediction_is_the_printed_formula(family, hidden_sizes):
             torch.testing.assert_close(predicted[k, e], expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("num_models", [1, 2])
+def test_bfloat16_rounds_the_change_of_state_and_not_the_state(family, num_models):
+    """Eight bits of mantissa: about 2^-8 relative in every layer; states near 1000 stay exact."""
+    model = make_model(family) if num_models == 1 else different_models(family)
+    far = 1000.0
+    model.obs_normalizer.mean += far
+    obs, act = far + randn(num_models, 3, 50, 4, seed=5), randn(num_models, 3, 50, 2, seed=6)
+    full, rounded = model.predictor()(obs, act) - obs, model.predictor("bfloat16")(obs, act) - obs
+    assert rounded.dtype == DOUBLE
+    change = full - full.mean(2, keepdim=True)
+    error = (rounded - full).norm() / change.norm()
+    assert 1e-4 < error < 0.02, "0: nothing was rounded"
+
+
 def test_actions_are_clipped_like_the_simulators():
     hopper = make("hopper2d")
     model = DynamicsEnsemble(hopper, SMALL, seeded(), dtype=DOUBLE)

@@ -126,6 +126,16 @@ def test_sample_reports_its_own_log_prob(policy, batch):
     torch.testing.assert_close((act - policy.mean(theta, obs)) / std, noise, rtol=0, atol=1e-12)
 
 
+def test_parameters_looked_up_once_give_the_same_actions(policy, batch):
+    theta, obs, noise = batch
+    act, log_prob = policy.sample(theta, obs, noise)
+    mean = policy.mean_function(theta)
+    deviation, ahead = policy.deviations(theta, noise.movedim(2, 0))  # (T, M, N, A)
+    for t in range(obs.shape[2]):
+        assert torch.equal(mean(obs[:, :, t]) + deviation[t], act[:, :, t])
+        assert torch.equal(ahead[t], log_prob[:, :, t])
+
+
 def test_every_number_of_sample_axes(policy, batch):
     theta, obs, act = batch
     flat = policy.log_prob(theta, obs.flatten(1, 2), act.flatten(1, 2))

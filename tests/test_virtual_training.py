@@ -7,7 +7,7 @@ import torch
 
 from admrl.adaptation import episode_returns, real_rollout, slbo_adapt, zero_shot
 from admrl.config import SlboConfig, VirtualTrainingConfig
-from admrl.virtual_training import new_solution, virtual_training, virtual_update
+from admrl.virtual_training import new_solution, virtual_rollout, virtual_training, virtual_update
 from dynamics import DynamicsConfig, FitConfig, ModelLearner
 from policy_opt import GaussianPolicy
 from task_families import make, spawn_generators
@@ -134,6 +134,27 @@ def test_episode_returns_count_the_first_episode_alone():
             if rollout.terminated[0, n, t]:
                 break
         assert float(returns[0, n]) == pytest.approx(total, rel=1e-5)
+
+
+def test_bfloat16_rollouts_are_used_where_asked_for():
+    """The first actions are equal, states differ in the third digit of their change."""
+    family = make("hopper2d")
+    learner, policy = learner_with_data(family, dtype=torch.float32)
+    solution = new_solution(learner.model, family.first_psi[None], policy, CONFIG, generators_for(1))
+    full, rounded = (
+        virtual_rollout(family, learner.model, solution, 2, generators_for(1), precision=p)
+        for p in ("full", "bfloat16")
+    )
+    assert torch.equal(full.act[:, :, 0], rounded.act[:, :, 0])
+    error = (rounded.next_obs - full.next_obs)[:, :, 0].norm() / (full.next_obs - full.obs)[:, :, 0].norm()
+    assert 0 < error < 0.02
+    updates = [
+        virtual_update(
+            family, learner.model, solution, 2, replace(CONFIG, rollout_precision=p), generators_for(1)
+        )
+        for p in ("full", "bfloat16")
+    ]
+    assert not torch.equal(updates[0][0].theta, updates[1][0].theta)
 
 
 def test_trpo_improves_the_virtual_return():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from rich.console import Console
 from admrl.config import check_saving
 from admrl.display import Display, JobReporter
 from admrl.interruption import Interrupted, deferred_signals
+from admrl.parallel import num_cores
 from admrl.run_store import Run, versions
 from admrl.train_run import prepare_run, resume_run, steps_left, train_run
 
@@ -54,10 +56,23 @@ def prepare(command: Train) -> Run:
     )
 
 
+def thread_warning(num_threads: int) -> str | None:
+    """Why so many threads may be slower than one on this machine at this moment, or None."""
+    cores, load = num_cores(), os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if num_threads == 1 or num_threads + load <= cores + 0.5:
+        return None
+    return (
+        f"--num-threads {num_threads} on {cores} cores with a load of {load:.1f}: threads that wait for each "
+        "other on busy cores can be slower than one; 1 is safe"
+    )
+
+
 def execute(command: Train, run: Run) -> None:
     """Train, with a progress display; Ctrl-C and SIGTERM save and say how to go on."""
     torch.set_num_threads(command.num_threads)
     console = Console(markup=False)
+    if warning := thread_warning(command.num_threads):
+        console.print(f"warning: {warning}", style="yellow")
     now = versions()
     if changed := [p for p in ("mujoco", "torch") if run.info.versions.get(p) != now[p]]:
         console.print(
