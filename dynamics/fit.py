@@ -94,10 +94,10 @@ def fit_dynamics(
             windows = [d.windows(p[step], config.num_horizon) for d, p in zip(data, picks, strict=True)]
             loss = multi_step_loss(model, *(torch.stack(column) for column in zip(*windows, strict=True)))
             grads = torch.autograd.grad(loss.sum(), parameters)
-            norm = torch.stack([g.square().flatten(2).sum(-1) for g in grads]).sum(0).sqrt()  # (K, E)
+            norm = torch.stack([torch.linalg.vector_norm(g, dim=(2, 3)) for g in grads]).norm(dim=0)  # (K, E)
             scale = (config.max_grad_norm / norm).clamp(max=1.0)[..., None, None]
             for parameter, grad in zip(parameters, grads, strict=True):
-                parameter.grad = grad * scale
+                parameter.grad = grad.mul_(scale)
             broken = ~(norm.isfinite() & loss.isfinite())  # (K, E)
             any_broken = bool(broken.any())
             before = MemberState.of(model, optimizer) if any_broken else None

@@ -81,7 +81,7 @@ class GaussianPolicy:
         return self.mean(theta, obs) + deviation[0], log_prob[0]
 
     def deviations(self, theta: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions minus their means, and log probabilities, in any states: noise (T, M, ..., A) -> and (T, M, ...)."""
+        """Actions minus their means, and log probabilities: noise (T, M, ..., A) -> the same shape, (T, M, ...)."""
         log_std = _align(self.log_std(theta), noise[0])
         log_prob = (
             -0.5 * noise.square().sum(-1) - log_std.sum(-1) - 0.5 * math.log(2 * math.pi) * self.act_size
