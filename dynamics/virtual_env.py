@@ -42,6 +42,7 @@ class VirtualEnv:
             )
         self.shape = shape
         self._model, self._family = model, family
+        self._one_each = model.num_models == num_tasks  # one task in every model: lanes are in order
         self._predict = model.predictor(precision)  # as the model is now
         self._obs = model.weights[0].new_zeros(num_tasks, num_lanes, family.obs_size)
 
@@ -63,10 +64,10 @@ class VirtualEnv:
     def _group(self, x: Tensor) -> Tensor:
         """(M, N, .) -> (K, E, R, .)"""
         x = x.unflatten(1, (self._model.num_members, -1))  # (M, E, N / E, .)
-        return x if self._model.num_models > 1 else x.transpose(0, 1).flatten(1, 2)[None]
+        return x if self._one_each else x.transpose(0, 1).flatten(1, 2)[None]
 
     def _ungroup(self, x: Tensor) -> Tensor:
         """Inverse of `_group`."""
-        if self._model.num_models == 1:
+        if not self._one_each:
             x = x[0].unflatten(1, (self.shape[0], -1)).transpose(0, 1)
         return x.flatten(1, 2)
