@@ -28,7 +28,9 @@ from fault_tools import (
 from rich.console import Console
 
 from admrl import train_run as train_run_module
+from admrl.cli import Train
 from admrl.commands.evaluate import evaluate_in_parallel, lock_runs
+from admrl.commands.train import prepare
 from admrl.config import PRESETS, EvaluationConfig
 from admrl.evaluate_runs import check_runs
 from admrl.evaluation import GapTable
@@ -471,6 +473,15 @@ def test_a_second_writer_is_told_who_is_there_and_a_dead_one_is_recognised(tmp_p
     lock.release()
     lock.release()
     assert RunLock(path).note is None
+
+
+def test_a_finished_run_is_refused_and_left_unlocked(tmp_path, clean):
+    path = shutil.copytree(clean()[0], tmp_path / "run")
+    with pytest.raises(ValueError, match="all 3 tasks are done already"):
+        prepare(Train(resume=path))
+    lock = RunLock(path)
+    assert lock.note is None
+    lock.release()
 
 
 def race(path, go, done, answers):

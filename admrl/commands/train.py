@@ -42,6 +42,8 @@ def prepare(command: Train) -> Run:
             )
         run = resume_run(command.resume)
         if run.finished:
+            if run.lock is not None:
+                run.lock.release()
             raise ValueError(f"{command.resume}: all {len(run.state.records)} tasks are done already")
         return run
     out = command.out or Path("runs") / f"{command.family}-{command.selector}-{command.seed}"
