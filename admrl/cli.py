@@ -272,8 +272,8 @@ class SearchWorst:
 
 def main() -> None:
     """Entry point of the console script."""
-    # before torch is imported: OpenMP threads that spin while they wait can make a busy machine 50 times slower; a short
-    # spin costs an idle one nothing (docs/performance.md)
+    # before torch is imported: OpenMP threads that spin while they wait can make a busy machine 50 times slower;
+    # spinning shortly costs an idle one nothing (docs/performance.md)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
