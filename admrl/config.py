@@ -62,7 +62,7 @@ class ResolveConfig:
     solver: Literal["trpo", "pathwise"] = "trpo"
     """How a policy is solved again: by the training's own updates, or by ascent on the return of the model at fixed
     noise, which is deterministic and may be run to the optimum of that return."""
-    num_updates: int = field(default=5, metadata={"range": (1, 100_000)})
+    num_updates: int = field(default=15, metadata={"range": (1, 100_000)})
     """Updates from theta_hat."""
     radius: float = field(default=0.5, metadata={"range": (1e-6, 2)})
     """delta, distance of the two tasks from psi in unit-box coordinates (the box is 2 wide)."""
@@ -191,7 +191,7 @@ _LAPTOP = MetaTrainConfig(
         num_model_steps=100, num_policy_updates=10, num_samples=4000, trpo=TrpoConfig(fisher_fraction=0.25)
     ),
     gradient=TaskGradientConfig(
-        num_samples=4000, num_extra_episodes=8, resolve=ResolveConfig(num_replicates=2)
+        num_samples=4000, num_extra_episodes=8, resolve=ResolveConfig(num_updates=5, num_replicates=2)
     ),
 )
 _SMOKE = MetaTrainConfig(

@@ -1,7 +1,8 @@
 """The task gradient: what its estimators cost, and how near they come to the truth.
 
     OMP_NUM_THREADS=1 python benchmarks/task_gradient.py [--quick] [--json FILE] [--only cost|lq|hopper2d|ant2d]
-        [--out FOLDER] [--draws 10] [--slow-draws 3] [--first-task STAGES SAMPLES] [--task PSI ...] [--truth-only]
+        [--out FOLDER] [--draws 10] [--slow-draws 3] [--first-task STAGES SAMPLES] [--task PSI ...]
+        [--estimators NAME ...]
 
 cost: one pathwise product with the Hessian against one virtual rollout of the same batch (10 000 samples, 256 x 256
 model; goal: at most 12, set-up included over 30 products), and each estimator's time for k = 2 and k = 18.
@@ -9,7 +10,7 @@ lq: the linear-quadratic problem of 20 steps; cosine with the exact implicit par
 hopper2d, ant2d: a model after the first task of a training, a task in the interior and one on an edge of the box, ten
 draws of every estimator (pathwise and mixed: `--slow-draws`) against re-solved policies of other seeds; about half an
 hour each on a core. Writes FOLDER/FAMILY.json and FOLDER/FAMILY.png. `--task` (repeatable) takes other tasks,
-`--truth-only` leaves the estimators out: where in the box is there a gradient to find?
+`--estimators` some of the estimators; with none, it prints the truth: where in the box is there a gradient to find?
 """
 
 from __future__ import annotations
@@ -276,7 +277,7 @@ def fidelity(
     quick: bool,
     first_task: tuple[int, int],
     tasks: Sequence[Sequence[float]],
-    truth_only: bool,
+    estimators: Sequence[str],
 ) -> list[Row]:
     """Some tasks of one MuJoCo family; writes the numbers and the picture."""
     laptop = PRESETS["smoke" if quick else "laptop"]
@@ -301,8 +302,7 @@ def fidelity(
     meta_train(family, state, first)
     print(f"{name}: first task {time.perf_counter() - start:.0f} s", flush=True)
     rows, checks = [], []
-    left_out = ESTIMATOR_NAMES if truth_only else SLOW if quick or slow_draws == 0 else ()
-    names = [n for n in ESTIMATOR_NAMES if n not in left_out]
+    names = [n for n in estimators if not (quick and n in SLOW)]
     virtual = replace(config.virtual, num_samples=samples)
     for number, task in enumerate(tasks):
         start = time.perf_counter()
@@ -346,7 +346,7 @@ def fidelity(
             )
         out.mkdir(parents=True, exist_ok=True)
         (out / f"{name}.json").write_text(json.dumps(checks))
-        if not truth_only:
+        if names:
             plot_gradient_checks(checks, out / f"{name}.png")
     return rows
 
@@ -378,7 +378,13 @@ def main() -> None:
         metavar="PSI",
         help="a task of the family given by --only, instead of the two built in; repeatable",
     )
-    parser.add_argument("--truth-only", action="store_true", help="the truth of every task, no estimators")
+    parser.add_argument(
+        "--estimators",
+        nargs="*",
+        choices=ESTIMATOR_NAMES,
+        default=ESTIMATOR_NAMES,
+        help="none: only the truth",
+    )
     arguments = parser.parse_args()
     if arguments.task and arguments.only not in TASKS:
         parser.error(f"--task: expected --only with one of {', '.join(TASKS)}")
@@ -401,7 +407,7 @@ def main() -> None:
                 quick,
                 first_task,
                 arguments.task or TASKS[name],
-                arguments.truth_only,
+                arguments.estimators,
             )
     print(f"load {os.getloadavg()[0]:.1f}")
     if arguments.json:
