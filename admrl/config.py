@@ -180,6 +180,7 @@ class ReferenceConfig:
 
 
 _PAPER = MetaTrainConfig(
+    virtual=VirtualTrainingConfig(trpo=TrpoConfig(fisher_fraction=0.25)),
     dynamics=DynamicsConfig(hidden_sizes=(1000, 1000), num_members=1),
 )
 _LAPTOP = MetaTrainConfig(
