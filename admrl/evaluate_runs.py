@@ -14,7 +14,7 @@ from admrl.config import EvaluationConfig, check_config
 from admrl.evaluation import GapTable, best_known_returns, check_evaluation
 from admrl.evaluation_store import FOLDER, PartStore, part_settings
 from admrl.files import DamagedFileError, make_folder
-from admrl.protocol import COUNTS, Adapted, adapted_returns, model_errors, probe_scale
+from admrl.protocol import COUNTS, Adapted, adapted_returns, joined, model_errors, probe_scale
 from admrl.reference import Reference, reference_returns
 from admrl.reporting import Reporter
 from admrl.run_store import Run, load_run, provenance
@@ -115,15 +115,6 @@ def run_adapted(
         allow_outside=tasks.allow_outside,
         num_threads=num_threads,
         reporter=reporter,
-    )
-
-
-def joined(parts: Sequence[Adapted]) -> Adapted:
-    """Batches of tasks put together again."""
-    return Adapted(
-        np.concatenate([p.episode_return for p in parts], axis=1),
-        np.concatenate([p.counts for p in parts], axis=1),
-        np.concatenate([p.probe for p in parts]),
     )
 
 

@@ -1,0 +1,34 @@
+"""Baselines, and adapters through which any method is judged by the same worst-case gap.
+
+Everything is imported on first use, so that the command line answers at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from admrl.baselines.adapter import Adapter, AdapterError, Experience, Exploration, Policy, Tasks
+    from admrl.baselines.adapter_evaluation import adapt_and_score, evaluate_adapters
+    from admrl.baselines.model_based import ModelBasedAdapter
+    from admrl.baselines.static import FunctionPolicy, StaticAdapter
+
+_EXPORTS = {
+    "Adapter": "adapter",
+    "AdapterError": "adapter",
+    "Experience": "adapter",
+    "Exploration": "adapter",
+    "Policy": "adapter",
+    "Tasks": "adapter",
+    "adapt_and_score": "adapter_evaluation",
+    "evaluate_adapters": "adapter_evaluation",
+    "ModelBasedAdapter": "model_based",
+    "StaticAdapter": "static",
+    "FunctionPolicy": "static",
+}
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
