@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from admrl.baselines.adapter import Adapter, AdapterError, Experience, Exploration, Policy, Tasks
     from admrl.baselines.adapter_evaluation import adapt_and_score, evaluate_adapters
+    from admrl.baselines.external import onnx_policy, torchscript_policy
     from admrl.baselines.model_based import ModelBasedAdapter
+    from admrl.baselines.sb3 import sb3_policy
     from admrl.baselines.static import FunctionPolicy, StaticAdapter
+    from admrl.baselines.subprocess_policy import SubprocessPolicy
 
 _EXPORTS = {
     "Adapter": "adapter",
@@ -24,6 +27,10 @@ _EXPORTS = {
     "ModelBasedAdapter": "model_based",
     "StaticAdapter": "static",
     "FunctionPolicy": "static",
+    "torchscript_policy": "external",
+    "onnx_policy": "external",
+    "sb3_policy": "sb3",
+    "SubprocessPolicy": "subprocess_policy",
 }
 __all__ = list(_EXPORTS)
 
