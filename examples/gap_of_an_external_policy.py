@@ -1,7 +1,7 @@
 """The worst-case gap of a stable-baselines3 SAC policy next to ours, on the same tasks with the same start states.
 
-SAC is trained on one task of the point robot, the goal (0.3, 0.3), and saved; its file is read without unpickling. Our
-method trains on three random goals and then solves each test task in its learned model, being told psi. The straight
+SAC is trained on one task of the point robot, the goal (0.3, 0.3), and saved; its file is read without unpickling.
+Our method trains on three random goals, then solves each test task in its learned model, being told psi. The straight
 line to the goal is optimal, so it serves as A*.
 
     pip install "admrl[sac]"
