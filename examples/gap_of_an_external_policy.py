@@ -83,7 +83,7 @@ def main() -> None:
         worst = table.worst()
         print(
             f"{table.method:18s} worst gap {worst.gap:6.2f} at goal {table.psi[worst.task].round(2).tolist()}, "
-            f"mean gap {table.average()[0]:6.2f}, may see: {', '.join(table.provenance['sees']) or 'nothing'}"
+            f"mean gap {table.average()[0]:6.2f}, may see: {table.provenance['sees']}"
         )
     plot_gap_heatmap(tables[:2], arguments.out)
     print(f"wrote {arguments.out}")

@@ -19,7 +19,16 @@ import torch
 from torch import Tensor
 
 from admrl.adaptation import episode_returns
-from admrl.baselines.adapter import Act, Adapter, AdapterError, Experience, Policy, Tasks, check_sees
+from admrl.baselines.adapter import (
+    Act,
+    Adapter,
+    AdapterError,
+    Experience,
+    Policy,
+    Tasks,
+    check_sees,
+    describe_sees,
+)
 from admrl.config import EvaluationConfig, check_config, check_lanes
 from admrl.evaluation import GapTable, best_known_returns, task_generators
 from admrl.protocol import COUNTS, PROBE_LANES, Adapted, joined
@@ -298,7 +307,7 @@ def adapter_table(
         test_set=tasks.name,
         provenance={
             "selector": adapter.name,
-            "sees": sorted(adapter.sees),
+            "sees": describe_sees(adapter.sees),
             "seed": 0,
             "training_real_samples": 0,
             "training_virtual_samples": 0,
