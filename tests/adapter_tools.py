@@ -6,6 +6,8 @@ import numpy as np
 import torch
 
 from admrl.baselines import ModelBasedAdapter, StaticAdapter
+from admrl.baselines.config import preset_config
+from admrl.baselines.training import make_adapter, new_baseline
 from admrl.config import PRESETS, EvaluationConfig
 from admrl.reporting import Silent
 from admrl.train_run import prepare_run, train_run
@@ -64,7 +66,32 @@ def _model_based(path):
     return ModelBasedAdapter(small_run(path), CONFIG)
 
 
+def _baseline(algorithm, **settings):
+    """An untrained agent whose actions are not tiny, so that differences show."""
+
+    def make_it(path):
+        config = replace(preset_config("smoke", "point_robot", algorithm), **settings)
+        state = new_baseline(FAMILY, algorithm, config, 0)
+        with torch.no_grad():
+            for parameter in state.agent.sac.actor.net.last.parameters():
+                parameter.mul_(300)
+            if algorithm == "crl":
+                state.agent.heads.mul_(300)
+                state.agent.adapter.last.weight.mul_(100)
+            if algorithm in ("pearl", "crl", "pearl-mt"):
+                state.agent.encoder.net.last.weight.mul_(100)
+        return make_adapter(state.agent, algorithm)
+
+    return make_it
+
+
 FACTORIES = {
+    "pearl": _baseline("pearl"),
+    "crl": _baseline("crl"),
+    "pearl-mt": _baseline("pearl-mt"),
+    "mt-joint": _baseline("mt-joint"),
+    "sac": _baseline("sac"),
+    "sac told psi": _baseline("sac", task_input="psi"),
     "uniform (ours)": _model_based,
     "function": lambda path: StaticAdapter.of_function("function", go_right),
     "function of psi": lambda path: StaticAdapter.of_function("function of psi", go_to_psi, sees_psi=True),

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from admrl.baselines.adapter import Adapter, AdapterError, Experience, Exploration, Policy, Tasks
     from admrl.baselines.adapter_evaluation import adapt_and_score, evaluate_adapters
+    from admrl.baselines.baseline_run import BaselineRun, open_baseline, prepare_baseline, train_baseline_run
+    from admrl.baselines.config import BaselineConfig
+    from admrl.baselines.crl import CrlAdapter
     from admrl.baselines.external import onnx_policy, torchscript_policy
     from admrl.baselines.model_based import ModelBasedAdapter
+    from admrl.baselines.pearl import PearlAdapter
     from admrl.baselines.sb3 import sb3_policy
     from admrl.baselines.static import FunctionPolicy, StaticAdapter
     from admrl.baselines.subprocess_policy import SubprocessPolicy
@@ -25,6 +29,13 @@ _EXPORTS = {
     "adapt_and_score": "adapter_evaluation",
     "evaluate_adapters": "adapter_evaluation",
     "ModelBasedAdapter": "model_based",
+    "PearlAdapter": "pearl",
+    "CrlAdapter": "crl",
+    "BaselineConfig": "config",
+    "BaselineRun": "baseline_run",
+    "prepare_baseline": "baseline_run",
+    "open_baseline": "baseline_run",
+    "train_baseline_run": "baseline_run",
     "StaticAdapter": "static",
     "FunctionPolicy": "static",
     "torchscript_policy": "external",

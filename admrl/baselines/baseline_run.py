@@ -99,8 +99,7 @@ class BaselineRun:
     @property
     def progress(self) -> str:
         """For messages."""
-        done = self.state.iteration + int(self.finished)
-        return f"{done} of {self.info.config.num_iterations} iterations are done"
+        return f"{self.state.iteration} of {self.info.config.num_iterations} iterations are done"
 
     @property
     def resume_command(self) -> str:

@@ -67,7 +67,6 @@ class MultiTaskReplay:
         terminated: Tensor,
         *,
         to_context: bool,
-        to_replay: bool = True,
     ) -> None:
         """Write n transitions of a task: obs (n, S), act (n, A), next_obs (n, S), the others (n,).
 
@@ -81,8 +80,7 @@ class MultiTaskReplay:
             raise ValueError(f"replay: made for {len(self._rows)} rows, got {end}")
         self._rows[self.size : end], self._task[self.size : end] = new, task
         rows = torch.arange(self.size, end)
-        if to_replay:
-            self.all.add(task, rows)
+        self.all.add(task, rows)
         if to_context:
             self.context.add(task, rows)
         self.size = end

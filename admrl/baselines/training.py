@@ -124,7 +124,7 @@ class BaselineState:
 
     @property
     def iteration(self) -> int:
-        """The present iteration, from 0."""
+        """Iterations that are done, or the number of the present one, from 0."""
         return max(self.step - 1, 0) // steps_per_iteration(self.config)
 
 
@@ -180,15 +180,17 @@ def train_baseline(
         FloatingPointError: a loss is no longer finite.
     """
     reporter, config = reporter or Silent(), state.config
-    per_iteration = steps_per_iteration(config)
+    per_iteration, told = steps_per_iteration(config), False
     while not state.finished:
         if state.step == 0:
             reporter.phase(f"sampling {len(state.train_psi)} training tasks", 1)
             metrics = _sample_everything(state, num_threads)
         else:
             position = (state.step - 1) % per_iteration
-            if position == 0:
+            if position == 0 or not told:  # also where it goes on
                 reporter.phase(f"iteration {state.iteration + 1}/{config.num_iterations}", per_iteration)
+                told = True
+            if position == 0:
                 metrics = _sample_iteration(state, num_threads)
             else:
                 done = (position - 1) * UPDATES_PER_STEP
