@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.distributions import Normal, TanhTransform, TransformedDistribution, kl_divergence
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from admrl.baselines.config import SacConfig, preset_config
+from admrl.baselines.config import ALGORITHMS, SacConfig, preset_config
 from admrl.baselines.context import Encoder, Posterior, product_of_gaussians
 from admrl.baselines.crl import Crl
 from admrl.baselines.replay import MultiTaskReplay
 from admrl.baselines.sac import Actor, Batch, Optimizers, Sac, tanh_gaussian, with_condition
+from admrl.baselines.training import new_baseline
 from task_families import make
 
 B, N, S, A, C = 3, 5, 4, 2, 6
@@ -265,3 +267,48 @@ def test_crl_adapter_learns_the_heads_of_its_tasks(generator):
         "a tenth of the difference between the tasks"
     )
     torch.testing.assert_close(crl.predict_heads(None, 2)[0], crl.heads.detach().mean(0))
+
+
+class ReadsBack(TorchDispatchMode):
+    """Notes every operation that waits for the device and reads from it."""
+
+    READING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.__name__.partition(".")[0] in self.READING:
+            self.found.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_gradient_step_reads_nothing_back(algorithm, precision):
+    config = preset_config("smoke", "point_robot", algorithm)
+    config = replace(config, sac=replace(config.sac, precision=precision))
+    state = new_baseline(make("point_robot"), algorithm, config, 0)
+    obs = torch.zeros(9, 2)
+    for task in range(3):
+        state.replay.add(task, obs, obs, obs, obs[:, 0], obs[:, 0], obs[:, 0], to_context=True)
+    with ReadsBack() as watch:
+        state.agent.update(state.replay, state.optimizers, state.generator)
+    assert watch.found == []
+    with ReadsBack() as watch:
+        float(obs[0, 0])
+    assert watch.found, "the watch sees nothing"
+
+
+def test_bfloat16_steps_are_close_to_float32(generator, batch):
+    """bfloat16 has 8 bits: losses agree to a hundredth, weights stay float32."""
+    condition, noise = torch.randn(B, C, generator=generator), torch.randn(2, B, N, A, generator=generator)
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        sac = agent(replace(CONFIG, precision=precision), torch.Generator().manual_seed(1))
+        metrics = sac.step(Optimizers(sac.parameter_groups(), 1e-3), batch, condition, noise)
+        losses.append(metrics["critic_loss"])
+        assert all(p.dtype == torch.float32 for p in sac.parameters())
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-2, atol=0)
+    assert not torch.equal(losses[0], losses[1]), "the precision is used"
