@@ -2,9 +2,9 @@
 
 Claim: at the paper's size (ant, 10 tasks x 256 transitions, 300-300-300) a PEARL step in float32 takes at most 1.4
 times the arithmetic of its own matrix products, at the rate that this machine reaches on the product that dominates
-it (2560 x 300 by 300 x 300), and at most two thirds of that time in bfloat16; the laptop size makes at least 50 steps a
-second. One thread; times are CPU seconds of this process, so that other load shows less; each step is timed next to its
-own measurement of the rate, and medians are given.
+it (2560 x 300 by 300 x 300), and at most two thirds of that time in bfloat16; the laptop size makes at least 50 steps
+a second. One thread; times are CPU seconds of this process, so that other load shows less; each step is timed next to
+its own measurement of the rate, and medians are given.
 
     OMP_NUM_THREADS=1 python benchmarks/baselines.py [--quick] [--json FILE]
 """
