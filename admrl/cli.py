@@ -372,19 +372,21 @@ def parse(arguments: list[str]) -> Command:
         check_name("--preset", preset, tuple(PRESETS))
         default = Train(preset=preset, config=PRESETS[preset])
     train = Annotated[Train, tyro.conf.subcommand("train", default=default)] if default else Train
-    baseline: TrainBaseline | None = None
+    settings: TrainBaseline | None = None
     if arguments[0] == "train-baseline":
         preset = _value_of("--preset", arguments, "laptop")
         check_name("--preset", preset, BASELINE_PRESETS)
         family = _value_of("--family", arguments, "point_robot")
         algorithm = next((word for word in arguments[1:] if word in ALGORITHMS), ALGORITHMS[0])
-        baseline = TrainBaseline(config=preset_config(preset, family, algorithm))
+        settings = TrainBaseline(config=preset_config(preset, family, algorithm))
+    baseline = (
+        Annotated[TrainBaseline, tyro.conf.subcommand("train-baseline", default=settings)]
+        if settings
+        else TrainBaseline
+    )
     union = (
         Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
         | train
-        | Annotated[
-            TrainBaseline, tyro.conf.subcommand("train-baseline", default=baseline or TrainBaseline())
-        ]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Heatmap, tyro.conf.subcommand("heatmap")]
         | Annotated[Gradcheck, tyro.conf.subcommand("gradcheck")]
@@ -392,6 +394,7 @@ def parse(arguments: list[str]) -> Command:
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[ReferenceReturns, tyro.conf.subcommand("reference")]
         | Annotated[SearchWorst, tyro.conf.subcommand("search-worst")]
+        | baseline
     )
     return tyro.cli(union, args=arguments, prog="admrl", description=DESCRIPTION)  # type: ignore
 
