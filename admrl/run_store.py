@@ -125,8 +125,18 @@ def _check_empty(path: Path) -> None:
         what = "already holds a run" if (path / CONFIG).exists() else "exists and is not an empty folder"
         raise ValueError(
             f"--out {path} {what}; nothing was changed. Choose another --out"
-            + (f", or continue it with: admrl train --resume {path}" if (path / CONFIG).exists() else "")
+            + (f", or continue it with: {_resume_command(path)}" if (path / CONFIG).exists() else "")
         )
+
+
+def _resume_command(path: Path) -> str:
+    """The command that goes on with whatever kind of run is there."""
+    try:
+        data = parse_json((path / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        data = None
+    baseline = isinstance(data, dict) and data.get("kind") == BASELINE_KIND
+    return f"admrl train{'-baseline' if baseline else ''} --resume {path}"
 
 
 def read_info(path: Path) -> RunInfo:

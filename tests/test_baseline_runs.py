@@ -147,6 +147,9 @@ def test_folders_of_the_other_kind_are_refused_by_name(tmp_path):
         read_info(theirs.path)
     with pytest.raises(ValueError, match="admrl train --resume"):
         resume_baseline(ours.path)
+    for run, command in ((ours, "admrl train --resume"), (theirs, "admrl train-baseline --resume")):
+        with pytest.raises(ValueError, match=f"continue it with: {command}"):
+            prepared(run.path)
     assert load_any_run(theirs.path).info.algorithm == "pearl"
     assert load_any_run(ours.path).info.selector == "uniform"
     with pytest.raises(ValueError, match="nothing to use"):

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -317,8 +317,3 @@ def _rollout(
         family.horizon,
         generators,
     )
-
-
-def with_test_settings(agent: Agent, **context: Any) -> None:
-    """Change settings of the test protocol (`ContextConfig`) of a trained agent."""
-    agent.config = replace(agent.config, context=replace(agent.config.context, **context))
