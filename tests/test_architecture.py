@@ -101,7 +101,9 @@ def test_no_unsafe_loading_anywhere():
 def test_equation_map_of_the_readme_is_true():
     """Every row names functions and tests that exist."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (?:Eq|Alg|SLBO|TRPO|GAE|G_n|A\*|SAC|PEARL|CRL)[^|]*\|([^|]*)\|([^|]*)\|", readme, flags=re.M)
+    rows = re.findall(
+        r"^\| (?:Eq|Alg|SLBO|TRPO|GAE|G_n|A\*|SAC|PEARL|CRL)[^|]*\|([^|]*)\|([^|]*)\|", readme, flags=re.M
+    )
     assert len(rows) >= 10
     for functions, tests in rows:
         for target in re.findall(r"`([\w.]+)`", functions):

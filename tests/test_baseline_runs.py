@@ -54,8 +54,8 @@ def test_every_algorithm_trains_is_saved_and_comes_back_the_same(tmp_path, algor
     run = trained(tmp_path / "run", algorithm)
     assert run.finished
     assert run.state.num_updates == 20
-    # 3 tasks x 200 at first, then 2 iterations x 2 tasks x (200 prior + 200 extra)
-    assert run.state.real_samples == run.state.replay.size == 3 * 200 + 2 * 2 * 400
+    # 3 tasks x 200 at first, then 2 iterations x 2 tasks x 200 of each of the three kinds
+    assert run.state.real_samples == run.state.replay.size == 3 * 200 + 2 * 2 * 600
     assert len(run.state.curve) == 2
     again = open_baseline(tmp_path / "run")
     assert same_weights(run, again)

@@ -169,30 +169,59 @@ def paper_config(family: str) -> BaselineConfig:
             return replace(base, context=replace(context, kl_weight=1.0))
 
 
+def _laptop(config: BaselineConfig) -> BaselineConfig:
+    return replace(
+        config,
+        num_iterations=40,
+        num_updates=400,
+        meta_batch=min(config.meta_batch, 4),
+        num_tasks=min(config.num_tasks, 40),
+        num_test_tasks=10,
+        test_every=4,
+        sac=replace(config.sac, hidden_sizes=(128, 128, 128), batch_size=128),
+        context=replace(
+            config.context,
+            hidden_sizes=(64, 64, 64),
+            num_transitions=min(config.context.num_transitions, 100),
+        ),
+        crl=replace(config.crl, hidden_sizes=(128, 128, 128)),
+    )
+
+
+def _laptop_point(config: BaselineConfig) -> BaselineConfig:
+    """Contexts of one prior and one posterior episode, as at the test; KL weight times reward scale^2 as released."""
+    return replace(
+        config,
+        num_iterations=150,
+        num_updates=300,
+        meta_batch=16,
+        num_tasks=80,
+        tasks_per_iteration=20,
+        num_prior_steps=20,
+        num_posterior_steps=20,
+        num_extra_steps=80,
+        sac=replace(
+            config.sac,
+            hidden_sizes=(64, 64),
+            batch_size=32,
+            learning_rate=1e-3,
+            gamma=0.9,
+            reward_scale=10.0,
+        ),
+        context=replace(config.context, hidden_sizes=(64, 64), num_transitions=40, kl_weight=1e-3),
+        crl=replace(config.crl, hidden_sizes=(64, 64)),
+    )
+
+
 def preset_config(preset: str, family: str, algorithm: str) -> BaselineConfig:
     """The settings that --config.* then change.
 
     laptop: the paper's, with networks of 128 (64 in the encoder), batches of 128, meta-batches of 4, contexts of 100
-    at most, and 40 iterations of 400 gradient steps; minutes on a core for point robots. smoke: seconds.
+    at most, and 40 iterations of 400 gradient steps; smaller and longer for the dense point robot. smoke: seconds.
     """
     config = paper_config(family)
     if preset != "paper":
-        config = replace(
-            config,
-            num_iterations=40,
-            num_updates=400,
-            meta_batch=min(config.meta_batch, 4),
-            num_tasks=min(config.num_tasks, 40),
-            num_test_tasks=10,
-            test_every=4,
-            sac=replace(config.sac, hidden_sizes=(128, 128, 128), batch_size=128),
-            context=replace(
-                config.context,
-                hidden_sizes=(64, 64, 64),
-                num_transitions=min(config.context.num_transitions, 100),
-            ),
-            crl=replace(config.crl, hidden_sizes=(128, 128, 128)),
-        )
+        config = _laptop_point(config) if family == "point_robot" else _laptop(config)
     if preset == "smoke":
         config = replace(
             config,
@@ -205,8 +234,8 @@ def preset_config(preset: str, family: str, algorithm: str) -> BaselineConfig:
             tasks_per_iteration=2,
             num_initial_steps=200,
             num_prior_steps=200,
-            num_extra_steps=min(config.num_extra_steps, 200),
-            num_posterior_steps=min(config.num_posterior_steps, 200),
+            num_extra_steps=200 if config.num_extra_steps else 0,
+            num_posterior_steps=200 if config.num_posterior_steps else 0,
             sac=replace(config.sac, hidden_sizes=(16, 16), batch_size=16),
             context=replace(config.context, hidden_sizes=(16,), num_transitions=16),
             crl=replace(config.crl, hidden_sizes=(16,), num_transitions=8),
