@@ -156,7 +156,7 @@ def test_folders_of_the_other_kind_are_refused_by_name(tmp_path):
         load_any_run(prepared(tmp_path / "new").path)
 
 
-def test_baselines_are_evaluated_beside_our_runs_with_one_reference(tmp_path):
+def test_baselines_are_evaluated_beside_our_runs_with_one_reference(tmp_path, monkeypatch):
     ours, theirs = small_run(tmp_path / "ours"), trained(tmp_path / "theirs", "crl")
     config = replace(CONFIG, num_reference_stages=1, num_reference_samples=40, num_reference_updates=1)
     tables = evaluate_gaps([theirs, ours], (2, 2), config)
@@ -164,6 +164,12 @@ def test_baselines_are_evaluated_beside_our_runs_with_one_reference(tmp_path):
     assert np.array_equal(tables[0].optimal_return, tables[1].optimal_return)
     assert [t.provenance["sees"] for t in tables] == ["rewards", "psi, reward function"]
     assert tables[0].provenance["samples"]["adaptation"] == [0, 2 * 4 * 40, 2 * 4 * 80]
+    for table, run in zip(tables, (theirs, ours), strict=True):
+        (run.path / "gaps").mkdir()
+        table.save(run.path / "gaps" / "both.json")
+    assert run_cli(monkeypatch, "compare", theirs.path, ours.path, "--out", tmp_path / "report") == 0
+    assert run_cli(monkeypatch, "heatmap", theirs.path, ours.path, "--out", tmp_path / "gap.png") == 0
+    assert "rewards" in (tmp_path / "report" / "provenance.csv").read_text()
     alone = evaluate_gaps([ours], (2, 2), config)[0]
     assert np.array_equal(alone.episode_return, tables[1].episode_return), "ours does not depend on theirs"
     with pytest.raises(ValueError, match=r"no A\*: .*admrl reference --family point_robot"):

@@ -189,27 +189,19 @@ def _laptop(config: BaselineConfig) -> BaselineConfig:
 
 
 def _laptop_point(config: BaselineConfig) -> BaselineConfig:
-    """Contexts of one prior and one posterior episode, as at the test; KL weight times reward scale^2 as released."""
+    """Contexts of two prior and two posterior episodes, closer to those of a test than ten prior ones."""
+    config = _laptop(config)
     return replace(
         config,
-        num_iterations=150,
-        num_updates=300,
-        meta_batch=16,
+        num_iterations=75,
         num_tasks=80,
-        tasks_per_iteration=20,
-        num_prior_steps=20,
-        num_posterior_steps=20,
+        num_test_tasks=20,
+        test_every=5,
+        tasks_per_iteration=10,
+        num_prior_steps=40,
+        num_posterior_steps=40,
         num_extra_steps=80,
-        sac=replace(
-            config.sac,
-            hidden_sizes=(64, 64),
-            batch_size=32,
-            learning_rate=1e-3,
-            gamma=0.9,
-            reward_scale=10.0,
-        ),
-        context=replace(config.context, hidden_sizes=(64, 64), num_transitions=40, kl_weight=1e-3),
-        crl=replace(config.crl, hidden_sizes=(64, 64)),
+        sac=replace(config.sac, learning_rate=1e-3, gamma=0.9, reward_scale=10.0),
     )
 
 
