@@ -312,3 +312,16 @@ def test_bfloat16_steps_are_close_to_float32(generator, batch):
         assert all(p.dtype == torch.float32 for p in sac.parameters())
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-2, atol=0)
     assert not torch.equal(losses[0], losses[1]), "the precision is used"
+
+
+def test_bfloat16_sees_the_weights_of_now(generator, batch):
+    """The policy's step uses Q after its update; before it, Q is close to 0."""
+    batch = replace(batch, reward=torch.ones(B, N, 1))  # every Q rises
+    condition, noise = torch.zeros(B, C), torch.zeros(2, B, N, A)
+    values = []
+    for precision in ("float32", "bfloat16"):
+        sac = agent(replace(CONFIG, precision=precision), torch.Generator().manual_seed(1))
+        metrics = sac.step(Optimizers(sac.parameter_groups(), 0.3), batch, condition, noise)
+        values.append(metrics["log_prob"] - metrics["actor_loss"])  # mean min Q, since alpha is 1
+    assert float(values[0].abs()) > 1, "the step was large"
+    torch.testing.assert_close(values[1], values[0], rtol=0.05, atol=0)

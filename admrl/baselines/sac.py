@@ -254,8 +254,9 @@ class Sac(nn.Module):
 
     def mixed_precision(self) -> AbstractContextManager[object]:
         """Matrix products in the configured precision."""
-        enabled = self.config.precision == "bfloat16"
-        return torch.autocast(self.log_alpha.device.type, dtype=torch.bfloat16, enabled=enabled)
+        enabled, device = self.config.precision == "bfloat16", self.log_alpha.device.type
+        # no cache: it would keep the weights of Q from before their update
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
 class Optimizers:
