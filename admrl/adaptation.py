@@ -178,20 +178,33 @@ def _with_noise(
     config: SlboConfig,
     generators: Sequence[torch.Generator],
 ) -> Callable[[int, Tensor], tuple[Tensor, Tensor]]:
-    """Adds an Ornstein-Uhlenbeck process x <- (1 - decay) x + scale N(0, I), one for every lane.
-
-    Differs from the paper: the released code drives all lanes with one process, which is less exploration.
-    """
+    """Adds exploration noise."""
     drive = gaussian_noise(shape, num_steps, solution.policy.act_size, generators, solution.theta)
-    x = torch.zeros_like(drive[0])
+    disturbance = ornstein_uhlenbeck(config, drive)
 
     def noisy(t: int, obs: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal x
-        x = (1 - config.noise_decay) * x + config.noise_scale * drive[t]
         action, log_prob = act(t, obs)
-        return action + x, torch.full_like(log_prob, torch.nan)
+        return action + disturbance(t), torch.full_like(log_prob, torch.nan)
 
     return noisy
+
+
+def ornstein_uhlenbeck(config: SlboConfig, drive: Tensor) -> Callable[[int], Tensor]:
+    """The process x <- (1 - decay) x + scale N(0, I), one for every lane: to be called with t = 0, 1, 2, ...
+
+    Differs from the paper: the released code drives all lanes with one process, which is less exploration.
+
+    Args:
+        drive: standard normal (T, M, N, A).
+    """
+    x = torch.zeros_like(drive[0])
+
+    def step(t: int) -> Tensor:
+        nonlocal x
+        x = (1 - config.noise_decay) * x + config.noise_scale * drive[t]
+        return x
+
+    return step
 
 
 def episode_returns(family: TaskFamily, psi: Tensor, rollout: Rollout) -> Tensor:

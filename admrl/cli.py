@@ -16,6 +16,8 @@ from typing import Annotated
 
 import tyro
 
+from admrl.baselines.config import ALGORITHMS, BaselineConfig, preset_config
+from admrl.baselines.config import PRESETS as BASELINE_PRESETS
 from admrl.config import (
     ESTIMATOR_NAMES,
     PRESETS,
@@ -82,6 +84,40 @@ class Train:
     num_threads: int = 1
     """Threads of torch and of the simulator. More than 1 pays only on idle cores and costs bit-identity."""
     config: MetaTrainConfig = field(default_factory=lambda: PRESETS["laptop"])
+
+
+@dataclass(frozen=True)
+class TrainBaseline:
+    """Meta-train a baseline: PEARL, CRL, multi-task SAC, MT-joint or PEARL-MT.
+
+    Its run folder works in `admrl evaluate`, `heatmap` and `compare` like any other. See docs/baselines.md.
+    """
+
+    algorithm: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="ALGORITHM")] = None
+    """pearl, crl, sac, mt-joint or pearl-mt."""
+    family: str = "point_robot"
+    """Task family."""
+    preset: str = "laptop"
+    """Where the settings start from: smoke (seconds), laptop (minutes to hours) or paper (days on a CPU)."""
+    variant: str = "released"
+    """The family's variant."""
+    seed: int = 0
+    """Seed of everything but the training tasks, which are the published ones, or drawn once."""
+    out: Path | None = None
+    """Run folder; must not exist or be empty. Default: runs/FAMILY-ALGORITHM-SEED."""
+    resume: Path | None = None
+    """Continue this run folder where it stopped, bit-identically on one thread; its own settings apply."""
+    checkpoint_seconds: float = 30.0
+    """Seconds between two checkpoints; 0: after every step."""
+    keep_checkpoints: int = 3
+    """Checkpoints that are kept; if the newest is damaged, the one before is used."""
+    num_threads: int = 1
+    """Threads of torch and of the simulator. More than 1 pays only on idle cores and costs bit-identity."""
+    config: BaselineConfig = field(default_factory=BaselineConfig)
+
+    def default_config(self) -> BaselineConfig:
+        """Of the algorithm, family and preset."""
+        return preset_config(self.preset, self.family, self.algorithm or ALGORITHMS[0])
 
 
 @dataclass(frozen=True)
@@ -283,6 +319,8 @@ def main() -> None:
     try:
         if isinstance(command, Train):
             _train(command)
+        elif isinstance(command, TrainBaseline):
+            _train_baseline(command)
         elif isinstance(command, Quickstart):
             _quickstart(command)
         elif isinstance(command, Evaluate):
@@ -308,7 +346,16 @@ def main() -> None:
 
 
 Command = (
-    Quickstart | Train | Evaluate | Heatmap | Compare | ReferenceReturns | SearchWorst | Gradcheck | Render
+    Quickstart
+    | Train
+    | TrainBaseline
+    | Evaluate
+    | Heatmap
+    | Compare
+    | ReferenceReturns
+    | SearchWorst
+    | Gradcheck
+    | Render
 )
 
 
@@ -327,6 +374,18 @@ def parse(arguments: list[str]) -> Command:
         check_name("--preset", preset, tuple(PRESETS))
         default = Train(preset=preset, config=PRESETS[preset])
     train = Annotated[Train, tyro.conf.subcommand("train", default=default)] if default else Train
+    settings: TrainBaseline | None = None
+    if arguments[0] == "train-baseline":
+        preset = _value_of("--preset", arguments, "laptop")
+        check_name("--preset", preset, BASELINE_PRESETS)
+        family = _value_of("--family", arguments, "point_robot")
+        algorithm = next((word for word in arguments[1:] if word in ALGORITHMS), ALGORITHMS[0])
+        settings = TrainBaseline(config=preset_config(preset, family, algorithm))
+    baseline = (
+        Annotated[TrainBaseline, tyro.conf.subcommand("train-baseline", default=settings)]
+        if settings
+        else TrainBaseline
+    )
     union = (
         Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
         | train
@@ -337,6 +396,7 @@ def parse(arguments: list[str]) -> Command:
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[ReferenceReturns, tyro.conf.subcommand("reference")]
         | Annotated[SearchWorst, tyro.conf.subcommand("search-worst")]
+        | baseline
     )
     return tyro.cli(union, args=arguments, prog="admrl", description=DESCRIPTION)  # type: ignore
 
@@ -370,6 +430,18 @@ def _train(command: Train) -> None:
     with _usage_errors():
         run = train.prepare(command)
     train.execute(command, run)
+
+
+def _train_baseline(command: TrainBaseline) -> None:
+    with _usage_errors():
+        if command.resume is None:
+            check_name("ALGORITHM", command.algorithm or "", ALGORITHMS)
+            check_name("--family", command.family, names())
+    from admrl.commands import train_baseline
+
+    with _usage_errors():
+        run = train_baseline.prepare(command)
+    train_baseline.execute(command, run)
 
 
 def _quickstart(command: Quickstart) -> None:

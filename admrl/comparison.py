@@ -296,6 +296,7 @@ def provenance_rows(comparison: Comparison) -> list[Row]:
                     "method": method.name,
                     "run": p.get("run", ""),
                     "preset": p.get("preset", ""),
+                    "may see of a task": p.get("sees", "not recorded"),
                     "training seed": p.get("seed", ""),
                     "evaluation seed": p.get("evaluation_seed", ""),
                     "policy seeds": len(t.episode_return),

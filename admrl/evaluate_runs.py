@@ -10,20 +10,24 @@ from typing import Any
 import numpy as np
 import torch
 
+from admrl.any_run import AnyRun, load_any_run
+from admrl.baselines.adapter import describe_sees
+from admrl.baselines.adapter_evaluation import adapt_and_score, check_counts
+from admrl.baselines.baseline_run import BaselineRun
 from admrl.config import EvaluationConfig, check_config
 from admrl.evaluation import GapTable, best_known_returns, check_evaluation
 from admrl.evaluation_store import FOLDER, PartStore, part_settings
 from admrl.files import DamagedFileError, make_folder
-from admrl.protocol import COUNTS, Adapted, adapted_returns, model_errors, probe_scale
+from admrl.protocol import COUNTS, Adapted, adapted_returns, joined, model_errors, probe_scale
 from admrl.reference import Reference, reference_returns
 from admrl.reporting import Reporter
-from admrl.run_store import Run, load_run, provenance
+from admrl.run_store import Run, provenance, versions
 from admrl.sealed_file import check_tensor, read_sealed, write_sealed
 from admrl.test_sets import TaskList, digest, grid_tasks, unit_keys
 
 
 def evaluate_gaps(
-    runs: Sequence[Run],
+    runs: Sequence[AnyRun],
     tasks: Sequence[int] | TaskList,
     config: EvaluationConfig,
     *,
@@ -33,6 +37,8 @@ def evaluate_gaps(
     reporter: Reporter | None = None,
 ) -> list[GapTable]:
     """Sub-optimality gaps of runs of one family on a set of its tasks: one table per run, A* common to all.
+
+    Runs of `admrl train` and of `admrl train-baseline` may be mixed.
 
     Args:
         tasks: grid cells per task parameter, corners included; or any list of tasks.
@@ -59,7 +65,7 @@ def evaluate_gaps(
 
 
 def check_runs(
-    runs: Sequence[Run],
+    runs: Sequence[AnyRun],
     tasks: Sequence[int] | TaskList,
     config: EvaluationConfig,
     reference: Reference | None = None,
@@ -75,24 +81,40 @@ def check_runs(
                 f"runs of different families: {first.path} is {first.info.family} ({first.info.variant}), "
                 f"{run.path} is {run.info.family} ({run.info.variant}); evaluate them apart"
             )
-        check_evaluation(config, run.family, run.info.config.dynamics.num_members)
+        if isinstance(run, BaselineRun):
+            check_counts(config, run.family)
+        else:
+            check_evaluation(config, run.family, run.info.config.dynamics.num_members)
     chosen = tasks if isinstance(tasks, TaskList) else grid_tasks(first.family, tasks)
     first.family.box.check(chosen.psi, allow_outside=chosen.allow_outside)
     if reference is not None:
         reference.optimal_returns(first.family, chosen.psi)
     elif config.num_reference_stages:
-        for run in runs:
-            if _architecture(run) != _architecture(first):
+        learners = model_runs(runs)
+        if not learners:
+            raise ValueError(
+                "no A*: the built-in reference run needs the model of a run of `admrl train`, and none is given. "
+                f"Make a reference with `admrl reference --family {first.info.family}` and pass --reference FILE, or "
+                "evaluate together with such a run, or take the best of these methods: "
+                "--config.num-reference-stages 0"
+            )
+        for run in learners:
+            if _architecture(run) != _architecture(learners[0]):
                 raise ValueError(
-                    f"{first.path} and {run.path} have different models or policies, so they cannot share the "
+                    f"{learners[0].path} and {run.path} have different models or policies, so they cannot share the "
                     "built-in reference run; make one with `admrl reference` and pass --reference FILE, or set "
                     "--config.num-reference-stages 0"
                 )
     return chosen
 
 
+def model_runs(runs: Sequence[AnyRun]) -> list[Run]:
+    """Those of `admrl train`, which have a model that a reference run can use."""
+    return [run for run in runs if not isinstance(run, BaselineRun)]
+
+
 def run_adapted(
-    run: Run,
+    run: AnyRun,
     psi: torch.Tensor,
     tasks: TaskList,
     config: EvaluationConfig,
@@ -102,7 +124,19 @@ def run_adapted(
     num_threads: int = 1,
     reporter: Reporter | None = None,
 ) -> Adapted:
-    """`adapted_returns` of a run on some of the tasks."""
+    """`adapted_returns` of a run on some of the tasks; a baseline's through its adapter."""
+    if isinstance(run, BaselineRun):
+        return adapt_and_score(
+            run.family,
+            run.adapter(),
+            psi,
+            config,
+            seed,
+            policy_seeds=policy_seeds,
+            allow_outside=tasks.allow_outside,
+            num_threads=num_threads,
+            reporter=reporter,
+        )
     return adapted_returns(
         run.family,
         run.state.learner,
@@ -118,17 +152,8 @@ def run_adapted(
     )
 
 
-def joined(parts: Sequence[Adapted]) -> Adapted:
-    """Batches of tasks put together again."""
-    return Adapted(
-        np.concatenate([p.episode_return for p in parts], axis=1),
-        np.concatenate([p.counts for p in parts], axis=1),
-        np.concatenate([p.probe for p in parts]),
-    )
-
-
 def run_reference(
-    runs: Sequence[Run],
+    runs: Sequence[AnyRun],
     tasks: TaskList,
     config: EvaluationConfig,
     seed: int,
@@ -142,13 +167,13 @@ def run_reference(
     """
     if config.num_reference_stages == 0:
         return None
-    runs = sorted(runs, key=lambda run: str(run.path))
+    learners = sorted(model_runs(runs), key=lambda run: str(run.path))
     return reference_returns(
-        runs[0].family,
-        [run.state.learner for run in runs],
-        runs[0].policy,
+        learners[0].family,
+        [run.state.learner for run in learners],
+        learners[0].policy,
         tasks.psi,
-        runs[0].info.config.virtual,
+        learners[0].info.config.virtual,
         config,
         seed,
         allow_outside=tasks.allow_outside,
@@ -158,7 +183,7 @@ def run_reference(
 
 
 def gap_tables(
-    runs: Sequence[Run],
+    runs: Sequence[AnyRun],
     tasks: TaskList,
     adapted: Sequence[Adapted],
     pooled: np.ndarray | None,
@@ -213,11 +238,13 @@ def gap_tables(
             optimal_return=optimal,
             optimal_source=source,
             grid_shape=tasks.grid_shape,
-            visited_psi=np.array([record.psi for record in run.state.records]),
+            visited_psi=_visited(run),
             test_set=tasks.name,
             box=box,
-            model_error=model_errors(run.state.learner.model, probe, scale),
-            provenance=provenance(
+            model_error=None
+            if isinstance(run, BaselineRun)
+            else model_errors(run.state.learner.model, probe, scale),
+            provenance=_provenance(
                 run,
                 evaluation=asdict(config),
                 evaluation_seed=seed,
@@ -236,7 +263,21 @@ def gap_tables(
     ]
 
 
-def method_labels(runs: Sequence[Run]) -> list[str]:
+def _visited(run: AnyRun) -> np.ndarray | None:
+    """Tasks of the training, in order; a baseline trains on all of its tasks at once."""
+    if isinstance(run, BaselineRun):
+        return None
+    return np.array([record.psi for record in run.state.records])
+
+
+def _provenance(run: AnyRun, **extra: Any) -> dict[str, Any]:
+    if isinstance(run, BaselineRun):
+        sees = describe_sees(run.adapter().sees)
+        return {**run.provenance(), "versions": versions(), "sees": sees, **extra}
+    return provenance(run, sees=describe_sees(("psi", "reward function")), **extra)
+
+
+def method_labels(runs: Sequence[AnyRun]) -> list[str]:
     """The shortest names that tell the runs apart: selector, selector and seed, or the folder."""
     short = [run.info.selector for run in runs]
     long = [f"{run.info.selector}, seed {run.info.seed}" for run in runs]
@@ -246,7 +287,7 @@ def method_labels(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _stage_name(run: Run, adapted: Adapted, j: int) -> str:
+def _stage_name(run: AnyRun, adapted: Adapted, j: int) -> str:
     return str(run.path) if adapted.episode_return.shape[2] == 1 else f"{run.path}, stage {j}"
 
 
@@ -277,26 +318,26 @@ def adapted_job(
     reporter: Reporter,
 ) -> None:
     """`run_adapted` of a run folder for one policy seed, into its `PartStore`."""
-    run = load_run(path)
+    run = load_any_run(path)
     batch = torch.tensor(psi, dtype=tasks.psi.dtype)
     adapted = run_adapted(run, batch, tasks, config, seed, policy_seeds=[policy_seed], reporter=reporter)
     PartStore(run, config, seed).save(unit_keys(run.family.box.to_unit(batch)), policy_seed, adapted)
 
 
-def reference_file(runs: Sequence[Run], tasks: TaskList, config: EvaluationConfig, seed: int) -> Path:
+def reference_file(runs: Sequence[AnyRun], tasks: TaskList, config: EvaluationConfig, seed: int) -> Path:
     """Where the episodes of `run_reference` are kept: in the first run's folder, named after what they depend on."""
-    runs = sorted(runs, key=lambda run: str(run.path))
-    settings = [part_settings(run, replace(config, num_stages=0), seed) for run in runs]
+    learners = sorted(model_runs(runs), key=lambda run: str(run.path))
+    settings = [part_settings(run, replace(config, num_stages=0), seed) for run in learners]
     names = ("num_reference_stages", "num_reference_samples", "num_reference_updates")
     key = digest([settings, {n: getattr(config, n) for n in names}, tasks.psi.tolist()])
-    return runs[0].path / FOLDER / f"reference-{key}.part"
+    return learners[0].path / FOLDER / f"reference-{key}.part"
 
 
 def reference_job(
     paths: list[Path], tasks: TaskList, config: EvaluationConfig, seed: int, reporter: Reporter
 ) -> None:
     """`run_reference` of run folders, into `reference_file`."""
-    runs = [load_run(p) for p in paths]
+    runs = [load_any_run(p) for p in paths]
     episodes = run_reference(runs, tasks, config, seed, reporter=reporter)
     assert episodes is not None
     file = reference_file(runs, tasks, config, seed)

@@ -19,10 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from admrl.any_run import AnyRun
+from admrl.baselines.baseline_run import BaselineRun
 from admrl.config import EvaluationConfig
 from admrl.files import DamagedFileError, make_folder, write_text
 from admrl.protocol import COUNTS, PROBE_LANES, Adapted
-from admrl.run_store import Run, versions
+from admrl.run_store import versions
 from admrl.sealed_file import check_tensor, read_sealed, write_sealed
 from admrl.test_sets import digest
 
@@ -42,14 +44,16 @@ Key = tuple[int, ...]
 class PartStore:
     """The parts of one run under one evaluation's settings; for the holder of the run's lock and its workers."""
 
-    def __init__(self, run: Run, config: EvaluationConfig, seed: int) -> None:
+    def __init__(self, run: AnyRun, config: EvaluationConfig, seed: int) -> None:
         settings = part_settings(run, config, seed)
         self.folder = run.path / FOLDER / digest(settings)
         self.notes: list[str] = []
         """What was damaged, for the user."""
         self._settings = settings
         self._size = run.family.box.size
-        number = run.state.learner.model.weights[0].dtype
+        number = torch.float32
+        if not isinstance(run, BaselineRun):
+            number = run.state.learner.model.weights[0].dtype
         self._dtypes = {"episode_return": torch.float64, "counts": torch.int64, "probe": number}
         self._shapes = {  # of a task in a part
             "episode_return": (config.num_stages + 1, config.num_episodes),
@@ -129,12 +133,10 @@ class PartStore:
         return [(k, r) for r in range(num_policy_seeds) for k in keys if (k, r) not in found]
 
 
-def part_settings(run: Run, config: EvaluationConfig, seed: int) -> dict[str, Any]:
+def part_settings(run: AnyRun, config: EvaluationConfig, seed: int) -> dict[str, Any]:
     """Everything that a part's numbers depend on."""
-    model = hashlib.sha256()
-    for name, tensor in sorted(run.state.learner.model.state_dict().items()):
-        model.update(name.encode())
-        model.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    if isinstance(run, BaselineRun):
+        return _baseline_settings(run, config, seed)
     settings = {k: v for k, v in asdict(config).items() if k not in NOT_IN_KEY}
     if config.num_stages == 0:
         settings = {k: v for k, v in settings.items() if k not in STAGES}
@@ -142,7 +144,7 @@ def part_settings(run: Run, config: EvaluationConfig, seed: int) -> dict[str, An
     return {
         "family": run.info.family,
         "variant": run.info.variant,
-        "model": model.hexdigest(),
+        "model": _weights_digest(run.state.learner.model),
         "num_data": len(run.state.learner.data[0]),
         "seed": seed,
         "policy_hidden_sizes": list(run.info.config.policy_hidden_sizes),
@@ -152,3 +154,27 @@ def part_settings(run: Run, config: EvaluationConfig, seed: int) -> dict[str, An
         "evaluation": settings,
         "versions": {p: now[p] for p in ("torch", "mujoco")},
     }
+
+
+def _baseline_settings(run: BaselineRun, config: EvaluationConfig, seed: int) -> dict[str, Any]:
+    now = versions()
+    names = ("num_episodes", "num_stages", *(("num_stage_samples",) if config.num_stages else ()))
+    return {
+        "family": run.info.family,
+        "variant": run.info.variant,
+        "algorithm": run.info.algorithm,
+        "model": _weights_digest(run.state.agent),
+        "seed": seed,
+        "config": asdict(run.info.config),
+        "evaluation": {name: getattr(config, name) for name in names},
+        "versions": {p: now[p] for p in ("torch", "mujoco")},
+    }
+
+
+def _weights_digest(model: torch.nn.Module) -> str:
+    """Identifies the numbers of a model."""
+    content = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        content.update(name.encode())
+        content.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return content.hexdigest()

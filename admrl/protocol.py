@@ -44,6 +44,15 @@ class Adapted:
     probe: np.ndarray  # (M, P, 2 S + A) real (obs, act, next_obs) of the first seed's zero-shot policies
 
 
+def joined(parts: Sequence[Adapted]) -> Adapted:
+    """Batches of tasks put together again."""
+    return Adapted(
+        np.concatenate([p.episode_return for p in parts], axis=1),
+        np.concatenate([p.counts for p in parts], axis=1),
+        np.concatenate([p.probe for p in parts]),
+    )
+
+
 def adapted_returns(
     family: TaskFamily,
     learner: ModelLearner,
@@ -94,7 +103,7 @@ def adapted_returns(
     returns, held_out = [scored.returns], [np.zeros(len(rows), dtype=int)]
     # a model and data for every row
     forked = learner.fork(task_generators(seed + 3, chosen, unit)) if config.num_stages else learner
-    before = _num_held_out(forked)
+    before = num_held_out(forked)
     for stage in range(1, config.num_stages + 1):
         n = stage * config.num_stage_samples
         reporter.phase(f"adaptation to n = {n}, {len(rows)} policies", _num_stage_steps(config))
@@ -103,13 +112,13 @@ def adapted_returns(
             forked,
             solution,
             SlboConfig(1, config.num_stage_iterations, config.num_stage_samples),
-            _stage_virtual(virtual, config),
+            stage_virtual(virtual, config),
             generators,
             num_threads=num_threads,
             reporter=reporter,
         )
         returns.append(score(family, solution, config.num_episodes, seed, num_threads=num_threads).returns)
-        held_out.append(_num_held_out(forked) - before)
+        held_out.append(num_held_out(forked) - before)
     shape = (len(chosen), len(psi), config.num_stages + 1)
     return Adapted(
         episode_return=np.stack(returns, axis=1).reshape(*shape, config.num_episodes),
@@ -118,7 +127,7 @@ def adapted_returns(
     )
 
 
-def _stage_virtual(virtual: VirtualTrainingConfig, config: EvaluationConfig) -> VirtualTrainingConfig:
+def stage_virtual(virtual: VirtualTrainingConfig, config: EvaluationConfig) -> VirtualTrainingConfig:
     """Virtual training of an adaptation stage."""
     return replace(
         virtual,
@@ -132,7 +141,7 @@ def _num_stage_steps(config: EvaluationConfig) -> int:
     return 1 + config.num_stage_iterations * config.num_stage_updates
 
 
-def _num_held_out(learner: ModelLearner) -> np.ndarray:
+def num_held_out(learner: ModelLearner) -> np.ndarray:
     """Held-out transitions of every model's data (K,)."""
     return np.array([int(d.is_held_out.sum()) for d in learner.data])
 

@@ -85,15 +85,23 @@ class BoardFile:
 class RunLog:
     """Passes everything on to a reporter and writes it down."""
 
-    def __init__(self, path: Path, reporter: Reporter, position: LogPosition | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        reporter: Reporter,
+        position: LogPosition | None,
+        *,
+        columns: tuple[str, ...] = METRICS,
+    ) -> None:
         """
         Args:
+            columns: metrics that metrics.csv has.
             position: of the checkpoint that the run goes on from; None: it begins.
 
         Raises:
             StorageError: a file cannot be written.
         """
-        self._reporter, self._phase = reporter, ""
+        self._reporter, self._phase, self._columns = reporter, "", columns
         self._metrics, self._events = path / "metrics.csv", path / "events.jsonl"
         start = position or LogPosition()
         self._step, self._started = start.num_rows, time.monotonic() - start.seconds
@@ -103,7 +111,7 @@ class RunLog:
             self._file = open(self._metrics, "a", newline="", encoding="utf-8")  # noqa: SIM115
             self._csv = csv.writer(self._file)
             if start.size == 0:
-                self._csv.writerow(("step", "phase", "seconds", *METRICS))
+                self._csv.writerow(("step", "phase", "seconds", *self._columns))
         except OSError as error:
             raise storage_error(self._metrics, error) from error
         if lost:
@@ -168,7 +176,7 @@ class RunLog:
         seconds = round(time.monotonic() - self._started, 2)
         try:
             self._csv.writerow(
-                (self._step, self._phase, seconds, *(metrics.get(name, "") for name in METRICS))
+                (self._step, self._phase, seconds, *(metrics.get(name, "") for name in self._columns))
             )
             if self._board is not None:
                 self._board.add(metrics, self._step)

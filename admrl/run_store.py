@@ -36,6 +36,7 @@ from task_families.family import TaskFamily
 from task_families.registry import make
 
 CONFIG, TASKS = "config.json", "tasks.json"
+BASELINE_KIND = "baseline"  # of the runs of `admrl train-baseline`; ours have no kind
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def create_run(path: Path, info: RunInfo) -> None:
-    """Make the folder and write its config.json.
+def create_run(path: Path, info: Any) -> None:
+    """Make the folder and write its config.json, a dataclass as plain data.
 
     Raises:
         ValueError: the folder already holds a run (or anything else), or cannot be made.
@@ -124,8 +125,18 @@ def _check_empty(path: Path) -> None:
         what = "already holds a run" if (path / CONFIG).exists() else "exists and is not an empty folder"
         raise ValueError(
             f"--out {path} {what}; nothing was changed. Choose another --out"
-            + (f", or continue it with: admrl train --resume {path}" if (path / CONFIG).exists() else "")
+            + (f", or continue it with: {_resume_command(path)}" if (path / CONFIG).exists() else "")
         )
+
+
+def _resume_command(path: Path) -> str:
+    """The command that goes on with whatever kind of run is there."""
+    try:
+        data = parse_json((path / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        data = None
+    baseline = isinstance(data, dict) and data.get("kind") == BASELINE_KIND
+    return f"admrl train{'-baseline' if baseline else ''} --resume {path}"
 
 
 def read_info(path: Path) -> RunInfo:
@@ -140,11 +151,18 @@ def read_info(path: Path) -> RunInfo:
             f"{path} is not a run folder (it has no {CONFIG}); `admrl train --out DIR` makes one"
         )
     try:
-        info = from_dict(RunInfo, parse_json(file.read_bytes()))
+        data = parse_json(file.read_bytes())
+        if isinstance(data, dict) and data.get("kind") == BASELINE_KIND:
+            raise ValueError(
+                f"it is a run of `admrl train-baseline` ({data.get('algorithm')!r:.40}); only evaluate, heatmap, "
+                "compare and train-baseline --resume take those"
+            )
+        info = from_dict(RunInfo, data)
         check_config(info.config)
         check_seed(info.seed)
     except (ValueError, TypeError, KeyError, OverflowError, OSError) as error:
-        raise DamagedFileError(f"{file} is damaged: {error}") from error
+        kind = "of another kind" if "train-baseline" in str(error) else "damaged"
+        raise DamagedFileError(f"{file} is {kind}: {error}") from error
     return info
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from admrl.checkpoints import Checkpoint
 from admrl.config import MetaTrainConfig, check_saving
 from admrl.files import DamagedFileError
 from admrl.interruption import check_interruption, interruption
@@ -97,7 +100,7 @@ def train_run(
         loaded = [run.checkpoint.number] if run.checkpoint else []
         if run.store.numbers()[-1:] != loaded:
             raise ValueError(f"{run.path}: another process has trained it meanwhile; load it again")
-        with RunLog(run.path, reporter, _log_position(run)) as log:
+        with RunLog(run.path, reporter, log_position(run.checkpoint)) as log:
             for note in run.notes:
                 log.event(note)
             if run.checkpoint is not None:
@@ -122,12 +125,13 @@ def train_run(
 class Saver:
     """Decides when a checkpoint is due."""
 
-    def __init__(self, run: Run, log: RunLog, every: float) -> None:
-        self._run, self._log, self._every = run, log, every
+    def __init__(self, run: Any, log: RunLog, every: float, save: Callable[..., None] = save_state) -> None:
+        """save: writes a checkpoint of the run, with the log's position beside it."""
+        self._run, self._log, self._every, self._save = run, log, every, save
         self._last, self._cost = time.monotonic(), 0.0
         self.seconds = 0.0  # spent on saving, in all
 
-    def after_step(self, state: MetaState) -> None:
+    def after_step(self, state: Any) -> None:
         """Save if it is time, or if a signal has come; then stop."""
         wait = max(self._every, self._cost / MAX_COST) if self._every else 0.0
         if interruption() is not None or time.monotonic() - self._last >= wait:
@@ -143,21 +147,26 @@ class Saver:
     def save(self) -> None:
         """Write a checkpoint."""
         started = time.monotonic()
-        save_state(self._run, log=self._log.position().to_dict())
+        self._save(self._run, log=self._log.position().to_dict())
         self._last = time.monotonic()
         self._cost = self._last - started
         self.seconds += self._cost
 
 
-def _log_position(run: Run) -> LogPosition | None:
-    if run.checkpoint is None or "log" not in run.checkpoint.meta:
+def log_position(checkpoint: Checkpoint | None) -> LogPosition | None:
+    """Where the log stood at a checkpoint.
+
+    Raises:
+        DamagedFileError: the checkpoint does not say it in numbers.
+    """
+    if checkpoint is None or "log" not in checkpoint.meta:
         return None
     try:
-        log = run.checkpoint.meta["log"]
+        log = checkpoint.meta["log"]
         size, num_rows = (int(plain_number(log[name], name)) for name in ("size", "num_rows"))
         return LogPosition(max(size, 0), max(num_rows, 0), plain_number(log["seconds"], "seconds"))
     except (KeyError, TypeError, ValueError) as error:
-        raise DamagedFileError(f"checkpoint {run.checkpoint.number}: its log position: {error}") from error
+        raise DamagedFileError(f"checkpoint {checkpoint.number}: its log position: {error}") from error
 
 
 def train_job(path: Path, reporter: Reporter) -> None:

@@ -38,6 +38,8 @@ def admrl(*arguments, cwd=None, code=""):
         [],
         ["quickstart"],
         ["train"],
+        ["train-baseline"],
+        ["train-baseline", "crl"],
         ["evaluate"],
         ["heatmap"],
         ["compare"],

@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from admrl.any_run import is_baseline
 from admrl.comparison import (
     Comparison,
     Row,
@@ -49,7 +50,8 @@ def execute(command: Compare) -> None:
     if command.out.exists() and not command.out.is_dir():
         raise ValueError(f"--out: {command.out} is a file; name a folder")
     comparison = compare_tables(load_tables(command.runs, command.tasks))
-    records = [read_records(path) for path in command.runs if path.is_dir()]
+    # paths of psi and learning curves of models; a baseline's curve is in its own folder
+    records = [read_records(path) for path in command.runs if path.is_dir() and not is_baseline(path)]
     try:
         command.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

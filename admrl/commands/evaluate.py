@@ -13,6 +13,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from admrl.any_run import AnyRun, load_any_run, progress, resume_command
+from admrl.baselines.baseline_run import BaselineRun
 from admrl.config import EvaluationConfig
 from admrl.display import short
 from admrl.evaluate_runs import (
@@ -20,6 +22,7 @@ from admrl.evaluate_runs import (
     check_runs,
     gap_tables,
     load_reference_episodes,
+    model_runs,
     reference_file,
     reference_job,
 )
@@ -32,7 +35,7 @@ from admrl.parallel import Job, run_jobs
 from admrl.protocol import num_steps
 from admrl.reference import Reference
 from admrl.run_lock import RunLock
-from admrl.run_store import Run, check_seed, load_run
+from admrl.run_store import check_seed
 from admrl.search.objective import Objective
 from admrl.test_sets import TaskList, choose_tasks, unit_keys
 
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
     from admrl.cli import Evaluate
 
 
-def prepare(command: Evaluate) -> tuple[list[Run], TaskList, Reference | None]:
+def prepare(command: Evaluate) -> tuple[list[AnyRun], TaskList, Reference | None]:
     """The runs, the tasks and the reference, checked.
 
     Raises:
@@ -54,13 +57,10 @@ def prepare(command: Evaluate) -> tuple[list[Run], TaskList, Reference | None]:
         raise ValueError("RUNS: expected at least one run folder, got none")
     if repeated := [str(path) for path, n in Counter(command.runs).items() if n > 1]:
         raise ValueError(f"RUNS: {repeated[0]} is given twice; a run counts once")
-    runs = [load_run(path) for path in command.runs]
+    runs = [load_any_run(path) for path in command.runs]
     for run in runs:
         if not run.finished:
-            raise ValueError(
-                f"{run.path}: {len(run.state.records)} of {run.info.config.num_tasks} tasks are done; "
-                f"finish it with: admrl train --resume {run.path}"
-            )
+            raise ValueError(f"{run.path}: {progress(run)}; finish it with: {resume_command(run)}")
     family = runs[0].family
     chosen = choose_tasks(family, command.grid, command.tasks, allow_outside=command.allow_outside)
     reference = None if command.reference is None else Reference.load(command.reference)
@@ -71,7 +71,7 @@ def prepare(command: Evaluate) -> tuple[list[Run], TaskList, Reference | None]:
     return runs, tasks, reference
 
 
-def lock_runs(runs: Sequence[Run]) -> None:
+def lock_runs(runs: Sequence[AnyRun]) -> None:
     """Lock all of them or none.
 
     Raises:
@@ -85,7 +85,7 @@ def lock_runs(runs: Sequence[Run]) -> None:
         raise
 
 
-def release_runs(runs: Sequence[Run]) -> None:
+def release_runs(runs: Sequence[AnyRun]) -> None:
     """Let others write into them."""
     for run in runs:
         if run.lock is not None:
@@ -93,7 +93,7 @@ def release_runs(runs: Sequence[Run]) -> None:
             run.lock = None
 
 
-def execute(command: Evaluate, runs: list[Run], tasks: TaskList, reference: Reference | None) -> None:
+def execute(command: Evaluate, runs: list[AnyRun], tasks: TaskList, reference: Reference | None) -> None:
     """Evaluate, print a table, write one gap table into every run folder."""
     console = Console(markup=False)
     name = command.name or tasks.name
@@ -125,7 +125,7 @@ def execute(command: Evaluate, runs: list[Run], tasks: TaskList, reference: Refe
 
 
 def evaluate_in_parallel(
-    runs: Sequence[Run],
+    runs: Sequence[AnyRun],
     tasks: TaskList,
     config: EvaluationConfig,
     seed: int,
@@ -146,7 +146,7 @@ def evaluate_in_parallel(
 
 
 def _evaluate(
-    runs: Sequence[Run],
+    runs: Sequence[AnyRun],
     tasks: TaskList,
     config: EvaluationConfig,
     seed: int,
@@ -160,7 +160,7 @@ def _evaluate(
     if reference is None and config.num_reference_stages:
         pooled_file = reference_file(runs, tasks, config, seed)
     if pooled_file is not None and not _is_sound(pooled_file, tasks, config, console):
-        updates = runs[0].info.config.virtual.num_policy_updates
+        updates = model_runs(runs)[0].info.config.virtual.num_policy_updates
         stage = 1 + math.ceil(config.num_reference_updates / updates) * updates
         steps = config.num_updates + config.num_reference_stages * stage
         paths = [run.path for run in runs]
@@ -179,7 +179,10 @@ def _evaluate(
             for i in range(0, len(psi), config.tasks_per_batch):
                 batch = psi[i : i + config.tasks_per_batch]
                 arguments = (run.path, batch, tasks, config, seed, policy_seed)
-                jobs.append(Job(f"A_n of {run.path.name}", adapted_job, arguments, num_steps(config)))
+                steps = num_steps(config)
+                if isinstance(run, BaselineRun):  # its steps are episodes
+                    steps = config.num_stages * config.num_stage_samples // run.family.horizon
+                jobs.append(Job(f"A_n of {run.path.name}", adapted_job, arguments, steps))
     if jobs:
         run_jobs(jobs, num_workers, console)
     adapted = [PartStore(run, config, seed).collect(keys, config.num_policy_seeds) for run in runs]
@@ -271,6 +274,8 @@ def print_notes(tables: Sequence[GapTable], console: Console) -> None:
         f"A* averages {first.optimal_return.mean():.0f}, best from: "
         + ", ".join(f"{name} ({count / 2:g} tasks)" for name, count in halves.most_common(6))
         + ("" if len(halves) <= 6 else f" and {len(halves) - 6} more")
+        + "; the methods may see of a task: "
+        + "; ".join(f"{t.method}: {t.provenance.get('sees', 'not recorded')}" for t in tables)
         + f"; reference: {first.provenance['reference_real_samples']:,} real samples.",
         highlight=False,
     )

@@ -1,0 +1,95 @@
+"""CRL (Liu et al.): PEARL's encoder, an output layer of the policy for every training task, and a network that
+predicts the output layer of a new task.
+
+    pi(phi, w_i, b_i) = <phi, w_i> + b_i                 phi: shared layers; (w_i, b_i): of task i
+    f(s, a, r, s') -> (w^, b^),  L = mean (f - (w_i, b_i))^2                            Eq. 7, the adapter network
+    w_new, b_new = f((s, a, r, s')_t), t = 1..H                                         Eq. 8, test
+    z ~ q(z|c), KL as in PEARL                                                          Eq. 9
+    critic and policy as in PEARL, the policy with the task's own output layer          Eq. 10, 11
+
+Not stated in the paper, and chosen here:
+1. All numbers that PEARL has, too, are PEARL's.
+2. The output layers start equal, because the adapter would otherwise have to learn their random differences.
+3. Eq. 8 maps H transitions to one layer: the mean of the predictions.
+4. Before the first transition (A_0) the layer is the mean of the training tasks'.
+5. Layers belong to the policy alone (Eq. 7, 8 and both algorithms; Fig. 1 draws them for the critic, too).
+6. The adapter learns from a part of each task's transitions, those of its context.
+7. One Adam for all layers, so that its momentum moves the layers of tasks outside the meta-batch, too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from admrl.baselines.config import TITLES, BaselineConfig
+from admrl.baselines.pearl import Pearl, PearlAdapter
+from admrl.baselines.replay import MultiTaskReplay
+from admrl.baselines.sac import Mlp, Optimizers
+from task_families.family import TaskFamily
+
+
+class Crl(Pearl):
+    """Networks and the gradient step."""
+
+    def __init__(
+        self, family: TaskFamily, config: BaselineConfig, psi: Tensor, generator: torch.Generator
+    ) -> None:
+        super().__init__(family, config, psi, generator, sees_psi=False)
+        common = self.sac.actor.net.last
+        common.requires_grad_(False)  # it only gives the shape and the beginning
+        head = torch.cat([common.weight, common.bias[:, None]], dim=-1).detach()
+        self.heads = nn.Parameter(head.expand(len(psi), -1, -1).clone())  # (K, 2 A, h + 1)
+        row_size = 2 * family.obs_size + family.act_size + 1
+        self.adapter = Mlp((row_size, *config.crl.hidden_sizes, head.numel()), generator)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """What each optimiser trains."""
+        groups = super().parameter_groups()
+        groups["actor"] = [p for p in groups["actor"] if p.requires_grad] + [self.heads]
+        return groups | {"adapter": list(self.adapter.parameters())}
+
+    def update(
+        self, replay: MultiTaskReplay, optimizers: Optimizers, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Alg. 1, lines 12-25."""
+        metrics = super().update(replay, optimizers, generator)  # lines 13-17 and 22-24
+        tasks = torch.randint(self.num_tasks, (self.config.meta_batch,), generator=generator)
+        # the rewards of the context: those that a test task shows
+        rows = replay.sample_context(tasks, self.config.crl.num_transitions, generator, has_next_obs=True)
+        target = self.heads.detach()[tasks].flatten(1)[:, None]  # lines 18, 19: (w_i, b_i)
+        with self.sac.mixed_precision():
+            predicted = self.adapter(rows).float()
+        loss = mse_loss(predicted, target.expand_as(predicted))  # line 20, Eq. 7
+        optimizers.step("adapter", loss)  # line 25
+        spread = self.heads.detach().var(0, unbiased=False).mean()
+        return metrics | {"adapter_loss": loss.detach(), "head_variance": spread}
+
+    def train_heads(self, tasks: Tensor) -> Tensor:
+        """Output layers of training tasks."""
+        return self.heads[tasks]
+
+    @torch.no_grad()
+    def predict_heads(self, context: Tensor | None, num_tasks: int) -> Tensor:
+        """Eq. 8: (M, n, .) transitions -> (M, 2 A, h + 1); the mean training layer where there are none."""
+        mean = self.heads.mean(0).expand(num_tasks, -1, -1)
+        if context is None or self.config.crl.test_head == "mean":
+            return mean
+        return self.adapter(context).mean(1).view_as(mean)
+
+
+class CrlAdapter(PearlAdapter):
+    """Alg. 2: PEARL's protocol, and the output layer is predicted from the same transitions."""
+
+    _agent: Crl
+
+    def __init__(
+        self, agent: Crl, *, name: str = TITLES["crl"], provenance: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(agent, name=name, provenance=provenance)
+
+    def _heads(self) -> Tensor:
+        return self._agent.predict_heads(self.context(), len(self._known))  # Alg. 2, lines 6, 7

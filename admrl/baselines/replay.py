@@ -1,0 +1,144 @@
+"""Replay of many tasks in one preallocated tensor, sampled without a loop; a context is a set of rows of it.
+
+A row is [obs, act, next_obs, reward, context reward, terminated], written once, in order of arrival. Two tables hold
+row numbers by task: all of the task (the RL buffer) and those of its present context (PEARL's encoder buffer, cleared
+before a task is sampled again). Shapes: R rows, K tasks, B tasks of a batch, N transitions of each.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from admrl.baselines.sac import Batch
+from admrl.sealed_file import check_tensor
+
+ROWS, TASK = "rows", "task"
+
+
+class RowTable:
+    """Numbers of rows by task: (K, capacity) and how many are valid (K,)."""
+
+    def __init__(self, num_tasks: int) -> None:
+        self.index = torch.zeros(num_tasks, 1, dtype=torch.int64)
+        self.size = torch.zeros(num_tasks, dtype=torch.int64)
+
+    def add(self, task: int, rows: Tensor) -> None:
+        """Append rows (n,) to a task's."""
+        size = int(self.size[task])
+        needed = size + len(rows)
+        if needed > self.index.shape[1]:
+            grown = torch.zeros(len(self.index), max(needed, 2 * self.index.shape[1]), dtype=torch.int64)
+            grown[:, : self.index.shape[1]] = self.index
+            self.index = grown
+        self.index[task, size:needed] = rows
+        self.size[task] = needed
+
+    def clear(self, task: int) -> None:
+        """Forget a task's rows."""
+        self.size[task] = 0
+
+    def draw(self, tasks: Tensor, num: int, generator: torch.Generator) -> Tensor:
+        """Rows (B, num), uniform with replacement among those of tasks (B,); every task must have some."""
+        share = torch.rand(len(tasks), num, generator=generator, dtype=torch.float64)
+        position = (share * self.size[tasks, None]).long()
+        return self.index[tasks[:, None], position]
+
+
+class MultiTaskReplay:
+    """See the head of this page."""
+
+    def __init__(self, num_tasks: int, capacity: int, obs_size: int, act_size: int) -> None:
+        """capacity: rows of all tasks together; the training knows how many it will write."""
+        self._widths = [obs_size, act_size, obs_size, 1, 1, 1]
+        self._rows = torch.empty(capacity, sum(self._widths))  # memory is taken when it is written
+        self._task = torch.empty(capacity, dtype=torch.int64)
+        self.size = 0
+        self.all, self.context = RowTable(num_tasks), RowTable(num_tasks)
+
+    def add(
+        self,
+        task: int,
+        obs: Tensor,
+        act: Tensor,
+        next_obs: Tensor,
+        reward: Tensor,
+        context_reward: Tensor,
+        terminated: Tensor,
+        *,
+        to_context: bool,
+    ) -> None:
+        """Write n transitions of a task: obs (n, S), act (n, A), next_obs (n, S), the others (n,).
+
+        Raises:
+            ValueError: more rows than the replay was made for.
+        """
+        columns = [obs, act, next_obs, reward[:, None], context_reward[:, None], terminated[:, None].float()]
+        new = torch.cat([c.to(self._rows) for c in columns], dim=-1)
+        end = self.size + len(new)
+        if end > len(self._rows):
+            raise ValueError(f"replay: made for {len(self._rows)} rows, got {end}")
+        self._rows[self.size : end], self._task[self.size : end] = new, task
+        rows = torch.arange(self.size, end)
+        self.all.add(task, rows)
+        if to_context:
+            self.context.add(task, rows)
+        self.size = end
+
+    def sample(self, tasks: Tensor, num: int, generator: torch.Generator) -> Batch:
+        """A batch for gradient steps: num transitions of each of tasks (B,)."""
+        rows = self._rows[self.all.draw(tasks, num, generator)]
+        obs, act, next_obs, reward, _, terminated = rows.split(self._widths, dim=-1)
+        return Batch(obs, act, reward, next_obs, terminated)
+
+    def sample_context(
+        self, tasks: Tensor, num: int, generator: torch.Generator, *, has_next_obs: bool
+    ) -> Tensor:
+        """Contexts (B, num, .) of [obs, act, context reward] and next_obs, if wanted, from the tasks' contexts."""
+        rows = self._rows[self.context.draw(tasks, num, generator)]
+        obs, act, next_obs, _, reward, _ = rows.split(self._widths, dim=-1)
+        return context_rows(obs, act, reward, next_obs if has_next_obs else None)
+
+    # -- for checkpoints; rows only ever join at the end ---------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All but the rows."""
+        return {"context.index": self.context.index, "context.size": self.context.size}
+
+    def columns(self) -> dict[str, Tensor]:
+        """The rows (R, .)."""
+        return {ROWS: self._rows[: self.size], TASK: self._task[: self.size]}
+
+    def load(self, columns: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+        """Inverse of both.
+
+        Raises:
+            ValueError: names what does not fit.
+        """
+        num_tasks = len(self.all.size)
+        num_rows = len(columns[TASK]) if TASK in columns else 0
+        if num_rows > len(self._rows):
+            raise ValueError(f"{ROWS}: expected at most {len(self._rows)}, got {num_rows}")
+        rows = check_tensor(columns, ROWS, (num_rows, sum(self._widths)), torch.float32)
+        task = check_tensor(columns, TASK, (num_rows,), torch.int64)
+        index = check_tensor(tensors, "context.index", (num_tasks, None), torch.int64)
+        size = check_tensor(tensors, "context.size", (num_tasks,), torch.int64)
+        if num_rows and not (0 <= int(task.min()) <= int(task.max()) < num_tasks):
+            raise ValueError(f"{TASK}: expected numbers from 0 to {num_tasks - 1}")
+        if bool(
+            (size < 0).any()
+            | (size > index.shape[1]).any()
+            | (index < 0).any()
+            | (index >= max(num_rows, 1)).any()
+        ):
+            raise ValueError("context.index: names rows that are not there")
+        self._rows[:num_rows], self._task[:num_rows], self.size = rows, task, num_rows
+        self.all = RowTable(num_tasks)
+        for k in range(num_tasks):
+            self.all.add(k, (task == k).nonzero()[:, 0])
+        self.context.index, self.context.size = index.clone(), size.clone()
+
+
+def context_rows(obs: Tensor, act: Tensor, reward: Tensor, next_obs: Tensor | None) -> Tensor:
+    """What an encoder reads: [s, a, r] or [s, a, r, s'], (..., .)."""
+    return torch.cat([obs, act, reward] + ([] if next_obs is None else [next_obs]), dim=-1)

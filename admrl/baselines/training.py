@@ -1,0 +1,319 @@
+"""Meta-training of a baseline: PEARL's loop of sampling and gradient steps, for all algorithms (CRL Alg. 1).
+
+    first: num_initial_steps of every training task, z ~ prior                 -> context and replay
+    for every iteration:
+      draw tasks_per_iteration tasks with replacement; clear their contexts
+      num_prior_steps with z ~ prior                                           -> context and replay
+      num_posterior_steps with z ~ q(z|c), inferred anew for every episode     -> context and replay
+      num_extra_steps with z ~ q(z|c)                                          -> replay alone
+      num_updates gradient steps on meta-batches of all training tasks
+
+A step, after which the training can stop and go on bit-identically, is the sampling of an iteration or
+UPDATES_PER_STEP gradient steps. All tasks and episodes that do not depend on each other are simulated together.
+
+Differs from the papers: a task that is drawn twice in an iteration keeps the context of both, because both are
+simulated at once; the released code clears the first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from admrl.adaptation import episode_returns
+from admrl.baselines.adapter import Adapter, Policy
+from admrl.baselines.adapter_evaluation import adapt_and_score
+from admrl.baselines.config import TITLES, BaselineConfig, check_baseline
+from admrl.baselines.crl import Crl, CrlAdapter
+from admrl.baselines.multitask import MultiTaskSac, multitask_adapter
+from admrl.baselines.pearl import Pearl, PearlAdapter
+from admrl.baselines.replay import MultiTaskReplay
+from admrl.baselines.sac import Optimizers
+from admrl.config import EvaluationConfig
+from admrl.reporting import Reporter, Silent
+from admrl.virtual_training import gaussian_noise
+from task_families.family import TaskFamily, spawn_generators
+from task_families.registry import make
+from task_families.rollout import Rollout, collect
+
+UPDATES_PER_STEP = 50
+TASK_SEED = 1337  # of the published task sets, and of those that are drawn here
+NUM_TEST_EPISODES = 4  # of every task and point of the learning curve
+
+Agent = Pearl | MultiTaskSac
+OnStep = Callable[["BaselineState"], None]
+
+
+def task_sets(family: TaskFamily, config: BaselineConfig) -> tuple[Tensor, Tensor]:
+    """Training and test tasks (n, k): published ones where there are, at most as many as configured."""
+    published = family.published_tasks(TASK_SEED)
+    if published is None:
+        drawn = family.box.fixed(config.num_tasks + config.num_test_tasks, TASK_SEED)
+        return drawn[: config.num_tasks], drawn[config.num_tasks :]
+    train, test = published
+    return train[: config.num_tasks], test[: config.num_test_tasks]
+
+
+def make_agent(
+    algorithm: str, family: TaskFamily, config: BaselineConfig, generator: torch.Generator
+) -> Agent:
+    """A new agent with random weights."""
+    psi, _ = task_sets(family, config)
+    if algorithm in ("pearl", "pearl-mt"):
+        return Pearl(family, config, psi, generator, sees_psi=algorithm == "pearl-mt")
+    if algorithm == "crl":
+        return Crl(family, config, psi, generator)
+    return MultiTaskSac(family, config, psi, generator)
+
+
+def make_adapter(
+    agent: Agent, algorithm: str, *, name: str | None = None, provenance: dict[str, Any] | None = None
+) -> Adapter:
+    """The agent's test protocol."""
+    name = name or TITLES[algorithm]
+    if isinstance(agent, Crl):
+        return CrlAdapter(agent, name=name, provenance=provenance)
+    if isinstance(agent, Pearl):
+        return PearlAdapter(agent, name=name, provenance=provenance)
+    return multitask_adapter(agent, name, provenance)
+
+
+@dataclass
+class TestPoint:
+    """A point of the learning curve."""
+
+    iteration: int
+    real_samples: int
+    num_updates: int
+    first_return: float  # A_0, mean over test tasks
+    adapted_return: float  # A_n after the exploration episodes
+
+    __test__ = False  # not one of pytest's
+
+
+@dataclass
+class BaselineState:
+    """Everything that changes while a baseline trains."""
+
+    algorithm: str
+    family: TaskFamily
+    rl_family: TaskFamily  # whose reward the critic learns from
+    config: BaselineConfig
+    seed: int
+    agent: Agent
+    optimizers: Optimizers
+    replay: MultiTaskReplay
+    generator: torch.Generator
+    train_psi: Tensor  # (K, k)
+    test_psi: Tensor
+    step: int = 0  # steps that are done, of `num_steps`
+    real_samples: int = 0
+    num_updates: int = 0
+    curve: list[TestPoint] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether all iterations are done."""
+        return self.step >= num_steps(self.config)
+
+    @property
+    def iteration(self) -> int:
+        """Iterations that are done, or the number of the present one, from 0."""
+        return max(self.step - 1, 0) // steps_per_iteration(self.config)
+
+
+def steps_per_iteration(config: BaselineConfig) -> int:
+    """The sampling, and blocks of gradient steps."""
+    return 1 + math.ceil(config.num_updates / UPDATES_PER_STEP)
+
+
+def num_steps(config: BaselineConfig) -> int:
+    """Steps of a training; the first samples all tasks."""
+    return 1 + config.num_iterations * steps_per_iteration(config)
+
+
+def new_baseline(family: TaskFamily, algorithm: str, config: BaselineConfig, seed: int) -> BaselineState:
+    """The beginning of a training.
+
+    Raises:
+        ValueError: see `check_baseline`.
+    """
+    check_baseline(config, algorithm, family)
+    weights, generator = spawn_generators(torch.Generator().manual_seed(seed), 2)
+    train_psi, test_psi = task_sets(family, config)
+    agent = make_agent(algorithm, family, config, weights)
+    iteration = config.num_prior_steps + config.num_posterior_steps + config.num_extra_steps
+    capacity = len(train_psi) * config.num_initial_steps
+    capacity += config.num_iterations * config.tasks_per_iteration * iteration
+    return BaselineState(
+        algorithm=algorithm,
+        family=family,
+        rl_family=make(family.name, variant="dense") if config.train_on_dense else family,
+        config=config,
+        seed=seed,
+        agent=agent,
+        optimizers=Optimizers(agent.parameter_groups(), config.sac.learning_rate),
+        replay=MultiTaskReplay(len(train_psi), capacity, family.obs_size, family.act_size),
+        generator=generator,
+        train_psi=train_psi,
+        test_psi=test_psi,
+        curve=[],
+    )
+
+
+def train_baseline(
+    state: BaselineState,
+    *,
+    reporter: Reporter | None = None,
+    num_threads: int = 1,
+    on_step: OnStep | None = None,
+) -> None:
+    """Go on until the training is finished; calls on_step after every step.
+
+    Raises:
+        FloatingPointError: a loss is no longer finite.
+    """
+    reporter, config = reporter or Silent(), state.config
+    per_iteration, told = steps_per_iteration(config), False
+    while not state.finished:
+        if state.step == 0:
+            reporter.phase(f"sampling {len(state.train_psi)} training tasks", 1)
+            metrics = _sample_everything(state, num_threads)
+        else:
+            position = (state.step - 1) % per_iteration
+            if position == 0 or not told:  # also where it goes on
+                reporter.phase(f"iteration {state.iteration + 1}/{config.num_iterations}", per_iteration)
+                told = True
+            if position == 0:
+                metrics = _sample_iteration(state, num_threads)
+            else:
+                done = (position - 1) * UPDATES_PER_STEP
+                metrics = _update(state, min(UPDATES_PER_STEP, config.num_updates - done))
+            ended = position == per_iteration - 1
+            if ended and (state.iteration + 1) % config.test_every == 0:
+                metrics |= _test(state, num_threads)
+        state.step += 1
+        reporter.advance(real_samples=state.real_samples, **metrics)
+        if on_step is not None:
+            on_step(state)
+
+
+def _update(state: BaselineState, num: int) -> dict[str, float]:
+    """Some gradient steps; the metrics of the last."""
+    metrics: dict[str, Tensor] = {}
+    for _ in range(num):
+        metrics = state.agent.update(state.replay, state.optimizers, state.generator)
+    state.num_updates += num
+    values = {name: float(value) for name, value in metrics.items()}
+    if broken := [name for name, value in values.items() if not math.isfinite(value)]:
+        raise FloatingPointError(
+            f"{broken[0]} is not finite after {state.num_updates} gradient steps; the last checkpoint is sound. Try "
+            "a smaller --config.sac.learning-rate or --config.sac.reward-scale"
+        )
+    return values
+
+
+def _test(state: BaselineState, num_threads: int) -> dict[str, float]:
+    """A point of the learning curve: the algorithm's own test protocol on the test tasks."""
+    context, horizon = state.config.context, state.family.horizon
+    config = EvaluationConfig(
+        num_policy_seeds=1,
+        num_episodes=NUM_TEST_EPISODES,
+        num_stages=1,
+        num_stage_samples=max(2, context.num_prior_episodes) * horizon,
+    )
+    adapter = make_adapter(state.agent, state.algorithm)
+    psi = state.train_psi if state.config.task_input == "onehot" else state.test_psi
+    adapted = adapt_and_score(state.family, adapter, psi, config, state.seed, num_threads=num_threads)
+    first, last = np.nanmean(adapted.episode_return, axis=(0, 1, 3))
+    point = TestPoint(state.iteration, state.real_samples, state.num_updates, float(first), float(last))
+    assert state.curve is not None
+    state.curve.append(point)
+    return {"test_return": point.adapted_return, "test_return_0": point.first_return}
+
+
+# -- sampling -----------------------------------------------------------------------------------------------------
+
+
+def _sample_everything(state: BaselineState, num_threads: int) -> dict[str, float]:
+    """The first samples of every training task."""
+    num_lanes = state.config.num_initial_steps // state.family.horizon
+    tasks = torch.arange(len(state.train_psi))
+    returns = _episodes(state, tasks, num_lanes, num_threads, use_posterior=False)
+    return {"return_real_noisy": returns}
+
+
+def _sample_iteration(state: BaselineState, num_threads: int) -> dict[str, float]:
+    """The samples of an iteration."""
+    config, horizon = state.config, state.family.horizon
+    tasks = torch.randint(len(state.train_psi), (config.tasks_per_iteration,), generator=state.generator)
+    for task in tasks.tolist():
+        state.replay.context.clear(task)
+    returns = _episodes(state, tasks, config.num_prior_steps // horizon, num_threads, use_posterior=False)
+    # one after the other, since each enters the context of the next
+    for _ in range(config.num_posterior_steps // horizon):
+        returns = _episodes(state, tasks, 1, num_threads, use_posterior=True)
+    num_extra = config.num_extra_steps // horizon
+    if num_extra:  # they leave the context as it is, so they may run together
+        returns = _episodes(state, tasks, num_extra, num_threads, use_posterior=True, to_context=False)
+    return {"return_real_noisy": returns}
+
+
+def _episodes(
+    state: BaselineState,
+    tasks: Tensor,
+    num_lanes: int,
+    num_threads: int,
+    *,
+    use_posterior: bool,
+    to_context: bool = True,
+) -> float:
+    """Real episodes of tasks (M,) into the replay; their mean return."""
+    policy = state.agent.collection_policy(
+        state.replay, tasks, num_lanes, state.generator, use_posterior=use_posterior
+    )
+    psi = state.train_psi[tasks]
+    rollout = _rollout(state.family, policy, psi, num_lanes, state.generator, num_threads)
+    at = psi.to(rollout.obs)[:, None, None]
+    transitions = at, rollout.obs, rollout.act, rollout.next_obs
+    shown = state.family.reward(*transitions)
+    reward = shown if state.rl_family is state.family else state.rl_family.reward(*transitions)
+    for m, task in enumerate(tasks.tolist()):
+        columns = [
+            x[m].flatten(0, 1)
+            for x in (rollout.obs, rollout.act, rollout.next_obs, reward, shown, rollout.terminated)
+        ]
+        sound = columns[2].isfinite().all(-1)  # the last step of a simulation that broke down is left out
+        obs, act, next_obs, r, c, terminated = (x[sound] for x in columns)
+        state.replay.add(task, obs, act, next_obs, r, c, terminated, to_context=to_context)
+    state.real_samples += rollout.num_samples
+    returns = episode_returns(state.family, psi, rollout)
+    return float(returns[returns.isfinite()].mean())
+
+
+def _rollout(
+    family: TaskFamily,
+    policy: Policy,
+    psi: Tensor,
+    num_lanes: int,
+    generator: torch.Generator,
+    num_threads: int,
+) -> Rollout:
+    """One horizon of every lane."""
+    generators, shape = spawn_generators(generator, len(psi)), (len(psi), num_lanes)
+    noise = gaussian_noise(shape, family.horizon, family.act_size, generators, torch.zeros(()))
+    act = policy.actor(noise, generators)
+    simulator = family.make_simulator(shape, num_threads=num_threads, psi=psi)
+    return collect(
+        simulator,
+        family,
+        lambda t, obs: (act(t, obs), torch.full(shape, torch.nan)),
+        family.horizon,
+        generators,
+    )

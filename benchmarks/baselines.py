@@ -1,0 +1,126 @@
+"""One gradient step of PEARL and CRL: networks, replay and optimisers, all of it.
+
+Claim: at the paper's size (ant, 10 tasks x 256 transitions, 300-300-300) a PEARL step in float32 takes at most 1.4
+times the arithmetic of its own matrix products, at the rate that this machine reaches on the product that dominates
+it (2560 x 300 by 300 x 300), and at most two thirds of that time in bfloat16; the laptop size makes at least 50 steps
+a second. One thread; times are CPU seconds of this process, so that other load shows less; each step is timed next to
+its own measurement of the rate, and medians are given.
+
+    OMP_NUM_THREADS=1 python benchmarks/baselines.py [--quick] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from admrl.baselines.config import BaselineConfig, paper_config, preset_config
+from admrl.baselines.training import BaselineState, new_baseline
+from task_families import make
+
+ROWS, WIDTH = 2560, 300
+
+
+def seconds_of_a_product(a: torch.Tensor, b: torch.Tensor, repeats: int) -> float:
+    """CPU seconds of one product."""
+    start = time.process_time()
+    for _ in range(repeats):
+        a @ b
+    return (time.process_time() - start) / repeats
+
+
+def state_of(algorithm: str, config: BaselineConfig) -> BaselineState:
+    """A training with random transitions."""
+    state = new_baseline(make("ant_dir"), algorithm, config, 0)
+    generator = torch.Generator().manual_seed(0)
+    sizes = (state.family.obs_size, state.family.act_size, state.family.obs_size, 1)
+    for task in range(len(state.train_psi)):
+        draw = [torch.randn(1000, n, generator=generator) for n in sizes]
+        obs, act, next_obs, reward = draw[0], draw[1].tanh(), draw[2], draw[3][:, 0]
+        state.replay.add(task, obs, act, next_obs, reward, reward, torch.zeros(1000), to_context=True)
+    return state
+
+
+def measure(algorithm: str, config: BaselineConfig, repeats: int) -> tuple[float, float, float]:
+    """Median CPU seconds of a step, its multiply-adds (x2), and its median ratio to the arithmetic."""
+    state = state_of(algorithm, config)
+
+    def step() -> None:
+        state.agent.update(state.replay, state.optimizers, state.generator)
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    flops = counter.get_total_flops()
+    a, b = torch.randn(ROWS, WIDTH), torch.randn(WIDTH, WIDTH)
+    times, ratios = [], []
+    for _ in range(repeats):
+        product = seconds_of_a_product(a, b, 10)
+        start = time.process_time()
+        step()
+        times.append(time.process_time() - start)
+        product = (product + seconds_of_a_product(a, b, 10)) / 2
+        ratios.append(times[-1] / (flops / (2 * ROWS * WIDTH * WIDTH) * product))
+    return statistics.median(times), flops, statistics.median(ratios)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions, ends within 45 seconds")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    repeats = 8 if arguments.quick else 40
+
+    paper = replace(paper_config("ant_dir"), meta_batch=10)
+    half = replace(paper, sac=replace(paper.sac, precision="bfloat16"))
+    crl = replace(paper, context=replace(paper.context, has_next_obs=True))
+    laptop = preset_config("laptop", "ant_dir", "pearl")
+    rows = []
+    seconds = {}
+    for name, algorithm, config in (
+        ("pearl, paper size, float32", "pearl", paper),
+        ("pearl, paper size, bfloat16", "pearl", half),
+        ("crl, paper size, float32", "crl", crl),
+        ("pearl, laptop size, float32", "pearl", laptop),
+    ):
+        count = repeats if config is not laptop else 10 * repeats
+        seconds[name], flops, ratio = measure(algorithm, config, count)
+        row = {
+            "name": name,
+            "value": seconds[name],
+            "unit": "s",
+            "threads": 1,
+            "steps_per_second": 1 / seconds[name],
+            "gflop": flops / 1e9,
+            "load": os.getloadavg()[0],
+        }
+        if "float32" in name:
+            row["floor_ratio"] = ratio
+        rows.append(row)
+        print(
+            f"{name:30s} {seconds[name] * 1e3:7.1f} ms = {1 / seconds[name]:6.1f} steps/s, {flops / 1e9:5.1f} GFLOP"
+            + (f", {ratio:.2f} x float32 arithmetic" if "float32" in name else "")
+            + f", load {row['load']:.1f}"
+        )
+    speedup = seconds["pearl, paper size, float32"] / seconds["pearl, paper size, bfloat16"]
+    rows.append({"name": "float32 / bfloat16", "value": speedup, "unit": "ratio", "threads": 1})
+    print(f"bfloat16 is {speedup:.2f} times as fast")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
