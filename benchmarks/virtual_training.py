@@ -88,6 +88,7 @@ def has_gpu() -> bool:
 def in_process(case: Case) -> list[Row]:
     """The rows of a case, measured in a process of its own."""
     os.environ["OMP_NUM_THREADS"] = str(case.threads)
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line does
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(measure, (case,))
 
