@@ -93,12 +93,16 @@ def collect(
     )
     next_start = torch.full((num_tasks, 1), num_lanes)
 
-    steps: list[tuple[Tensor, ...]] = []
+    columns: list[Tensor] = []  # (M, N, T, ...)
     for t in range(num_steps):
         action, log_prob = act(t, obs)
         next_obs = simulator.step(action)
         terminated = family.terminated(next_obs)
-        steps.append((obs, action, next_obs, log_prob, terminated))
+        row = (obs, action, next_obs, log_prob, terminated)
+        # made once: many small tensors kept between large ones that are freed would scatter the memory
+        columns = columns or [x.new_empty(*x.shape[:2], num_steps, *x.shape[2:]) for x in row]
+        for column, x in zip(columns, row, strict=True):
+            column[:, :, t] = x
         obs = next_obs
         if t + 1 < num_steps and bool(terminated.any()):
             done = terminated.cpu()
@@ -107,9 +111,7 @@ def collect(
             task, _ = done.nonzero(as_tuple=True)
             obs = simulator.reset(done, pool[task, index[done]])
 
-    observed, actions, successors, log_probs, ends = (
-        torch.stack(column, dim=2) for column in zip(*steps, strict=True)
-    )
+    observed, actions, successors, log_probs, ends = columns
     truncated = torch.zeros_like(ends)
     truncated[..., -1] = ~ends[..., -1]
     return Rollout(observed, actions, successors, log_probs, ends, truncated)
