@@ -17,7 +17,7 @@ Where, how it is seen -> confined to: what is done
     rollout in the simulator: observation not finite
         -> lane: the episode ends there and is left out of data and mean returns
     task gradient: not finite
-        -> task: the next task is drawn at random
+        -> task: its implicit part is left out; if the rest is not finite either, the next task is drawn at random
     anything about to be saved: model, moments, policy or value function not finite
         -> run: it stops at its last good checkpoint
 

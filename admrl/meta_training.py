@@ -414,15 +414,18 @@ def _direction(task: _Task, gradient: TaskGradient | None) -> tuple[Tensor | Non
     task.reporter.advance(split_half_cosine=cosine)
     if gradient.solve is not None and not gradient.solve.ok:
         task.reporter.event(f"{task.name}: the solve with the Hessian: {gradient.solve.describe()}")
-    direction, fell_back = gradient.total, not cosine > 0 or not bool(gradient.total.isfinite().all())
+    finite = bool(gradient.total.isfinite().all())
+    direction, fell_back = gradient.total, not finite or not cosine > 0
     if fell_back:
-        task.reporter.event(
-            f"{task.name}: the halves of the data disagree about the task gradient (cosine {cosine:.2f}); "
-            "its implicit part is ignored"
+        why = (
+            f"the halves of the data disagree about the task gradient (cosine {cosine:.2f})"
+            if finite
+            else "the task gradient is not finite"
         )
+        task.reporter.event(f"{task.name}: {why}; its implicit part is ignored")
         direction = gradient.optimal - gradient.adapted
     if not bool(direction.isfinite().all()):  # e.g. an unstable simulation: nothing is known
-        task.reporter.event(f"{task.name}: the task gradient is not finite; the next task is drawn at random")
+        task.reporter.event(f"{task.name}: without it, too; the next task is drawn at random")
         return None, cosine, fell_back
     return direction, cosine, fell_back
 

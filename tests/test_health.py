@@ -26,6 +26,11 @@ from task_families.linear_quadratic import LinearQuadratic
 VIRTUAL = replace(SMALL.virtual, num_model_steps=0, num_samples=800)  # 8 lanes of 100 steps
 
 
+def full(*cases):
+    """Parameters that run with -m faults alone."""
+    return [pytest.param(case, marks=pytest.mark.faults) for case in cases]
+
+
 class Events(Silent):
     def __init__(self):
         self.events, self.metrics = [], []
@@ -69,8 +74,9 @@ def assert_only_task_1_differs(clean, faulty):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "limit"])
-def test_a_broken_prediction_shortens_its_lane_and_nothing_else(monkeypatch, value):
-    """Lane 3 of task 1 breaks down at step 50; the rest of the task still improves its policy."""
+@pytest.mark.parametrize("at", [50, *full(1, 2, 99, 100)])
+def test_a_broken_prediction_shortens_its_lane_and_nothing_else(monkeypatch, value, at):
+    """Lane 3 of task 1 breaks down at one step of 100; the rest of the task still improves its policy."""
     family = make("linear_quadratic")
     learner = learner_of(family)
     start, clean = solve(family, learner, Events())
@@ -79,7 +85,7 @@ def test_a_broken_prediction_shortens_its_lane_and_nothing_else(monkeypatch, val
     def broken_step(env, act):
         obs = step(env, act).clone()
         t = clock[env] = clock.get(env, 0) + 1
-        if t == 50:
+        if t == at:
             mean, std = (getattr(env._model.obs_normalizer, n)[0] for n in ("mean", "std"))
             obs[1, 3] = mean + STATE_LIMIT * std if value == "limit" else value
         env._obs = obs
@@ -97,21 +103,22 @@ def test_a_broken_prediction_shortens_its_lane_and_nothing_else(monkeypatch, val
 class PoisonedRewards(LinearQuadratic):
     """Rewards of one task are not finite."""
 
-    poisoned = None
+    poisoned, poison = None, math.nan
 
     def reward(self, psi, obs, act, next_obs):
         reward = super().reward(psi, obs, act, next_obs)
         if self.poisoned is None:
             return reward
         mine = (psi == self.poisoned.to(psi)).all(-1).expand_as(reward)
-        return torch.where(mine, torch.nan, reward)
+        return torch.where(mine, self.poison, reward)
 
 
-def test_rewards_of_one_task_skip_its_updates_and_nothing_else():
+@pytest.mark.parametrize("poison", [math.nan, *full(math.inf, -math.inf)])
+def test_rewards_of_one_task_skip_its_updates_and_nothing_else(poison):
     family = PoisonedRewards()
     learner = learner_of(family)
     start, clean = solve(family, learner, Events())
-    family.poisoned, reporter = start.psi[1], Events()
+    family.poisoned, family.poison, reporter = start.psi[1], poison, Events()
     _, faulty = solve(family, learner, reporter)
     assert_only_task_1_differs(clean, faulty)
     assert torch.equal(faulty.theta[1], start.theta[1]) and torch.equal(faulty.weights[1], start.weights[1])
@@ -138,11 +145,12 @@ def test_a_value_function_that_is_not_finite_stays_as_it_was(monkeypatch):
     assert "1 value functions were not finite" in reporter.events[0]
 
 
-def test_one_members_gradient_leaves_its_step_out_and_nothing_else(monkeypatch):
-    """Member 1's loss is not finite in steps 1 and 3 of 5; member 0 is bit-identical."""
+@pytest.mark.parametrize("steps", [(1, 3), *full((0,), (4,), (0, 1, 2, 3))])
+def test_one_members_gradient_leaves_its_step_out_and_nothing_else(monkeypatch, steps):
+    """Member 1's loss is not finite in some steps of 5; member 0 is bit-identical."""
     family = make("linear_quadratic")
     results = []
-    for poisoned in ((), (1, 3)):
+    for poisoned in ((), steps):
         learner, calls = learner_of(family), []
         loss = fit.multi_step_loss
 
@@ -197,10 +205,11 @@ def test_a_sound_fit_is_what_it_was_without_the_check():
         assert torch.equal(a, b)
 
 
-def test_a_task_gradient_that_is_not_finite_draws_the_next_task_at_random_and_is_recorded(tmp_path):
+@pytest.mark.parametrize("part", ["optimal", "implicit", *full("adapted")])
+def test_a_task_gradient_that_is_not_finite_is_left_out_and_recorded(tmp_path, part):
     def broken(*arguments, **keywords):
         gradient = task_gradient(*arguments, **keywords)
-        return replace(gradient, optimal=gradient.optimal * math.nan)
+        return replace(gradient, **{part: getattr(gradient, part) * math.nan})
 
     family = make("linear_quadratic")
     config = replace(SMALL, num_tasks=2)
@@ -208,9 +217,11 @@ def test_a_task_gradient_that_is_not_finite_draws_the_next_task_at_random_and_is
     reporter = Events()
     meta_train(family, state, config, reporter=reporter, estimate_gradient=broken)
     family.box.check(state.search.ask())
-    assert any("not finite; the next task is drawn at random" in e for e in reporter.events)
+    assert any("task gradient is not finite; its implicit part is ignored" in e for e in reporter.events)
+    drawn = any("the next task is drawn at random" in e for e in reporter.events)
+    assert drawn == (part != "implicit"), "without the implicit part there is a direction"
     record = state.records[1].to_dict()
-    assert record["gradient"]["optimal"] == [None, None]
+    assert record["gradient"][part] == [None, None]
     json.dumps(record, allow_nan=False)
 
 
