@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from admrl.interruption import check_interruption, interruption
 from admrl.meta_training import MetaState, meta_train, new_state
 from admrl.reporting import Reporter
 from admrl.run_lock import RunLock
-from admrl.run_log import LogPosition, RunLog
+from admrl.run_log import METRICS, LogPosition, RunLog
 from admrl.run_store import (
     Run,
     RunInfo,
@@ -93,6 +94,31 @@ def train_run(
         Interrupted: a signal came (`admrl.interruption`), and the present state is saved.
     """
     check_saving(checkpoint_seconds, keep_checkpoints)
+    with writing(run, reporter, keep_checkpoints) as log:
+        if run.checkpoint is not None:
+            save_records(run)  # it may have been killed between the two
+        saver = Saver(run, log, checkpoint_seconds)
+        meta_train(
+            run.family,
+            run.state,
+            run.info.config,
+            num_threads=num_threads,
+            reporter=log,
+            on_step=saver.after_step,
+            on_phase=saver.after_phase,
+            on_task=lambda _: save_records(run),
+        )
+
+
+@contextmanager
+def writing(
+    run: Any, reporter: Reporter, keep_checkpoints: int, *, columns: tuple[str, ...] = METRICS
+) -> Iterator[RunLog]:
+    """The log of a run of any kind, whose lock is held inside and released at the end.
+
+    Raises:
+        ValueError: another process writes into the folder, or has done so since the run was opened.
+    """
     run.store.keep = keep_checkpoints
     if run.lock is None:
         run.lock = RunLock(run.path)
@@ -100,23 +126,12 @@ def train_run(
         loaded = [run.checkpoint.number] if run.checkpoint else []
         if run.store.numbers()[-1:] != loaded:
             raise ValueError(f"{run.path}: another process has trained it meanwhile; load it again")
-        with RunLog(run.path, reporter, log_position(run.checkpoint)) as log:
+        with RunLog(run.path, reporter, log_position(run.checkpoint), columns=columns) as log:
             for note in run.notes:
                 log.event(note)
             if run.checkpoint is not None:
                 log.event(f"going on from checkpoint {run.checkpoint.number}")
-                save_records(run)  # it may have been killed between the two
-            saver = Saver(run, log, checkpoint_seconds)
-            meta_train(
-                run.family,
-                run.state,
-                run.info.config,
-                num_threads=num_threads,
-                reporter=log,
-                on_step=saver.after_step,
-                on_phase=saver.after_phase,
-                on_task=lambda _: save_records(run),
-            )
+            yield log
     finally:
         run.lock.release()
         run.lock = None

@@ -30,12 +30,11 @@ from admrl.files import DamagedFileError, parse_json, write_text
 from admrl.learner_file import like
 from admrl.reporting import Reporter
 from admrl.run_lock import RunLock
-from admrl.run_log import RunLog
 from admrl.run_store import BASELINE_KIND, CONFIG, check_seed, create_run, versions
 from admrl.sealed_file import check_tensor
 from admrl.solution_file import dump_generators, load_generators
 from admrl.state_file import plain_number
-from admrl.train_run import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS, Saver, log_position
+from admrl.train_run import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS, Saver, writing
 from task_families.family import TaskFamily
 from task_families.registry import check_name, make
 
@@ -322,23 +321,9 @@ def train_baseline_run(
         Interrupted: a signal came, and the present state is saved.
     """
     check_saving(checkpoint_seconds, keep_checkpoints)
-    run.store.keep = keep_checkpoints
-    if run.lock is None:
-        run.lock = RunLock(run.path)
-    try:
-        loaded = [run.checkpoint.number] if run.checkpoint else []
-        if run.store.numbers()[-1:] != loaded:
-            raise ValueError(f"{run.path}: another process has trained it meanwhile; load it again")
-        with RunLog(run.path, reporter, log_position(run.checkpoint), columns=METRICS) as log:
-            for note in run.notes:
-                log.event(note)
-            if run.checkpoint is not None:
-                log.event(f"going on from checkpoint {run.checkpoint.number}")
-            saver = Saver(run, log, checkpoint_seconds, save=save_baseline)
-            train_baseline(run.state, reporter=log, num_threads=num_threads, on_step=saver.after_step)
-            saver.save()
-            curve = [asdict(point) for point in run.state.curve or []]
-            write_text(run.path / CURVE, json.dumps(curve, indent=1))
-    finally:
-        run.lock.release()
-        run.lock = None
+    with writing(run, reporter, keep_checkpoints, columns=METRICS) as log:
+        saver = Saver(run, log, checkpoint_seconds, save=save_baseline)
+        train_baseline(run.state, reporter=log, num_threads=num_threads, on_step=saver.after_step)
+        saver.save()
+        curve = [asdict(point) for point in run.state.curve or []]
+        write_text(run.path / CURVE, json.dumps(curve, indent=1))

@@ -69,19 +69,25 @@ def thread_warning(num_threads: int) -> str | None:
     )
 
 
-def execute(command: Train, run: Run) -> None:
-    """Train, with a progress display; Ctrl-C and SIGTERM save and say how to go on."""
-    torch.set_num_threads(command.num_threads)
+def set_up(num_threads: int, started_with: dict[str, str]) -> Console:
+    """Threads, and warnings about them and about versions that differ from those that the run was started with."""
+    torch.set_num_threads(num_threads)
     console = Console(markup=False)
-    if warning := thread_warning(command.num_threads):
+    if warning := thread_warning(num_threads):
         console.print(f"warning: {warning}", style="yellow")
     now = versions()
-    if changed := [p for p in ("mujoco", "torch") if run.info.versions.get(p) != now[p]]:
+    if changed := [p for p in ("mujoco", "torch") if started_with.get(p) != now[p]]:
         console.print(
             "warning: this run was started with "
-            + ", ".join(f"{p} {run.info.versions.get(p)} (now {now[p]})" for p in changed),
+            + ", ".join(f"{p} {started_with.get(p)} (now {now[p]})" for p in changed),
             style="yellow",
         )
+    return console
+
+
+def execute(command: Train, run: Run) -> None:
+    """Train, with a progress display; Ctrl-C and SIGTERM save and say how to go on."""
+    console = set_up(command.num_threads, run.info.versions)
     name = run.info.selector
     try:
         with (

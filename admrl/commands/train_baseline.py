@@ -6,16 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from rich.console import Console
-
 from admrl.baselines.baseline_run import BaselineRun, prepare_baseline, resume_baseline, train_baseline_run
 from admrl.baselines.config import TITLES
 from admrl.baselines.training import num_steps
+from admrl.commands.train import set_up
 from admrl.config import check_saving
 from admrl.display import Display, JobReporter
 from admrl.interruption import Interrupted, deferred_signals
-from admrl.run_store import versions
 
 if TYPE_CHECKING:
     from admrl.cli import TrainBaseline
@@ -77,15 +74,7 @@ def _release(run: BaselineRun) -> None:
 
 def execute(command: TrainBaseline, run: BaselineRun) -> None:
     """Train, with a progress display; Ctrl-C and SIGTERM save and say how to go on."""
-    torch.set_num_threads(command.num_threads)
-    console = Console(markup=False)
-    now = versions()
-    if changed := [p for p in ("mujoco", "torch") if run.info.versions.get(p) != now[p]]:
-        console.print(
-            "warning: this run was started with "
-            + ", ".join(f"{p} {run.info.versions.get(p)} (now {now[p]})" for p in changed),
-            style="yellow",
-        )
+    console = set_up(command.num_threads, run.info.versions)
     name = run.info.algorithm
     try:
         with (
