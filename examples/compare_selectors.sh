@@ -1,11 +1,12 @@
 #!/bin/sh
-# Adversarial, uniform and gaussian task selection with equal budgets, several training seeds, one reference A*.
+# Adversarial, uniform and gaussian task selection (or others) with equal budgets, several training seeds, one reference A*.
 #
 #   sh examples/compare_selectors.sh FOLDER [FAMILY...]        families: hopper2d walker2d by default
 #
 # Every step is resumable: run the same command again after an interruption, and it goes on where it stopped.
 # Sizes, by environment variables:
 #   SEEDS="0 1 2 3 4"   training seeds                    PRESET=laptop   smoke, laptop or paper
+#   SELECTORS="adversarial uniform gaussian"              any names of `admrl train --selector`
 #   POLICY_SEEDS=4      policies solved per cell          STAGES=3        0: zero-shot alone
 #   TASKS="--tasks paper"   or --grid 2 2                 JOBS=2          processes
 #   EVALUATE=""  REFERENCE=""                             further options of these two commands
@@ -13,7 +14,7 @@ set -eu
 FOLDER=$1
 shift
 [ $# -gt 0 ] || set -- hopper2d walker2d
-SEEDS=${SEEDS:-0 1 2 3 4} PRESET=${PRESET:-laptop} POLICY_SEEDS=${POLICY_SEEDS:-4} STAGES=${STAGES:-3}
+SEEDS=${SEEDS:-0 1 2 3 4} SELECTORS=${SELECTORS:-adversarial uniform gaussian} PRESET=${PRESET:-laptop} POLICY_SEEDS=${POLICY_SEEDS:-4} STAGES=${STAGES:-3}
 TASKS=${TASKS:---tasks paper} JOBS=${JOBS:-2} EVALUATE=${EVALUATE:-} REFERENCE=${REFERENCE:-}
 ADMRL=${ADMRL:-admrl}
 export OMP_NUM_THREADS=1
@@ -32,7 +33,7 @@ for family in "$@"; do
     # JOBS trainings at a time, one thread each
     running=0
     for seed in $SEEDS; do
-        for selector in adversarial uniform gaussian; do
+        for selector in $SELECTORS; do
             train "$family" "$selector" "$seed" &
             running=$((running + 1))
             if [ "$running" -ge "$JOBS" ]; then
@@ -43,7 +44,7 @@ for family in "$@"; do
     done
     wait
     runs=
-    for selector in adversarial uniform gaussian; do
+    for selector in $SELECTORS; do
         for seed in $SEEDS; do
             runs="$runs $FOLDER/$family/$selector-$seed"
         done
