@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from dynamics.config import DynamicsConfig, RolloutPrecision
 from dynamics.normalizer import Normalizer
+from dynamics.packed_layer import dense_layer, packed_layer
 from task_families.family import TaskFamily
 
 Prediction = Callable[[Tensor, Tensor], Tensor]
@@ -75,39 +76,47 @@ class DynamicsEnsemble(nn.Module):
         self.obs_normalizer.update_(obs)
         self.diff_normalizer.update_(next_obs - obs)
 
-    def network(self, precision: RolloutPrecision = "full") -> Prediction:
+    def network(
+        self, precision: RolloutPrecision = "full", *, differentiable: bool = True
+    ) -> Prediction:
         """The networks with their parameters looked up once: predicted s' - s in units of its standard deviation.
 
-        (K, E, R, S), (K, E, R, A) -> (K, E, R, S); differentiable in the parameters and the inputs.
+        (K, E, R, S), (K, E, R, A) -> (K, E, R, S)
+
+        Args:
+            precision: of the matrix products.
+            differentiable: in the parameters and the inputs. False: wide layers are packed for the processor.
         """
         mean, std = self.obs_normalizer.mean[:, None, None], self.obs_normalizer.std[:, None, None]
         # one matrix product a layer for all K E networks
         dtype = torch.bfloat16 if precision == "bfloat16" else mean.dtype
-        *hidden, (last_W, last_b) = [
-            (W.flatten(0, 1).to(dtype), b.flatten(0, 1).to(dtype))
-            for W, b in zip(self.weights, self.biases, strict=True)
-        ]
+        weights = [W.flatten(0, 1).to(dtype) for W in self.weights]
+        biases = [b.flatten(0, 1).to(dtype) for b in self.biases]
+        *hidden, last = map(dense_layer if differentiable else packed_layer, weights, biases)
         limit, num_members = self.act_limit, self.num_members
 
         def difference(obs: Tensor, act: Tensor) -> Tensor:
             if limit is not None:
                 act = act.clamp(-limit, limit)
             x = torch.cat([(obs - mean) / std, act], dim=-1).flatten(0, 1).to(dtype)  # (K E, R, in)
-            for W, b in hidden:
-                x = torch.baddbmm(b, x, W).relu_()
-            return torch.baddbmm(last_b, x, last_W).to(mean.dtype).unflatten(0, (-1, num_members))
+            for layer in hidden:
+                x = layer(x).relu_()
+            return last(x).to(mean.dtype).unflatten(0, (-1, num_members))
 
         return difference
 
-    def predictor(self, precision: RolloutPrecision = "full") -> Prediction:
+    def predictor(
+        self, precision: RolloutPrecision = "full", *, differentiable: bool = True
+    ) -> Prediction:
         """`forward` with the parameters looked up once, for many steps.
 
         Args:
             precision: of the networks; bfloat16 rounds the change of state, never the state.
+            differentiable: see `network`.
         """
         mean, std = self.diff_normalizer.mean[:, None, None], self.diff_normalizer.std[:, None, None]
         low, high = self.state_limits()
-        difference = self.network(precision)
+        difference = self.network(precision, differentiable=differentiable)
 
         def predict(obs: Tensor, act: Tensor) -> Tensor:
             next_obs = torch.addcmul(obs + mean, std, difference(obs, act))
@@ -123,3 +132,4 @@ class DynamicsEnsemble(nn.Module):
         """Predictions are clipped to mean +- 100 standard deviations of the states seen: (K, 1, 1, S)."""
         center, reach = self.obs_normalizer.mean[:, None, None], self.obs_normalizer.std[:, None, None]
         return center - STATE_LIMIT * reach, center + STATE_LIMIT * reach
+

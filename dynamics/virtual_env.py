@@ -17,7 +17,7 @@ class VirtualEnv:
     restart too): every trajectory lives in one member, drawn without replacement.
 
     Args:
-        precision: see `DynamicsEnsemble.predictor`.
+        precision, differentiable: see `DynamicsEnsemble.predictor`.
 
     Raises:
         ValueError: N is not a multiple of E, or there is neither one model nor one per task.
@@ -30,6 +30,7 @@ class VirtualEnv:
         shape: tuple[int, int],
         *,
         precision: RolloutPrecision = "full",
+        differentiable: bool = True,
     ) -> None:
         num_tasks, num_lanes = shape
         if num_lanes % model.num_members:
@@ -43,7 +44,7 @@ class VirtualEnv:
         self.shape = shape
         self._model, self._family = model, family
         self._one_each = model.num_models == num_tasks  # one task in every model: lanes are in order
-        self._predict = model.predictor(precision)  # as the model is now
+        self._predict = model.predictor(precision, differentiable=differentiable)  # as the model is now
         self._obs = model.weights[0].new_zeros(num_tasks, num_lanes, family.obs_size)
 
     def start_states(self, n: int, generator: torch.Generator) -> Tensor:
