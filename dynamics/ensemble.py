@@ -76,9 +76,7 @@ class DynamicsEnsemble(nn.Module):
         self.obs_normalizer.update_(obs)
         self.diff_normalizer.update_(next_obs - obs)
 
-    def network(
-        self, precision: RolloutPrecision = "full", *, differentiable: bool = True
-    ) -> Prediction:
+    def network(self, precision: RolloutPrecision = "full", *, differentiable: bool = True) -> Prediction:
         """The networks with their parameters looked up once: predicted s' - s in units of its standard deviation.
 
         (K, E, R, S), (K, E, R, A) -> (K, E, R, S)
@@ -105,9 +103,7 @@ class DynamicsEnsemble(nn.Module):
 
         return difference
 
-    def predictor(
-        self, precision: RolloutPrecision = "full", *, differentiable: bool = True
-    ) -> Prediction:
+    def predictor(self, precision: RolloutPrecision = "full", *, differentiable: bool = True) -> Prediction:
         """`forward` with the parameters looked up once, for many steps.
 
         Args:
@@ -132,4 +128,3 @@ class DynamicsEnsemble(nn.Module):
         """Predictions are clipped to mean +- 100 standard deviations of the states seen: (K, 1, 1, S)."""
         center, reach = self.obs_normalizer.mean[:, None, None], self.obs_normalizer.std[:, None, None]
         return center - STATE_LIMIT * reach, center + STATE_LIMIT * reach
-

@@ -24,6 +24,7 @@ from dynamics.dataset import TransitionData
 from dynamics.ensemble import DynamicsEnsemble
 
 RMS_FLOOR = 1e-12  # inside the root, so that a perfect prediction has gradient 0 instead of nan
+STEPS_AHEAD = 1000  # minibatches drawn at once
 
 
 @dataclass(frozen=True)
@@ -82,16 +83,20 @@ def fit_dynamics(
     """
     check_data(model, data, config, held_out=False)
     starts = [d.starts(config.num_horizon) for d in data]
-    shape = (num_steps, model.num_members, config.batch_size)
-    picks = [  # K of (num_steps, E, B)
-        s[torch.randint(len(s), shape, generator=g)] for s, g in zip(starts, generators, strict=True)
-    ]
     total = torch.zeros(model.num_models, dtype=model.weights[0].dtype)
     num_skipped = torch.zeros(model.num_models, model.num_members, dtype=torch.long)
     parameters = list(model.parameters())
     with torch.enable_grad():
         for step in range(num_steps):
-            windows = [d.windows(p[step], config.num_horizon) for d, p in zip(data, picks, strict=True)]
+            if step % STEPS_AHEAD == 0:
+                shape = (min(STEPS_AHEAD, num_steps - step), model.num_members, config.batch_size)
+                picks = [  # K of (steps, E, B)
+                    s[torch.randint(len(s), shape, generator=g)]
+                    for s, g in zip(starts, generators, strict=True)
+                ]
+            windows = [
+                d.windows(p[step % STEPS_AHEAD], config.num_horizon) for d, p in zip(data, picks, strict=True)
+            ]
             loss = multi_step_loss(model, *(torch.stack(column) for column in zip(*windows, strict=True)))
             grads = torch.autograd.grad(loss.sum(), parameters)
             norm = torch.stack([torch.linalg.vector_norm(g, dim=(2, 3)) for g in grads]).norm(dim=0)  # (K, E)
