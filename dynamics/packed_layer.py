@@ -1,6 +1,6 @@
 """A wide layer with its weights laid out for the processor ahead of time.
 
-The product of the few rows of a rollout with a 1000 x 1000 matrix spends a fifth of its time on bringing the matrix into
+The product of the few rows of a rollout with a 1000 x 1000 matrix spends a fifth of its time on bringing it into
 the kernel's order, anew in every step. oneDNN can do that once, as torch's own compiler has it done
 (docs/performance.md has the measurements).
 """
