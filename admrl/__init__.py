@@ -13,15 +13,16 @@ if TYPE_CHECKING:
     from admrl.evaluation import GapTable
     from admrl.figures import plot_gap_heatmap
     from admrl.gradient import TaskGradient, gap_gradient, task_gradient
-    from admrl.meta_training import MetaState, meta_train, new_state
+    from admrl.meta_state import MetaState, new_state
+    from admrl.meta_training import meta_train
     from admrl.protocol import adapted_returns, zero_shot_returns
     from admrl.reference import Reference, reference_returns
     from admrl.run_store import load_run
 
 _EXPORTS = {
     "meta_train": "meta_training",
-    "new_state": "meta_training",
-    "MetaState": "meta_training",
+    "new_state": "meta_state",
+    "MetaState": "meta_state",
     "zero_shot": "adaptation",
     "slbo_adapt": "adaptation",
     "task_gradient": "gradient",

@@ -28,7 +28,7 @@ from admrl.config import (
 from admrl.evaluation import score, task_generators
 from admrl.files import DamagedFileError, make_folder, parse_json, write_text
 from admrl.learner_file import dump_learner, load_learner, load_rows
-from admrl.meta_training import make_policy
+from admrl.meta_state import make_policy
 from admrl.reference import Candidate, read_candidate
 from admrl.reporting import Reporter
 from admrl.run_store import versions

@@ -22,7 +22,7 @@ class RunRecords:
 
     selector: str
     seed: int
-    tasks: list[dict[str, Any]]  # see `admrl.meta_training.TaskRecord`
+    tasks: list[dict[str, Any]]  # see `admrl.meta_state.TaskRecord`
     metrics: dict[str, np.ndarray]  # (rows,) each; nan where a row does not have it
 
     @property

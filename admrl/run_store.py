@@ -28,7 +28,7 @@ from typing import Any
 from admrl.checkpoints import Checkpoint, CheckpointStore
 from admrl.config import MetaTrainConfig, check_config, from_dict
 from admrl.files import DamagedFileError, parse_json, write_text
-from admrl.meta_training import MetaState, make_policy, new_state
+from admrl.meta_state import MetaState, make_policy, new_state
 from admrl.run_lock import HOLDER, LOCK, RunLock
 from admrl.state_file import dump_state, restore_state
 from policy_opt.gaussian_policy import GaussianPolicy

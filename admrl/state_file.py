@@ -12,7 +12,7 @@ from admrl.checkpoints import Checkpoint
 from admrl.config import MetaTrainConfig, from_dict
 from admrl.files import DamagedFileError
 from admrl.learner_file import dump_learner, like, load_learner, load_rows
-from admrl.meta_training import MetaState, TaskRecord, make_policy
+from admrl.meta_state import MetaState, TaskRecord, make_policy
 from admrl.sealed_file import check_tensor
 from admrl.solution_file import dump_generators, dump_solution, load_generators, load_solution
 from admrl.task_progress import Phase, TaskProgress, num_phase_steps

@@ -12,7 +12,8 @@ from admrl.checkpoints import Checkpoint
 from admrl.config import MetaTrainConfig, check_saving
 from admrl.files import DamagedFileError
 from admrl.interruption import check_interruption, interruption
-from admrl.meta_training import MetaState, meta_train, new_state
+from admrl.meta_state import MetaState, new_state
+from admrl.meta_training import meta_train
 from admrl.reporting import Reporter
 from admrl.run_lock import RunLock
 from admrl.run_log import METRICS, LogPosition, RunLog

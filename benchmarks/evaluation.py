@@ -28,7 +28,7 @@ from torch import Tensor
 from admrl.adaptation import real_rollout
 from admrl.config import PRESETS, EvaluationConfig, evaluation_virtual
 from admrl.evaluation import task_generators
-from admrl.meta_training import make_policy
+from admrl.meta_state import make_policy
 from admrl.virtual_training import Solution, new_solution, virtual_update
 from dynamics.learner import ModelLearner
 from task_families import make

@@ -29,7 +29,8 @@ from torch import Tensor
 from admrl.adaptation import episode_returns, real_rollout, zero_shot
 from admrl.config import PRESETS, MetaTrainConfig, VirtualTrainingConfig
 from admrl.evaluation import task_generators
-from admrl.meta_training import meta_train, new_state
+from admrl.meta_state import new_state
+from admrl.meta_training import meta_train
 from policy_opt import GaussianPolicy, TrpoConfig
 from task_families import make
 

@@ -41,7 +41,8 @@ from admrl.gradient.estimators import Evidence
 from admrl.gradient.figure import plot_gradient_checks
 from admrl.gradient.implicit import hessian_of
 from admrl.gradient.pathwise import pathwise_return
-from admrl.meta_training import meta_train, new_state
+from admrl.meta_state import new_state
+from admrl.meta_training import meta_train
 from admrl.virtual_training import Solution, new_solution, stochastic_actor, virtual_rollout
 from dynamics import DynamicsConfig, DynamicsEnsemble, FitConfig, ModelLearner, VirtualEnv
 from policy_opt import GaussianPolicy, ValueConfig

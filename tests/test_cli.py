@@ -11,8 +11,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from admrl.cli import Evaluate, Quickstart, Train, main, parse
+from admrl.cli import main, parse
 from admrl.commands import evaluate
+from admrl.commands.options import Evaluate, Quickstart, Train
 from admrl.commands.train import thread_warning
 from admrl.config import PRESETS
 from admrl.evaluate_runs import evaluate_gaps

@@ -10,8 +10,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from admrl.cli import Compare
 from admrl.commands import compare as command
+from admrl.commands.options import Compare
 from admrl.comparison import (
     cell_rows,
     compare_tables,

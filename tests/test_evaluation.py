@@ -13,7 +13,8 @@ from admrl.config import PRESETS, EvaluationConfig
 from admrl.evaluate_runs import evaluate_gaps
 from admrl.evaluation import GapTable, best_known_returns, score, task_generators
 from admrl.figures import plot_gap_heatmap
-from admrl.meta_training import meta_train, new_state
+from admrl.meta_state import new_state
+from admrl.meta_training import meta_train
 from admrl.run_store import Run, RunInfo
 from admrl.search import Objective
 from admrl.virtual_training import new_solution

@@ -28,8 +28,8 @@ from fault_tools import (
 from rich.console import Console
 
 from admrl import train_run as train_run_module
-from admrl.cli import Train
 from admrl.commands.evaluate import evaluate_in_parallel, lock_runs
+from admrl.commands.options import Train
 from admrl.commands.train import prepare
 from admrl.config import PRESETS, EvaluationConfig
 from admrl.evaluate_runs import check_runs

@@ -14,7 +14,8 @@ from admrl.gradient.check import Draws, GradientCheck, Truth, check_gradient, so
 from admrl.gradient.control_variate import controlled_means, lane_statistics, replay
 from admrl.gradient.figure import plot_gradient_checks
 from admrl.gradient.resolve import _directions
-from admrl.meta_training import meta_train, new_state
+from admrl.meta_state import new_state
+from admrl.meta_training import meta_train
 from task_families import make
 
 double = torch.float64

@@ -10,7 +10,8 @@ from fault_tools import SMALL, small_run
 
 from admrl.gradient import task_gradient
 from admrl.health import DIVERGED, fit_or_restore
-from admrl.meta_training import meta_train, new_state
+from admrl.meta_state import new_state
+from admrl.meta_training import meta_train
 from admrl.reporting import Silent
 from admrl.run_store import open_run, save_state
 from admrl.train_run import resume_run, train_run

@@ -18,7 +18,8 @@ from admrl.config import (
     num_gradient_episodes,
 )
 from admrl.gradient import gap_gradient
-from admrl.meta_training import meta_train, new_state
+from admrl.meta_state import new_state
+from admrl.meta_training import meta_train
 from admrl.run_store import RunInfo, create_run, load_run, open_run, read_info, save_state
 from task_families import make
 from task_families.linear_quadratic import AffineDynamics

@@ -12,7 +12,8 @@ from admrl.evaluate_runs import evaluate_gaps
 from admrl.evaluation import GapTable, best_known_returns, score, task_generators
 from admrl.evaluation_store import PartStore, part_settings
 from admrl.figures import plot_gap_heatmap
-from admrl.meta_training import meta_train, new_state
+from admrl.meta_state import new_state
+from admrl.meta_training import meta_train
 from admrl.protocol import COUNTS, adapted_returns, model_errors, probe_scale
 from admrl.run_store import Run, RunInfo
 from admrl.test_sets import TaskList, unit_keys

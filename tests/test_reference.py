@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from admrl.cli import ReferenceReturns
 from admrl.commands import reference as command
+from admrl.commands.options import ReferenceReturns
 from admrl.config import ReferenceConfig
 from admrl.reference import Candidate, Reference
 from admrl.reference_jobs import load_sac, read_candidates, sac_job, slbo_job

@@ -8,7 +8,8 @@ import torch
 from scipy.stats import spearmanr
 
 from admrl.config import PRESETS, DynamicsConfig, FitConfig, TaskGradientConfig, VirtualTrainingConfig
-from admrl.meta_training import make_policy, meta_train, new_state
+from admrl.meta_state import make_policy, new_state
+from admrl.meta_training import meta_train
 from admrl.reporting import Silent
 from admrl.run_store import RunInfo, create_run, load_run, open_run, save_state
 from admrl.screening import ModelScreening, climb_disagreement, member_returns, screen, single_member

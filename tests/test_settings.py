@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from admrl.config import EvaluationConfig, MetaTrainConfig, ReferenceConfig, check_config
-from admrl.meta_training import meta_train, new_state
+from admrl.meta_state import new_state
+from admrl.meta_training import meta_train
 from admrl.train_run import prepare_run
 from task_families import make
 

@@ -36,7 +36,7 @@ from admrl.report import render_report
 from admrl.run_records import RunRecords, read_records
 
 if TYPE_CHECKING:
-    from admrl.cli import Compare
+    from admrl.commands.options import Compare
 
 SUFFIXES = (".png", ".pdf")
 

@@ -40,7 +40,7 @@ from admrl.search.objective import Objective
 from admrl.test_sets import TaskList, choose_tasks, unit_keys
 
 if TYPE_CHECKING:
-    from admrl.cli import Evaluate
+    from admrl.commands.options import Evaluate
 
 
 def prepare(command: Evaluate) -> tuple[list[AnyRun], TaskList, Reference | None]:

@@ -25,7 +25,7 @@ from admrl.train_run import check_seed
 from task_families.registry import check_name
 
 if TYPE_CHECKING:
-    from admrl.cli import Gradcheck
+    from admrl.commands.options import Gradcheck
 
 
 def prepare(command: Gradcheck) -> tuple[Run, Tensor]:

@@ -12,7 +12,7 @@ from admrl.figures import plot_gap_heatmap
 from admrl.gap_files import load_tables
 
 if TYPE_CHECKING:
-    from admrl.cli import Heatmap
+    from admrl.commands.options import Heatmap
 
 FORMATS = (".png", ".pdf", ".svg")
 

@@ -17,7 +17,7 @@ from admrl.run_store import Run, load_run
 from admrl.train_run import num_train_steps, prepare_run, train_job
 
 if TYPE_CHECKING:
-    from admrl.cli import Quickstart
+    from admrl.commands.options import Quickstart
 
 SELECTORS = ("adversarial", "uniform")
 SMOKE_EVALUATION = EvaluationConfig(

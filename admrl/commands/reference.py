@@ -29,7 +29,7 @@ from task_families.family import TaskFamily
 from task_families.registry import make
 
 if TYPE_CHECKING:
-    from admrl.cli import ReferenceReturns
+    from admrl.commands.options import ReferenceReturns
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from task_families.opengl import backend
 from task_families.registry import make
 
 if TYPE_CHECKING:
-    from admrl.cli import Render
+    from admrl.commands.options import Render
     from task_families.family import Simulator, TaskFamily
 
 FORMATS = (".mp4", ".gif")

@@ -21,7 +21,7 @@ from admrl.search import ScreenedSearch, Search, WorstReport, find_worst, make_s
 from task_families.family import spawn_generators
 
 if TYPE_CHECKING:
-    from admrl.cli import SearchWorst
+    from admrl.commands.options import SearchWorst
 
 REPORT, STATE = "worst.json", "search.safetensors"
 CONFIRM_SEED = 1_000_003  # added to the seed of the search: fresh policies and episodes

@@ -18,7 +18,7 @@ from admrl.run_store import Run, versions
 from admrl.train_run import prepare_run, resume_run, steps_left, train_run
 
 if TYPE_CHECKING:
-    from admrl.cli import Train
+    from admrl.commands.options import Train
 
 
 ALLOWED_WITH_RESUME = ("resume", "num_threads", "checkpoint_seconds", "keep_checkpoints")

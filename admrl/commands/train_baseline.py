@@ -15,7 +15,7 @@ from admrl.display import Display, JobReporter
 from admrl.interruption import Interrupted, deferred_signals
 
 if TYPE_CHECKING:
-    from admrl.cli import TrainBaseline
+    from admrl.commands.options import TrainBaseline
 
 ALLOWED_WITH_RESUME = ("algorithm", "resume", "num_threads", "checkpoint_seconds", "keep_checkpoints")
 
