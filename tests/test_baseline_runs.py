@@ -156,6 +156,7 @@ def test_folders_of_the_other_kind_are_refused_by_name(tmp_path):
         load_any_run(prepared(tmp_path / "new").path)
 
 
+@pytest.mark.slow
 def test_baselines_are_evaluated_beside_our_runs_with_one_reference(tmp_path, monkeypatch):
     ours, theirs = small_run(tmp_path / "ours"), trained(tmp_path / "theirs", "crl")
     config = replace(CONFIG, num_reference_stages=1, num_reference_samples=40, num_reference_updates=1)
@@ -186,6 +187,7 @@ def run_cli(monkeypatch, *arguments):
     return 0
 
 
+@pytest.mark.slow
 def test_the_command_line_from_training_to_report(tmp_path, monkeypatch, capsys):
     for algorithm in ("pearl", "mt-joint"):
         arguments = ["--family", "point_robot", "--preset", "smoke", "--out", tmp_path / algorithm]

@@ -123,6 +123,7 @@ def test_missing_mujoco_names_the_remedy(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_existing_run_is_never_overwritten(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -133,6 +134,7 @@ def test_an_existing_run_is_never_overwritten(tmp_path):
     assert (run / "config.json").read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_train_evaluate_heatmap(tmp_path):
     """The three commands on real MuJoCo, smallest preset."""
     out = tmp_path / "run"
@@ -198,6 +200,7 @@ def test_search_worst(tmp_path):
     assert again.returncode == 2 and "already holds a report" in again.stderr
 
 
+@pytest.mark.slow
 def test_interrupting_says_how_to_go_on_and_resuming_finishes(tmp_path):
     out = tmp_path / "run"
     script = (
@@ -240,6 +243,7 @@ def test_preset_sets_the_defaults_and_options_override_them():
     assert isinstance(parse(["evaluate", "a"]), Evaluate)
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on(tmp_path):
     """Finished batches are kept and not computed again, and the numbers are those of one without interruption."""
     out = tmp_path / "run"

@@ -87,7 +87,7 @@ class SignalAt(Silent):
 @pytest.mark.parametrize(
     ("family", "num_kills"),
     [
-        ("linear_quadratic", 3),
+        pytest.param("linear_quadratic", 3, marks=pytest.mark.slow),
         pytest.param("linear_quadratic", 50, marks=FULL),
         pytest.param("hopper2d", 20, marks=FULL),
     ],
@@ -116,7 +116,7 @@ def save_in_a_loop(path):
         save_state(run)
 
 
-@pytest.mark.parametrize("num_kills", [5, pytest.param(50, marks=FULL)])
+@pytest.mark.parametrize("num_kills", [pytest.param(5, marks=pytest.mark.slow), pytest.param(50, marks=FULL)])
 def test_kill_9_while_saving_leaves_the_newest_or_the_one_before(tmp_path, clean, num_kills):
     path = shutil.copytree(clean()[0], tmp_path / "run")
     before, generator = 0, random.Random(0)
@@ -161,6 +161,7 @@ def test_stopping_at_a_step_of_every_phase_and_going_on_gives_the_same(tmp_path,
         assert_same_run(expected, fingerprint(path))
 
 
+@pytest.mark.slow
 def test_stopping_at_a_step_of_a_screened_run_and_going_on_gives_the_same(tmp_path):
     """Screening draws virtual samples, random numbers and real episodes of its own, between two tasks."""
     whole = small_run(tmp_path / "whole", selector="screened")
@@ -432,6 +433,7 @@ def train_with_small_files(path, num_bytes):
         os._exit(7)
 
 
+@pytest.mark.slow
 def test_a_file_size_limit_is_met_like_a_full_disk(tmp_path, clean):
     """No root needed: a write fails in the middle of a checkpoint."""
     _, expected, _ = clean()
@@ -524,6 +526,7 @@ EVALUATION = EvaluationConfig(
 )
 
 
+@pytest.mark.slow
 def test_damaged_parts_of_an_evaluation_are_reported_and_computed_again(tmp_path, clean):
     path = shutil.copytree(clean()[0], tmp_path / "run")
 

@@ -83,6 +83,7 @@ def exact_estimator(family, state):
 
 
 @pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.slow
 def test_adversary_climbs_to_the_worst_task_and_training_closes_its_gap(seed):
     """Alg. 1 with exact expectations in lines 9-11; everything else is learned from samples.
 
@@ -146,7 +147,9 @@ def test_selectors_have_equal_real_budgets(estimator):
     assert virtual["uniform"] == virtual["gaussian"] < virtual["adversarial"]
 
 
-@pytest.mark.parametrize("family_name", ["linear_quadratic", "hopper2d"])
+@pytest.mark.parametrize(
+    "family_name", ["linear_quadratic", pytest.param("hopper2d", marks=pytest.mark.slow)]
+)
 def test_same_seed_gives_bit_identical_runs_and_resuming_gives_the_same(tmp_path, family_name):
     family = make(family_name)
     config = PRESETS["smoke"]

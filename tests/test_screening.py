@@ -193,6 +193,7 @@ def test_training_with_screening_counts_its_samples_and_resumes_exactly(tmp_path
 
 
 @pytest.mark.parametrize("selector", ["default", "cmaes"])
+@pytest.mark.slow
 def test_training_with_every_kind_of_search_resumes_exactly(tmp_path, selector):
     if selector == "cmaes":
         pytest.importorskip("cma")

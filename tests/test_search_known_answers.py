@@ -524,6 +524,7 @@ def test_find_worst_on_the_linear_quadratic_family():
     assert report.tasks[0].gradient_norm < 1e-3
 
 
+@pytest.mark.slow
 def test_the_example_runs_without_the_trainer(tmp_path):
     """The worst corner (least friction, full load, full speed) is found, and nothing heavy is imported."""
     file = Path(__file__).parent.parent / "examples" / "worst_case_of_your_simulator.py"
