@@ -1,8 +1,8 @@
 """A*(psi) with its provenance: the best return that long training on the test tasks themselves reached.
 
 A reference file (JSON, versioned) holds an entry for every task and candidate policy: method, seed, samples, the
-episodes' returns, settings and versions. A* of a task is the best of its candidates, chosen on one half of the
-episodes and reported from the other (`best_known_returns`). Nothing is thrown away, so A* can only be extended.
+episodes' returns, settings and versions. A* of a task is the best of its candidates, chosen on other
+episodes than it is reported from (`best_known_returns`). Nothing is thrown away, so A* can only be extended.
 `admrl reference` makes and extends such files; `admrl evaluate --reference FILE` uses them.
 """
 
