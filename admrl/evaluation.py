@@ -247,9 +247,9 @@ def score(
 def best_known_returns(candidates: dict[str, np.ndarray]) -> tuple[np.ndarray, tuple[str, ...]]:
     """A* (M,) and where each value comes from.
 
-    Cross-fitted: the episodes are dealt into four folds; the policy that counts in a fold is the best one of the other
-    three. So the luck of the choice is not counted, and A* covers the same start states as every A_n. (Two halves are
-    not enough to choose by: a policy that rarely falls may not do so in one of them.)
+    Cross-fitted: the episodes are dealt into four folds; the policy that counts in a fold is the best one of the
+    other three. So the luck of the choice is not counted, and A* covers the same start states as every A_n. (Two
+    halves are not enough to choose by: a policy that rarely falls may not do so in one of them.)
 
     Args:
         candidates: name -> episodes (R, M, N) with N >= 2. Every policy seed is a candidate of its own.

@@ -166,7 +166,7 @@ def test_luck_of_the_start_states_cancels_between_reference_and_method():
 
 
 def test_best_known_return_is_nearly_the_best_among_policies_that_fall():
-    """Policies worth 0 to 9 that fall in one episode of ten, for a loss of 100: choosing must see through the falls."""
+    """Policies worth 0 to 9 that fall in one episode of ten, for a loss of 100: the choice must see through it."""
     generator = np.random.default_rng(0)
     fallen = generator.random((10, 500, 40)) < 0.1
     episodes = np.arange(10.0)[:, None, None] - 100 * fallen + generator.standard_normal(fallen.shape)
