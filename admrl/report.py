@@ -145,7 +145,7 @@ def _map_cell(
         "missing": False,
         "colour": colour,
         "ink": "#fff" if share > 0.55 else "#000",
-        "text": f"{mean[m]:.0f}",
+        "text": f"{mean[m]:z.0f}",
         "tip": "\n".join(lines),
     }
 
