@@ -46,4 +46,5 @@ def _can_pack(weights: Tensor) -> bool:
         and min(weights.shape[-2:]) >= MIN_WIDTH
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and (weights.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
     )
