@@ -70,7 +70,7 @@ class ResolveConfig:
     """R, repetitions with other noise; half of them make each half of the data."""
     num_directions: int = field(default=2, metadata={"range": (1, 1000)})
     """Directions per replicate: the axes if k is not larger, else random ones."""
-    num_episodes: int = field(default=2, metadata={"range": (2, 100_000)})
+    num_episodes: int = field(default=2, metadata={"range": (1, 100_000)})
     """Real episodes of each of the R x directions x 2 policies."""
     num_virtual_episodes: int = field(default=20, metadata={"range": (1, 100_000)})
     """Episodes of each policy in each member of the updated model, for the control variate."""

@@ -67,6 +67,9 @@ class ContextConfig:
     """Whether the encoder sees s'. PEARL: only where the dynamics differ; CRL: always."""
     num_prior_episodes: int = field(default=2, metadata={"range": (0, 10_000)})
     """Test: episodes with z from the prior before the posterior is used. PEARL: 2; 5 sparse; 1 dense point robot."""
+    test_exploration: Literal["deterministic", "stochastic"] = "deterministic"
+    """Test: actions of the exploration episodes; scoring is deterministic. PEARL's release: deterministic. [ours]:
+    stochastic, as in training, where straight paths say too little."""
     test_latent: Literal["sample", "mean"] = "sample"
     """Scoring: a fresh z for every episode, or the posterior's mean. PEARL: sample."""
     max_test_transitions: int | None = field(default=None, metadata={"range": (1, 10_000_000)})

@@ -154,8 +154,10 @@ class PearlAdapter:
 
     def explore(self) -> Exploration:
         """See `Adapter`: one episode, with z from the prior at first."""
-        first = self._num_episodes < self._agent.config.context.num_prior_episodes
-        return Exploration(self._policy(self._prior() if first else self._posterior(), sample=True), 1)
+        context = self._agent.config.context
+        q = self._prior() if self._num_episodes < context.num_prior_episodes else self._posterior()
+        deterministic = context.test_exploration == "deterministic"
+        return Exploration(self._policy(q, sample=True, deterministic=deterministic), 1)
 
     def observe(self, experience: Experience) -> None:
         """See `Adapter`: the context grows."""
@@ -195,9 +197,10 @@ class PearlAdapter:
         context = self.context()
         return self._prior() if context is None else self._agent.encoder.posterior(context)
 
-    def _policy(self, q: Posterior, *, sample: bool) -> Policy:
+    def _policy(self, q: Posterior, *, sample: bool, deterministic: bool = True) -> Policy:
         std = q.variance.sqrt() if sample else torch.zeros_like(q.variance)
-        return ActorPolicy(self._agent.sac.actor, q.mean, std, self._known, self._heads())
+        actor = self._agent.sac.actor
+        return ActorPolicy(actor, q.mean, std, self._known, self._heads(), deterministic=deterministic)
 
     def _heads(self) -> Tensor | None:
         """Output layers of the test tasks; PEARL has one for all."""

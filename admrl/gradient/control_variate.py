@@ -104,23 +104,20 @@ class Controlled:
         return (self.halves[0] + self.halves[1]) / 2
 
 
-def controlled_means(
-    real: Tensor, replayed: Tensor | None, virtual: Tensor | None, *, shared: int = 1
-) -> Controlled:
+def controlled_means(real: Tensor, replayed: Tensor | None, virtual: Tensor | None) -> Controlled:
     """E X, with the beta of each half of the episodes from the other half; the plain mean without a model.
 
     Args:
         real, replayed: (G, N, q): X and Y of N episodes.
         virtual: (G, q), mean of Y'; its own error is not counted.
-        shared: so many consecutive rows share one beta (policies that resemble each other).
     """
     even, odd = slice(0, None, 2), slice(1, None, 2)
     if replayed is None or virtual is None:
         rest = real
         halves = real[:, even].mean(1), real[:, odd].mean(1)
     else:
-        beta_even = _slope(real[:, odd], replayed[:, odd], shared)
-        beta_odd = _slope(real[:, even], replayed[:, even], shared)
+        beta_even = _slope(real[:, odd], replayed[:, odd])
+        beta_odd = _slope(real[:, even], replayed[:, even])
         rest = torch.empty_like(real)
         for half, beta in ((even, beta_even), (odd, beta_odd)):
             rest[:, half] = real[:, half] - beta * (replayed[:, half] - virtual[:, None])
@@ -128,11 +125,37 @@ def controlled_means(
     return Controlled(halves, rest.std(1) / rest.shape[1] ** 0.5)
 
 
-def _slope(x: Tensor, y: Tensor, shared: int) -> Tensor:
-    """cov(X, Y) / var(Y) within rows, pooled over `shared` of them: (G, N, q) -> (G, 1, q); 0 where Y is constant.
-    Clipped to [0, 1], because X and Y are one quantity and few episodes give wild slopes."""
+def controlled_replicates(real: Tensor, replayed: Tensor | None, virtual: Tensor | None) -> Tensor:
+    """E X of policies that resemble each other, with as little as one episode each: (M, R, P, N) -> (M, R, P).
+
+    The R replicates of one column P are the same policy up to the noise of its training, so all policies share beta,
+    the slope of X on Y - E Y within columns. Even replicates take it from odd ones and the other way round, so the
+    halves of the replicates are unbiased, too.
+
+    Args:
+        real, replayed: X and Y of N episodes of R x P policies.
+        virtual: (M, R, P), mean of Y'; its own error is not counted.
+    """
+    if replayed is None or virtual is None:
+        return real.mean(-1)
+    y = replayed - virtual[..., None]
+    beta = torch.empty_like(real)
+    for half in (0, 1):
+        x, z = (v[:, 1 - half :: 2] for v in (real, y))
+        x, z = (v - v.mean((1, 3), keepdim=True) for v in (x, z))
+        slope = _ratio(x * z, z.square(), (1, 2, 3))
+        beta[:, half::2] = slope[:, None, None, None]
+    return (real - beta * y).mean(-1)
+
+
+def _slope(x: Tensor, y: Tensor) -> Tensor:
+    """cov(X, Y) / var(Y) of each row: (G, N, q) -> (G, 1, q)."""
     x, y = (z - z.mean(1, keepdim=True) for z in (x, y))
-    x, y = (z.unflatten(0, (-1, shared)) for z in (x, y))
-    variance = y.square().sum((1, 2))
-    beta = torch.where(variance > 0, (x * y).sum((1, 2)) / variance.clamp(min=1e-30), 0.0).clamp(0, 1)
-    return beta[:, None].expand(-1, shared, -1).flatten(0, 1)[:, None]
+    return _ratio(x * y, y.square(), (1,))[:, None]
+
+
+def _ratio(product: Tensor, square: Tensor, dim: tuple[int, ...]) -> Tensor:
+    """Sum over sum, 0 where Y is constant. Clipped to [0, 1], because X and Y are one quantity and few episodes give
+    wild slopes."""
+    below = square.sum(dim)
+    return torch.where(below > 0, product.sum(dim) / below.clamp(min=1e-30), 0.0).clamp(0, 1)

@@ -27,7 +27,12 @@ from torch import Tensor
 
 from admrl.adaptation import real_rollout
 from admrl.config import ResolveConfig, VirtualTrainingConfig
-from admrl.gradient.control_variate import controlled_means, lane_statistics, replay, virtual_mean
+from admrl.gradient.control_variate import (
+    controlled_replicates,
+    lane_statistics,
+    replay,
+    virtual_mean,
+)
 from admrl.gradient.pathwise import natural_step, pathwise_return, polish
 from admrl.virtual_training import Solution, virtual_rollout, virtual_training
 from dynamics.ensemble import DynamicsEnsemble
@@ -94,8 +99,12 @@ def resolve(
         again = _common([spawn_generators(g, num_replicates) for g in generators], num_directions)
         mean = virtual_mean(family, updated_model, policies, here, lanes, again, slopes=False)
         num_virtual += real.shape[0] * (real.shape[1] * updated_model.num_members + lanes) * family.horizon
-    value = controlled_means(real, replayed, mean, shared=batch).mean
-    value = value.view(num_tasks, num_replicates, num_directions, 2)
+    shape = (num_tasks, num_replicates, num_directions * 2)
+    value = controlled_replicates(
+        real.view(*shape, -1),
+        None if replayed is None else replayed.view(*shape, -1),
+        None if mean is None else mean.view(shape),
+    ).view(num_tasks, num_replicates, num_directions, 2)
 
     slope = (value[..., 0] - value[..., 1]) / (2 * config.radius)
     gradient = (slope[..., None] * u).sum(2) * (k / num_directions)  # (M, R, k)

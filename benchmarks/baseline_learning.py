@@ -1,0 +1,218 @@
+"""What baselines learned: the test protocol of finished runs, beside a random policy and the best possible one.
+
+    admrl train-baseline pearl --family point_robot --preset laptop --seed 0 --out runs/pearl-0
+    OMP_NUM_THREADS=1 python benchmarks/baseline_learning.py runs/pearl-0 runs/pearl-1 --figure curves.png
+
+Every run is scored on its own test tasks (of which a training sees none but where train and test coincide), with
+episodes that no training saw. Per family:
+
+    all                    return before any sample and after the exploration episodes; for CRL with the output
+                           layers of the adapter network, and with the mean layer
+    point_robot            random policy, full speed to the goal, and the share of the way between them
+    sparse_point_robot     tasks whose goal was reached within five episodes: z from the posterior of the episodes
+                           before (from the second episode on), and z from the prior in all five
+    half_cheetah_fwd_back  both directions, and how far the posteriors of the two tasks lie apart
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from torch import Tensor
+
+from admrl.baselines import Adapter, StaticAdapter
+from admrl.baselines.adapter import Experience
+from admrl.baselines.adapter_evaluation import adapt_and_score
+from admrl.baselines.baseline_run import BaselineRun, open_baseline
+from admrl.baselines.crl import Crl
+from admrl.baselines.pearl import Pearl, PearlAdapter
+from admrl.baselines.training import make_adapter
+from admrl.config import EvaluationConfig
+from task_families.point_robot import STEP
+
+SEED = 54_321  # of the scoring; no training has it
+NUM_SEARCH_EPISODES = 5  # within which the sparse goal has to be found
+Numbers = dict[str, Any]
+
+
+def returns(run: BaselineRun, adapter: Adapter, num_episodes: int, args: argparse.Namespace) -> np.ndarray:
+    """(tasks, 2): before any sample, and after num_episodes of exploration; mean over policy seeds and episodes."""
+    config = EvaluationConfig(
+        num_policy_seeds=args.policy_seeds,
+        num_episodes=args.episodes,
+        num_stages=1,
+        num_stage_samples=num_episodes * run.family.horizon,
+    )
+    adapted = adapt_and_score(run.family, adapter, run.state.test_psi, config, SEED)
+    return adapted.episode_return.mean((0, 3))
+
+
+def crl_heads(agent: Crl) -> dict[str, Crl]:
+    """The same agent with either way to an output layer."""
+    found = {}
+    for head in ("adapter", "mean"):
+        other = Crl.__new__(Crl)
+        other.__dict__ = dict(agent.__dict__)
+        other.config = replace(agent.config, crl=replace(agent.config.crl, test_head=head))  # type: ignore[arg-type]
+        found[head] = other
+    return found
+
+
+def towards_goal(rows: Tensor) -> Tensor:
+    """(rows, 4) of position and goal -> full speed in both coordinates, which is optimal."""
+    return ((rows[:, 2:] - rows[:, :2]) / STEP).clamp(-1, 1)
+
+
+def random_policy(seed: int) -> StaticAdapter:
+    """Uniform actions."""
+    generator = torch.Generator().manual_seed(seed)
+    return StaticAdapter.of_function(
+        "random", lambda obs: 2 * torch.rand(obs.shape, generator=generator, dtype=obs.dtype) - 1
+    )
+
+
+class Watched(PearlAdapter):
+    """Notes in which exploration episodes any reward was seen."""
+
+    found: list[Tensor]
+
+    def observe(self, experience: Experience) -> None:
+        """See `Adapter`."""
+        assert experience.reward is not None
+        self.found.append((experience.reward > 0).flatten(1).any(1))
+        super().observe(experience)
+
+
+def search(run: BaselineRun, num_prior: int, args: argparse.Namespace) -> np.ndarray:
+    """(episodes,): share of tasks and policy seeds whose goal was seen in that episode or before."""
+    agent = run.state.agent
+    assert isinstance(agent, Pearl)
+    config = agent.config
+    agent.config = replace(config, context=replace(config.context, num_prior_episodes=num_prior))
+    adapter = Watched(agent)
+    adapter.found = []
+    returns(run, adapter, NUM_SEARCH_EPISODES, args)
+    agent.config = config
+    return torch.stack(adapter.found).int().cummax(0).values.float().mean(1).numpy()
+
+
+def separation(run: BaselineRun, num_episodes: int, args: argparse.Namespace) -> list[float]:
+    """Per latent dimension, the distance of the two tasks' posterior means, in units of their summed deviations."""
+    agent = run.state.agent
+    assert isinstance(agent, Pearl)
+    adapter = PearlAdapter(agent)
+    returns(run, adapter, num_episodes, args)
+    context = adapter.context()
+    assert context is not None
+    with torch.no_grad():
+        q = agent.encoder.posterior(context)
+    mean, std = (x.view(args.policy_seeds, -1, x.shape[-1]) for x in (q.mean, q.variance.sqrt()))
+    apart = (mean[:, 0] - mean[:, 1]).abs() / (std[:, 0] + std[:, 1])
+    return apart.mean(0).tolist()
+
+
+def judge(run: BaselineRun, args: argparse.Namespace) -> Numbers:
+    """All numbers of one run."""
+    family, agent = run.family, run.state.agent
+    episodes = max(2, run.info.config.context.num_prior_episodes)
+    found: Numbers = {
+        "run": str(run.path),
+        "algorithm": run.info.algorithm,
+        "family": family.name,
+        "seed": run.info.seed,
+        "gradient_steps": run.state.num_updates,
+        "real_samples": run.state.real_samples,
+        "exploration_episodes": episodes,
+    }
+    agents = crl_heads(agent) if isinstance(agent, Crl) else {"": agent}
+    for head, one in agents.items():
+        suffix = f", {head} head" if head else ""
+        table = returns(run, make_adapter(one, run.info.algorithm), episodes, args)
+        found[f"A_0{suffix}"], found[f"A_n{suffix}"] = table.mean(0).tolist()
+        if family.name == "half_cheetah_fwd_back":
+            found[f"A_n by task{suffix}"] = table[:, 1].tolist()
+        if family.name == "point_robot":
+            low, high = bounds(run, args)
+            found |= {"random": low, "optimal": high}
+            found[f"share of the way{suffix}"] = (found[f"A_n{suffix}"] - low) / (high - low)
+    if isinstance(agent, Pearl) and family.name == "sparse_point_robot":
+        found["found, posterior"] = search(run, 1, args).tolist()
+        found["found, prior"] = search(run, NUM_SEARCH_EPISODES, args).tolist()
+    if isinstance(agent, Pearl) and family.name == "half_cheetah_fwd_back":
+        found["separation by dimension"] = separation(run, episodes, args)
+    return found
+
+
+def bounds(run: BaselineRun, args: argparse.Namespace) -> tuple[float, float]:
+    """Mean return of the random and of the optimal policy, in the same episodes."""
+    best = StaticAdapter.of_function("optimal", towards_goal, sees_psi=True)
+    low, high = (float(returns(run, a, 1, args)[:, 0].mean()) for a in (random_policy(SEED), best))
+    return low, high
+
+
+def plot_curves(runs: list[BaselineRun], path: Path) -> None:
+    """Learning curves: A_n of the trainings' own tests against gradient steps, a panel per family."""
+    families = list(dict.fromkeys(run.family.name for run in runs))
+    figure, axes = plt.subplots(1, len(families), figsize=(4.2 * len(families), 3.2), squeeze=False)
+    styles = {"pearl": ("tab:blue", "-"), "crl": ("tab:orange", "--"), "sac": ("tab:green", ":")}
+    for ax, name in zip(axes[0], families, strict=True):
+        told = set()
+        for run in (r for r in runs if r.family.name == name):
+            algorithm = run.info.algorithm
+            color, style = styles.get(algorithm, ("tab:gray", "-."))
+            label = None if algorithm in told else run.adapter().name
+            told.add(algorithm)
+            curve = run.state.curve or []
+            ax.plot(
+                [p.num_updates for p in curve],
+                [p.adapted_return for p in curve],
+                style,
+                color=color,
+                label=label,
+                linewidth=1.2,
+            )
+        ax.set(title=name, xlabel="gradient steps", ylabel="return after exploration")
+        ax.grid(alpha=0.3)
+        ax.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of admrl train-baseline")
+    parser.add_argument("--episodes", type=int, default=20, help="of each task and policy seed, for scoring")
+    parser.add_argument("--policy-seeds", type=int, default=4, help="repetitions of the exploration")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    parser.add_argument("--figure", type=Path, help="write the learning curves to this file")
+    args = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    runs, table = [open_baseline(path) for path in args.runs], []
+    for run in runs:
+        table.append(judge(run, args))
+        for name, value in table[-1].items():
+            text = np.array2string(np.array(value), precision=3) if isinstance(value, list | float) else value
+            print(f"{name:>36}  {text}", flush=True)
+        print()
+    if args.json:
+        args.json.write_text(json.dumps(table, indent=1))
+    if args.figure:
+        plot_curves(runs, args.figure)
+
+
+if __name__ == "__main__":
+    main()
