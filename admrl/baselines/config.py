@@ -192,8 +192,8 @@ def _laptop(config: BaselineConfig) -> BaselineConfig:
 
 
 def _laptop_point(config: BaselineConfig) -> BaselineConfig:
-    """Contexts like those of a test (one prior, one posterior episode), many tasks in a step, and a latent that can hold
-    what they say: a goal in the plane from distances takes more than PEARL's five dimensions to learn."""
+    """Contexts like those of a test (one prior, one posterior episode), many tasks in a step, and a latent that can
+    hold what they say: a goal in the plane from distances takes more than PEARL's five dimensions to learn."""
     config = _laptop(config)
     return replace(
         config,
@@ -231,7 +231,7 @@ def preset_config(preset: str, family: str, algorithm: str) -> BaselineConfig:
     """The settings that --config.* then change.
 
     laptop: the paper's, with networks of 128 (64 in the encoder), batches of 128, meta-batches of 4, contexts of 100
-    at most, and 40 iterations of 400 gradient steps; the dense point robot has its own (`_laptop_point`). smoke: seconds.
+    at most, and 40 iterations of 400 gradient steps; the dense point robot has its own. smoke: seconds.
     """
     config = paper_config(family)
     if preset != "paper":
