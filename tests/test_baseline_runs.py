@@ -16,7 +16,7 @@ from admrl.any_run import load_any_run
 from admrl.baselines import open_baseline, prepare_baseline, train_baseline_run
 from admrl.baselines.baseline_run import resume_baseline
 from admrl.baselines.config import ALGORITHMS, PRESETS, paper_config, preset_config
-from admrl.baselines.training import new_baseline, num_steps
+from admrl.baselines.training import new_baseline, num_steps, train_baseline
 from admrl.cli import main
 from admrl.config import check_config
 from admrl.interruption import Interrupted, deferred_signals
@@ -97,6 +97,17 @@ def test_an_interrupted_training_goes_on_bit_identically(tmp_path, algorithm, nu
     rows = [(tmp_path / n / "metrics.csv").read_text().splitlines() for n in ("whole", "half")]
     drop_seconds = [[line.split(",")[:2] + line.split(",")[3:] for line in lines] for lines in rows]
     assert drop_seconds[0] == drop_seconds[1]
+
+
+def test_learning_rate_falls_to_zero_over_the_training(tmp_path):
+    """70 gradient steps in two blocks an iteration, two iterations."""
+    config = preset_config("smoke", "point_robot", "pearl")
+    config = replace(config, num_updates=70, sac=replace(config.sac, learning_rate_decay="linear"))
+    state, rates = new_baseline(make("point_robot"), "pearl", config, 0), []
+    train_baseline(state, on_step=lambda s: rates.append(s.optimizers.adam["actor"].param_groups[0]["lr"]))
+    first = config.sac.learning_rate
+    shares = [1, 1, 1, 1 - 50 / 140, 1 - 50 / 140, 1 - 70 / 140, 1 - 120 / 140]  # sampling keeps the last
+    assert rates == pytest.approx([first * share for share in shares])
 
 
 def test_same_seed_same_run_another_seed_another(tmp_path):

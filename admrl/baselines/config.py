@@ -33,6 +33,8 @@ class SacConfig:
     """Transitions of each task in a step. PEARL: 256."""
     learning_rate: float = field(default=3e-4, metadata={"range": (0, 1)})
     """Of Adam, for all networks. PEARL: 3e-4."""
+    learning_rate_decay: Literal["none", "linear"] = "none"
+    """linear: to 0 at the last gradient step of the training. PEARL: none. [ours]"""
     gamma: float | None = field(default=None, metadata={"range": (0, 1)})
     """Discount per step; None: the family's. PEARL: 0.99; 0.9 for the sparse point robot."""
     tau: float = field(default=0.005, metadata={"range": (0, 1)})
@@ -191,14 +193,14 @@ def _laptop(config: BaselineConfig) -> BaselineConfig:
     )
 
 
-def _laptop_point(config: BaselineConfig) -> BaselineConfig:
+def _laptop_point(config: BaselineConfig, algorithm: str) -> BaselineConfig:
     """Contexts like those of a test (one prior, one posterior episode), many tasks in a step, and a latent that can
     hold what they say: a goal in the plane from distances takes more than PEARL's five dimensions to learn."""
     config = _laptop(config)
     return replace(
         config,
         num_iterations=120,
-        num_tasks=300,
+        num_tasks=80 if algorithm == "crl" else 600,  # CRL has an output layer to train for each
         num_test_tasks=20,
         test_every=5,
         tasks_per_iteration=40,
@@ -212,6 +214,7 @@ def _laptop_point(config: BaselineConfig) -> BaselineConfig:
             hidden_sizes=(128, 128),
             batch_size=16,
             learning_rate=1e-3,
+            learning_rate_decay="linear",
             gamma=0.9,
             reward_scale=10.0,
         ),
@@ -235,7 +238,7 @@ def preset_config(preset: str, family: str, algorithm: str) -> BaselineConfig:
     """
     config = paper_config(family)
     if preset != "paper":
-        config = _laptop_point(config) if family == "point_robot" else _laptop(config)
+        config = _laptop_point(config, algorithm) if family == "point_robot" else _laptop(config)
     if preset == "smoke":
         config = replace(
             config,

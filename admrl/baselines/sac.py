@@ -271,6 +271,12 @@ class Optimizers:
             for name, parameters in groups.items()
         }
 
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Of all groups, from now on."""
+        for adam in self.adam.values():
+            for group in adam.param_groups:
+                group["lr"] = learning_rate
+
     def step(self, name: str, loss: Tensor) -> None:
         """One step of a group down its own gradient; no other gradient is computed or kept."""
         parameters = self.groups[name]

@@ -207,6 +207,10 @@ def train_baseline(
 def _update(state: BaselineState, num: int) -> dict[str, float]:
     """Some gradient steps; the metrics of the last."""
     metrics: dict[str, Tensor] = {}
+    if state.config.sac.learning_rate_decay == "linear":
+        # at the resolution of a step, so that a training that goes on is the same
+        left = 1 - state.num_updates / (state.config.num_iterations * state.config.num_updates)
+        state.optimizers.set_learning_rate(left * state.config.sac.learning_rate)
     for _ in range(num):
         metrics = state.agent.update(state.replay, state.optimizers, state.generator)
     state.num_updates += num
