@@ -11,7 +11,8 @@ episodes that no training saw. Per family:
     point_robot            random policy, full speed to the goal, and the share of the way between them
     sparse_point_robot     tasks whose goal was reached within five episodes: z from the posterior of the episodes
                            before (from the second episode on), and z from the prior in all five
-    half_cheetah_fwd_back  both directions, and how far the posteriors of the two tasks lie apart
+    half_cheetah_fwd_back  both directions, after the exploration episodes and after twice as many, and how far
+                           the posteriors of the two tasks lie apart
 """
 
 from __future__ import annotations
@@ -142,6 +143,8 @@ def judge(run: BaselineRun, args: argparse.Namespace) -> Numbers:
         found[f"A_0{suffix}"], found[f"A_n{suffix}"] = table.mean(0).tolist()
         if family.name == "half_cheetah_fwd_back":
             found[f"A_n by task{suffix}"] = table[:, 1].tolist()
+            more = returns(run, make_adapter(one, run.info.algorithm), 2 * episodes, args)
+            found[f"A_2n by task{suffix}"] = more[:, 1].tolist()
         if family.name == "point_robot":
             low, high = bounds(run, args)
             found |= {"random": low, "optimal": high}

@@ -107,7 +107,7 @@ def one_rollout(family: Any, model: Any, solution: Any, num_lanes: int) -> Any:
     return virtual_rollout(family, model, solution, num_lanes, generators)
 
 
-def cost(quick: bool) -> list[Row]:
+def cost(quick: bool, estimators: Sequence[str]) -> list[Row]:
     """Times; see the head of this page."""
     num_lanes, products = (10, 4) if quick else (50, 30)
     family, model, solution, in_model, real = untrained("hopper2d", (256, 256), num_lanes)
@@ -142,7 +142,7 @@ def cost(quick: bool) -> list[Row]:
         if k < family.box.size:
             family = FirstParameters(family, k)
             solution = replace(solution, psi=solution.psi[:, :k])
-        for estimator in ESTIMATOR_NAMES:
+        for estimator in estimators:
             if estimator in SLOW and (quick or hidden[0] > 256):
                 continue
             start = time.perf_counter()
@@ -394,7 +394,7 @@ def main() -> None:
     print(f"load {os.getloadavg()[0]:.1f}, {torch.get_num_threads()} thread(s)")
     rows: list[Row] = []
     if arguments.only in (None, "cost"):
-        rows += cost(quick)
+        rows += cost(quick, arguments.estimators)
     if arguments.only in (None, "lq"):
         rows += lq(1 if quick else 20)
     for name in TASKS:
