@@ -227,6 +227,7 @@ def _laptop_point(config: BaselineConfig, algorithm: str) -> BaselineConfig:
             has_next_obs=True,
             test_exploration="stochastic",
         ),
+        crl=replace(config.crl, num_transitions=8),
     )
 
 
