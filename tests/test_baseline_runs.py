@@ -15,7 +15,7 @@ from admrl import evaluate_gaps
 from admrl.any_run import load_any_run
 from admrl.baselines import open_baseline, prepare_baseline, train_baseline_run
 from admrl.baselines.baseline_run import resume_baseline
-from admrl.baselines.config import ALGORITHMS, PRESETS, paper_config, preset_config
+from admrl.baselines.config import ALGORITHMS, PRESETS, PUBLISHED, paper_config, preset_config
 from admrl.baselines.training import new_baseline, num_steps, train_baseline
 from admrl.cli import main
 from admrl.config import check_config
@@ -263,6 +263,17 @@ def test_every_preset_of_every_family_is_sound(preset, algorithm):
             check_config(config)
             if preset == "smoke":
                 new_baseline(made, algorithm, config, 0)
+
+
+def test_published_tasks_are_counted_and_no_more_are_promised():
+    """A larger number would silently train on fewer."""
+    sizes = {name: make(name).published_tasks(0) for name in names()}
+    assert {n: (len(s[0]), len(s[1])) for n, s in sizes.items() if s is not None} == PUBLISHED
+    config = preset_config("laptop", "point_robot", "pearl")
+    assert (config.num_tasks, config.num_test_tasks) == (80, 20)
+    for many in ({"num_tasks": 81}, {"num_test_tasks": 21}):
+        with pytest.raises(ValueError, match=r"at most (80|20), the published ones of point_robot"):
+            new_baseline(make("point_robot"), "pearl", replace(config, **many), 0)
 
 
 def test_the_papers_table():

@@ -22,6 +22,20 @@ TITLES = {
     "pearl-mt": "PEARL-MT",
 }
 
+PUBLISHED = {
+    "half_cheetah_fwd_back": (2, 2),
+    "half_cheetah_vel": (100, 30),
+    "ant_fwd_back": (2, 2),
+    "ant_dir": (45, 5),
+    "ant_goal": (150, 30),
+    "humanoid_direc_2d": (100, 30),
+    "walker2d_params": (40, 10),
+    "hopper2d_params": (40, 10),
+    "point_robot": (80, 20),
+    "sparse_point_robot": (80, 20),
+}
+"""Training and test tasks of the families whose source papers publish them."""
+
 
 @dataclass(frozen=True)
 class SacConfig:
@@ -96,7 +110,8 @@ class BaselineConfig:
     """Meta-training of a baseline: PEARL's loop of sampling and gradient steps, for every algorithm."""
 
     num_tasks: int = field(default=150, metadata={"range": (1, 100_000)})
-    """Training tasks, uniform in the box, where the source paper publishes none. AdMRL's PEARL: 150."""
+    """Training tasks: the first of the published ones, or uniform in the box where there are none. AdMRL's PEARL:
+    150."""
     num_test_tasks: int = field(default=20, metadata={"range": (1, 10_000)})
     """Tasks of the learning curve, drawn likewise, or the first of the published ones. [ours]"""
     num_iterations: int = field(default=500, metadata={"range": (1, 1_000_000)})
@@ -193,14 +208,14 @@ def _laptop(config: BaselineConfig) -> BaselineConfig:
     )
 
 
-def _laptop_point(config: BaselineConfig, algorithm: str) -> BaselineConfig:
+def _laptop_point(config: BaselineConfig) -> BaselineConfig:
     """Contexts like those of a test (one prior, one posterior episode), many tasks in a step, and a latent that can
-    hold what they say: a goal in the plane from distances takes more than PEARL's five dimensions to learn."""
+    hold what they say: with PEARL's five dimensions a goal in the plane is hardly learned from distances."""
     config = _laptop(config)
     return replace(
         config,
         num_iterations=120,
-        num_tasks=80 if algorithm == "crl" else 600,  # CRL has an output layer to train for each
+        num_tasks=80,
         num_test_tasks=20,
         test_every=5,
         tasks_per_iteration=40,
@@ -239,7 +254,7 @@ def preset_config(preset: str, family: str, algorithm: str) -> BaselineConfig:
     """
     config = paper_config(family)
     if preset != "paper":
-        config = _laptop_point(config, algorithm) if family == "point_robot" else _laptop(config)
+        config = _laptop_point(config) if family == "point_robot" else _laptop(config)
     if preset == "smoke":
         config = replace(
             config,
@@ -257,6 +272,11 @@ def preset_config(preset: str, family: str, algorithm: str) -> BaselineConfig:
             sac=replace(config.sac, hidden_sizes=(16, 16), batch_size=16),
             context=replace(config.context, hidden_sizes=(16,), num_transitions=16),
             crl=replace(config.crl, hidden_sizes=(16,), num_transitions=8),
+        )
+    if family in PUBLISHED:
+        train, test = PUBLISHED[family]
+        config = replace(
+            config, num_tasks=min(config.num_tasks, train), num_test_tasks=min(config.num_test_tasks, test)
         )
     if algorithm == "crl":  # its context is always (s, a, r, s')
         config = replace(config, context=replace(config.context, has_next_obs=True))
@@ -295,6 +315,12 @@ def check_baseline(config: BaselineConfig, algorithm: str, family: Any) -> None:
         raise ValueError(
             f"{family.name} has actions without the limits -1 and 1, which tanh policies need; choose another family"
         )
+    for name, most in zip(("num_tasks", "num_test_tasks"), PUBLISHED.get(family.name, ()), strict=False):
+        if getattr(config, name) > most:
+            raise ValueError(
+                f"config.{name}: expected at most {most}, the published ones of {family.name}, got "
+                f"{getattr(config, name)}"
+            )
     if config.train_on_dense and "dense" not in family.variants:
         raise ValueError(
             f"config.train_on_dense: {family.name} has no variant 'dense', only {family.variants}"
