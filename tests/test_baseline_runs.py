@@ -14,9 +14,10 @@ from adapter_tools import CONFIG, small_run
 from admrl import evaluate_gaps
 from admrl.any_run import load_any_run
 from admrl.baselines import open_baseline, prepare_baseline, train_baseline_run
+from admrl.baselines.adapter_evaluation import adapt_and_score
 from admrl.baselines.baseline_run import resume_baseline
 from admrl.baselines.config import ALGORITHMS, PRESETS, PUBLISHED, paper_config, preset_config
-from admrl.baselines.training import new_baseline, num_steps, train_baseline
+from admrl.baselines.training import make_adapter, new_baseline, num_steps, train_baseline
 from admrl.cli import main
 from admrl.config import check_config
 from admrl.interruption import Interrupted, deferred_signals
@@ -99,7 +100,26 @@ def test_an_interrupted_training_goes_on_bit_identically(tmp_path, algorithm, nu
     assert drop_seconds[0] == drop_seconds[1]
 
 
-def test_learning_rate_falls_to_zero_over_the_training(tmp_path):
+@pytest.mark.parametrize("exploration", ["deterministic", "stochastic"])
+def test_exploration_alone_may_be_stochastic(exploration):
+    config = preset_config("smoke", "point_robot", "pearl")
+    config = replace(config, context=replace(config.context, test_exploration=exploration))
+    agent = new_baseline(make("point_robot"), "pearl", config, 0).agent
+    adapter, seen = make_adapter(agent, "pearl"), []
+
+    def noticed(explore):
+        exploration = explore()
+        seen.append(exploration.policy.deterministic)
+        return exploration
+
+    explore, adapter.explore = adapter.explore, lambda: noticed(explore)
+    psi = make("point_robot").published_tasks(0)[1]
+    adapt_and_score(make("point_robot"), adapter, psi, replace(CONFIG, num_stages=1), 0)
+    assert seen == [exploration == "deterministic"] * 2
+    assert adapter.adapted().deterministic
+
+
+def test_learning_rate_falls_to_zero_over_the_training():
     """70 gradient steps in two blocks an iteration, two iterations."""
     config = preset_config("smoke", "point_robot", "pearl")
     config = replace(config, num_updates=70, sac=replace(config.sac, learning_rate_decay="linear"))
