@@ -66,12 +66,12 @@ class ResolveConfig:
     """Updates from theta_hat."""
     radius: float = field(default=0.5, metadata={"range": (1e-6, 2)})
     """delta, distance of the two tasks from psi in unit-box coordinates (the box is 2 wide)."""
-    num_replicates: int = field(default=6, metadata={"range": (2, 1000)})
+    num_replicates: int = field(default=12, metadata={"range": (2, 1000)})
     """R, repetitions with other noise; half of them make each half of the data."""
     num_directions: int = field(default=2, metadata={"range": (1, 1000)})
     """Directions per replicate: the axes if k is not larger, else random ones."""
-    num_episodes: int = field(default=2, metadata={"range": (1, 100_000)})
-    """Real episodes of each of the R x directions x 2 policies."""
+    num_episodes: int = field(default=1, metadata={"range": (1, 100_000)})
+    """Real episodes of each of the R x directions x 2 policies. One is enough: replicates tell more than episodes."""
     num_virtual_episodes: int = field(default=20, metadata={"range": (1, 100_000)})
     """Episodes of each policy in each member of the updated model, for the control variate."""
 
@@ -192,7 +192,9 @@ _LAPTOP = MetaTrainConfig(
         num_model_steps=100, num_policy_updates=10, num_samples=4000, trpo=TrpoConfig(fisher_fraction=0.25)
     ),
     gradient=TaskGradientConfig(
-        num_samples=4000, num_extra_episodes=8, resolve=ResolveConfig(num_updates=5, num_replicates=2)
+        num_samples=4000,
+        num_extra_episodes=8,
+        resolve=ResolveConfig(num_updates=5, num_replicates=2, num_episodes=2),
     ),
 )
 _SMOKE = MetaTrainConfig(
@@ -207,7 +209,7 @@ _SMOKE = MetaTrainConfig(
         num_extra_episodes=0,
         max_steps=3,
         polish_steps=1,
-        resolve=ResolveConfig(num_updates=1, num_replicates=2, num_virtual_episodes=1),
+        resolve=ResolveConfig(num_updates=1, num_replicates=2, num_episodes=2, num_virtual_episodes=1),
     ),
 )
 PRESETS = {"smoke": _SMOKE, "laptop": _LAPTOP, "paper": _PAPER}

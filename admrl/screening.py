@@ -1,15 +1,17 @@
 """Screening in the model: which tasks would go wrong, without real samples.
 
 All candidates are solved zero-shot in one batch in the present model; then the same policies run in each member of
-the ensemble apart. Where the members disagree about a policy's return, the model knows least about what it does:
+the ensemble apart. Two scores (`SearchConfig.screen_by`; docs/search.md says how well each foretells a gap):
 
-    spread       standard deviation of the return over members
-    optimism     return in the model that trained the policy (the mean over members), minus that of the worst member
-    score        spread + optimism
+    return           minus the mean return over members: tasks of low return first, as in RoML, also those that pay
+                     little whatever one does
+    disagreement     spread + optimism: where members disagree about a return, the model knows least about it
+        spread       standard deviation of the return over members
+        optimism     return in the model that trained the policy (the mean over members), minus that of the worst one
 
 Optionally, the best few candidates are corrected by one real episode each (|model's return - real return| is added to
 the score; the episode joins the data and is counted), and the chosen candidate is moved up the gradient of its
-disagreement with its policy held fixed.
+score with its policy held fixed.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class Screening:
         Rollout, ...
     ]  # E of (C, N) lanes: the same policies, start states and noise in each member
     member_return: Tensor  # (C, E) undiscounted
+    by: str = "disagreement"  # the kind of score
 
     @property
     def spread(self) -> Tensor:
@@ -57,8 +60,8 @@ class Screening:
 
     @property
     def score(self) -> Tensor:
-        """(C,)"""
-        return self.spread + self.optimism
+        """(C,) larger where more is expected to go wrong; see the head of this page."""
+        return self.spread + self.optimism if self.by == "disagreement" else -self.member_return.mean(-1)
 
 
 def member_returns(family: TaskFamily, psi: Tensor, rollouts: tuple[Rollout, ...]) -> Tensor:
@@ -108,7 +111,7 @@ def screen(
         )
         reporter.advance(virtual_samples=rollouts[-1].num_samples)
     returns = member_returns(family, solution.psi, tuple(rollouts))
-    return Screening(solution.psi, solution, tuple(rollouts), returns)
+    return Screening(solution.psi, solution, tuple(rollouts), returns, search.screen_by)
 
 
 def check_members(model: DynamicsEnsemble) -> None:
@@ -130,7 +133,7 @@ def single_member(model: DynamicsEnsemble, member: int) -> DynamicsEnsemble:
     return alone
 
 
-def climb_disagreement(
+def climb_score(
     family: TaskFamily, screening: Screening, row: int, num_steps: int, step: float = POLISH_STEP
 ) -> Tensor:
     """A candidate, moved num_steps steps of that length (unit coordinates) up the gradient of its score: (1, k).
@@ -199,8 +202,8 @@ class ModelScreening:
         return (screening.member_return[rows].mean(-1) - real).abs()
 
     def polish(self, psi: Tensor) -> Tensor:
-        """The chosen candidate (1, k), moved up its disagreement."""
+        """The chosen candidate (1, k), moved up its score."""
         if self.latest is None or not self.config.search.num_polish_steps:
             return psi
         row = int((self.latest.psi - psi.to(self.latest.psi)).abs().sum(-1).argmin())
-        return climb_disagreement(self.family, self.latest, row, self.config.search.num_polish_steps)
+        return climb_score(self.family, self.latest, row, self.config.search.num_polish_steps)

@@ -26,6 +26,7 @@ SEARCHES = (
 """Every search by its name; see docs/search.md."""
 OBJECTIVES = ("worst", "cvar", "softmax", "mean")
 SCALES = ("absolute", "ratio")
+SCREEN_SCORES = ("return", "disagreement")
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class SearchConfig:
     """TRPO updates of each candidate's policy."""
     num_screen_samples: int = field(default=800, metadata={"range": (1, 10_000_000)})
     """Virtual steps per update and candidate; a multiple of horizon x ensemble members."""
+    screen_by: str = field(default="return", metadata={"choices": SCREEN_SCORES})
+    """What makes a candidate look hard: a low return in the model, or the ensemble's disagreement about it."""
     num_corrected: int = field(default=0, metadata={"range": (0, 1000)})
     """Best candidates whose return is corrected by one real episode each."""
     num_polish_steps: int = field(default=0, metadata={"range": (0, 1000)})

@@ -76,7 +76,6 @@ def _baseline(algorithm, **settings):
             for parameter in state.agent.sac.actor.net.last.parameters():
                 parameter.mul_(300)
             if algorithm == "crl":
-                state.agent.heads.mul_(300)
                 state.agent.adapter.last.weight.mul_(100)
             if algorithm in ("pearl", "crl", "pearl-mt"):
                 state.agent.encoder.net.last.weight.mul_(100)

@@ -250,7 +250,7 @@ def test_crl_adapter_learns_the_heads_of_its_tasks(generator):
     crl = Crl(family, config, psi, generator)
     assert torch.equal(crl.heads[0], crl.heads[1]), "the heads start equal"
     with torch.no_grad():
-        crl.heads[1] += 0.5
+        crl.own[1] += 0.5 / config.crl.own_rate
     replay = MultiTaskReplay(2, 100, 2, 2)
     for k in range(2):
         obs = torch.rand(50, 2, generator=generator)
@@ -267,6 +267,32 @@ def test_crl_adapter_learns_the_heads_of_its_tasks(generator):
         "a tenth of the difference between the tasks"
     )
     torch.testing.assert_close(crl.predict_heads(None, 2)[0], crl.heads.detach().mean(0))
+
+
+def test_own_part_of_a_head_moves_at_its_own_rate(generator):
+    """Adam's first step moves every parameter by the learning rate, so layers part at own_rate times that."""
+    config = preset_config("smoke", "point_robot", "crl")
+    for rate in (0.1, 0.5):
+        crl = Crl(
+            make("point_robot"),
+            replace(config, crl=replace(config.crl, own_rate=rate)),
+            torch.zeros(2, 2),
+            generator,
+        )
+        groups = {"actor": crl.parameter_groups()["actor"]}
+        assert any(p is crl.own for p in groups["actor"])
+        before = crl.heads.detach().clone()
+        heads = crl.heads
+        (gradient,) = torch.autograd.grad(heads[0].sum(), crl.own, retain_graph=True)
+        assert float(gradient[0].unique()) == pytest.approx(rate) and float(gradient[1].abs().max()) == 0
+        shared = [crl.sac.actor.net.last.weight, crl.sac.actor.net.last.bias]
+        optimizers = Optimizers({"heads": [crl.own, *shared]}, 1e-3)
+        optimizers.step("heads", heads[0].sum())
+        moved = crl.heads.detach() - before
+        torch.testing.assert_close(moved[1], torch.full_like(moved[1], -1e-3), rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(
+            moved[0] - moved[1], torch.full_like(moved[0], -rate * 1e-3), rtol=1e-3, atol=1e-7
+        )
 
 
 class ReadsBack(TorchDispatchMode):

@@ -130,6 +130,27 @@ def test_learning_rate_falls_to_zero_over_the_training():
     assert rates == pytest.approx([first * share for share in shares])
 
 
+def test_first_episodes_may_hold_one_action_and_contexts_may_stay():
+    config = preset_config("smoke", "sparse_point_robot", "pearl")
+    for initial, clear in (("constant", False), ("policy", True)):
+        settings = replace(config, initial_actions=initial, clear_context=clear)
+        state = new_baseline(make("sparse_point_robot"), "pearl", settings, 0)
+        train_baseline(state)
+        horizon, num_initial = state.family.horizon, config.num_initial_steps
+        act = state.replay.columns()["rows"][: 3 * num_initial, 2:4].unflatten(0, (-1, horizon))
+        held = bool((act == act[:, :1]).all())
+        assert held == (initial == "constant") and float(act.abs().max()) <= 1
+        assert len(act[:, 0].unique(dim=0)) == len(act), "every episode has an action of its own"
+        again = config.num_prior_steps + config.num_posterior_steps
+        sampled_last = state.replay.context.size != num_initial
+        expected = torch.full_like(state.replay.context.size, num_initial)
+        if clear:  # at most what two draws in the last iteration collect
+            assert int(state.replay.context.size[sampled_last].max()) <= 2 * again
+        else:
+            assert bool((state.replay.context.size >= expected).all())
+            assert int(state.replay.context.size.sum()) == 3 * num_initial + 2 * 2 * again
+
+
 def test_same_seed_same_run_another_seed_another(tmp_path):
     one, two, other = trained(tmp_path / "1"), trained(tmp_path / "2"), trained(tmp_path / "3", seed=1)
     assert same_weights(one, two)

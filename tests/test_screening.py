@@ -12,8 +12,8 @@ from admrl.meta_state import make_policy, new_state
 from admrl.meta_training import meta_train
 from admrl.reporting import Silent
 from admrl.run_store import RunInfo, create_run, load_run, open_run, save_state
-from admrl.screening import ModelScreening, climb_disagreement, member_returns, screen, single_member
-from admrl.search_config import SearchConfig
+from admrl.screening import ModelScreening, Screening, climb_score, member_returns, screen, single_member
+from admrl.search_config import SCREEN_SCORES, SearchConfig
 from task_families import make, spawn_generators
 
 SIGMA = 0.3
@@ -69,6 +69,14 @@ def test_equal_members_do_not_disagree_and_noise_is_common():
     assert result.member_return.shape == (4, 3)
 
 
+def test_scores():
+    """Two candidates, three members: by the return, and by what the members disagree on."""
+    returns = torch.tensor([[1.0, 2.0, 6.0], [10.0, 10.0, 10.0]])
+    of = {by: Screening(None, None, (), returns, by).score for by in SCREEN_SCORES}
+    torch.testing.assert_close(of["return"], torch.tensor([-3.0, -10.0]))
+    torch.testing.assert_close(of["disagreement"], torch.tensor([7**0.5 + 2, 0.0]))
+
+
 def test_candidates_do_not_depend_on_their_neighbours():
     family, _, model = wrong_model(0.03)
     psi = family.box.grid((2, 2))
@@ -90,7 +98,9 @@ def test_disagreement_ranks_tasks_by_their_true_gap():
     for seed in range(4):
         family, _, model = wrong_model(0.03, seed)
         psi = family.box.grid((6, 6))
-        result = screened(family, model, psi, num_screen_updates=25, num_screen_samples=600)
+        result = screened(
+            family, model, psi, num_screen_updates=25, num_screen_samples=600, screen_by="disagreement"
+        )
         solution = result.solution
         mean, std = solution.policy.obs_mean, solution.policy.obs_std
         gaps = []
@@ -102,11 +112,12 @@ def test_disagreement_ranks_tasks_by_their_true_gap():
     assert sum(correlations) / 4 > 0.3, correlations
 
 
-def test_polish_climbs_the_disagreement_of_a_fixed_policy():
+@pytest.mark.parametrize("by", SCREEN_SCORES)
+def test_polish_climbs_the_score_of_a_fixed_policy(by):
     family, _, model = wrong_model(0.05)
-    result = screened(family, model, torch.tensor([[0.1, -0.2], [0.3, 0.4]]).double())
+    result = screened(family, model, torch.tensor([[0.1, -0.2], [0.3, 0.4]]).double(), screen_by=by)
     for row in range(2):
-        moved = climb_disagreement(family, result, row, 5)
+        moved = climb_score(family, result, row, 5)
         rollouts = tuple(rollout.tasks(slice(row, row + 1)) for rollout in result.rollouts)
         before, after = (
             float(replace(result, member_return=member_returns(family, p, rollouts)).score)

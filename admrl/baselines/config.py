@@ -101,6 +101,8 @@ class CrlConfig:
     """Widths of its ReLU layers."""
     num_transitions: int = field(default=32, metadata={"range": (1, 100_000)})
     """Transitions of each task in a step of the adapter; few, since its output has thousands of numbers."""
+    own_rate: float = field(default=0.1, metadata={"range": (0, 1)})
+    """How fast a task's own part of its output layer learns, relative to the part that all tasks share."""
     test_head: Literal["adapter", "mean"] = "adapter"
     """Test: the adapter's mean prediction, or the mean of the training tasks' heads, for comparison."""
 
@@ -116,10 +118,16 @@ class BaselineConfig:
     """Tasks of the learning curve, drawn likewise, or the first of the published ones. [ours]"""
     num_iterations: int = field(default=500, metadata={"range": (1, 1_000_000)})
     """Iterations of sampling and training. PEARL: 500."""
+    initial_actions: Literal["policy", "constant"] = "policy"
+    """Actions of these first steps: the untrained policy's, or one random action held for a whole episode, which goes
+    somewhere. PEARL: policy. [ours]"""
     tasks_per_iteration: int = field(default=5, metadata={"range": (1, 10_000)})
     """Tasks that are sampled in an iteration, with replacement. PEARL: 5."""
     num_initial_steps: int = field(default=2000, metadata={"range": (1, 10_000_000)})
     """Real steps of every training task before the first iteration. PEARL: 2000."""
+    clear_context: bool = True
+    """Whether a task's context is cleared before the task is sampled anew. PEARL: yes. [ours] no: where goals are
+    hard to find, contexts that hold one stay."""
     num_prior_steps: int = field(default=400, metadata={"range": (0, 10_000_000)})
     """Real steps with z from the prior, for context and replay. PEARL: 400."""
     num_posterior_steps: int = field(default=0, metadata={"range": (0, 10_000_000)})

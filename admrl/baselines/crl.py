@@ -9,12 +9,14 @@ predicts the output layer of a new task.
 
 Not stated in the paper, and chosen here:
 1. All numbers that PEARL has, too, are PEARL's.
-2. The output layers start equal, because the adapter would otherwise have to learn their random differences.
+2. The output layers start equal, because the adapter would otherwise have to learn their random differences. They
+   are a shared layer plus a part of the task's own, which learns more slowly (`own_rate`): layers that learn at
+   the full rate know the training tasks by themselves, and the shared layers then learn little from z.
 3. Eq. 8 maps H transitions to one layer: the mean of the predictions.
 4. Before the first transition (A_0) the layer is the mean of the training tasks'.
 5. Layers belong to the policy alone (Eq. 7, 8 and both algorithms; Fig. 1 draws them for the critic, too).
 6. The adapter learns from a part of each task's transitions, those of its context.
-7. One Adam for all layers, so that its momentum moves the layers of tasks outside the meta-batch, too.
+7. One Adam for all own parts, so that its momentum moves the layers of tasks outside the meta-batch, too.
 """
 
 from __future__ import annotations
@@ -39,17 +41,24 @@ class Crl(Pearl):
         self, family: TaskFamily, config: BaselineConfig, psi: Tensor, generator: torch.Generator
     ) -> None:
         super().__init__(family, config, psi, generator, sees_psi=False)
-        common = self.sac.actor.net.last
-        common.requires_grad_(False)  # it only gives the shape and the beginning
-        head = torch.cat([common.weight, common.bias[:, None]], dim=-1).detach()
-        self.heads = nn.Parameter(head.expand(len(psi), -1, -1).clone())  # (K, 2 A, h + 1)
+        shared = self._shared_head()
+        self.own = nn.Parameter(torch.zeros(len(psi), *shared.shape))  # (K, 2 A, h + 1)
         row_size = 2 * family.obs_size + family.act_size + 1
-        self.adapter = Mlp((row_size, *config.crl.hidden_sizes, head.numel()), generator)
+        self.adapter = Mlp((row_size, *config.crl.hidden_sizes, shared.numel()), generator)
+
+    @property
+    def heads(self) -> Tensor:
+        """Output layers (w_i, b_i) of the training tasks: (K, 2 A, h + 1)."""
+        return self._shared_head() + self.config.crl.own_rate * self.own
+
+    def _shared_head(self) -> Tensor:
+        last = self.sac.actor.net.last
+        return torch.cat([last.weight, last.bias[:, None]], dim=-1)  # (2 A, h + 1)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """What each optimiser trains."""
         groups = super().parameter_groups()
-        groups["actor"] = [p for p in groups["actor"] if p.requires_grad] + [self.heads]
+        groups["actor"] += [self.own]
         return groups | {"adapter": list(self.adapter.parameters())}
 
     def update(

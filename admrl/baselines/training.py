@@ -1,6 +1,6 @@
 """Meta-training of a baseline: PEARL's loop of sampling and gradient steps, for all algorithms (CRL Alg. 1).
 
-    first: num_initial_steps of every training task, z ~ prior                 -> context and replay
+    first: num_initial_steps of every training task, z ~ prior (or constant actions)   -> context and replay
     for every iteration:
       draw tasks_per_iteration tasks with replacement; clear their contexts
       num_prior_steps with z ~ prior                                           -> context and replay
@@ -18,7 +18,7 @@ simulated at once; the released code clears the first.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from admrl.adaptation import episode_returns
-from admrl.baselines.adapter import Adapter, Policy
+from admrl.baselines.adapter import Act, Adapter, Policy
 from admrl.baselines.adapter_evaluation import adapt_and_score
 from admrl.baselines.config import TITLES, BaselineConfig, check_baseline
 from admrl.baselines.crl import Crl, CrlAdapter
@@ -242,6 +242,14 @@ def _test(state: BaselineState, num_threads: int) -> dict[str, float]:
     return {"test_return": point.adapted_return, "test_return_0": point.first_return}
 
 
+class ConstantActions:
+    """A policy that holds one random action through each episode."""
+
+    def actor(self, noise: Tensor, generators: Sequence[torch.Generator]) -> Act:
+        """See `Policy.actor`."""
+        return lambda t, obs: noise[0].clamp(-1, 1)
+
+
 # -- sampling -----------------------------------------------------------------------------------------------------
 
 
@@ -249,7 +257,10 @@ def _sample_everything(state: BaselineState, num_threads: int) -> dict[str, floa
     """The first samples of every training task."""
     num_lanes = state.config.num_initial_steps // state.family.horizon
     tasks = torch.arange(len(state.train_psi))
-    returns = _episodes(state, tasks, num_lanes, num_threads, use_posterior=False)
+    if state.config.initial_actions == "constant":
+        returns = _record(state, tasks, num_lanes, num_threads, ConstantActions(), to_context=True)
+    else:
+        returns = _episodes(state, tasks, num_lanes, num_threads, use_posterior=False)
     return {"return_real_noisy": returns}
 
 
@@ -257,8 +268,9 @@ def _sample_iteration(state: BaselineState, num_threads: int) -> dict[str, float
     """The samples of an iteration."""
     config, horizon = state.config, state.family.horizon
     tasks = torch.randint(len(state.train_psi), (config.tasks_per_iteration,), generator=state.generator)
-    for task in tasks.tolist():
-        state.replay.context.clear(task)
+    if config.clear_context:
+        for task in tasks.tolist():
+            state.replay.context.clear(task)
     returns = _episodes(state, tasks, config.num_prior_steps // horizon, num_threads, use_posterior=False)
     # one after the other, since each enters the context of the next
     for _ in range(config.num_posterior_steps // horizon):
@@ -278,10 +290,17 @@ def _episodes(
     use_posterior: bool,
     to_context: bool = True,
 ) -> float:
-    """Real episodes of tasks (M,) into the replay; their mean return."""
+    """Real episodes of the agent's in tasks (M,), see `_record`."""
     policy = state.agent.collection_policy(
         state.replay, tasks, num_lanes, state.generator, use_posterior=use_posterior
     )
+    return _record(state, tasks, num_lanes, num_threads, policy, to_context=to_context)
+
+
+def _record(
+    state: BaselineState, tasks: Tensor, num_lanes: int, num_threads: int, policy: Policy, *, to_context: bool
+) -> float:
+    """Real episodes of tasks (M,) into the replay; their mean return."""
     psi = state.train_psi[tasks]
     rollout = _rollout(state.family, policy, psi, num_lanes, state.generator, num_threads)
     at = psi.to(rollout.obs)[:, None, None]
