@@ -217,20 +217,12 @@ def _laptop(config: BaselineConfig) -> BaselineConfig:
 
 
 def _laptop_point(config: BaselineConfig) -> BaselineConfig:
-    """Contexts like those of a test (one prior, one posterior episode), many tasks in a step, and a latent that can
-    hold what they say: with PEARL's five dimensions a goal in the plane is hardly learned from distances."""
+    """Both point robots: small batches of many tasks, and a few episodes that are explored stochastically."""
     config = _laptop(config)
     return replace(
         config,
-        num_iterations=120,
-        num_tasks=80,
-        num_test_tasks=20,
         test_every=5,
-        tasks_per_iteration=40,
-        num_initial_steps=100,
         num_prior_steps=20,
-        num_posterior_steps=20,
-        num_extra_steps=40,
         meta_batch=32,
         sac=replace(
             config.sac,
@@ -244,13 +236,45 @@ def _laptop_point(config: BaselineConfig) -> BaselineConfig:
         context=replace(
             config.context,
             hidden_sizes=(64, 64),
-            latent_size=16,
-            num_transitions=64,
-            kl_weight=3e-4,
             has_next_obs=True,
             test_exploration="stochastic",
+            num_prior_episodes=1,
         ),
         crl=replace(config.crl, num_transitions=8),
+    )
+
+
+def _laptop_dense_point(config: BaselineConfig) -> BaselineConfig:
+    """Contexts like those of a test (one prior, one posterior episode), and a latent that can hold what they say:
+    with PEARL's five dimensions a goal in the plane is hardly learned from distances."""
+    config = _laptop_point(config)
+    return replace(
+        config,
+        num_iterations=120,
+        num_tasks=80,
+        num_test_tasks=20,
+        tasks_per_iteration=40,
+        num_initial_steps=100,
+        num_posterior_steps=20,
+        num_extra_steps=40,
+        context=replace(config.context, latent_size=16, num_transitions=64, kl_weight=3e-4),
+    )
+
+
+def _laptop_sparse_point(config: BaselineConfig) -> BaselineConfig:
+    """Straight first episodes, some of which find the goal, in contexts that stay and are large enough to show it;
+    one latent dimension for the one parameter, so that a z from the prior is a place on the arc, too."""
+    config = _laptop_point(config)
+    return replace(
+        config,
+        num_updates=500,
+        tasks_per_iteration=10,
+        initial_actions="constant",
+        num_initial_steps=1000,
+        clear_context=False,
+        num_posterior_steps=80,
+        num_extra_steps=0,
+        context=replace(config.context, latent_size=1, num_transitions=400, kl_weight=0.01),
     )
 
 
@@ -258,11 +282,12 @@ def preset_config(preset: str, family: str, algorithm: str) -> BaselineConfig:
     """The settings that --config.* then change.
 
     laptop: the paper's, with networks of 128 (64 in the encoder), batches of 128, meta-batches of 4, contexts of 100
-    at most, and 40 iterations of 400 gradient steps; the dense point robot has its own. smoke: seconds.
+    at most, and 40 iterations of 400 gradient steps; the point robots have their own. smoke: seconds.
     """
     config = paper_config(family)
     if preset != "paper":
-        config = _laptop_point(config) if family == "point_robot" else _laptop(config)
+        laptop = {"point_robot": _laptop_dense_point, "sparse_point_robot": _laptop_sparse_point}
+        config = laptop.get(family, _laptop)(config)
     if preset == "smoke":
         config = replace(
             config,
@@ -287,6 +312,8 @@ def preset_config(preset: str, family: str, algorithm: str) -> BaselineConfig:
             config, num_tasks=min(config.num_tasks, train), num_test_tasks=min(config.num_test_tasks, test)
         )
     if algorithm == "crl":  # its context is always (s, a, r, s')
+        if (family, preset) == ("point_robot", "laptop"):
+            config = replace(config, num_iterations=150)  # it learns more slowly than PEARL
         config = replace(config, context=replace(config.context, has_next_obs=True))
     if algorithm in ("sac", "mt-joint"):  # CRL's SAC is the second version: automatic temperature, no V
         sac = replace(
