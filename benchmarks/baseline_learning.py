@@ -49,14 +49,20 @@ Numbers = dict[str, Any]
 
 def returns(run: BaselineRun, adapter: Adapter, num_episodes: int, args: argparse.Namespace) -> np.ndarray:
     """(tasks, 2): before any sample, and after num_episodes of exploration; mean over policy seeds and episodes."""
+    return episode_returns(run, adapter, num_episodes, args).mean((0, 3))
+
+
+def episode_returns(
+    run: BaselineRun, adapter: Adapter, num_episodes: int, args: argparse.Namespace
+) -> np.ndarray:
+    """(policy seeds, tasks, 2, episodes), see `returns`."""
     config = EvaluationConfig(
         num_policy_seeds=args.policy_seeds,
         num_episodes=args.episodes,
         num_stages=1,
         num_stage_samples=num_episodes * run.family.horizon,
     )
-    adapted = adapt_and_score(run.family, adapter, run.state.test_psi, config, SEED)
-    return adapted.episode_return.mean((0, 3))
+    return adapt_and_score(run.family, adapter, run.state.test_psi, config, SEED).episode_return
 
 
 def crl_heads(agent: Crl) -> dict[str, Crl]:
@@ -95,17 +101,19 @@ class Watched(PearlAdapter):
         super().observe(experience)
 
 
-def search(run: BaselineRun, num_prior: int, args: argparse.Namespace) -> np.ndarray:
-    """(episodes,): share of tasks and policy seeds whose goal was seen in that episode or before."""
+def search(run: BaselineRun, num_prior: int, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """Share of tasks and policy seeds whose goal was seen in an exploration episode or before (episodes,), and share
+    of scoring episodes that reach it before the exploration, with z from the prior, and after it (2,)."""
     agent = run.state.agent
     assert isinstance(agent, Pearl)
     config = agent.config
     agent.config = replace(config, context=replace(config.context, num_prior_episodes=num_prior))
     adapter = Watched(agent)
     adapter.found = []
-    returns(run, adapter, NUM_SEARCH_EPISODES, args)
+    scored = episode_returns(run, adapter, NUM_SEARCH_EPISODES, args)
     agent.config = config
-    return torch.stack(adapter.found).int().cummax(0).values.float().mean(1).numpy()
+    seen = torch.stack(adapter.found).int().cummax(0).values.float().mean(1).numpy()
+    return seen, (scored > 0).mean((0, 1, 3))
 
 
 def separation(run: BaselineRun, num_episodes: int, args: argparse.Namespace) -> list[float]:
@@ -150,8 +158,10 @@ def judge(run: BaselineRun, args: argparse.Namespace) -> Numbers:
             found |= {"random": low, "optimal": high}
             found[f"share of the way{suffix}"] = (found[f"A_n{suffix}"] - low) / (high - low)
     if isinstance(agent, Pearl) and family.name == "sparse_point_robot":
-        found["found, posterior"] = search(run, 1, args).tolist()
-        found["found, prior"] = search(run, NUM_SEARCH_EPISODES, args).tolist()
+        for kind, num_prior in (("posterior", 1), ("prior", NUM_SEARCH_EPISODES)):
+            seen, reached = search(run, num_prior, args)
+            found[f"found, {kind}"] = seen.tolist()
+            found[f"reached before and after, {kind}"] = reached.tolist()
     if isinstance(agent, Pearl) and family.name == "half_cheetah_fwd_back":
         found["separation by dimension"] = separation(run, episodes, args)
     return found
