@@ -476,7 +476,7 @@ def test_rollouts_are_handed_out_at_the_end(problem):
             model=model,
             updated_model=updated_model,
             config=TaskGradientConfig(
-                num_extra_episodes=3, resolve=ResolveConfig(num_updates=1, num_replicates=2)
+                num_extra_episodes=3, resolve=ResolveConfig(num_updates=1, num_replicates=2, num_episodes=2)
             ),
             virtual=FAST,
             generators=spawn_generators(torch.Generator().manual_seed(0), 1),

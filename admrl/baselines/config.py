@@ -312,8 +312,6 @@ def preset_config(preset: str, family: str, algorithm: str) -> BaselineConfig:
             config, num_tasks=min(config.num_tasks, train), num_test_tasks=min(config.num_test_tasks, test)
         )
     if algorithm == "crl":  # its context is always (s, a, r, s')
-        if (family, preset) == ("point_robot", "laptop"):
-            config = replace(config, num_iterations=150)  # it learns more slowly than PEARL
         config = replace(config, context=replace(config.context, has_next_obs=True))
     if algorithm in ("sac", "mt-joint"):  # CRL's SAC is the second version: automatic temperature, no V
         sac = replace(
