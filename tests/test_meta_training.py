@@ -130,7 +130,9 @@ def test_selectors_have_equal_real_budgets(estimator):
         num_samples=1000,
         num_extra_episodes=3,
         max_steps=2,
-        resolve=ResolveConfig(num_updates=1, num_replicates=4, num_directions=1, num_virtual_episodes=2),
+        resolve=ResolveConfig(
+            num_updates=1, num_replicates=4, num_directions=1, num_episodes=2, num_virtual_episodes=2
+        ),
     )
     config = replace(LQ, num_tasks=2, num_zero_shot=1, gradient=gradient)
     num_episodes = 2 * 3 + (4 * 1 * 2 * 2 if estimator == "resolve" else 0)
