@@ -46,7 +46,7 @@ class Screening:
         Rollout, ...
     ]  # E of (C, N) lanes: the same policies, start states and noise in each member
     member_return: Tensor  # (C, E) undiscounted
-    by: str = "disagreement"  # the kind of score
+    by: str  # the kind of score: `SearchConfig.screen_by`
 
     @property
     def spread(self) -> Tensor:

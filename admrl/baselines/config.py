@@ -118,13 +118,13 @@ class BaselineConfig:
     """Tasks of the learning curve, drawn likewise, or the first of the published ones. [ours]"""
     num_iterations: int = field(default=500, metadata={"range": (1, 1_000_000)})
     """Iterations of sampling and training. PEARL: 500."""
-    initial_actions: Literal["policy", "constant"] = "policy"
-    """Actions of these first steps: the untrained policy's, or one random action held for a whole episode, which goes
-    somewhere. PEARL: policy. [ours]"""
     tasks_per_iteration: int = field(default=5, metadata={"range": (1, 10_000)})
     """Tasks that are sampled in an iteration, with replacement. PEARL: 5."""
     num_initial_steps: int = field(default=2000, metadata={"range": (1, 10_000_000)})
     """Real steps of every training task before the first iteration. PEARL: 2000."""
+    initial_actions: Literal["policy", "constant"] = "policy"
+    """Actions of these first steps: the untrained policy's, or one random action held for a whole episode, which goes
+    somewhere. PEARL: policy. [ours]"""
     clear_context: bool = True
     """Whether a task's context is cleared before the task is sampled anew. PEARL: yes. [ours] no: where goals are
     hard to find, contexts that hold one stay."""

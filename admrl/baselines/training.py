@@ -2,7 +2,7 @@
 
     first: num_initial_steps of every training task, z ~ prior (or constant actions)   -> context and replay
     for every iteration:
-      draw tasks_per_iteration tasks with replacement; clear their contexts
+      draw tasks_per_iteration tasks with replacement; clear their contexts (clear_context)
       num_prior_steps with z ~ prior                                           -> context and replay
       num_posterior_steps with z ~ q(z|c), inferred anew for every episode     -> context and replay
       num_extra_steps with z ~ q(z|c)                                          -> replay alone
