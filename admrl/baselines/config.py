@@ -95,16 +95,16 @@ class ContextConfig:
 
 @dataclass(frozen=True)
 class CrlConfig:
-    """CRL's adapter network f(s, a, r, s') -> output layer of the policy. All sizes are [ours]."""
+    """CRL's adapter network: transitions (s, a, r, s') -> output layer of the policy. All sizes are [ours]."""
 
     hidden_sizes: tuple[int, ...] = (300, 300, 300)
-    """Widths of its ReLU layers."""
-    num_transitions: int = field(default=32, metadata={"range": (1, 100_000)})
-    """Transitions of each task in a step of the adapter; few, since its output has thousands of numbers."""
+    """Widths of its layers before the mean over transitions; one more as wide as the last follows the mean."""
+    num_transitions: int = field(default=64, metadata={"range": (1, 100_000)})
+    """Transitions of each task in a step of the adapter."""
     own_rate: float = field(default=0.1, metadata={"range": (0, 1)})
     """How fast a task's own part of its output layer learns, relative to the part that all tasks share."""
     test_head: Literal["adapter", "mean"] = "adapter"
-    """Test: the adapter's mean prediction, or the mean of the training tasks' heads, for comparison."""
+    """Test: the adapter's prediction, or the mean of the training tasks' heads, for comparison."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,6 @@ def _laptop_point(config: BaselineConfig) -> BaselineConfig:
             test_exploration="stochastic",
             num_prior_episodes=1,
         ),
-        crl=replace(config.crl, num_transitions=8),
     )
 
 

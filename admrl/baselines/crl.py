@@ -2,8 +2,8 @@
 predicts the output layer of a new task.
 
     pi(phi, w_i, b_i) = <phi, w_i> + b_i                 phi: shared layers; (w_i, b_i): of task i
-    f(s, a, r, s') -> (w^, b^),  L = mean (f - (w_i, b_i))^2                            Eq. 7, the adapter network
-    w_new, b_new = f((s, a, r, s')_t), t = 1..H                                         Eq. 8, test
+    f((s, a, r, s')_t, t = 1..H) -> (w^, b^),  L = mean (f - (w_i, b_i))^2              Eq. 7, the adapter network
+    w_new, b_new = f((s, a, r, s')_t, t = 1..H)                                         Eq. 8, test
     z ~ q(z|c), KL as in PEARL                                                          Eq. 9
     critic and policy as in PEARL, the policy with the task's own output layer          Eq. 10, 11
 
@@ -12,7 +12,9 @@ Not stated in the paper, and chosen here:
 2. The output layers start equal, because the adapter would otherwise have to learn their random differences. They
    are a shared layer plus a part of the task's own, which learns more slowly (`own_rate`): layers that learn at
    the full rate know the training tasks by themselves, and the shared layers then learn little from z.
-3. Eq. 8 maps H transitions to one layer: the mean of the predictions.
+3. Eq. 8 maps H transitions to one layer, Eq. 7 could be read as one at a time: f reads a set, as
+   g2(mean_t g1((s, a, r, s')_t)). A mean of predictions from single transitions knows no more than single transitions
+   tell, for example one distance to a goal in the plane.
 4. Before the first transition (A_0) the layer is the mean of the training tasks'.
 5. Layers belong to the policy alone (Eq. 7, 8 and both algorithms; Fig. 1 draws them for the critic, too).
 6. The adapter learns from a part of each task's transitions, those of its context.
@@ -21,6 +23,8 @@ Not stated in the paper, and chosen here:
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,6 +38,22 @@ from admrl.baselines.sac import Mlp, Optimizers
 from task_families.family import TaskFamily
 
 
+class SetNetwork(nn.Module):
+    """A network of the mean of what another one finds in each transition; the order does not matter."""
+
+    def __init__(
+        self, row_size: int, hidden_sizes: Sequence[int], out_size: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        width = hidden_sizes[-1]
+        self.each = Mlp((row_size, *hidden_sizes), generator, output_range=1 / math.sqrt(width))
+        self.whole = Mlp((width, width, out_size), generator)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(B, n, row_size) -> (B, out_size)"""
+        return self.whole(self.each(rows).mean(-2))
+
+
 class Crl(Pearl):
     """Networks and the gradient step."""
 
@@ -44,7 +64,7 @@ class Crl(Pearl):
         shared = self._shared_head()
         self.own = nn.Parameter(torch.zeros(len(psi), *shared.shape))  # (K, 2 A, h + 1)
         row_size = 2 * family.obs_size + family.act_size + 1
-        self.adapter = Mlp((row_size, *config.crl.hidden_sizes, shared.numel()), generator)
+        self.adapter = SetNetwork(row_size, config.crl.hidden_sizes, shared.numel(), generator)
 
     @property
     def heads(self) -> Tensor:
@@ -69,10 +89,10 @@ class Crl(Pearl):
         tasks = torch.randint(self.num_tasks, (self.config.meta_batch,), generator=generator)
         # the rewards of the context: those that a test task shows
         rows = replay.sample_context(tasks, self.config.crl.num_transitions, generator, has_next_obs=True)
-        target = self.heads.detach()[tasks].flatten(1)[:, None]  # lines 18, 19: (w_i, b_i)
+        target = self.heads.detach()[tasks].flatten(1)  # lines 18, 19: (w_i, b_i)
         with self.sac.mixed_precision():
             predicted = self.adapter(rows).float()
-        loss = mse_loss(predicted, target.expand_as(predicted))  # line 20, Eq. 7
+        loss = mse_loss(predicted, target)  # line 20, Eq. 7
         optimizers.step("adapter", loss)  # line 25
         spread = self.heads.detach().var(0, unbiased=False).mean()
         return metrics | {"adapter_loss": loss.detach(), "head_variance": spread}
@@ -87,7 +107,7 @@ class Crl(Pearl):
         mean = self.heads.mean(0).expand(num_tasks, -1, -1)
         if context is None or self.config.crl.test_head == "mean":
             return mean
-        return self.adapter(context).mean(1).view_as(mean)
+        return self.adapter(context).view_as(mean)
 
 
 class CrlAdapter(PearlAdapter):
