@@ -97,5 +97,5 @@ def new_state(
     )
     if isinstance(search, ScreenedSearch):
         check_screening(config, family.horizon)
-        check_members(learner.model)
+        check_members(learner.model, config.search.screen_by)
     return MetaState(learner, search, generator, search_generator)

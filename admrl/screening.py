@@ -91,10 +91,10 @@ def screen(
         name: of the phase that is reported.
 
     Raises:
-        ValueError: a model with a single member, which cannot disagree.
+        ValueError: disagreement of a model with a single member.
     """
-    check_members(model)
     reporter, search = reporter or Silent(), config.search
+    check_members(model, search.screen_by)
     virtual = replace(
         config.virtual,
         num_model_steps=0,
@@ -114,12 +114,12 @@ def screen(
     return Screening(solution.psi, solution, tuple(rollouts), returns, search.screen_by)
 
 
-def check_members(model: DynamicsEnsemble) -> None:
-    """Refuse a model with a single member."""
-    if model.num_members < 2:
+def check_members(model: DynamicsEnsemble, screen_by: str) -> None:
+    """Refuse the disagreement of a single member."""
+    if screen_by == "disagreement" and model.num_members < 2:
         raise ValueError(
-            "screened: the model has 1 member, which cannot disagree with itself; "
-            "use --config.dynamics.num-members 3, or another selector"
+            "--config.search.screen-by disagreement: the model has 1 member, which cannot disagree with itself; "
+            "use --config.dynamics.num-members 3, or --config.search.screen-by return"
         )
 
 

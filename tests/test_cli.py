@@ -77,7 +77,11 @@ def test_help_has_a_sentence_for_every_option_and_needs_no_torch(command):
         (["train", "--config.first-psi", "1", "1.5", "1"], "expected shape (M, 2)"),
         (["train", "--num-threads", "0"], "--num-threads: expected 1 or more"),
         (["train", "--config.search.objective", "cvr"], "did you mean 'cvar'"),
-        (["train", "--selector", "screened", "--config.dynamics.num-members", "1"], "cannot disagree"),
+        (
+            ["train", "--selector", "screened", "--config.dynamics.num-members", "1"]
+            + ["--config.search.screen-by", "disagreement"],
+            "cannot disagree",
+        ),
         (["evaluate", "nowhere"], "not a run folder"),
         (["evaluate", "nowhere", "--objective", "wrst"], "did you mean 'worst'"),
         (["evaluate", "nowhere", "--alpha", "0"], "alpha in (0, 1], got 0"),

@@ -240,11 +240,14 @@ def test_gaps_that_are_told_are_those_of_the_records():
                 assert float(gap) == pytest.approx(absolute / abs(record.return_star), rel=1.0, abs=0.5)
 
 
-def test_screening_needs_an_ensemble_and_a_fitting_sample_count():
+def test_disagreement_needs_an_ensemble_and_screening_a_fitting_sample_count():
     family = make("linear_quadratic")
     single = replace(LQ, dynamics=DynamicsConfig(hidden_sizes=(), num_members=1))
+    by_return = replace(single, search=replace(LQ.search, screen_by="return"))
+    new_state(family, "screened", by_return, seed=0)  # one member is enough for a return
+    by_disagreement = replace(single, search=replace(LQ.search, screen_by="disagreement"))
     with pytest.raises(ValueError, match=r"1 member.*--config\.dynamics\.num-members"):
-        new_state(family, "screened", single, seed=0)
+        new_state(family, "screened", by_disagreement, seed=0)
     uneven = replace(LQ, search=replace(LQ.search, num_screen_samples=350))
     with pytest.raises(ValueError, match=r"num_screen_samples.*multiple of 300"):
         new_state(family, "screened", uneven, seed=0)
