@@ -7,7 +7,8 @@ Every run is scored on its own test tasks (of which a training sees none but whe
 episodes that no training saw. Per family:
 
     all                    return before any sample and after the exploration episodes; for CRL with the output
-                           layers of the adapter network, and with the mean layer
+                           layers of the adapter network, and with the mean layer, and how much more the former get,
+                           with the standard error over tasks
     point_robot            random policy, full speed to the goal, and the share of the way between them
     sparse_point_robot     tasks whose goal was reached within five episodes: z from the posterior of the episodes
                            before (from the second episode on), and z from the prior in all five
@@ -145,9 +146,11 @@ def judge(run: BaselineRun, args: argparse.Namespace) -> Numbers:
         "exploration_episodes": episodes,
     }
     agents = crl_heads(agent) if isinstance(agent, Crl) else {"": agent}
+    by_task: dict[str, np.ndarray] = {}
     for head, one in agents.items():
         suffix = f", {head} head" if head else ""
         table = returns(run, make_adapter(one, run.info.algorithm), episodes, args)
+        by_task[head] = table[:, 1]
         found[f"A_0{suffix}"], found[f"A_n{suffix}"] = table.mean(0).tolist()
         if family.name == "half_cheetah_fwd_back":
             found[f"A_n by task{suffix}"] = table[:, 1].tolist()
@@ -157,6 +160,9 @@ def judge(run: BaselineRun, args: argparse.Namespace) -> Numbers:
             low, high = bounds(run, args)
             found |= {"random": low, "optimal": high}
             found[f"share of the way{suffix}"] = (found[f"A_n{suffix}"] - low) / (high - low)
+    if isinstance(agent, Crl):
+        gain = by_task["adapter"] - by_task["mean"]
+        found["adapter - mean head, error"] = [gain.mean(), gain.std(ddof=1) / len(gain) ** 0.5]
     if isinstance(agent, Pearl) and family.name == "sparse_point_robot":
         for kind, num_prior in (("posterior", 1), ("prior", NUM_SEARCH_EPISODES)):
             seen, reached = search(run, num_prior, args)

@@ -242,19 +242,22 @@ def test_replay_from_a_checkpoint_draws_the_same(generator):
         other.load(replay.columns(), hostile)
 
 
-def test_crl_adapter_learns_the_heads_of_its_tasks(generator):
-    """Eq. 7: where transitions tell the task, f converges to its output layer, and Eq. 8 returns it.
+@pytest.mark.parametrize("difference", [0.5, 0.002])
+def test_crl_adapter_learns_the_heads_of_its_tasks(generator, difference):
+    """Eq. 7: where transitions tell the task, f converges to its output layer, and Eq. 8 returns it; also where the
+    layers differ by little.
 
     Half of the transitions say nothing, so that a mean of predictions from single transitions stays a quarter of the
     difference away from both layers.
     """
     family = make("point_robot")
     config = preset_config("smoke", "point_robot", "crl")
+    config = replace(config, crl=replace(config.crl, num_transitions=32))
     psi = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
     crl = Crl(family, config, psi, generator)
     assert torch.equal(crl.heads[0], crl.heads[1]), "the heads start equal"
     with torch.no_grad():
-        crl.own[1] += 0.5 / config.crl.own_rate
+        crl.own[1] += difference / config.crl.own_rate
     replay = MultiTaskReplay(2, 100, 2, 2)
     for k in range(2):
         obs = torch.rand(50, 2, generator=generator)
@@ -262,14 +265,10 @@ def test_crl_adapter_learns_the_heads_of_its_tasks(generator):
         replay.add(k, obs, obs, obs, reward, reward, torch.zeros(50), to_context=True)
     optimizers = Optimizers({"adapter": list(crl.adapter.parameters())}, 1e-2)
     for _ in range(600):
-        rows = replay.sample_context(torch.tensor([0, 1]), 32, generator, has_next_obs=True)
-        target = crl.heads.detach().flatten(1)
-        optimizers.step("adapter", (crl.adapter(rows) - target).square().mean())
+        optimizers.step("adapter", crl.adapter_loss(replay, torch.tensor([0, 1]), generator))
     rows = replay.sample_context(torch.tensor([0, 1]), 50, generator, has_next_obs=True)
     heads = crl.predict_heads(rows, 2)
-    assert float((heads - crl.heads.detach()).abs().mean()) < 0.05, (
-        "a tenth of the difference between the tasks"
-    )
+    assert float((heads - crl.heads.detach()).abs().mean()) < 0.1 * difference
     torch.testing.assert_close(crl.predict_heads(None, 2)[0], crl.heads.detach().mean(0))
 
 

@@ -15,6 +15,8 @@ Not stated in the paper, and chosen here:
 3. Eq. 8 maps H transitions to one layer, Eq. 7 could be read as one at a time: f reads a set, as
    g2(mean_t g1((s, a, r, s')_t)). A mean of predictions from single transitions knows no more than single transitions
    tell, for example one distance to a goal in the plane.
+   It predicts how a layer differs from the mean layer in units of the layers' standard deviation: they differ by
+   hundredths, and a network that starts at that scale hardly learns them.
 4. Before the first transition (A_0) the layer is the mean of the training tasks'.
 5. Layers belong to the policy alone (Eq. 7, 8 and both algorithms; Fig. 1 draws them for the critic, too).
 6. The adapter learns from a part of each task's transitions, those of its context.
@@ -36,6 +38,8 @@ from admrl.baselines.pearl import Pearl, PearlAdapter
 from admrl.baselines.replay import MultiTaskReplay
 from admrl.baselines.sac import Mlp, Optimizers
 from task_families.family import TaskFamily
+
+MIN_DEVIATION = 1e-6  # of the output layers, which start equal
 
 
 class SetNetwork(nn.Module):
@@ -87,15 +91,20 @@ class Crl(Pearl):
         """Alg. 1, lines 12-25."""
         metrics = super().update(replay, optimizers, generator)  # lines 13-17 and 22-24
         tasks = torch.randint(self.num_tasks, (self.config.meta_batch,), generator=generator)
+        loss = self.adapter_loss(replay, tasks, generator)
+        optimizers.step("adapter", loss)  # line 25
+        variance = self._head_moments()[1].square()
+        return metrics | {"adapter_loss": loss.detach() * variance, "head_variance": variance}
+
+    def adapter_loss(self, replay: MultiTaskReplay, tasks: Tensor, generator: torch.Generator) -> Tensor:
+        """Eq. 7 for tasks (B,), in units of the layers' variance: 1 is what the mean layer gets."""
         # the rewards of the context: those that a test task shows
         rows = replay.sample_context(tasks, self.config.crl.num_transitions, generator, has_next_obs=True)
-        target = self.heads.detach()[tasks].flatten(1)  # lines 18, 19: (w_i, b_i)
+        mean, deviation = self._head_moments()
+        target = ((self.heads.detach()[tasks] - mean) / deviation).flatten(1)  # Alg. 1, lines 18, 19: (w_i, b_i)
         with self.sac.mixed_precision():
             predicted = self.adapter(rows).float()
-        loss = mse_loss(predicted, target)  # line 20, Eq. 7
-        optimizers.step("adapter", loss)  # line 25
-        spread = self.heads.detach().var(0, unbiased=False).mean()
-        return metrics | {"adapter_loss": loss.detach(), "head_variance": spread}
+        return mse_loss(predicted, target)  # line 20
 
     def train_heads(self, tasks: Tensor) -> Tensor:
         """Output layers of training tasks."""
@@ -104,10 +113,16 @@ class Crl(Pearl):
     @torch.no_grad()
     def predict_heads(self, context: Tensor | None, num_tasks: int) -> Tensor:
         """Eq. 8: (M, n, .) transitions -> (M, 2 A, h + 1); the mean training layer where there are none."""
-        mean = self.heads.mean(0).expand(num_tasks, -1, -1)
+        mean, deviation = self._head_moments()
+        mean = mean.expand(num_tasks, -1, -1)
         if context is None or self.config.crl.test_head == "mean":
             return mean
-        return self.adapter(context).view_as(mean)
+        return mean + deviation * self.adapter(context).view_as(mean)
+
+    def _head_moments(self) -> tuple[Tensor, Tensor]:
+        """Mean of the training tasks' layers (2 A, h + 1), and the standard deviation of all their numbers from it ()."""
+        heads = self.heads.detach()
+        return heads.mean(0), heads.var(0, unbiased=False).mean().sqrt().clamp(min=MIN_DEVIATION)
 
 
 class CrlAdapter(PearlAdapter):
