@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from admrl.baselines.config import ALGORITHMS, SacConfig, preset_config
 from admrl.baselines.context import Encoder, Posterior, product_of_gaussians
 from admrl.baselines.crl import Crl
-from admrl.baselines.replay import MultiTaskReplay
+from admrl.baselines.replay import MultiTaskReplay, context_rows
 from admrl.baselines.sac import Actor, Batch, Optimizers, Sac, tanh_gaussian, with_condition
 from admrl.baselines.training import new_baseline
 from task_families import make
@@ -261,12 +261,13 @@ def test_crl_adapter_learns_the_heads_of_its_tasks(generator, difference):
     replay = MultiTaskReplay(2, 100, 2, 2)
     for k in range(2):
         obs = torch.rand(50, 2, generator=generator)
-        reward = torch.arange(50).remainder(2) * -(obs - psi[k]).norm(dim=-1)
+        reward = torch.arange(50).remainder(2) * (2.0 * k - 1)
         replay.add(k, obs, obs, obs, reward, reward, torch.zeros(50), to_context=True)
     optimizers = Optimizers({"adapter": list(crl.adapter.parameters())}, 1e-2)
     for _ in range(600):
         optimizers.step("adapter", crl.adapter_loss(replay, torch.tensor([0, 1]), generator))
-    rows = replay.sample_context(torch.tensor([0, 1]), 50, generator, has_next_obs=True)
+    stored = replay.columns()["rows"].view(2, 50, -1)  # obs, act, next_obs, two rewards, terminated
+    rows = context_rows(stored[..., :2], stored[..., 2:4], stored[..., 6:7], stored[..., 4:6])
     heads = crl.predict_heads(rows, 2)
     assert float((heads - crl.heads.detach()).abs().mean()) < 0.1 * difference
     torch.testing.assert_close(crl.predict_heads(None, 2)[0], crl.heads.detach().mean(0))
