@@ -78,8 +78,15 @@ def test_help_has_a_sentence_for_every_option_and_needs_no_torch(command):
         (["train", "--num-threads", "0"], "--num-threads: expected 1 or more"),
         (["train", "--config.search.objective", "cvr"], "did you mean 'cvar'"),
         (
-            ["train", "--selector", "screened", "--config.dynamics.num-members", "1"]
-            + ["--config.search.screen-by", "disagreement"],
+            [
+                "train",
+                "--selector",
+                "screened",
+                "--config.search.screen-by",
+                "disagreement",
+                "--config.dynamics.num-members",
+                "1",
+            ],
             "cannot disagree",
         ),
         (["evaluate", "nowhere"], "not a run folder"),

@@ -101,7 +101,7 @@ class Crl(Pearl):
         # the rewards of the context: those that a test task shows
         rows = replay.sample_context(tasks, self.config.crl.num_transitions, generator, has_next_obs=True)
         mean, deviation = self._head_moments()
-        target = ((self.heads.detach()[tasks] - mean) / deviation).flatten(1)  # Alg. 1, lines 18, 19: (w_i, b_i)
+        target = ((self.heads.detach()[tasks] - mean) / deviation).flatten(1)  # Alg. 1, lines 18, 19
         with self.sac.mixed_precision():
             predicted = self.adapter(rows).float()
         return mse_loss(predicted, target)  # line 20
@@ -120,7 +120,7 @@ class Crl(Pearl):
         return mean + deviation * self.adapter(context).view_as(mean)
 
     def _head_moments(self) -> tuple[Tensor, Tensor]:
-        """Mean of the training tasks' layers (2 A, h + 1), and the standard deviation of all their numbers from it ()."""
+        """Mean of the training tasks' layers (2 A, h + 1), and how far their numbers deviate from it ()."""
         heads = self.heads.detach()
         return heads.mean(0), heads.var(0, unbiased=False).mean().sqrt().clamp(min=MIN_DEVIATION)
 
