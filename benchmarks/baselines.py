@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from admrl.baselines.config import BaselineConfig, paper_config, preset_config
+from admrl.baselines.config import BaselineConfig, preset_config
 from admrl.baselines.training import BaselineState, new_baseline
 from task_families import make
 
@@ -84,9 +84,9 @@ def main() -> None:
     torch.set_num_threads(1)
     repeats = 8 if arguments.quick else 40
 
-    paper = replace(paper_config("ant_dir"), meta_batch=10)
+    paper = replace(preset_config("paper", "ant_dir", "pearl"), meta_batch=10)
     half = replace(paper, sac=replace(paper.sac, precision="bfloat16"))
-    crl = replace(paper, context=replace(paper.context, has_next_obs=True))
+    crl = replace(preset_config("paper", "ant_dir", "crl"), meta_batch=10)
     laptop = preset_config("laptop", "ant_dir", "pearl")
     rows = []
     seconds = {}
