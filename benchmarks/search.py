@@ -49,7 +49,7 @@ def run(search_name: str, problem_name: str, seed: int, budget: int, gradients: 
     generator = torch.Generator().manual_seed(seed)
     # alpha of the plain rules, in unit coordinates per gap: a quarter of the space for a slope of the whole range
     step = 0.5 / (gap.optimum - gap.floor)
-    search = make_search(search_name, gap.space, generator=generator, step_size=step)
+    search = make_search(search_name, gap.space, generator=generator, step_size=step, budget=budget)
     best: list[float] = []
     for _ in range(budget):
         psi = search.ask()

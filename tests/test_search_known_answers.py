@@ -321,6 +321,13 @@ def test_grid_covers_before_it_repeats():
     assert torch.equal(first, again)
 
 
+def test_grid_by_name_is_as_fine_as_the_budget_allows():
+    """12 x 12 for 144 to 168 evaluations of two parameters."""
+    for budget, points in ((144, 144), (168, 144), (169, 169)):
+        search = make_search("grid", BOX, generator=generator(), budget=budget)
+        assert len(torch.unique(search.ask(budget), dim=0)) == points
+
+
 # -- objectives --------------------------------------------------------------------------------------------
 
 GAPS = torch.tensor([3.0, -1.0, 4.0, 0.0, 2.0], dtype=DOUBLE)

@@ -60,7 +60,8 @@ def prepare(command: SearchWorst) -> tuple[Run, Search]:
             "with itself"
         )
     generator = torch.Generator().manual_seed(command.seed)
-    search = make_search(command.search, run.family.box, generator=generator)
+    budget = max(1, command.budget - command.num_probes)
+    search = make_search(command.search, run.family.box, generator=generator, budget=budget)
     if isinstance(search, ScreenedSearch):
         raise ValueError("--search: screened chooses tasks in a training; expected another, e.g. default")
     out = command.out or run.path / "worst"

@@ -31,6 +31,7 @@ def make_search(
     generator: torch.Generator,
     step_size: float = 2.0,
     config: SearchConfig | None = None,
+    budget: int = 100,
 ) -> Search:
     """The search of that name (`admrl.search_config.SEARCHES`).
 
@@ -40,6 +41,7 @@ def make_search(
         step_size: alpha of plain ascent and of momentum, unit coordinates per unit of the gap.
         config: everything else. Default: `SearchConfig` for gaps that stay as they are (no drift, and 2 k + 2 Sobol
             tasks before the first model).
+        budget: evaluations that are planned; the grid is as fine as they allow.
 
     Raises:
         ValueError: unknown name, a first task outside the space, a setting outside its range.
@@ -73,7 +75,7 @@ def make_search(
         "uniform": lambda: RandomSearch(space, first, "uniform", generator),
         "gaussian": lambda: RandomSearch(space, first, "gaussian", generator),
         "gaussian_task": lambda: RandomSearch(space, first, "gaussian_task", generator),
-        "grid": lambda: GridSearch(space, generator, first),
+        "grid": lambda: GridSearch(space, generator, first, budget=budget),
         "cem": lambda: CrossEntropySearch(
             space, generator, first, alpha=c.alpha, nominal_share=min(c.nominal_share, 0.99)
         ),
