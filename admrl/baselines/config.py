@@ -101,7 +101,7 @@ class CrlConfig:
     """Widths of its layers before the mean over transitions; one more as wide as the last follows the mean."""
     num_transitions: int = field(default=64, metadata={"range": (1, 100_000)})
     """Transitions of each task in a step of the adapter."""
-    own_rate: float = field(default=0.1, metadata={"range": (0, 1)})
+    own_rate: float = field(default=0.03, metadata={"range": (0, 1)})
     """How fast a task's own part of its output layer learns, relative to the part that all tasks share."""
     test_head: Literal["adapter", "mean"] = "adapter"
     """Test: the adapter's prediction, or the mean of the training tasks' heads, for comparison."""
