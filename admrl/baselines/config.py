@@ -359,5 +359,7 @@ def check_baseline(config: BaselineConfig, algorithm: str, family: Any) -> None:
         )
     if algorithm == "crl" and not config.context.has_next_obs:
         raise ValueError("config.context.has_next_obs: CRL's context is (s, a, r, s'), expected True")
+    if algorithm == "crl" and not config.crl.hidden_sizes:
+        raise ValueError("config.crl.hidden_sizes: expected one width or more, got none")
     if algorithm == "mt-joint" and config.task_input != "psi":
         raise ValueError(f"config.task_input: MT-joint is told psi, got {config.task_input!r}")
