@@ -273,7 +273,10 @@ def test_the_command_line_from_training_to_report(tmp_path, monkeypatch, capsys)
         (["pearl", "--config.train-on-dense"], "has no variant 'dense'"),
         (["pearl", "--config.sac.gamma", "1.5"], "config.sac.gamma: expected 0 to 1, got 1.5"),
         (["crl", "--config.context.no-has-next-obs"], "CRL's context is (s, a, r, s')"),
-        (["crl", "--config.crl.hidden-sizes"], "config.crl.hidden_sizes: expected one width or more, got none"),
+        (
+            ["crl", "--config.crl.hidden-sizes"],
+            "config.crl.hidden_sizes: expected one width or more, got none",
+        ),
         (["mt-joint", "--config.task-input", "none"], "MT-joint is told psi"),
         (["--resume", "nowhere"], "not a run folder"),
         (["pearl", "--resume", "x", "--seed", "3"], "leave out all options but"),
