@@ -76,7 +76,8 @@ def _baseline(algorithm, **settings):
             for parameter in state.agent.sac.actor.net.last.parameters():
                 parameter.mul_(300)
             if algorithm == "crl":
-                state.agent.adapter.last.weight.mul_(100)
+                state.agent.adapter.whole.last.weight.mul_(100)
+                state.agent.own.normal_(generator=torch.Generator().manual_seed(0))
             if algorithm in ("pearl", "crl", "pearl-mt"):
                 state.agent.encoder.net.last.weight.mul_(100)
         return make_adapter(state.agent, algorithm)
