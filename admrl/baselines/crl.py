@@ -91,20 +91,21 @@ class Crl(Pearl):
         """Alg. 1, lines 12-25."""
         metrics = super().update(replay, optimizers, generator)  # lines 13-17 and 22-24
         tasks = torch.randint(self.num_tasks, (self.config.meta_batch,), generator=generator)
-        loss = self.adapter_loss(replay, tasks, generator)
+        loss, variance = self.adapter_loss(replay, tasks, generator)
         optimizers.step("adapter", loss)  # line 25
-        variance = self._head_moments()[1].square()
         return metrics | {"adapter_loss": loss.detach() * variance, "head_variance": variance}
 
-    def adapter_loss(self, replay: MultiTaskReplay, tasks: Tensor, generator: torch.Generator) -> Tensor:
-        """Eq. 7 for tasks (B,), in units of the layers' variance: 1 is what the mean layer gets."""
+    def adapter_loss(
+        self, replay: MultiTaskReplay, tasks: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Eq. 7 for tasks (B,), in units of the layers' variance (the mean layer gets 1), and that variance ()."""
         # the rewards of the context: those that a test task shows
         rows = replay.sample_context(tasks, self.config.crl.num_transitions, generator, has_next_obs=True)
         mean, deviation = self._head_moments()
         target = ((self.heads.detach()[tasks] - mean) / deviation).flatten(1)  # Alg. 1, lines 18, 19
         with self.sac.mixed_precision():
             predicted = self.adapter(rows).float()
-        return mse_loss(predicted, target)  # line 20
+        return mse_loss(predicted, target), deviation.square()  # line 20
 
     def train_heads(self, tasks: Tensor) -> Tensor:
         """Output layers of training tasks."""
