@@ -16,12 +16,15 @@ from admrl.run_store import Run
 from admrl.search.objective import scaled_gap
 from admrl.test_sets import TaskList
 
+CALLS_APART = 7919  # between the seeds of two calls
+
 
 class RunGap:
     """psi (n, k) -> gaps (n, R) for R policy seeds; a `Gap` of admrl.search.worst.
 
     All n tasks are solved in one batch: zero-shot in the frozen model, and by the reference run, SLBO on these n
     tasks together. A* is the best known of both, chosen and scored on different episodes (`best_known_returns`).
+    Every call has policies and episodes of its own, so that a task asked for twice says something new.
     """
 
     def __init__(
@@ -36,12 +39,14 @@ class RunGap:
     ) -> None:
         self._run, self._config, self._seed, self._scale = run, config, seed, scale
         self._num_threads, self._reporter = num_threads, reporter
+        self.num_calls = 0
         self.num_policies = 0
         self.real_samples = 0
 
     def __call__(self, psi: Tensor) -> Tensor:
         """See the class."""
-        run, config = self._run, self._config
+        run, config, seed = self._run, self._config, self._seed + CALLS_APART * self.num_calls
+        self.num_calls += 1
         episodes = zero_shot_returns(  # (R, n, N)
             run.family,
             run.state.learner,
@@ -49,7 +54,7 @@ class RunGap:
             psi,
             run.info.config.virtual,
             config,
-            self._seed,
+            seed,
             num_threads=self._num_threads,
             reporter=self._reporter,
         )
@@ -58,7 +63,7 @@ class RunGap:
             [run],
             TaskList("search", psi),
             config,
-            self._seed,
+            seed,
             num_threads=self._num_threads,
             reporter=self._reporter,
         )

@@ -452,6 +452,82 @@ def test_find_worst_reports_two_distinct_hills_with_intervals():
     assert "worst of 20 starts" in text and "95% confidence" in text
 
 
+def test_estimates_discount_luck_and_leave_exact_gaps_alone():
+    """A flat gap with one lucky observation: the normal posterior mean lies near the others, exact gaps stay."""
+    psi = BOX.grid((4, 4))
+    gap = torch.cat([torch.tensor([9.0]).double(), torch.linspace(-1, 1, 15).double()])
+    for name in ("gp", "default"):
+        search = make_search(name, BOX, generator=generator())
+        search.add(psi, gap)
+        assert not search.is_noisy and torch.equal(search.estimates(), gap)
+        noisy = make_search(name, BOX, generator=generator())
+        noisy.add(psi, gap, None, {"standard_error": torch.full((16,), 3.0)})
+        assert noisy.is_noisy and noisy.best().gap == 9.0
+        assert float(noisy.estimates()[0]) < 4.5 and float(noisy.estimates().std()) < 0.5 * float(gap.std())
+
+
+@pytest.mark.parametrize("name", ["gp", "default"])
+def test_tasks_asked_for_together_know_of_each_other(name):
+    def told():
+        search = make_search(name, BOX, generator=generator())
+        psi = search.ask(8)
+        search.tell(psi, two_hills(psi))
+        return search
+
+    together, in_turn = told(), told()
+    for n in range(1, 7):
+        psi = in_turn.ask(n)
+    assert torch.equal(together.ask(6), psi)
+    assert float(torch.pdist(BOX.to_unit(psi)).min()) > 0.02
+
+
+def test_few_replicates_do_not_make_a_gap_exact():
+    """Two policies that agree by chance: their standard error comes from the other tasks."""
+    told = []
+
+    class Spy(RandomSearch):
+        def tell(self, psi, gap, gradient=None, info=None):
+            told.append(info["standard_error"])
+            super().tell(psi, gap, gradient, info)
+
+    source = generator(3)
+
+    def gap(psi):
+        luck = torch.randn(len(psi), 2, generator=source, dtype=DOUBLE)
+        luck[0] = 0.0
+        return luck
+
+    find_worst(gap, BOX, Spy(BOX, None, "uniform", generator()), budget=400, batch=400, generator=generator())
+    error = torch.cat(told)
+    # of one degree of freedom of its own and six of all tasks': sqrt(6 / 7 * 1 / 2) where the own says 0
+    assert float(error[0]) == pytest.approx((6 / 7 / 2) ** 0.5, rel=0.1) and float(error.min()) > 0.5
+    assert float(error.square().mean()) == pytest.approx(0.5, rel=0.15)
+
+
+@pytest.mark.slow
+def test_default_finds_a_noisy_summit():
+    """Wide hill of height 1, noise of 0.5 a policy: 36 tasks of two policies each, mean of eight searches."""
+
+    def hill(psi):
+        z = BOX.to_unit(psi.double())
+        return torch.exp(-(z - torch.tensor([0.5, -0.4])).square().sum(-1) / (2 * 0.5**2))
+
+    found = []
+    for seed in range(8):
+        source = generator(seed)
+
+        def gap(psi, source=source, replicates=2):
+            return hill(psi)[:, None] + 0.5 * torch.randn(
+                len(psi), replicates, generator=source, dtype=DOUBLE
+            )
+
+        search = make_search("default", BOX, generator=generator(seed))
+        report = find_worst(gap, BOX, search, budget=36, batch=6, top=3, confirm=lambda p: gap(p, replicates=8),
+                            generator=generator(seed))  # fmt: skip
+        found.append(float(hill(torch.tensor(report.tasks[0].psi)[None])))
+    assert sum(found) / 8 > 0.85
+
+
 def test_find_worst_survives_failures_and_takes_gradients(tmp_path):
     def gap(psi):
         value = two_hills(psi)

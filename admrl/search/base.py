@@ -45,8 +45,17 @@ class TaskSearch(Protocol):
             info: ``standard_error`` (n,) of the gap, if it is noisy.
         """
 
-    def add(self, psi: Tensor, gap: Tensor | Sequence[float] | float, gradient: Tensor | None = None) -> None:
+    def add(
+        self,
+        psi: Tensor,
+        gap: Tensor | Sequence[float] | float,
+        gradient: Tensor | None = None,
+        info: Mapping[str, Any] | None = None,
+    ) -> None:
         """The same for tasks that were not asked for, e.g. results of earlier work."""
+
+    def estimates(self) -> Tensor:
+        """What the search believes the gaps (H,) of all that was told to be: as told, if it has no model of noise."""
 
     def best(self) -> Best:
         """The task with the largest gap that was told."""
@@ -185,13 +194,19 @@ class Search(ABC):
         self.history = self.history + told
         self._learn(told, tags)
 
-    def add(self, psi: Tensor, gap: Tensor | Sequence[float] | float, gradient: Tensor | None = None) -> None:
+    def add(
+        self,
+        psi: Tensor,
+        gap: Tensor | Sequence[float] | float,
+        gradient: Tensor | None = None,
+        info: Mapping[str, Any] | None = None,
+    ) -> None:
         """See `TaskSearch.add`.
 
         Raises:
             ValueError: as `tell`.
         """
-        told = self._checked(psi, gap, gradient, None)
+        told = self._checked(psi, gap, gradient, info)
         self.history = self.history + told
         self._learn(told, torch.full((len(told),), ADDED))
 
@@ -208,6 +223,10 @@ class Search(ABC):
         index = int(self.history.gap.nan_to_num(nan=-torch.inf).argmax())
         psi = self.history.psi[index].to(self.space.low.dtype)
         return Best(psi, float(self.history.gap[index]), index)
+
+    def estimates(self) -> Tensor:
+        """See `TaskSearch.estimates`; nan where the evaluation failed."""
+        return self.history.gap.clone()
 
     @property
     def num_failed(self) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from admrl.search.base import Observations, Search, SobolPoints, no_tags, project_unit, unit_scale
+from admrl.search.base import Observations, Search, SobolPoints, project_unit, unit_scale
 from admrl.search.gaussian_process import (
     KERNELS,
     MAX_FIT_ROWS,
@@ -19,10 +19,12 @@ from admrl.search.gaussian_process import (
 )
 from task_families.task_space import TaskSpace
 
+GLOBAL = 0  # note about tasks of the acquisition, and of the beginning
 NUM_CANDIDATES = 256  # Sobol points that the acquisition is compared at
 NUM_LOCAL = 128  # further candidates around the best tasks
 NUM_POLISHED = 6  # candidates whose acquisition is then climbed
 POLISH_STEPS = 25
+NOISY = 0.05  # of the spread of the gaps: from this standard error on, single gaps are not trusted
 MARGIN = 2e-3  # of the range of the gaps: a smaller improvement is not worth an evaluation
 
 
@@ -84,18 +86,38 @@ class GaussianProcessSearch(Search):
         return min(self._num_initial, len(self.history))
 
     def _propose(self, n: int) -> tuple[Tensor, Tensor]:
-        proposals: list[Tensor] = []
-        for _ in range(n):
-            known = self.history[self.history.known]
-            if len(self.history) + len(self._waiting) + len(proposals) < self._num_initial or len(known) < 2:
-                proposals.append(self._sobol.draw(1))
-                continue
-            waiting = torch.cat([self._waiting.double(), *proposals])
-            posterior = self.posterior(waiting)
-            proposals.append(self._maximise(posterior, known, waiting))
-        return torch.cat(proposals), no_tags(n)
+        tasks = self._waiting.double()
+        tags: list[int] = []
+        for _ in range(n):  # each knows of those before it
+            task, tag = self._propose_one(tasks)
+            tasks, tags = torch.cat([tasks, task]), [*tags, tag]
+        return tasks[-n:], torch.tensor(tags)
+
+    def _propose_one(self, waiting: Tensor) -> tuple[Tensor, int]:
+        """A further task (1, k) and its note, while tasks (W, k) wait for their answers."""
+        known = self.history[self.history.known]
+        if len(self.history) + len(waiting) < self._num_initial or len(known) < 2:
+            return self._sobol.draw(1), GLOBAL
+        return self._maximise(self.posterior(waiting), known), GLOBAL
 
     # -- the model -------------------------------------------------------------------------------------------
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether the standard errors of the gaps matter beside their spread."""
+        known = self.history[self.history.known]
+        return bool(known.standard_error.square().mean().sqrt() > NOISY * self._standard(known)[1])
+
+    def estimates(self) -> Tensor:
+        """See `TaskSearch.estimates`: the model's mean if gaps are noisy, else the gaps as told."""
+        gaps, rows = self.history.gap.clone(), self.history.known
+        known = self.history[rows]
+        if not self.is_noisy:
+            return gaps
+        center, spread = self._standard(known)
+        with torch.no_grad():
+            gaps[rows] = center + spread * self.posterior()(self.space.embed(known.psi))[0]
+        return gaps
 
     def posterior(self, waiting: Tensor | None = None) -> Posterior:
         """The model of standardised gaps in embedded coordinates, with the hyperparameters fitted if it is time.
@@ -172,10 +194,12 @@ class GaussianProcessSearch(Search):
 
     # -- the acquisition -------------------------------------------------------------------------------------
 
-    def _maximise(self, posterior: Posterior, known: Observations, waiting: Tensor) -> Tensor:
+    def _maximise(self, posterior: Posterior, known: Observations) -> Tensor:
         """The task (1, k) of the largest logarithm of the expected improvement."""
         center, spread = self._standard(known)
-        top = float((known.gap.max() + self._margin(known) - center) / spread)
+        # of noisy gaps the largest is luck: what the model makes of it counts
+        largest = self.estimates()[self.history.known].max()
+        top = float((largest + self._margin(known) - center) / spread)
 
         def acquisition(unit: Tensor) -> Tensor:
             mean, std = posterior(self.space.embed(self.space.from_unit(unit)))
@@ -197,7 +221,8 @@ class GaussianProcessSearch(Search):
     def _candidates(self, known: Observations) -> Tensor:
         """Sobol points, and perturbations of the five best tasks at three scales: (C, k) unit coordinates."""
         sobol = self.space.to_unit(self._sobol.draw(NUM_CANDIDATES))
-        best = self.space.to_unit(known.psi[known.gap.argsort(descending=True)[:5]])
+        order = self.estimates()[self.history.known].argsort(descending=True)
+        best = self.space.to_unit(known.psi[order[:5]])
         rows = torch.randint(len(best), (NUM_LOCAL,), generator=self.generator)
         scale = 10.0 ** -(1 + torch.randint(3, (NUM_LOCAL, 1), generator=self.generator).double()) * 3
         noise = torch.randn(NUM_LOCAL, self.space.size, generator=self.generator, dtype=torch.float64)

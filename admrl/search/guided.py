@@ -5,6 +5,8 @@
    best task that is far from everything climbed before, and moves to the maximum of the model inside a trust region
    around it, a box in unit coordinates that grows after a success and shrinks after a failure.
 3. A climber ends where its region is small or where it has reached an earlier summit; then the next one starts.
+
+Where gaps are noisy there are no climbs: a climber takes luck for a summit.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from admrl.search.base import Observations, project_unit
 from admrl.search.bayesian import POLISH_STEPS, GaussianProcessSearch, climb
 from task_families.task_space import TaskSpace
 
-GLOBAL, CLIMB = 0, 1  # tags
+CLIMB = 1  # note about a climber's task
 RADIUS, SMALLEST, GROW, SHRINK = 0.4, 0.03, 1.5, 0.4  # of the trust region, half-width in unit coordinates
 FAR = 0.25  # embedded coordinates per sqrt(k): how far a new climber starts from every climbed task
 MERGE = 0.05  # per sqrt(k): nearer than this is the same summit
@@ -69,25 +71,17 @@ class GuidedSearch(GaussianProcessSearch):
         self._busy, self._climbed = bool(busy), state["climbed"]
         self._radius, self._top = state["radius"].tolist()
 
-    def _propose(self, n: int) -> tuple[Tensor, Tensor]:
-        tasks, tags = [], []
-        for _ in range(n):
-            task = self._climb_on() if self._climb_is_due() else None
-            if task is None:
-                task = super()._propose(1)[0]
-                tags.append(GLOBAL)
-            else:
-                tags.append(CLIMB)
-            tasks.append(task)
-        return torch.cat(tasks), torch.tensor(tags)
+    def _propose_one(self, waiting: Tensor) -> tuple[Tensor, int]:
+        task = self._climb_on(waiting) if self._climb_is_due() else None
+        return super()._propose_one(waiting) if task is None else (task, CLIMB)
 
     def _climb_is_due(self) -> bool:
-        if self._since_best < self._patience or self._busy:
+        if self._since_best < self._patience or self._busy or self.is_noisy:
             return False
         self._turn += 1
         return self._turn % 4 != 0
 
-    def _climb_on(self) -> Tensor | None:
+    def _climb_on(self, waiting: Tensor) -> Tensor | None:
         """The climber's next task (1, k); None if there is nowhere to start."""
         known = self.history[self.history.known]
         if len(known) < 2 or len(self.history) < self._num_initial:
@@ -95,7 +89,7 @@ class GuidedSearch(GaussianProcessSearch):
         if self._at < 0 and not self._start():
             return None
         self._busy = True
-        posterior = self.posterior(self._waiting.double())
+        posterior = self.posterior(waiting)
         center = self.space.to_unit(self.history.psi[self._at])
         low, high = center - self._radius, center + self._radius
 

@@ -18,6 +18,7 @@ from admrl.files import write_text
 from admrl.search.base import Search, TaskSearch, project_unit, unit_scale
 from task_families.task_space import TaskSpace
 
+POOLED_DEGREES = 6  # see _Record._standard_error
 Gap = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
 """psi (n, k) -> gaps (n,) or replicates (n, R), e.g. policy seeds; or with the gradient (n, k) of their mean.
 nan: the evaluation failed."""
@@ -164,8 +165,8 @@ def find_worst(
     record = _Record(space, search)
     if probes is not None:
         for part in probes.split(batch):
-            mean, gradient, _ = record.evaluate(gap, part)
-            search.add(part, mean, gradient)
+            mean, gradient, error = record.evaluate(gap, part)
+            search.add(part, mean, gradient, {"standard_error": error})
             if on_batch is not None:
                 on_batch(search)
     remaining = budget - num_probes
@@ -177,7 +178,8 @@ def find_worst(
         if on_batch is not None:
             on_batch(search)
     bound = mass_bound(record.mean[:num_probes], confidence) if num_probes else None
-    rows = record.distinct(top, min_distance * math.sqrt(space.size))
+    believed = search.estimates()[len(search.history) - len(record.mean) :]
+    rows = record.distinct(believed, top, min_distance * math.sqrt(space.size))
     tasks = [record.describe(row, gap, confirm, difference, confidence, generator) for row in rows]
     tasks.sort(key=lambda task: -task.gap)
     return WorstReport(
@@ -205,22 +207,34 @@ class _Record:
     def evaluate(self, gap: Gap, psi: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Means, gradients and standard errors of a batch, recorded."""
         replicates, gradient = evaluate(gap, psi)
-        error = torch.zeros(len(psi), dtype=torch.float64)
-        if replicates.shape[1] > 1:
-            error = replicates.std(1).nan_to_num(0.0) / math.sqrt(replicates.shape[1])
+        self.replicates += list(replicates)
+        error = self._standard_error(replicates)
         mean = replicates.mean(1)
         self.psi, self.mean = torch.cat([self.psi, psi.double()]), torch.cat([self.mean, mean])
         missing = torch.full(psi.shape, torch.nan, dtype=torch.float64)
         self.gradient = torch.cat([self.gradient, missing if gradient is None else gradient.double()])
-        self.replicates += list(replicates)
         return mean, gradient, error
 
-    def distinct(self, top: int, distance: float) -> list[int]:
-        """Observations with the largest gaps, no two of them near."""
+    def _standard_error(self, replicates: Tensor) -> Tensor:
+        """Of the means of (n, R) replicates (n,).
+
+        The variance of few replicates is itself a guess, so that of all tasks so far enters with the weight of
+        POOLED_DEGREES degrees of freedom (Smyth 2004).
+        """
+        own = replicates.shape[1] - 1
+        if own == 0:
+            return torch.zeros(len(replicates), dtype=torch.float64)
+        variance = replicates.var(1)
+        pooled = torch.stack([r.var() for r in self.replicates if len(r) > 1]).nanmean()
+        variance = (POOLED_DEGREES * pooled + own * variance) / (POOLED_DEGREES + own)
+        return (variance / replicates.shape[1]).sqrt().nan_to_num(0.0)
+
+    def distinct(self, believed: Tensor, top: int, distance: float) -> list[int]:
+        """Observations of the largest gaps that are believed (H,), no two of them near."""
         z = self.space.embed(self.psi)
         rows: list[int] = []
-        for row in self.mean.nan_to_num(nan=-math.inf).argsort(descending=True).tolist():
-            if bool(self.mean[row].isnan()) or len(rows) == top:
+        for row in believed.nan_to_num(nan=-math.inf).argsort(descending=True).tolist():
+            if bool(believed[row].isnan()) or len(rows) == top:
                 break
             if all(float((z[row] - z[other]).norm()) > distance for other in rows):
                 rows.append(row)
