@@ -7,8 +7,8 @@ policies each is as bad as that of a 12 x 12 grid with two policies each.
 
 Gaps: wide random bumps in 2-D (those of `admrl.search.synthetic`, stretched; the optimum may lie on the border),
 without gradients. A policy's gap has normal noise whose standard deviation is the given multiple of the way from the
-mean of the space to the optimum. `find_worst` reports four tasks and ranks them by eight fresh policies; printed is the
-true gap, as a share of that way, of the first of them.
+mean of the space to the optimum. `find_worst` reports four tasks and ranks them by eight fresh policies; printed is
+the true gap, as a share of that way, of the first of them.
 """
 
 from __future__ import annotations
