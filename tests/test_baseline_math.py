@@ -12,7 +12,7 @@ from admrl.baselines.context import Encoder, Posterior, product_of_gaussians
 from admrl.baselines.crl import Crl
 from admrl.baselines.replay import MultiTaskReplay, context_rows
 from admrl.baselines.sac import Actor, Batch, Optimizers, Sac, tanh_gaussian, with_condition
-from admrl.baselines.training import new_baseline
+from admrl.baselines.training import new_baseline, train_baseline
 from task_families import make
 
 B, N, S, A, C = 3, 5, 4, 2, 6
@@ -222,18 +222,70 @@ def test_a_cleared_context_holds_only_what_came_since(generator):
     assert int(replay.all.size[1]) == 11
 
 
+def test_context_windows_are_whole_episodes_of_all_contexts(generator):
+    """Episodes of two: a window of two of them is rows 0-3, 2-5 or 4-7, each a third of the time; cleared rows count,
+    rows that never were in a context do not; a task with fewer rows shows all it has."""
+    replay = MultiTaskReplay(2, 100, S, A)
+
+    def add(task, rewards, to_context):
+        n = len(rewards)
+        number = torch.tensor(rewards)
+        replay.add(task, torch.zeros(n, S), torch.zeros(n, A), torch.zeros(n, S), number, number, torch.zeros(n),
+                   to_context=to_context)  # fmt: skip
+
+    add(0, [0.0, 1, 2, 3], True)
+    add(0, [77.0], False)
+    replay.context.clear(0)
+    add(0, [4.0, 5, 6, 7], True)
+    add(1, [50.0, 51], True)
+    tasks = torch.tensor([0, 1]).repeat(600)
+    rows = replay.sample_context(tasks, 40, generator, has_next_obs=False, window=(4, 2))
+    shown = [tuple(sorted(set(row.tolist()))) for row in rows[..., -1]]
+    windows = {(0, 1, 2, 3), (2, 3, 4, 5), (4, 5, 6, 7)}
+    assert set(shown[::2]) == windows and set(shown[1::2]) == {(50.0, 51.0)}
+    for window in windows:
+        assert shown[::2].count(window) / 600 == pytest.approx(1 / 3, abs=0.06)  # three standard errors
+    present = replay.sample_context(torch.tensor([0]), 40, generator, has_next_obs=False)
+    assert set(present[0, :, -1].tolist()) == {4.0, 5.0, 6.0, 7.0}
+
+
+def test_contexts_of_so_many_episodes_reach_encoder_and_adapter_network(monkeypatch):
+    """`num_episodes` decides from where every gradient step draws its contexts; sampling uses the present context."""
+    config = preset_config("smoke", "point_robot", "crl")
+    asked = []
+    sample_context = MultiTaskReplay.sample_context
+
+    def spy(self, *args, window=None, **kwargs):
+        asked.append(window)
+        return sample_context(self, *args, window=window, **kwargs)
+
+    monkeypatch.setattr(MultiTaskReplay, "sample_context", spy)
+    for episodes, expected in ((2, (40, 20)), (None, None)):
+        asked.clear()
+        settings = replace(config, num_iterations=1, context=replace(config.context, num_episodes=episodes))
+        train_baseline(new_baseline(make("point_robot"), "crl", settings, 0))
+        steps = 2 * settings.num_updates  # encoder and adapter network
+        assert asked.count(expected) >= steps
+        assert episodes is None or len(asked) - asked.count(expected) == asked.count(None) < steps
+
+
 def test_replay_from_a_checkpoint_draws_the_same(generator):
     replay, other = filled_replay(), MultiTaskReplay(3, 100, S, A)
     replay.context.clear(0)
+    none = torch.zeros(2, 1)
+    replay.add(0, none.expand(2, S), none.expand(2, A), none.expand(2, S), none[:, 0], none[:, 0], none[:, 0],
+               to_context=False)  # fmt: skip
     other.load(replay.columns(), replay.state_dict())
     state = generator.get_state()
     first = replay.sample(torch.tensor([0, 1]), 9, generator)
+    one = replay.sample_context(torch.tensor([0, 1]), 9, generator, has_next_obs=True, window=(2, 1))
     generator.set_state(state)
     second = other.sample(torch.tensor([0, 1]), 9, generator)
-    assert torch.equal(first.reward, second.reward)
+    two = other.sample_context(torch.tensor([0, 1]), 9, generator, has_next_obs=True, window=(2, 1))
+    assert torch.equal(first.reward, second.reward) and torch.equal(one, two)
     assert torch.equal(replay.context.size, other.context.size)
-    with pytest.raises(ValueError, match="made for 12 rows, got 14"):
-        small = MultiTaskReplay(3, 12, S, A)
+    with pytest.raises(ValueError, match="made for 14 rows, got 16"):
+        small = MultiTaskReplay(3, 14, S, A)
         small.load(replay.columns(), replay.state_dict())
         obs = torch.ones(2, S)
         small.add(0, obs, obs[:, :A], obs, obs[:, 0], obs[:, 0], obs[:, 0], to_context=False)

@@ -160,7 +160,7 @@ def test_same_seed_same_run_another_seed_another(tmp_path):
 def test_a_sparse_family_trains_the_critic_on_dense_rewards(tmp_path):
     run = trained(tmp_path / "run", family="sparse_point_robot")
     rows = run.state.replay.columns()["rows"]
-    dense, shown = rows[:, -3], rows[:, -2]
+    dense, shown = rows[:, -4], rows[:, -3]
     assert bool((dense < 0).all())
     assert bool((shown >= 0).all())
 

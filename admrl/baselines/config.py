@@ -77,6 +77,9 @@ class ContextConfig:
     """Dimension of z. PEARL: 5."""
     num_transitions: int = field(default=256, metadata={"range": (1, 100_000)})
     """Transitions of a training context. PEARL: 64 to 1024 by environment."""
+    num_episodes: int | None = field(default=None, metadata={"range": (1, 10_000)})
+    """Training: a context is drawn from so many consecutive episodes of any time, as a test sees them; None: from all
+    since the task was sampled last. PEARL: none. [ours]: a number, as few fresh contexts are soon known by heart."""
     kl_weight: float = field(default=0.1, metadata={"range": (0, 1e6)})
     """lambda of the KL, which is summed over tasks while the critic's loss is a mean. PEARL: 0.1 or 1."""
     has_next_obs: bool = False
@@ -244,8 +247,8 @@ def _laptop_point(config: BaselineConfig) -> BaselineConfig:
 
 
 def _laptop_dense_point(config: BaselineConfig) -> BaselineConfig:
-    """Contexts like those of a test (one prior, one posterior episode), and a latent that can hold what they say:
-    with PEARL's five dimensions a goal in the plane is hardly learned from distances."""
+    """Contexts like those of a test (one prior, one posterior episode), from all of the training, and a latent that
+    can hold what they say: with PEARL's five dimensions a goal in the plane is hardly learned from distances."""
     config = _laptop_point(config)
     return replace(
         config,
@@ -256,7 +259,8 @@ def _laptop_dense_point(config: BaselineConfig) -> BaselineConfig:
         num_initial_steps=100,
         num_posterior_steps=20,
         num_extra_steps=40,
-        context=replace(config.context, latent_size=16, num_transitions=64, kl_weight=3e-4),
+        context=replace(config.context, latent_size=16, num_transitions=64, num_episodes=2, kl_weight=3e-4),
+        crl=replace(config.crl, hidden_sizes=(64, 64)),
     )
 
 

@@ -100,7 +100,8 @@ class Crl(Pearl):
     ) -> tuple[Tensor, Tensor]:
         """Eq. 7 for tasks (B,), in units of the layers' variance (the mean layer gets 1), and that variance ()."""
         # the rewards of the context: those that a test task shows
-        rows = replay.sample_context(tasks, self.config.crl.num_transitions, generator, has_next_obs=True)
+        num = self.config.crl.num_transitions
+        rows = replay.sample_context(tasks, num, generator, has_next_obs=True, window=self.window)
         mean, deviation = self._head_moments()
         target = ((self.heads.detach()[tasks] - mean) / deviation).flatten(1)  # Alg. 1, lines 18, 19
         with self.sac.mixed_precision():

@@ -52,6 +52,8 @@ class Pearl(nn.Module):
         super().__init__()
         self.config, self.sees_psi = config, sees_psi
         self.box, self.num_tasks = family.box, len(psi)
+        episodes, horizon = config.context.num_episodes, family.horizon
+        self.window = None if episodes is None else (episodes * horizon, horizon)  # of training contexts
         self.register_buffer("train_known", self.known(psi), persistent=False)
         sizes = family.obs_size, family.act_size
         row_size = sizes[0] + sizes[1] + 1 + (sizes[0] if config.context.has_next_obs else 0)
@@ -77,7 +79,7 @@ class Pearl(nn.Module):
         """One gradient step on a meta-batch of tasks, drawn with replacement."""
         config = self.config
         tasks = torch.randint(self.num_tasks, (config.meta_batch,), generator=generator)
-        posterior = self.sample_posterior(replay, tasks, generator)
+        posterior = self.sample_posterior(replay, tasks, generator, window=self.window)
         z = posterior.draw(torch.randn(posterior.mean.shape, generator=generator))  # one z for each task
         batch = replay.sample(tasks, config.sac.batch_size, generator)
         noise = torch.randn(2, *batch.act.shape, generator=generator)
@@ -93,12 +95,17 @@ class Pearl(nn.Module):
         return metrics | {"kl": kl.detach() / len(tasks)}
 
     def sample_posterior(
-        self, replay: MultiTaskReplay, tasks: Tensor, generator: torch.Generator
+        self,
+        replay: MultiTaskReplay,
+        tasks: Tensor,
+        generator: torch.Generator,
+        *,
+        window: tuple[int, int] | None = None,
     ) -> Posterior:
-        """q(z|c) of random contexts of tasks (B,)."""
+        """q(z|c) of random contexts of tasks (B,); window: see `MultiTaskReplay.sample_context`."""
         context = self.config.context
         rows = replay.sample_context(
-            tasks, context.num_transitions, generator, has_next_obs=context.has_next_obs
+            tasks, context.num_transitions, generator, has_next_obs=context.has_next_obs, window=window
         )
         with self.sac.mixed_precision():
             return self.encoder.posterior(rows)

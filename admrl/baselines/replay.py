@@ -1,8 +1,9 @@
 """Replay of many tasks in one preallocated tensor, sampled without a loop; a context is a set of rows of it.
 
-A row is [obs, act, next_obs, reward, context reward, terminated], written once, in order of arrival. Two tables hold
-row numbers by task: all of the task (the RL buffer) and those of its present context (PEARL's encoder buffer, cleared
-before a task is sampled again). Shapes: R rows, K tasks, B tasks of a batch, N transitions of each.
+A row is [obs, act, next_obs, reward, context reward, terminated, in a context], written once, in order of arrival.
+Three tables hold row numbers by task: all of the task (the RL buffer), those of its present context (PEARL's encoder
+buffer, cleared before a task is sampled again), and those of all its contexts, cleared or not. Shapes: R rows, K tasks,
+B tasks of a batch, N transitions of each.
 """
 
 from __future__ import annotations
@@ -44,17 +45,31 @@ class RowTable:
         position = (share * self.size[tasks, None]).long()
         return self.index[tasks[:, None], position]
 
+    def draw_window(
+        self, tasks: Tensor, num: int, generator: torch.Generator, *, length: int, stride: int
+    ) -> Tensor:
+        """Rows (B, num) of tasks (B,), uniform with replacement among `length` consecutive ones of each.
+
+        These begin at a random multiple of `stride`. A task with fewer rows shows all it has.
+        """
+        size = self.size[tasks, None]
+        num_places = ((size - length) // stride + 1).clamp(min=1)
+        place, share = (torch.rand(len(tasks), n, generator=generator, dtype=torch.float64) for n in (1, num))
+        begin = stride * (place * num_places).long()
+        position = begin + (share * size.clamp(max=length)).long()
+        return self.index[tasks[:, None], position]
+
 
 class MultiTaskReplay:
     """See the head of this page."""
 
     def __init__(self, num_tasks: int, capacity: int, obs_size: int, act_size: int) -> None:
         """capacity: rows of all tasks together; the training knows how many it will write."""
-        self._widths = [obs_size, act_size, obs_size, 1, 1, 1]
+        self._widths = [obs_size, act_size, obs_size, 1, 1, 1, 1]
         self._rows = torch.empty(capacity, sum(self._widths))  # memory is taken when it is written
         self._task = torch.empty(capacity, dtype=torch.int64)
         self.size = 0
-        self.all, self.context = RowTable(num_tasks), RowTable(num_tasks)
+        self.all, self.context, self.all_contexts = (RowTable(num_tasks) for _ in range(3))
 
     def add(
         self,
@@ -74,6 +89,7 @@ class MultiTaskReplay:
             ValueError: more rows than the replay was made for.
         """
         columns = [obs, act, next_obs, reward[:, None], context_reward[:, None], terminated[:, None].float()]
+        columns += [torch.full((len(obs), 1), float(to_context))]
         new = torch.cat([c.to(self._rows) for c in columns], dim=-1)
         end = self.size + len(new)
         if end > len(self._rows):
@@ -83,20 +99,35 @@ class MultiTaskReplay:
         self.all.add(task, rows)
         if to_context:
             self.context.add(task, rows)
+            self.all_contexts.add(task, rows)
         self.size = end
 
     def sample(self, tasks: Tensor, num: int, generator: torch.Generator) -> Batch:
         """A batch for gradient steps: num transitions of each of tasks (B,)."""
         rows = self._rows[self.all.draw(tasks, num, generator)]
-        obs, act, next_obs, reward, _, terminated = rows.split(self._widths, dim=-1)
+        obs, act, next_obs, reward, _, terminated, _ = rows.split(self._widths, dim=-1)
         return Batch(obs, act, reward, next_obs, terminated)
 
     def sample_context(
-        self, tasks: Tensor, num: int, generator: torch.Generator, *, has_next_obs: bool
+        self,
+        tasks: Tensor,
+        num: int,
+        generator: torch.Generator,
+        *,
+        has_next_obs: bool,
+        window: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Contexts (B, num, .) of [obs, act, context reward] and next_obs, if wanted, from the tasks' contexts."""
-        rows = self._rows[self.context.draw(tasks, num, generator)]
-        obs, act, next_obs, _, reward, _ = rows.split(self._widths, dim=-1)
+        """Contexts (B, num, .) of [obs, act, context reward] and next_obs, if wanted.
+
+        Args:
+            window: length and stride of the consecutive transitions from which a context is drawn (see
+                `RowTable.draw_window`), among those of all contexts of the task. None: from its present context.
+        """
+        if window is None:
+            drawn = self.context.draw(tasks, num, generator)
+        else:
+            drawn = self.all_contexts.draw_window(tasks, num, generator, length=window[0], stride=window[1])
+        obs, act, next_obs, _, reward, _, _ = self._rows[drawn].split(self._widths, dim=-1)
         return context_rows(obs, act, reward, next_obs if has_next_obs else None)
 
     # -- for checkpoints; rows only ever join at the end ---------------------------------------------------------
@@ -133,9 +164,11 @@ class MultiTaskReplay:
         ):
             raise ValueError("context.index: names rows that are not there")
         self._rows[:num_rows], self._task[:num_rows], self.size = rows, task, num_rows
-        self.all = RowTable(num_tasks)
+        self.all, self.all_contexts = RowTable(num_tasks), RowTable(num_tasks)
+        in_context = rows[:, -1] > 0
         for k in range(num_tasks):
             self.all.add(k, (task == k).nonzero()[:, 0])
+            self.all_contexts.add(k, ((task == k) & in_context).nonzero()[:, 0])
         self.context.index, self.context.size = index.clone(), size.clone()
 
 
