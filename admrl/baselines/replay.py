@@ -2,8 +2,9 @@
 
 A row is [obs, act, next_obs, reward, context reward, terminated, in a context], written once, in order of arrival.
 Three tables hold row numbers by task: all of the task (the RL buffer), those of its present context (PEARL's encoder
-buffer, cleared before a task is sampled again), and those of all its contexts, cleared or not. Shapes: R rows, K tasks,
-B tasks of a batch, N transitions of each.
+buffer, cleared before a task is sampled again), and those of all its contexts, cleared or not.
+
+Shapes: R rows, K tasks, B tasks of a batch, N transitions of each.
 """
 
 from __future__ import annotations
