@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from admrl.cli import main, parse
 from admrl.commands import evaluate
@@ -20,6 +21,7 @@ from admrl.evaluate_runs import evaluate_gaps
 from admrl.evaluation import GapTable
 from admrl.reporting import Silent
 from admrl.run_store import load_run
+from admrl.run_worst import RunGap
 from admrl.train_run import prepare_run, train_run
 
 ENVIRONMENT = {**os.environ, "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
@@ -209,6 +211,13 @@ def test_search_worst(tmp_path):
     assert (out / "worst" / "worst-1.gif").exists() or "no film" in result.stderr
     again = admrl("search-worst", str(out))
     assert again.returncode == 2 and "already holds a report" in again.stderr
+    # a task asked for twice says something new, and the same calls say the same
+    run, config = load_run(out), parse(["search-worst", str(out), *small]).config
+    psi = torch.tensor([report["tasks"][0]["psi"]])
+    gap, same = RunGap(run, config, 0), RunGap(run, config, 0)
+    first, second = gap(psi), gap(psi)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, same(psi)) and torch.equal(second, same(psi))
 
 
 @pytest.mark.slow
