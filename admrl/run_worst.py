@@ -1,8 +1,14 @@
-"""The gap of a run as a function of the task, for `find_worst`: zero-shot policies against a reference."""
+"""The gap of a run as a function of the task, for `find_worst`: zero-shot policies against a reference.
+
+FOLDER/NAME-CALL.part     one batch of tasks, `admrl.sealed_file`
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,13 +16,24 @@ from torch import Tensor
 from admrl.config import EvaluationConfig
 from admrl.evaluate_runs import run_reference
 from admrl.evaluation import best_known_returns
+from admrl.evaluation_store import DAMAGED, SUFFIX, part_settings
+from admrl.files import make_folder
 from admrl.protocol import zero_shot_returns
 from admrl.reporting import Reporter
 from admrl.run_store import Run
+from admrl.sealed_file import check_tensor, read_sealed, write_sealed
 from admrl.search.objective import scaled_gap
-from admrl.test_sets import TaskList
+from admrl.test_sets import TaskList, digest
 
 CALLS_APART = 7919  # between the seeds of two calls
+
+
+class Batch(NamedTuple):
+    """What one call found."""
+
+    gaps: Tensor  # (n, R) float64
+    num_policies: int
+    real_samples: int
 
 
 class RunGap:
@@ -36,17 +53,39 @@ class RunGap:
         scale: str = "absolute",
         num_threads: int = 1,
         reporter: Reporter | None = None,
+        folder: Path | None = None,
+        name: str = "batch",
     ) -> None:
+        """
+        Args:
+            folder: keep every batch there under this name; where the same calls come again, e.g. after an
+                interruption, they are answered from there.
+        """
         self._run, self._config, self._seed, self._scale = run, config, seed, scale
         self._num_threads, self._reporter = num_threads, reporter
+        self._folder, self._name = folder, name
         self.num_calls = 0
         self.num_policies = 0
         self.real_samples = 0
+        self.notes: list[str] = []
+        """Files that were damaged, for the user."""
 
     def __call__(self, psi: Tensor) -> Tensor:
         """See the class."""
-        run, config, seed = self._run, self._config, self._seed + CALLS_APART * self.num_calls
+        seed = self._seed + CALLS_APART * self.num_calls
+        if self._folder is None:
+            batch = self._evaluate(psi, seed)
+        else:
+            file = self._folder / f"{self._name}-{self.num_calls:03d}{SUFFIX}"
+            key = self._key(psi, seed)
+            batch = self._read(file, key) or self._write(file, key, self._evaluate(psi, seed))
         self.num_calls += 1
+        self.num_policies += batch.num_policies
+        self.real_samples += batch.real_samples
+        return batch.gaps
+
+    def _evaluate(self, psi: Tensor, seed: int) -> Batch:
+        run, config = self._run, self._config
         episodes = zero_shot_returns(  # (R, n, N)
             run.family,
             run.state.learner,
@@ -59,6 +98,7 @@ class RunGap:
             reporter=self._reporter,
         )
         candidates = {str(run.path): episodes}
+        real_samples = episodes.size * run.family.horizon
         reference = run_reference(
             [run],
             TaskList("search", psi),
@@ -69,12 +109,43 @@ class RunGap:
         )
         if reference is not None:
             candidates["reference: SLBO on these tasks"] = reference
-            self.real_samples += len(psi) * config.num_reference_stages * config.num_reference_samples
-            self.real_samples += reference.size * run.family.horizon
-        self.num_policies += len(psi) * config.num_policy_seeds
-        self.real_samples += episodes.size * run.family.horizon
+            real_samples += len(psi) * config.num_reference_stages * config.num_reference_samples
+            real_samples += reference.size * run.family.horizon
         optimal = torch.from_numpy(best_known_returns(candidates)[0])[:, None]
-        return scaled_gap(optimal, torch.from_numpy(episodes.mean(-1).T.copy()), self._scale)
+        gaps = scaled_gap(optimal, torch.from_numpy(episodes.mean(-1).T.copy()), self._scale)
+        return Batch(gaps, len(psi) * config.num_policy_seeds, real_samples)
+
+    # -- kept batches ----------------------------------------------------------------------------------------
+
+    def _key(self, psi: Tensor, seed: int) -> str:
+        """Of everything that the numbers of a batch depend on."""
+        settings = part_settings(self._run, self._config, seed)
+        return digest(
+            settings | {"all": asdict(self._config), "scale": self._scale, "psi": psi.double().tolist()}
+        )
+
+    def _write(self, file: Path, key: str, batch: Batch) -> Batch:
+        assert self._folder is not None
+        make_folder(self._folder)
+        counts = torch.tensor([batch.num_policies, batch.real_samples])
+        write_sealed(file, {"gaps": batch.gaps.double(), "counts": counts}, {"key": key})
+        return batch
+
+    def _read(self, file: Path, key: str) -> Batch | None:
+        """The batch in a file; None if there is none, or one of other settings or tasks."""
+        if not file.exists():
+            return None
+        try:
+            tensors, meta, _ = read_sealed(file)
+            if meta.get("key") != key:
+                return None
+            gaps = check_tensor(tensors, "gaps", (None, self._config.num_policy_seeds), torch.float64)
+            num_policies, real_samples = check_tensor(tensors, "counts", (2,), torch.int64).tolist()
+        except ValueError as error:
+            file.rename(file.with_suffix(DAMAGED))
+            self.notes.append(f"{error}; this batch is evaluated again")
+            return None
+        return Batch(gaps, num_policies, real_samples)
 
 
 def replay_command(run: Run, psi: Sequence[float], seed: int, num_updates: int, out: str) -> str:

@@ -211,6 +211,24 @@ def test_search_worst(tmp_path):
     assert (out / "worst" / "worst-1.gif").exists() or "no film" in result.stderr
     again = admrl("search-worst", str(out))
     assert again.returncode == 2 and "already holds a report" in again.stderr
+    # the same command goes on after an interruption: what was evaluated is taken from the files
+    batches, text = sorted((out / "worst" / "batches").iterdir()), (out / "worst" / "worst.json").read_text()
+    assert len(batches) == 2 + 2
+    written = [file.stat().st_mtime_ns for file in batches]
+    for damaged in (False, True):
+        (out / "worst" / "worst.json").unlink()
+        if damaged:
+            batches[-1].write_bytes(batches[-1].read_bytes()[:-9])
+        result = admrl("search-worst", str(out), *small, "--no-film")
+        assert result.returncode == 0, result.stderr
+        assert json.loads((out / "worst" / "worst.json").read_text()) == json.loads(text)
+        same = [file.stat().st_mtime_ns == t for file, t in zip(batches, written, strict=True)]
+        assert same == [True] * 3 + [not damaged]
+        assert ("is evaluated again" in result.stdout) == damaged
+    # other settings are evaluated anew
+    (out / "worst" / "worst.json").unlink()
+    assert admrl("search-worst", str(out), *small, "--no-film", "--scale", "ratio").returncode == 0
+    assert batches[0].stat().st_mtime_ns > written[0]
     # a task asked for twice says something new, and the same calls say the same
     run, config = load_run(out), parse(["search-worst", str(out), *small]).config
     psi = torch.tensor([report["tasks"][0]["psi"]])

@@ -6,7 +6,8 @@
       num_prior_steps with z ~ prior                                           -> context and replay
       num_posterior_steps with z ~ q(z|c), inferred anew for every episode     -> context and replay
       num_extra_steps with z ~ q(z|c)                                          -> replay alone
-      num_updates gradient steps on meta-batches of all training tasks
+      num_updates gradient steps on meta-batches of all training tasks; contexts: the present ones, or (num_episodes)
+        so many consecutive episodes of all that ever were in a context
 
 A step, after which the training can stop and go on bit-identically, is the sampling of an iteration or
 UPDATES_PER_STEP gradient steps. All tasks and episodes that do not depend on each other are simulated together.

@@ -249,6 +249,7 @@ class SearchWorst:
 
     Every task is solved zero-shot in the run's frozen model and by a reference run, in batches; the worst distinct
     tasks are evaluated anew with fresh policies, and filmed. Writes worst.json, search.safetensors and the films.
+    Interrupted, the same command goes on after the last finished batch.
     """
 
     run: tyro.conf.Positional[Path]

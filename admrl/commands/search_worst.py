@@ -23,7 +23,7 @@ from task_families.family import spawn_generators
 if TYPE_CHECKING:
     from admrl.commands.options import SearchWorst
 
-REPORT, STATE = "worst.json", "search.safetensors"
+REPORT, STATE, BATCHES = "worst.json", "search.safetensors", "batches"
 CONFIRM_SEED = 1_000_003  # added to the seed of the search: fresh policies and episodes
 
 
@@ -86,13 +86,24 @@ def execute(command: SearchWorst, run: Run, search: Search) -> WorstReport:
     num_calls = math.ceil(command.num_probes / command.batch)
     num_calls += math.ceil((command.budget - command.num_probes) / command.batch)
     num_calls += command.top * (2 if command.difference else 1)
+    num_calls = max(
+        1, num_calls - len(list((out / BATCHES).glob("*")))
+    )  # those of an earlier, interrupted command
     probes, _ = spawn_generators(torch.Generator().manual_seed(command.seed), 2)
     try:
         with deferred_signals(), Display(console, {name: num_calls * per_call}) as display:
             reporter = Interruptible(JobReporter(name, display.handle))
             gap, confirm = (
-                RunGap(run, config, command.seed + shift, scale=command.scale, reporter=reporter)
-                for shift in (0, CONFIRM_SEED)
+                RunGap(
+                    run,
+                    config,
+                    command.seed + shift,
+                    scale=command.scale,
+                    reporter=reporter,
+                    folder=out / BATCHES,
+                    name=part,
+                )
+                for part, shift in (("search", 0), ("confirm", CONFIRM_SEED))
             )
             report = find_worst(
                 gap,
@@ -111,8 +122,8 @@ def execute(command: SearchWorst, run: Run, search: Search) -> WorstReport:
             )
     except Interrupted as interrupt:
         raise Interrupted(
-            f"{len(search.history)} of {command.budget} tasks were evaluated; what was found so far is in "
-            f"{out / STATE} (admrl.search.load_search)",
+            f"{len(search.history)} of {command.budget} tasks are evaluated and kept in {out}; the same command goes "
+            "on from there",
             interrupt.signum,
         ) from None
     replays = [
@@ -137,7 +148,7 @@ def execute(command: SearchWorst, run: Run, search: Search) -> WorstReport:
         "report": asdict(report),
     }
     write_text(out / REPORT, json.dumps(data, indent=1))
-    for line in report.lines():
+    for line in (*gap.notes, *confirm.notes, *report.lines()):
         console.print(line, highlight=False)
     console.print(
         f"{gap.num_policies} zero-shot policies in the search, {confirm.num_policies} to confirm; "
