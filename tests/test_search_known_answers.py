@@ -573,10 +573,19 @@ def test_projected_gradient_norm():
 
 
 def test_differences_at_the_border_are_one_sided():
-    psi = torch.tensor([[1.0, 2.0]]).double()
-    slope, error = central_difference(lambda p: 3 * p[:, 0] - p[:, 1], BOX, psi, 0.1)
-    torch.testing.assert_close(slope, torch.tensor([1.5, -2.0]).double())  # per unit coordinate
+    psi = torch.tensor([[1.0, 2.0], [0.5, 1.0]]).double()
+    slope, error = central_difference(lambda p: 3 * p[:, 0] - p[:, 1] ** 2, BOX, psi, 0.1)
+    # per unit coordinate, of which 0.5 and 2 of psi make one; a quadratic's central difference is exact
+    torch.testing.assert_close(slope, torch.tensor([[1.5, -8.0], [1.5, -4.0]]).double())
     assert error is None
+
+    def replicates(p):
+        return 3 * p[:, :1] + torch.tensor([-1.0, 1.0]).double()
+
+    slope, error = central_difference(replicates, BOX, psi, 0.1)
+    torch.testing.assert_close(slope, torch.tensor([[1.5, 0.0], [1.5, 0.0]]).double())
+    # variance 2 of two replicates on either side: a difference has a standard error of sqrt 2, over 0.1 and 0.2
+    torch.testing.assert_close(error, 2**0.5 / torch.tensor([0.1, 0.2]).double())
 
 
 def test_bootstrap_intervals_cover():

@@ -85,7 +85,7 @@ def execute(command: SearchWorst, run: Run, search: Search) -> WorstReport:
     per_call = 2 * config.num_updates + config.num_reference_stages * stage
     num_calls = math.ceil(command.num_probes / command.batch)
     num_calls += math.ceil((command.budget - command.num_probes) / command.batch)
-    num_calls += command.top * (2 if command.difference else 1)
+    num_calls += 2 if command.difference else 1  # those that confirm
     num_calls = max(
         1, num_calls - len(list((out / BATCHES).glob("*")))
     )  # those of an earlier, interrupted command

@@ -146,9 +146,10 @@ def find_worst(
         num_probes: uniform tasks evaluated first, for the bound; the search is told of them.
         top: number of tasks to report.
         min_distance: between them, in unit coordinates per sqrt(k).
-        confirm: evaluates the reported tasks anew, with fresh noise; None: they keep the gaps of the search.
+        confirm: evaluates the reported tasks anew, in one call, with fresh noise; None: they keep the gaps of the
+            search.
         difference: half-step, in unit coordinates, of the central differences of `confirm` (or `gap`) that give the
-            gradient: 2 k further evaluations a task. None: the gradient that `gap` returns, if it does.
+            gradient: 2 k further evaluations a task, in one call. None: the gradient that `gap` returns, if it does.
         confidence: of intervals and bound.
         generator: of probes and bootstrap.
         on_batch: called after every batch, e.g. to save the search.
@@ -180,8 +181,7 @@ def find_worst(
     bound = mass_bound(record.mean[:num_probes], confidence) if num_probes else None
     believed = search.estimates()[len(search.history) - len(record.mean) :]
     rows = record.distinct(believed, top, min_distance * math.sqrt(space.size))
-    tasks = [record.describe(row, gap, confirm, difference, confidence, generator) for row in rows]
-    tasks.sort(key=lambda task: -task.gap)
+    tasks = record.describe(rows, gap, confirm, difference, confidence, generator)
     return WorstReport(
         tasks=tuple(tasks),
         names=space.names,
@@ -244,36 +244,40 @@ class _Record:
 
     def describe(
         self,
-        row: int,
+        rows: list[int],
         gap: Gap,
         confirm: Gap | None,
         difference: float | None,
         confidence: float,
         generator: torch.Generator,
-    ) -> WorstTask:
-        """Everything about one task."""
-        psi = self.psi[row : row + 1].to(self.space.low.dtype)
-        replicates = self.replicates[row]
+    ) -> list[WorstTask]:
+        """Everything about some tasks, the worst first; they are evaluated anew together."""
+        psi = self.psi[rows].to(self.space.low.dtype)
+        replicates = [self.replicates[row] for row in rows]
         if confirm is not None:
-            replicates = evaluate(confirm, psi)[0][0]
-        seed = int(torch.randint(2**31, (1,), generator=generator))
-        low, high = bootstrap_interval(replicates.numpy(), confidence, seed)
-        slope, error = self.gradient[row] * unit_scale(self.space), None
+            replicates = list(evaluate(confirm, psi)[0])
+        slopes, errors = self.gradient[rows] * unit_scale(self.space), None
         if difference is not None:
-            slope, error = central_difference(confirm or gap, self.space, psi, difference)
-        norm = None
-        if not bool(slope.isnan().any()):
-            norm = projected_norm(self.space, self.space.to_unit(psi[0].double()), slope)
-        return WorstTask(
-            psi=tuple(psi[0].double().tolist()),
-            search_gap=float(self.mean[row]),
-            gap=float(replicates.mean()),
-            low=low,
-            high=high,
-            num_replicates=len(replicates),
-            gradient_norm=norm,
-            gradient_error=error,
-        )
+            slopes, errors = central_difference(confirm or gap, self.space, psi, difference)
+        tasks = []
+        for i, row in enumerate(rows):
+            seed = int(torch.randint(2**31, (1,), generator=generator))
+            low, high = bootstrap_interval(replicates[i].numpy(), confidence, seed)
+            norm = None
+            if not bool(slopes[i].isnan().any()):
+                norm = projected_norm(self.space, self.space.to_unit(psi[i].double()), slopes[i])
+            task = WorstTask(
+                psi=tuple(psi[i].double().tolist()),
+                search_gap=float(self.mean[row]),
+                gap=float(replicates[i].mean()),
+                low=low,
+                high=high,
+                num_replicates=len(replicates[i]),
+                gradient_norm=norm,
+                gradient_error=None if errors is None else float(errors[i]),
+            )
+            tasks.append(task)
+        return sorted(tasks, key=lambda task: -task.gap)
 
 
 def evaluate(gap: Gap, psi: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -312,19 +316,25 @@ def bootstrap_interval(
     return float(interval.low), float(interval.high)
 
 
-def central_difference(gap: Gap, space: TaskSpace, psi: Tensor, step: float) -> tuple[Tensor, float | None]:
-    """d gap / d unit (k,) at psi (1, k) from 2 k neighbours, one-sided at the border; the largest error."""
-    unit, eye = space.to_unit(psi.double()), torch.eye(space.size, dtype=torch.float64)
-    points = project_unit(space, torch.cat([unit + step * eye, unit - step * eye]))
+def central_difference(gap: Gap, space: TaskSpace, psi: Tensor, step: float) -> tuple[Tensor, Tensor | None]:
+    """d gap / d unit at psi (n, k) from 2 k neighbours each, one-sided at the border, all in one call.
+
+    Returns:
+        slopes (n, k), and the largest standard error of each (n,) if there are replicates.
+    """
+    unit, eye = space.to_unit(psi.double())[:, None], torch.eye(space.size, dtype=torch.float64)
+    neighbours = torch.cat([unit + step * eye, unit - step * eye], dim=1)  # (n, 2 k, k)
+    points = project_unit(space, neighbours.flatten(0, 1))
     replicates, _ = evaluate(gap, space.from_unit(points).to(psi.dtype))
-    up, down = replicates.chunk(2)
-    z = points.chunk(2)
-    distance = ((z[0] - z[1]) * eye).sum(1)
-    slope = torch.where(distance > 0, (up.mean(1) - down.mean(1)) / distance, 0.0)
+    shape = (len(psi), 2, space.size)
+    up, down = replicates.unflatten(0, shape).unbind(1)  # (n, k, R)
+    ahead, behind = points.unflatten(0, shape).unbind(1)
+    distance = (ahead - behind).diagonal(dim1=1, dim2=2)
+    slope = torch.where(distance > 0, (up.mean(-1) - down.mean(-1)) / distance, 0.0)
     if replicates.shape[1] < 2:
         return slope, None
-    variance = (up.var(1) + down.var(1)) / replicates.shape[1]
-    return slope, float((variance.sqrt() / distance.clamp_min(1e-12)).max())
+    variance = (up.var(-1) + down.var(-1)) / replicates.shape[1]
+    return slope, (variance.sqrt() / distance.clamp_min(1e-12)).amax(-1)
 
 
 def projected_norm(space: TaskSpace, unit: Tensor, slope: Tensor) -> float:
