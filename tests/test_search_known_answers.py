@@ -463,7 +463,9 @@ def test_estimates_discount_luck_and_leave_exact_gaps_alone():
         noisy = make_search(name, BOX, generator=generator())
         noisy.add(psi, gap, None, {"standard_error": torch.full((16,), 3.0)})
         assert noisy.is_noisy and noisy.best().gap == 9.0
-        assert float(noisy.estimates()[0]) < 4.5 and float(noisy.estimates().std()) < 0.5 * float(gap.std())
+        before, believed = noisy.state_dict(), noisy.estimates()
+        assert float(believed[0]) < 4.5 and float(believed.std()) < 0.5 * float(gap.std())
+        assert all(torch.equal(value, noisy.state_dict()[key]) for key, value in before.items())
 
 
 @pytest.mark.parametrize("name", ["gp", "default"])

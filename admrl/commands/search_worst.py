@@ -86,9 +86,8 @@ def execute(command: SearchWorst, run: Run, search: Search) -> WorstReport:
     num_calls = math.ceil(command.num_probes / command.batch)
     num_calls += math.ceil((command.budget - command.num_probes) / command.batch)
     num_calls += 2 if command.difference else 1  # those that confirm
-    num_calls = max(
-        1, num_calls - len(list((out / BATCHES).glob("*")))
-    )  # those of an earlier, interrupted command
+    num_kept = len(list((out / BATCHES).glob("*")))  # of an earlier, interrupted command
+    num_calls = max(1, num_calls - num_kept)
     probes, _ = spawn_generators(torch.Generator().manual_seed(command.seed), 2)
     try:
         with deferred_signals(), Display(console, {name: num_calls * per_call}) as display:

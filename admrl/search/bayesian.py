@@ -115,8 +115,10 @@ class GaussianProcessSearch(Search):
         if not self.is_noisy:
             return gaps
         center, spread = self._standard(known)
+        state = dict(self._hyper), self._kernel, self._fitted_at
         with torch.no_grad():
             gaps[rows] = center + spread * self.posterior()(self.space.embed(known.psi))[0]
+        self._hyper, self._kernel, self._fitted_at = state  # a question does not change what comes next
         return gaps
 
     def posterior(self, waiting: Tensor | None = None) -> Posterior:
