@@ -465,7 +465,7 @@ def test_estimates_discount_luck_and_leave_exact_gaps_alone():
         assert noisy.is_noisy and noisy.best().gap == 9.0
         before, believed = noisy.state_dict(), noisy.estimates()
         assert float(believed[0]) < 4.5 and float(believed.std()) < 0.5 * float(gap.std())
-        assert all(torch.equal(value, noisy.state_dict()[key]) for key, value in before.items())
+        torch.testing.assert_close(noisy.state_dict(), before, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", ["gp", "default"])
