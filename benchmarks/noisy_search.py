@@ -30,7 +30,7 @@ from admrl.search.synthetic import SyntheticGap, bumps
 
 STRETCH = 0.55
 BATCH, TOP, FRESH = 6, 4, 8
-CASES = (("grid", 144, 2), ("default", 36, 2), ("default", 18, 4), ("cem", 36, 2), ("uniform", 36, 2))
+CASES = (("grid", 144, 2), ("default", 36, 2), ("cem", 36, 2), ("uniform", 36, 2))
 
 
 def wide_bumps(seed: int) -> SyntheticGap:
