@@ -452,20 +452,38 @@ def test_find_worst_reports_two_distinct_hills_with_intervals():
     assert "worst of 20 starts" in text and "95% confidence" in text
 
 
-def test_estimates_discount_luck_and_leave_exact_gaps_alone():
+@pytest.mark.parametrize("name", ["gp", "default", "botorch"])
+def test_estimates_discount_luck_and_leave_exact_gaps_alone(name):
     """A flat gap with one lucky observation: the normal posterior mean lies near the others, exact gaps stay."""
+    if name == "botorch":
+        pytest.importorskip("botorch")
     psi = BOX.grid((4, 4))
     gap = torch.cat([torch.tensor([9.0]).double(), torch.linspace(-1, 1, 15).double()])
-    for name in ("gp", "default"):
-        search = make_search(name, BOX, generator=generator())
-        search.add(psi, gap)
-        assert not search.is_noisy and torch.equal(search.estimates(), gap)
-        noisy = make_search(name, BOX, generator=generator())
-        noisy.add(psi, gap, None, {"standard_error": torch.full((16,), 3.0)})
-        assert noisy.is_noisy and noisy.best().gap == 9.0
-        before, believed = noisy.state_dict(), noisy.estimates()
-        assert float(believed[0]) < 4.5 and float(believed.std()) < 0.5 * float(gap.std())
-        torch.testing.assert_close(noisy.state_dict(), before, rtol=0, atol=0, equal_nan=True)
+    search = make_search(name, BOX, generator=generator())
+    search.add(psi, gap)
+    assert not search.is_noisy and torch.equal(search.estimates(), gap)
+    noisy = make_search(name, BOX, generator=generator())
+    noisy.add(psi, gap, None, {"standard_error": torch.full((16,), 3.0)})
+    assert noisy.is_noisy and noisy.best().gap == 9.0
+    before, believed = noisy.state_dict(), noisy.estimates()
+    assert float(believed[0]) < 4.5 and float(believed.std()) < 0.5 * float(gap.std())
+    torch.testing.assert_close(noisy.state_dict(), before, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_botorch_does_not_chase_a_lucky_gap(with_gradient):
+    """A smooth noisy hill, and one gap in its far corner that luck made the largest: the next task is on the hill."""
+    pytest.importorskip("botorch")
+    psi = BOX.grid((5, 5))
+    leaf = psi.double().requires_grad_()
+    hill = -(BOX.to_unit(leaf) - 0.4).square().sum(-1)
+    (slope,) = torch.autograd.grad(hill.sum(), leaf)
+    gap = hill.detach()
+    gap[0] = gap.max() + 0.5
+    search = make_search("botorch", BOX, generator=generator())
+    search.add(psi, gap, slope if with_gradient else None, {"standard_error": torch.full((25,), 2.0)})
+    assert float((BOX.to_unit(search.ask()) - 0.4).norm()) < 0.8
+    assert int(search.estimates().argmax()) != 0
 
 
 @pytest.mark.parametrize("name", ["gp", "default"])

@@ -18,6 +18,7 @@ from task_families.task_space import TaskSpace
 
 SAME_TASK = 1e-5  # unit coordinates: a task that is told may have been rounded to float32 on the way
 INFO = ("standard_error",)
+NOISY = 0.05  # of the spread of the gaps: from this standard error on, single gaps are not trusted
 FIRST, ADDED = -1, -2  # tags: a first task, and an observation that was not asked for
 
 
@@ -114,6 +115,11 @@ class Observations:
     def known(self) -> Tensor:
         """(H,) bool: the gap is known."""
         return ~self.gap.isnan()
+
+    def standard(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of known gaps, () and (); 1 where they do not differ."""
+        spread = self.gap.std() if len(self) > 1 else torch.ones(()).double()
+        return self.gap.mean(), torch.where(spread > 0, spread, 1.0)
 
 
 class Search(ABC):
@@ -227,6 +233,12 @@ class Search(ABC):
     def estimates(self) -> Tensor:
         """See `TaskSearch.estimates`; nan where the evaluation failed."""
         return self.history.gap.clone()
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether the standard errors of the gaps matter beside their spread."""
+        known = self.history[self.history.known]
+        return bool(known.standard_error.square().mean().sqrt() > NOISY * known.standard()[1])
 
     @property
     def num_failed(self) -> int:

@@ -24,7 +24,6 @@ NUM_CANDIDATES = 256  # Sobol points that the acquisition is compared at
 NUM_LOCAL = 128  # further candidates around the best tasks
 NUM_POLISHED = 6  # candidates whose acquisition is then climbed
 POLISH_STEPS = 25
-NOISY = 0.05  # of the spread of the gaps: from this standard error on, single gaps are not trusted
 MARGIN = 2e-3  # of the range of the gaps: a smaller improvement is not worth an evaluation
 
 
@@ -102,19 +101,13 @@ class GaussianProcessSearch(Search):
 
     # -- the model -------------------------------------------------------------------------------------------
 
-    @property
-    def is_noisy(self) -> bool:
-        """Whether the standard errors of the gaps matter beside their spread."""
-        known = self.history[self.history.known]
-        return bool(known.standard_error.square().mean().sqrt() > NOISY * self._standard(known)[1])
-
     def estimates(self) -> Tensor:
         """See `TaskSearch.estimates`: the model's mean if gaps are noisy, else the gaps as told."""
         gaps, rows = self.history.gap.clone(), self.history.known
         known = self.history[rows]
         if not self.is_noisy:
             return gaps
-        center, spread = self._standard(known)
+        center, spread = known.standard()
         state = dict(self._hyper), self._kernel, self._fitted_at
         with torch.no_grad():
             gaps[rows] = center + spread * self.posterior()(self.space.embed(known.psi))[0]
@@ -155,7 +148,7 @@ class GaussianProcessSearch(Search):
         """Known observations, standardised, in embedded coordinates."""
         rows = self.history.known
         known = self.history[rows]
-        center, spread = self._standard(known)
+        center, spread = known.standard()
         age = (len(self.history) - 1 - rows.nonzero()[:, 0]).double()
         slope = self._embedded_slope(known) / spread
         return Data(
@@ -164,11 +157,6 @@ class GaussianProcessSearch(Search):
             slope,
             (known.standard_error / spread).square() + self._drift**2 * age,
         )
-
-    def _standard(self, known: Observations) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the gaps, () and ()."""
-        spread = known.gap.std() if len(known) > 1 else torch.ones(()).double()
-        return known.gap.mean(), torch.where(spread > 0, spread, 1.0)
 
     def _embedded_slope(self, known: Observations) -> Tensor:
         """Gradients in embedded coordinates (H, d): the least-norm solution of J' g_z = g_unit, J = dz / d unit."""
@@ -198,7 +186,7 @@ class GaussianProcessSearch(Search):
 
     def _maximise(self, posterior: Posterior, known: Observations) -> Tensor:
         """The task (1, k) of the largest logarithm of the expected improvement."""
-        center, spread = self._standard(known)
+        center, spread = known.standard()
         # of noisy gaps the largest is luck: what the model makes of it counts
         largest = self.estimates()[self.history.known].max()
         top = float((largest + self._margin(known) - center) / spread)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from admrl.search.base import Search, SobolPoints, no_tags, project_unit, unit_scale
+from admrl.search.base import Observations, Search, SobolPoints, no_tags, project_unit, unit_scale
 from task_families.task_space import TaskSpace
 
 NUM_RESTARTS, NUM_RAW = 4, 128  # of the acquisition's optimiser
@@ -20,7 +22,8 @@ class BotorchSearch(Search):
     If every known gap has a gradient, the model is a Gaussian process on values and gradients (RBF kernel); otherwise
     `SingleTaskGP` on values. The model is fitted anew for every task, so the state is what was told.
     Where the package cannot fit the model with gradients (tasks very near each other), it takes the one on values for
-    that task; `num_without_gradients` counts these. Tasks outside the space are projected.
+    that task; `num_without_gradients` counts these. Tasks outside the space are projected. Where gaps are noisy, the
+    noisy expected improvement takes its place, and the model on values takes the standard errors that were told.
     """
 
     uses_gradient = True
@@ -74,42 +77,42 @@ class BotorchSearch(Search):
             tasks.append(self.space.from_unit(project_unit(self.space, unit)))
         return torch.cat(tasks), no_tags(n)
 
+    def estimates(self) -> Tensor:
+        """See `TaskSearch.estimates`: the model's mean if gaps are noisy, else the gaps as told."""
+        gaps, rows = self.history.gap.clone(), self.history.known
+        if not self.is_noisy or int(rows.sum()) < 2:
+            return gaps
+        known = self.history[rows]
+        center, spread = known.standard()
+        with _package_draws(0):
+            model, transform, _ = self._model(known)
+            mean = model.posterior(self.space.to_unit(known.psi), posterior_transform=transform).mean[:, 0]
+        gaps[rows] = center + spread * mean.detach()
+        return gaps
+
     def _acquire(self, waiting: Tensor, seed: int) -> Tensor:
         """The next task (1, k) in unit coordinates."""
-        botorch = _import_botorch()
-        from botorch.acquisition import qLogExpectedImprovement
-        from botorch.acquisition.objective import ScalarizedPosteriorTransform
+        _import_botorch()
+        from botorch.acquisition import qLogExpectedImprovement, qLogNoisyExpectedImprovement
         from botorch.optim import optimize_acqf
 
         known = self.history[self.history.known]
-        spread = known.gap.std()
-        spread = torch.where(spread > 0, spread, 1.0)
-        y = ((known.gap - known.gap.mean()) / spread)[:, None]
-        slope = known.gradient * unit_scale(self.space) / spread
-        k, with_gradient = self.space.size, not bool(slope.isnan().any())
-        # the package draws from torch's global generator: seed it, and put it back
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.enable_grad():
-            warnings.simplefilter("ignore")  # about input scaling and optimiser retries, each fit anew
-            torch.manual_seed(seed)
-            x = self.space.to_unit(known.psi)
-            transform, model = None, None
-            if with_gradient:
-                weights = torch.zeros(1 + k, dtype=torch.float64)
-                weights[0] = 1
-                try:
-                    model = _fitted(_gradient_model(x, torch.cat([y, slope], dim=1)))
-                    transform = ScalarizedPosteriorTransform(weights)
-                except botorch.exceptions.ModelFittingError:
-                    self.num_without_gradients += 1
-            if model is None:
-                model = _fitted(botorch.models.SingleTaskGP(x, y, outcome_transform=None))
-            acquisition = qLogExpectedImprovement(
-                model,
-                best_f=float(y.max()),
-                posterior_transform=transform,
-                X_pending=waiting if len(waiting) else None,
-            )
-            bounds = torch.stack([-torch.ones(k), torch.ones(k)]).double()
+        bounds = torch.ones(2, self.space.size, dtype=torch.float64)
+        bounds[0] = -1
+        with _package_draws(seed):
+            model, transform, fell_back = self._model(known)
+            self.num_without_gradients += fell_back
+            settings = {"posterior_transform": transform, "X_pending": waiting if len(waiting) else None}
+            if self.is_noisy:  # what the largest gap truly was is part of the expectation
+                x = self.space.to_unit(known.psi)
+                # the package's shortcut for this covariance knows one output alone
+                acquisition = qLogNoisyExpectedImprovement(
+                    model, x, **settings, prune_baseline=True, cache_root=transform is None
+                )
+            else:
+                center, spread = known.standard()
+                best = float((known.gap.max() - center) / spread)
+                acquisition = qLogExpectedImprovement(model, best, **settings)
             unit, _ = optimize_acqf(
                 acquisition,
                 bounds,
@@ -119,6 +122,37 @@ class BotorchSearch(Search):
                 options={"seed": seed, "maxiter": 50},
             )
         return unit.detach()
+
+    def _model(self, known: Observations) -> tuple[Any, Any, bool]:
+        """The model of standardised gaps, which of its outputs is the gap, whether gradients had to be left out."""
+        botorch = _import_botorch()
+        from botorch.acquisition.objective import ScalarizedPosteriorTransform
+
+        x = self.space.to_unit(known.psi)
+        center, spread = known.standard()
+        y = ((known.gap - center) / spread)[:, None]
+        slope = known.gradient * unit_scale(self.space) / spread
+        fell_back = False
+        if not bool(slope.isnan().any()):
+            weights = torch.zeros(1 + self.space.size, dtype=torch.float64)
+            weights[0] = 1
+            try:  # its likelihood finds the noise by itself
+                model = _fitted(_gradient_model(x, torch.cat([y, slope], dim=1)))
+                return model, ScalarizedPosteriorTransform(weights), False
+            except botorch.exceptions.ModelFittingError:
+                fell_back = True
+        variance = (known.standard_error / spread).square()[:, None] if self.is_noisy else None
+        model = botorch.models.SingleTaskGP(x, y, variance, outcome_transform=None)
+        return _fitted(model), None, fell_back
+
+
+@contextmanager
+def _package_draws(seed: int) -> Iterator[None]:
+    """The package draws from torch's global generator: seeded here, and put back."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")  # about input scaling and optimiser retries, each fit anew
+        torch.manual_seed(seed)
+        yield
 
 
 def _fitted(model: Any) -> Any:
