@@ -9,13 +9,13 @@
 #   SELECTORS="adversarial uniform gaussian"              any names of `admrl train --selector`
 #   POLICY_SEEDS=4      policies solved per cell          STAGES=3        0: zero-shot alone
 #   TASKS="--tasks paper"   or --grid 2 2                 JOBS=2          processes
-#   EVALUATE=""  REFERENCE=""                             further options of these two commands
+#   TRAIN=""  EVALUATE=""  REFERENCE=""                   further options of these three commands
 set -eu
 FOLDER=$1
 shift
 [ $# -gt 0 ] || set -- hopper2d walker2d
 SEEDS=${SEEDS:-0 1 2 3 4} SELECTORS=${SELECTORS:-adversarial uniform gaussian} PRESET=${PRESET:-laptop} POLICY_SEEDS=${POLICY_SEEDS:-4} STAGES=${STAGES:-3}
-TASKS=${TASKS:---tasks paper} JOBS=${JOBS:-2} EVALUATE=${EVALUATE:-} REFERENCE=${REFERENCE:-}
+TASKS=${TASKS:---tasks paper} JOBS=${JOBS:-2} TRAIN=${TRAIN:-} EVALUATE=${EVALUATE:-} REFERENCE=${REFERENCE:-}
 ADMRL=${ADMRL:-admrl}
 export OMP_NUM_THREADS=1
 
@@ -24,7 +24,8 @@ train() { # family selector seed: start it, or go on with it; a finished one is 
     if [ -e "$run/config.json" ]; then
         $ADMRL train --resume "$run" >>"$run.log" 2>&1 || tail -n 1 "$run.log" | grep -q "done already"
     else
-        $ADMRL train --family "$1" --selector "$2" --seed "$3" --preset "$PRESET" --out "$run" >>"$run.log" 2>&1
+        # shellcheck disable=SC2086
+        $ADMRL train --family "$1" --selector "$2" --seed "$3" --preset "$PRESET" --out "$run" $TRAIN >>"$run.log" 2>&1
     fi || echo "$run failed, see $run.log" >&2
 }
 
