@@ -99,7 +99,7 @@ def stochastic_actor(
     """The policies as the `act` of `collect`. All noise is drawn ahead, each task's from its own generator."""
     policy, theta = solution.policy, solution.theta
     noise = gaussian_noise(shape, num_steps, policy.act_size, generators, theta)
-    deviation, log_prob = policy.deviations(theta, noise)
+    deviation, log_prob = (x.unbind() for x in policy.deviations(theta, noise))  # T of (M, N, A), (M, N)
     mean = policy.mean_function(theta)
 
     def act(t: int, obs: Tensor) -> tuple[Tensor, Tensor]:

@@ -67,7 +67,10 @@ class GaussianPolicy:
     def mean_function(self, theta: Tensor) -> Callable[[Tensor], Tensor]:
         """`mean` with the parameters looked up once, for many calls: obs (M, N, S) -> (M, N, A)."""
         network = self.mlp.function(theta[..., : self.mlp.num_params])
-        return lambda obs: network(self.normalize(obs))
+        if self.obs_mean is None or self.obs_std is None:
+            return network
+        mean, std = (x.to(theta).view(-1, 1, self.obs_size) for x in (self.obs_mean, self.obs_std))
+        return lambda obs: network((obs - mean) / std)
 
     def log_std(self, theta: Tensor) -> Tensor:
         """theta (M, p) -> (M, A)."""

@@ -143,6 +143,8 @@ class AntDir(_Ant):
 
     name = "ant_dir"
     formula = "(cos psi, sin psi) . v - 0.5 |a|^2 + 1"
+    healthy_range: ClassVar = {0: (0.2, 1.0)}
+    healthy_ends = True
     remembered = ("qpos",)
     high: ClassVar[float] = 2 * math.pi
 
@@ -158,11 +160,6 @@ class AntDir(_Ant):
         forward = angle.cos() * next_obs[..., -2] + angle.sin() * next_obs[..., -1]
         cost = 0.5 * act.clamp(-1, 1).square().sum(-1) + self.contact_cost(next_obs[..., 27:-2])
         return forward - cost + 1.0
-
-    def terminated(self, next_obs: Tensor) -> Tensor:
-        """Torso height outside [0.2, 1] m, or not finite."""
-        height = next_obs[..., 0]
-        return ~((height >= 0.2) & (height <= 1.0) & next_obs.isfinite().all(-1))
 
     def observe(self, now: Fields, before: Fields) -> Tensor:
         """See the class."""
@@ -238,6 +235,8 @@ class HumanoidDirec2D(MujocoFamily):
     velocity_noise = 0.01
     velocity_noise_kind = "uniform"
     control_scale = 0.4
+    healthy_range: ClassVar = {0: (1.0, 2.0)}
+    healthy_ends = True
     remembered = ("subtree_com",)
 
     def __init__(self, variant: str = "released") -> None:
@@ -257,11 +256,6 @@ class HumanoidDirec2D(MujocoFamily):
         if self.contact_forces:
             cost = cost + (5e-7 * next_obs[..., 292:-2].square().sum(-1)).clamp(max=10.0)
         return 0.25 * forward * (self.dt / 0.003) - cost + 5.0
-
-    def terminated(self, next_obs: Tensor) -> Tensor:
-        """Torso height outside [1, 2] m, or not finite."""
-        height = next_obs[..., 0]
-        return ~((height >= 1.0) & (height <= 2.0) & next_obs.isfinite().all(-1))
 
     def observe(self, now: Fields, before: Fields) -> Tensor:
         """See the class. The centre of mass is that of the subtree of body 1, the torso: all bodies."""

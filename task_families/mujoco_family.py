@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,12 +34,36 @@ class MujocoFamily(TaskFamily):
     derived: tuple[str, ...] = ()  # MjData fields that `observe` reads besides qpos and qvel
     remembered: tuple[str, ...] = ()  # fields of which `observe` reads the value before the step
     contact_forces: bool = False  # compute cfrc_ext
+    # An episode goes on while every observation is inside its open interval: those by index, then all others
+    healthy_range: ClassVar[Mapping[int, tuple[float, float]]] = {}
+    healthy_state_range: ClassVar[tuple[float, float]] = (-inf, inf)
+    healthy_ends: ClassVar[bool] = False  # the ends of an interval belong to it
 
     def __init__(self, variant: str = "released") -> None:
         super().__init__(variant)
         self.model = load_model(self.xml, self.timestep, contact_forces=self.contact_forces)
         self.qpos0 = torch.from_numpy(self.model.qpos0.copy())
         self.dt = float(self.model.opt.timestep) * self.frame_skip  # seconds per action
+        self._healthy: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def terminated(self, next_obs: Tensor) -> Tensor:
+        """See `TaskFamily.terminated`; the intervals are those of the class."""
+        kind = next_obs.dtype, next_obs.device
+        if kind not in self._healthy:
+            self._healthy[kind] = self._healthy_intervals(*kind)
+        low, high = self._healthy[kind]
+        # false for nan, and without a limit for inf
+        return ~((next_obs > low) & (next_obs < high)).all(-1)
+
+    def _healthy_intervals(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Lower and upper end of each observation's open interval (S,)."""
+        ends = torch.tensor([self.healthy_state_range], dtype=dtype, device=device).repeat(self.obs_size, 1)
+        for i, interval in self.healthy_range.items():
+            ends[i] = torch.tensor(interval, dtype=dtype)
+        low, high = ends.unbind(1)
+        if self.healthy_ends:
+            low, high = low.nextafter(low - inf), high.nextafter(high + inf)
+        return low, high
 
     @abstractmethod
     def observe(self, now: Fields, before: Fields) -> Tensor:

@@ -22,6 +22,7 @@ Differs from the paper:
 
 from __future__ import annotations
 
+from math import inf
 from typing import ClassVar
 
 import torch
@@ -103,12 +104,7 @@ class Walker2DParams(_ParametersFamily):
     act_size = 6
     xml = "walker2d.xml"
     timestep = 0.004
-
-    def terminated(self, next_obs: Tensor) -> Tensor:
-        """Fallen, or not finite."""
-        height, pitch = next_obs[..., 0], next_obs[..., 1]
-        healthy = (height > 0.8) & (height < 2.0) & (pitch.abs() < 1.0)
-        return ~(healthy & next_obs.isfinite().all(-1))
+    healthy_range: ClassVar = {0: (0.8, 2.0), 1: (-1.0, 1.0)}
 
 
 class Hopper2DParams(_ParametersFamily):
@@ -118,8 +114,5 @@ class Hopper2DParams(_ParametersFamily):
     obs_size = 12
     act_size = 3
     xml = "hopper.xml"
-
-    def terminated(self, next_obs: Tensor) -> Tensor:
-        """Fallen, out of bounds, or not finite. The observation clips velocities, so these never are beyond 100."""
-        healthy = (next_obs[..., 0] > 0.7) & (next_obs[..., 1].abs() < 0.2)
-        return ~(healthy & (next_obs[..., 1:-1].abs() < 100).all(-1) & next_obs.isfinite().all(-1))
+    healthy_range: ClassVar = {0: (0.7, inf), 1: (-0.2, 0.2), -1: (-inf, inf)}
+    healthy_state_range = (-100.0, 100.0)

@@ -23,6 +23,7 @@ Differs from the paper:
 
 from __future__ import annotations
 
+from math import inf
 from typing import ClassVar
 
 import torch
@@ -66,7 +67,8 @@ class Hopper2D(VelocityFamily):
     """Gymnasium's hopper; psi = (target forward velocity in m/s, target torso height in m).
 
     Observation (11): qpos without the horizontal root position (5): height, pitch, three joint angles; then
-    qvel clipped to +-10 (6). Action (3): joint torques in [-1, 1] times the gear.
+    qvel clipped to +-10 (6). Action (3): joint torques in [-1, 1] times the gear. Terminates at height <= 0.7 m,
+    |pitch| >= 0.2 rad, or a joint or velocity beyond 100.
     """
 
     name = "hopper2d"
@@ -80,12 +82,8 @@ class Hopper2D(VelocityFamily):
     control_cost = 0.001
     limits = ((-2.0, 2.0), (1.2, 2.0))
     labels = (("target velocity", "m/s"), ("target height", "m"))
-
-    def terminated(self, next_obs: Tensor) -> Tensor:
-        """Fallen (height <= 0.7 m or |pitch| >= 0.2 rad), a joint or velocity beyond 100, or not finite."""
-        healthy = (next_obs[..., 0] > 0.7) & (next_obs[..., 1].abs() < 0.2)
-        # abs() < 100 is false for nan and inf
-        return ~(healthy & next_obs[..., 0].isfinite() & (next_obs[..., 2:].abs() < 100).all(-1))
+    healthy_range: ClassVar = {0: (0.7, inf), 1: (-0.2, 0.2)}
+    healthy_state_range = (-100.0, 100.0)
 
     def observe(self, now: Fields, before: Fields) -> Tensor:
         """See the class."""
@@ -97,7 +95,8 @@ class Walker2D(VelocityFamily):
     """Gymnasium's walker; psi = (target forward velocity in m/s, target torso height in m).
 
     Observation (17): qpos without the horizontal root position (8): height, pitch, six joint angles; then qvel
-    clipped to +-10 (9). Action (6): joint torques in [-1, 1] times the gear.
+    clipped to +-10 (9). Action (6): joint torques in [-1, 1] times the gear. Terminates when the height leaves
+    (0.8, 2) m or the pitch (-1, 1) rad.
     """
 
     name = "walker2d"
@@ -111,12 +110,7 @@ class Walker2D(VelocityFamily):
     control_cost = 0.001
     limits = ((-2.0, 2.0), (1.0, 1.8))
     labels = (("target velocity", "m/s"), ("target height", "m"))
-
-    def terminated(self, next_obs: Tensor) -> Tensor:
-        """Height outside (0.8, 2.0) m, pitch outside (-1, 1) rad, or not finite."""
-        height, pitch = next_obs[..., 0], next_obs[..., 1]
-        healthy = (height > 0.8) & (height < 2.0) & (pitch.abs() < 1.0)
-        return ~(healthy & next_obs.isfinite().all(-1))
+    healthy_range: ClassVar = {0: (0.8, 2.0), 1: (-1.0, 1.0)}
 
     def observe(self, now: Fields, before: Fields) -> Tensor:
         """See the class."""
@@ -128,7 +122,8 @@ class Ant2D(VelocityFamily):
     """Gymnasium's ant; psi = target velocity (x, y) of the torso in m/s.
 
     Observation (35): qpos (15): global position x, y, z, orientation quaternion, eight joint angles; qvel (14);
-    torso position (3) in m; torso velocity (3) over the last step in m/s. Action (8): torques in [-1, 1].
+    torso position (3) in m; torso velocity (3) over the last step in m/s. Action (8): torques in [-1, 1]. Terminates
+    when the torso's height leaves [0.2, 1] m.
     """
 
     name = "ant2d"
@@ -145,12 +140,9 @@ class Ant2D(VelocityFamily):
         ("target velocity x", "m/s"),
         ("target velocity y", "m/s"),
     )
+    healthy_range: ClassVar = {2: (0.2, 1.0)}
+    healthy_ends = True
     remembered = ("qpos",)
-
-    def terminated(self, next_obs: Tensor) -> Tensor:
-        """Torso height outside [0.2, 1.0] m, or not finite."""
-        height = next_obs[..., 2]
-        return ~((height >= 0.2) & (height <= 1.0) & next_obs.isfinite().all(-1))
 
     def observe(self, now: Fields, before: Fields) -> Tensor:
         """See the class."""

@@ -103,6 +103,39 @@ def model_of_task(name, psi):
     return model
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("name", "index", "low", "high", "healthy_ends"),
+    [
+        ("ant2d", 2, 0.2, 1.0, True),
+        ("ant_dir", 0, 0.2, 1.0, True),
+        ("humanoid_direc_2d", 0, 1.0, 2.0, True),
+        ("walker2d", 0, 0.8, 2.0, False),
+        ("walker2d_params", 1, -1.0, 1.0, False),
+        ("hopper2d_params", 1, -0.2, 0.2, False),
+        ("hopper2d_params", 2, -100.0, 100.0, False),
+        ("hopper2d_params", -1, -math.inf, math.inf, False),
+    ],
+)
+def test_healthy_range_at_its_ends(name, index, low, high, healthy_ends, dtype):
+    """The ends themselves, the next number on either side, and numbers that are not finite."""
+    family = make(name)
+    obs = family.reset(1, seeded(0))[0].to(dtype)
+    assert not bool(family.terminated(obs))
+    ends = torch.tensor([low, high], dtype=dtype)
+    inside, outside = (
+        ends.nextafter(ends.flip(0)),
+        ends.nextafter(torch.tensor([-math.inf, math.inf]).to(ends)),
+    )
+    for values, ended in ((inside, False), (ends, not healthy_ends), (outside, True)):
+        for value in values[values.isfinite()]:
+            obs[index] = value
+            assert bool(family.terminated(obs)) == ended, float(value)
+    for value in (math.nan, math.inf, -math.inf):
+        obs[index] = value
+        assert bool(family.terminated(obs))
+
+
 @pytest.mark.parametrize(("name", "variant"), CASES)
 def test_against_plain_mujoco(name, variant):
     """One task per lane: observation, reward and termination to 1e-5, with each row's own model."""
