@@ -94,18 +94,15 @@ def collect(
     next_start = torch.full((num_tasks, 1), num_lanes)
 
     columns: list[Tensor] = []  # (M, N, T, ...)
-    slots: list[tuple[Tensor, ...]] = []  # their T steps
     for t in range(num_steps):
         action, log_prob = act(t, obs)
         next_obs = simulator.step(action)
         terminated = family.terminated(next_obs)
         row = (obs, action, next_obs, log_prob, terminated)
         # made once: many small tensors kept between large ones that are freed would scatter the memory
-        if not columns:
-            columns = [x.new_empty(*x.shape[:2], num_steps, *x.shape[2:]) for x in row]
-            slots = list(zip(*(column.unbind(2) for column in columns), strict=True))
-        for slot, x in zip(slots[t], row, strict=True):
-            slot.copy_(x)
+        columns = columns or [x.new_empty(*x.shape[:2], num_steps, *x.shape[2:]) for x in row]
+        for column, x in zip(columns, row, strict=True):
+            column.select(2, t).copy_(x)
         obs = next_obs
         if t + 1 < num_steps and bool(terminated.any()):
             done = terminated.cpu()
