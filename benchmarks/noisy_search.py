@@ -3,7 +3,7 @@
 Claim: where single policies say little, the worst task that the default search reports after 36 tasks with two
 policies each is as bad as that of a 12 x 12 grid with two policies each.
 
-    OMP_NUM_THREADS=1 python benchmarks/noisy_search.py [--quick] [--json FILE]
+    OMP_NUM_THREADS=1 python benchmarks/noisy_search.py [--quick] [--json FILE] [--searches NAME...]
 
 Gaps: wide random bumps in 2-D (those of `admrl.search.synthetic`, stretched; the optimum may lie on the border),
 without gradients. A policy's gap has normal noise whose standard deviation is the given multiple of the way from the
@@ -25,8 +25,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from admrl.search import find_worst, make_search
+from admrl.search import SEARCHES, find_worst, make_search
 from admrl.search.synthetic import SyntheticGap, bumps
+from task_families.registry import check_name
 
 STRETCH = 0.55
 BATCH, TOP, FRESH = 6, 4, 8
@@ -72,13 +73,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three seeds of one noise")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     parser.add_argument("--seeds", type=int, default=40, help="runs of each search")
+    parser.add_argument("--searches", nargs="*", help="these, with 36 tasks each, in place of the comparison")
     parser.add_argument("--noise", type=float, nargs="*", default=[0.3, 0.75])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     noises, seeds = (arguments.noise[:1], 3) if arguments.quick else (arguments.noise, arguments.seeds)
+    cases = [(name, 36, 2) for name in arguments.searches] if arguments.searches else CASES
+    for name, _, _ in cases:
+        check_name("--searches", name, SEARCHES)
     rows = []
     for noise in noises:
-        for name, num_tasks, num_policies in CASES:
+        for name, num_tasks, num_policies in cases:
             shares = torch.tensor([found(name, num_tasks, num_policies, noise, s) for s in range(seeds)])
             mean, error = float(shares.mean()), float(shares.std()) / seeds**0.5
             print(
