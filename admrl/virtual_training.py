@@ -85,7 +85,7 @@ def virtual_rollout(
 ) -> Rollout:
     """num_lanes x horizon virtual samples of the solution's policies for each task, restarting."""
     shape = (len(solution.theta), num_lanes)
-    env = VirtualEnv(model, family, shape, precision=precision, differentiable=False)
+    env = VirtualEnv(model, family, shape, precision=precision, derivatives="none")
     actor = stochastic_actor(solution, shape, family.horizon, generators)
     return collect(env, family, actor, family.horizon, generators)
 

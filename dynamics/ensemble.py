@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dynamics.config import DynamicsConfig, RolloutPrecision
 from dynamics.normalizer import Normalizer
-from dynamics.packed_layer import dense_layer, packed_layer
+from dynamics.relu_networks import Derivatives, relu_networks
 from task_families.family import TaskFamily
 
 Prediction = Callable[[Tensor, Tensor], Tensor]
@@ -76,43 +76,42 @@ class DynamicsEnsemble(nn.Module):
         self.obs_normalizer.update_(obs)
         self.diff_normalizer.update_(next_obs - obs)
 
-    def network(self, precision: RolloutPrecision = "full", *, differentiable: bool = True) -> Prediction:
+    def network(self, precision: RolloutPrecision = "full", derivatives: Derivatives = "all") -> Prediction:
         """The networks with their parameters looked up once: predicted s' - s in units of its standard deviation.
 
         (K, E, R, S), (K, E, R, A) -> (K, E, R, S)
 
         Args:
             precision: of the matrix products.
-            differentiable: in the parameters and the inputs. False: wide layers are packed for the processor.
+            derivatives: that are needed, in the parameters and the inputs; fewer are faster.
         """
         mean, std = self.obs_normalizer.mean[:, None, None], self.obs_normalizer.std[:, None, None]
-        # one matrix product a layer for all K E networks
         dtype = torch.bfloat16 if precision == "bfloat16" else mean.dtype
         weights = [W.flatten(0, 1).to(dtype) for W in self.weights]
         biases = [b.flatten(0, 1).to(dtype) for b in self.biases]
-        *hidden, last = map(dense_layer if differentiable else packed_layer, weights, biases)
+        if derivatives == "none":
+            weights, biases = [W.detach() for W in weights], [b.detach() for b in biases]
+        networks = relu_networks(weights, biases, derivatives)
         limit, num_members = self.act_limit, self.num_members
 
         def difference(obs: Tensor, act: Tensor) -> Tensor:
             if limit is not None:
                 act = act.clamp(-limit, limit)
             x = torch.cat([(obs - mean) / std, act], dim=-1).flatten(0, 1).to(dtype)  # (K E, R, in)
-            for layer in hidden:
-                x = layer(x).relu_()
-            return last(x).to(mean.dtype).unflatten(0, (-1, num_members))
+            return networks(x).to(mean.dtype).unflatten(0, (-1, num_members))
 
         return difference
 
-    def predictor(self, precision: RolloutPrecision = "full", *, differentiable: bool = True) -> Prediction:
+    def predictor(self, precision: RolloutPrecision = "full", derivatives: Derivatives = "all") -> Prediction:
         """`forward` with the parameters looked up once, for many steps.
 
         Args:
             precision: of the networks; bfloat16 rounds the change of state, never the state.
-            differentiable: see `network`.
+            derivatives: see `network`.
         """
         mean, std = self.diff_normalizer.mean[:, None, None], self.diff_normalizer.std[:, None, None]
         low, high = self.state_limits()
-        difference = self.network(precision, differentiable=differentiable)
+        difference = self.network(precision, derivatives)
 
         def predict(obs: Tensor, act: Tensor) -> Tensor:
             next_obs = torch.addcmul(obs + mean, std, difference(obs, act))

@@ -49,7 +49,7 @@ def multi_step_loss(model: DynamicsEnsemble, obs: Tensor, act: Tensor, next_obs:
     diff_mean = model.diff_normalizer.mean[:, None, None]
     diff_std = model.diff_normalizer.std[:, None, None]
     low, high = model.state_limits()
-    difference = model.network()
+    difference = model.network(derivatives="first")
     state = obs[:, :, :, 0]
     losses = []
     for h in range(num_horizon):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dynamics.config import RolloutPrecision
 from dynamics.ensemble import DynamicsEnsemble
+from dynamics.relu_networks import Derivatives
 from task_families.family import TaskFamily
 
 
@@ -17,7 +18,7 @@ class VirtualEnv:
     restart too): every trajectory lives in one member, drawn without replacement.
 
     Args:
-        precision, differentiable: see `DynamicsEnsemble.predictor`.
+        precision, derivatives: see `DynamicsEnsemble.predictor`.
 
     Raises:
         ValueError: N is not a multiple of E, or there is neither one model nor one per task.
@@ -30,7 +31,7 @@ class VirtualEnv:
         shape: tuple[int, int],
         *,
         precision: RolloutPrecision = "full",
-        differentiable: bool = True,
+        derivatives: Derivatives = "all",
     ) -> None:
         num_tasks, num_lanes = shape
         if num_lanes % model.num_members:
@@ -44,7 +45,7 @@ class VirtualEnv:
         self.shape = shape
         self._model, self._family = model, family
         self._one_each = model.num_models == num_tasks  # one task in every model: lanes are in order
-        self._predict = model.predictor(precision, differentiable=differentiable)  # as the model is now
+        self._predict = model.predictor(precision, derivatives)  # as the model is now
         self._obs = model.weights[0].new_zeros(num_tasks, num_lanes, family.obs_size)
 
     def start_states(self, n: int, generator: torch.Generator) -> Tensor:

@@ -182,37 +182,6 @@ def test_bfloat16_rounds_the_change_of_state_and_not_the_state(family, num_model
     assert 1e-4 < error < 0.02, "0: nothing was rounded"
 
 
-@pytest.mark.parametrize(("num_models", "num_members"), [(1, 1), (2, 2)])
-@pytest.mark.parametrize(("precision", "tolerance"), [("full", 1e-5), ("bfloat16", 0.02)])
-def test_packed_layers_predict_the_same(family, num_models, num_members, precision, tolerance):
-    """Wide layers without gradients go another way (`dynamics.packed_layer`): equal up to rounding, nan kept."""
-    config = DynamicsConfig(hidden_sizes=(600, 600), num_members=num_members, output_scale=0.5)
-    model = DynamicsEnsemble(family, config, seeded()).repeat(num_models)
-    with torch.no_grad():
-        for W in model.weights:
-            W += 0.1 * W.std() * torch.randn(W.shape, generator=seeded(1))  # different models
-    obs = randn(num_models, num_members, 7, 4, seed=5).float()
-    act = randn(num_models, num_members, 7, 2, seed=6).float()
-    plain = model.network(precision)(obs, act).detach()
-    packed_network = model.network(precision, differentiable=False)
-    with torch.no_grad():
-        packed = packed_network(obs, act)
-        error = (packed - plain).abs().max() / plain.abs().max()
-        assert error < tolerance
-        assert precision == "bfloat16" or error > 0, "0: the layers were not packed"
-        obs[0, 0, 3] = torch.nan
-        assert packed_network(obs, act)[0, 0].isnan().any(-1).tolist() == [i == 3 for i in range(7)]
-
-
-def test_layers_that_cannot_be_packed_stay_as_they_are(family):
-    obs, act = randn(1, 3, 5, 4, seed=5), randn(1, 3, 5, 2, seed=6)
-    for dtype, width in ((torch.float32, 64), (torch.float64, 600)):
-        config = DynamicsConfig(hidden_sizes=(width, width), num_members=3)
-        model = DynamicsEnsemble(family, config, seeded(), dtype=dtype)
-        x, u = obs.to(dtype), act.to(dtype)
-        assert torch.equal(model.predictor(differentiable=False)(x, u), model.predictor()(x, u))
-
-
 def test_actions_are_clipped_like_the_simulators():
     hopper = make("hopper2d")
     model = DynamicsEnsemble(hopper, SMALL, seeded(), dtype=DOUBLE)

@@ -61,7 +61,7 @@ def replay(
     sigma = policy.log_std(theta).exp()[:, None, None]
     noise = ((rollout.act - policy.mean(theta, rollout.obs)) / sigma).repeat(1, members, 1, 1)
     # member e has the lanes e N ... e N + N - 1
-    env = VirtualEnv(model, family, (num_tasks, num_lanes * members), differentiable=False)
+    env = VirtualEnv(model, family, (num_tasks, num_lanes * members), derivatives="none")
     starts = rollout.obs[:, :, 0].repeat(1, members, 1)
     obs = env.reset(torch.ones(env.shape, dtype=torch.bool), starts.flatten(0, 1))
     steps = []
