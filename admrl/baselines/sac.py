@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, relu, softplus
 
 from admrl.baselines.config import SacConfig
+from dynamics.onednn import linear
 
 MIN_LOG_STD, MAX_LOG_STD = -20.0, 2.0  # as released with PEARL
 HIDDEN_BIAS, OUTPUT_RANGE, HEAD_RANGE = 0.1, 3e-3, 1e-3  # initial weights, likewise
@@ -47,6 +48,15 @@ class Batch:
 # -- networks ---------------------------------------------------------------------------------------------------
 
 
+class Linear(nn.Linear):
+    """`torch.nn.Linear` by the faster product."""
+
+    def forward(self, x: Tensor, *, frozen: bool = False) -> Tensor:
+        """(..., in) -> (..., out); frozen: see `Mlp.forward`."""
+        weight, bias = self.weight, self.bias
+        return linear(x, weight.detach(), bias.detach()) if frozen else linear(x, weight, bias)
+
+
 class Mlp(nn.Module):
     """ReLU layers and a linear output, with the released initial weights."""
 
@@ -54,24 +64,28 @@ class Mlp(nn.Module):
         self, sizes: Sequence[int], generator: torch.Generator, output_range: float = OUTPUT_RANGE
     ) -> None:
         super().__init__()
-        linear = [nn.Linear(i, o, device=generator.device) for i, o in pairwise(sizes)]
-        for layer in linear[:-1]:
+        layers = [Linear(i, o, device=generator.device) for i, o in pairwise(sizes)]
+        for layer in layers[:-1]:
             # the released code takes the number of outputs for the fan-in
             uniform(layer.weight, 1 / math.sqrt(layer.out_features), generator)
             nn.init.constant_(layer.bias, HIDDEN_BIAS)
-        self.hidden, self.last = nn.ModuleList(linear[:-1]), linear[-1]
+        self.hidden, self.last = nn.ModuleList(layers[:-1]), layers[-1]
         uniform(self.last.weight, output_range, generator)
         uniform(self.last.bias, output_range, generator)
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor, *, frozen: bool = False) -> Tensor:
         """The last hidden layer."""
         for layer in self.hidden:
-            x = relu(layer(x))
+            x = relu(layer(x, frozen=frozen))
         return x
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)"""
-        return self.last(self.features(x))
+    def forward(self, x: Tensor, *, frozen: bool = False) -> Tensor:
+        """(..., in) -> (..., out)
+
+        Args:
+            frozen: no gradient in the parameters, which then costs nothing.
+        """
+        return self.last(self.features(x, frozen=frozen), frozen=frozen)
 
 
 def uniform(parameter: Tensor, bound: float, generator: torch.Generator) -> None:
@@ -168,9 +182,9 @@ class Sac(nn.Module):
         return groups
 
     def min_q(self, obs: Tensor, act: Tensor, condition: Tensor) -> Tensor:
-        """min(Q1, Q2): (B, N, 1)."""
+        """min(Q1, Q2): (B, N, 1), without gradient in their parameters."""
         x = with_condition(condition, obs, act)
-        return torch.minimum(self.q1(x), self.q2(x)).float()
+        return torch.minimum(self.q1(x, frozen=True), self.q2(x, frozen=True)).float()
 
     @torch.no_grad()
     def target(self, batch: Batch, condition: Tensor, noise: Tensor, heads: Tensor | None = None) -> Tensor:

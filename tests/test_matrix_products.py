@@ -4,9 +4,22 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.nn.functional import linear as plain_linear
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from dynamics import DynamicsConfig, DynamicsEnsemble, FitConfig, TransitionData, fit_dynamics, make_optimizer
-from dynamics import relu_networks as module
+from admrl.baselines.sac import Mlp
+from dynamics import (
+    DynamicsConfig,
+    DynamicsEnsemble,
+    FitConfig,
+    TransitionData,
+    fit_dynamics,
+    make_optimizer,
+)
+from dynamics import (
+    relu_networks as module,
+)
+from dynamics.onednn import has_onednn, linear
 from dynamics.relu_networks import relu_networks
 from task_families import Rollout, make
 
@@ -32,14 +45,26 @@ def inputs(num_networks, num_rows=NUM_ROWS, dtype=torch.float32):
     return torch.randn(num_networks, num_rows, SIZES[0], generator=seeded(2)).to(dtype)
 
 
+class OnednnCalls(TorchDispatchMode):
+    """Notes every product that goes through oneDNN."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.mkldnn._linear_pointwise.default:
+            self.found.append(args[0].shape)
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.fixture
-def calls(monkeypatch):
-    """The products that went through oneDNN; skips where torch has none."""
-    if not module._has_onednn(torch.zeros(1)):
+def calls():
+    """The products that went through oneDNN so far; skips where torch has none."""
+    if not has_onednn(torch.zeros(1)):
         pytest.skip("this torch has no oneDNN operations: everything goes one way")
-    found, product = [], module._product
-    monkeypatch.setattr(module, "_product", lambda a, *rest: found.append(a.shape) or product(a, *rest))
-    return found
+    with OnednnCalls() as mode:
+        yield mode.found
 
 
 @pytest.mark.parametrize("num_networks", [1, 3])
@@ -156,3 +181,53 @@ def test_a_fit_is_the_same_either_way(calls, monkeypatch):
 def fresh_parameters(family):
     config = DynamicsConfig(hidden_sizes=(200, 200), num_members=2)
     return DynamicsEnsemble(family, config, seeded()).repeat(2).parameters()
+
+
+def layer(num_in=64, num_out=96, seed=6):
+    generator = seeded(seed)
+    weight = torch.randn(num_out, num_in, generator=generator) / num_in**0.5
+    return weight.requires_grad_(), torch.randn(num_out, generator=generator).requires_grad_()
+
+
+@pytest.mark.parametrize("sizes", [(64, 96), (96, 64)])
+def test_linear_is_torchs_with_leading_axes(calls, sizes):
+    weight, bias = layer(*sizes)
+    x = torch.randn(4, 200, sizes[0], generator=seeded(7)).requires_grad_()
+    inputs = (x, weight, bias)
+    exact_inputs = [i.detach().double().requires_grad_() for i in inputs]
+    out, exact = linear(*inputs), plain_linear(*exact_inputs)
+    assert len(calls) == 1
+    torch.testing.assert_close(out.double(), exact, rtol=0, atol=1e-5)
+    found = torch.autograd.grad(out.sin().sum(), inputs)
+    assert len(calls) == 3
+    for g, expected in zip(found, torch.autograd.grad(exact.sin().sum(), exact_inputs), strict=True):
+        torch.testing.assert_close(g.double(), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+def test_linear_leaves_small_products_doubles_and_autocast_to_torch(calls):
+    weight, bias = layer()
+    x = torch.randn(4, 200, 64, generator=seeded(7))
+    few = x[:, :3]
+    assert torch.equal(linear(few, weight, bias), plain_linear(few, weight, bias))
+    double = (x.double(), weight.double(), bias.double())
+    assert torch.equal(linear(*double), plain_linear(*double))
+    assert not calls
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(x, weight, bias).dtype == torch.bfloat16
+        assert torch.equal(linear(x, weight, bias), plain_linear(x, weight, bias))
+
+
+def test_frozen_networks_give_no_gradient_to_their_parameters_and_pay_for_none(calls):
+    net = Mlp((64, 96, 96, 1), seeded())
+    x = torch.randn(4, 200, 64, generator=seeded(7)).requires_grad_()
+    slopes = []
+    for frozen, num_products in ((False, 6), (True, 4)):  # the last layer is too small
+        calls.clear()
+        out = net(x, frozen=frozen)
+        slopes += torch.autograd.grad(out.sum(), [x])
+        assert len(calls) == num_products
+    assert torch.equal(*slopes)
+    assert (
+        torch.autograd.grad(net(x, frozen=True).sum(), list(net.parameters()), allow_unused=True)
+        == (None,) * 6
+    )
