@@ -35,7 +35,7 @@ from admrl.files import StorageError
 from admrl.search_config import OBJECTIVES, SCALES, SEARCHES
 from task_families.registry import check_name, names
 
-FAILED, USAGE_ERROR = 1, 2
+FAILED, USAGE_ERROR, OUTPUT_CLOSED = 1, 2, 141
 DESCRIPTION = (
     "Model-based adversarial task search: find the tasks on which a learned model fails, train on them, "
     "measure the worst-case sub-optimality gap."
@@ -50,35 +50,42 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     arguments = sys.argv[1:] or ["--help"]
-    with _usage_errors():
-        command = parse(arguments)
     try:
-        if isinstance(command, Train):
-            _train(command)
-        elif isinstance(command, TrainBaseline):
-            _train_baseline(command)
-        elif isinstance(command, Quickstart):
-            _quickstart(command)
-        elif isinstance(command, Evaluate):
-            _evaluate(command)
-        elif isinstance(command, Render):
-            _render(command)
-        elif isinstance(command, Gradcheck):
-            _gradcheck(command)
-        elif isinstance(command, Compare):
-            _compare(command)
-        elif isinstance(command, ReferenceReturns):
-            _reference(command)
-        elif isinstance(command, SearchWorst):
-            _search_worst(command)
-        else:
-            _heatmap(command)
+        with _usage_errors():
+            command = parse(arguments)
+        _execute(command)
     except KeyboardInterrupt as interrupt:
         print(f"interrupted; {str(interrupt) or 'nothing was written'}", file=sys.stderr)
         sys.exit(getattr(interrupt, "exit_code", 130))
     except (StorageError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(FAILED)
+    except BrokenPipeError:  # `admrl train --help | head`: nobody reads on, which is no error to report
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would fail to flush
+        sys.exit(OUTPUT_CLOSED)
+
+
+def _execute(command: Command) -> None:
+    if isinstance(command, Train):
+        _train(command)
+    elif isinstance(command, TrainBaseline):
+        _train_baseline(command)
+    elif isinstance(command, Quickstart):
+        _quickstart(command)
+    elif isinstance(command, Evaluate):
+        _evaluate(command)
+    elif isinstance(command, Render):
+        _render(command)
+    elif isinstance(command, Gradcheck):
+        _gradcheck(command)
+    elif isinstance(command, Compare):
+        _compare(command)
+    elif isinstance(command, ReferenceReturns):
+        _reference(command)
+    elif isinstance(command, SearchWorst):
+        _search_worst(command)
+    else:
+        _heatmap(command)
 
 
 def parse(arguments: list[str]) -> Command:

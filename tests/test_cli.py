@@ -63,6 +63,18 @@ def test_help_has_a_sentence_for_every_option_and_needs_no_torch(command):
         assert any(len(w.split()) >= 2 for w in words) or len(block.split("│")[0].split()) > 3, block
 
 
+def test_a_reader_that_leaves_is_no_error_to_report():
+    """`admrl train --help | head`"""
+    read, write = os.pipe()
+    os.close(read)
+    code = "import sys; sys.argv = ['admrl', 'train', '--help']\nfrom admrl.cli import main; main()"
+    with os.fdopen(write, "w") as closed:
+        result = subprocess.run(
+            [sys.executable, "-c", code], stdout=closed, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        )
+    assert (result.returncode, result.stderr) == (141, "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
