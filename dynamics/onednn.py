@@ -1,9 +1,9 @@
 """Matrix products by oneDNN, with gradients.
 
-torch multiplies float32 matrices by MKL. oneDNN, which torch brings along as well, is at least as fast, and twice as
-fast on AMD processors (docs/performance.md), but each call costs more, there are no batches, and the operations have
-no derivatives: `affine` adds them. They are the operations that torch's own compiler calls. Where they are missing,
-`has_onednn` says so.
+torch multiplies float32 matrices by MKL, which on an AMD processor with AVX-512 reaches AVX2's rate alone. oneDNN,
+which torch brings along as well, is twice as fast there, and about as fast without AVX-512 (docs/performance.md). But
+each call costs more, there are no batches, and the operations have no derivatives: `affine` adds them. They are the
+operations that torch's own compiler calls. Where they are missing, `has_onednn` says so.
 """
 
 from __future__ import annotations
