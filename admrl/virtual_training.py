@@ -145,7 +145,8 @@ def virtual_training(
         on_step: called after every step, with the number of steps done and the solution.
 
     Returns:
-        The improved solution. Each task's result does not depend on the others of the batch.
+        The improved solution. Each task's result does not depend on the others of the batch, up to the rounding of
+        the model's products.
     """
     reporter = reporter or Silent()
     num_lanes = check_lanes("virtual.num_samples", config.num_samples, family.horizon, model.num_members)

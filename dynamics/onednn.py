@@ -68,13 +68,6 @@ class _Affine(torch.autograd.Function):
         by_input, by_weights, by_bias = ctx.needs_input_grad
         return (
             product(grad, weights) if by_input else None,
-            _transposed_product(x, grad) if by_weights else None,
+            product(x.t(), grad.t()) if by_weights else None,
             grad.sum(0) if by_bias else None,
         )
-
-
-def _transposed_product(a: Tensor, b: Tensor) -> Tensor:
-    """a' b, with the shorter side as the rows, which is faster."""
-    if a.shape[1] <= b.shape[1]:
-        return product(a.t(), b.t())
-    return product(b.t(), a.t()).t()
