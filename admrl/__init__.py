@@ -7,38 +7,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from admrl.adaptation import slbo_adapt, zero_shot
-    from admrl.config import PRESETS, EvaluationConfig, MetaTrainConfig
-    from admrl.evaluate_runs import evaluate_gaps
-    from admrl.evaluation import GapTable
-    from admrl.figures import plot_gap_heatmap
+    from admrl.config.evaluation import EvaluationConfig
+    from admrl.config.presets import PRESETS
+    from admrl.config.training import MetaTrainConfig
+    from admrl.evaluation.evaluate_runs import evaluate_gaps
+    from admrl.evaluation.gap_table import GapTable
+    from admrl.evaluation.reference import Reference
     from admrl.gradient import TaskGradient, gap_gradient, task_gradient
-    from admrl.meta_state import MetaState, new_state
-    from admrl.meta_training import meta_train
-    from admrl.protocol import adapted_returns, zero_shot_returns
-    from admrl.reference import Reference, reference_returns
-    from admrl.run_store import load_run
+    from admrl.reports.heatmap import plot_gap_heatmap
+    from admrl.solving.adaptation import slbo_adapt, zero_shot
+    from admrl.training.meta_training import meta_train
+    from admrl.training.run import load_run
+    from admrl.training.state import MetaState, new_state
 
 _EXPORTS = {
-    "meta_train": "meta_training",
-    "new_state": "meta_state",
-    "MetaState": "meta_state",
-    "zero_shot": "adaptation",
-    "slbo_adapt": "adaptation",
-    "task_gradient": "gradient",
-    "gap_gradient": "gradient",
-    "TaskGradient": "gradient",
-    "evaluate_gaps": "evaluate_runs",
-    "GapTable": "evaluation",
-    "adapted_returns": "protocol",
-    "zero_shot_returns": "protocol",
-    "Reference": "reference",
-    "reference_returns": "reference",
-    "plot_gap_heatmap": "figures",
-    "load_run": "run_store",
-    "MetaTrainConfig": "config",
-    "EvaluationConfig": "config",
-    "PRESETS": "config",
+    "meta_train": "admrl.training.meta_training",
+    "new_state": "admrl.training.state",
+    "MetaState": "admrl.training.state",
+    "zero_shot": "admrl.solving.adaptation",
+    "slbo_adapt": "admrl.solving.adaptation",
+    "task_gradient": "admrl.gradient",
+    "gap_gradient": "admrl.gradient",
+    "TaskGradient": "admrl.gradient",
+    "evaluate_gaps": "admrl.evaluation.evaluate_runs",
+    "GapTable": "admrl.evaluation.gap_table",
+    "Reference": "admrl.evaluation.reference",
+    "plot_gap_heatmap": "admrl.reports.heatmap",
+    "load_run": "admrl.training.run",
+    "MetaTrainConfig": "admrl.config.training",
+    "EvaluationConfig": "admrl.config.evaluation",
+    "PRESETS": "admrl.config.presets",
 }
 __all__ = list(_EXPORTS)
 
@@ -46,4 +44,4 @@ __all__ = list(_EXPORTS)
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    return getattr(import_module(_EXPORTS[name]), name)

@@ -1,45 +1,46 @@
-"""The command line: `admrl COMMAND`; its options are in `admrl.commands.options`.
+"""The command line: `admrl COMMAND`. Parses, dispatches, and turns what went wrong into a message and an exit code.
 
-torch is imported only once a command has something to compute: --help and mistakes are answered at once.
+Commands are in a table; the page of a command (`admrl.commands`) is imported when it is named. torch is imported only
+once a command has something to compute: --help and mistakes are answered at once.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Annotated
+from importlib import import_module
+from typing import TYPE_CHECKING, NoReturn
 
-import tyro
-
-from admrl.baselines.config import ALGORITHMS, preset_config
-from admrl.baselines.config import PRESETS as BASELINE_PRESETS
-from admrl.commands.options import (
-    Command,
-    Compare,
-    Evaluate,
-    Gradcheck,
-    Heatmap,
-    Quickstart,
-    ReferenceReturns,
-    Render,
-    SearchWorst,
-    Train,
-    TrainBaseline,
-)
-from admrl.config import PRESETS, REFERENCE_METHODS, SELECTORS
-from admrl.files import StorageError
-from admrl.search_config import OBJECTIVES, SCALES, SEARCHES
-from task_families.registry import check_name, names
+if TYPE_CHECKING:
+    from admrl.commands.command import Command
 
 FAILED, USAGE_ERROR, OUTPUT_CLOSED = 1, 2, 141
 DESCRIPTION = (
     "Model-based adversarial task search: find the tasks on which a learned model fails, train on them, "
     "measure the worst-case sub-optimality gap."
 )
+COMMANDS = {  # name: (page, class, what `admrl --help` says)
+    "quickstart": (
+        "quickstart",
+        "Quickstart",
+        "Two trainings on Hopper2D, and one figure with the gaps of both.",
+    ),
+    "train": ("train", "Train", "Meta-train on a family of tasks (Alg. 1)."),
+    "train-baseline": ("train_baseline", "TrainBaseline", "Meta-train PEARL, CRL or multi-task SAC."),
+    "evaluate": ("evaluate", "Evaluate", "Sub-optimality gaps of runs on a set of tasks."),
+    "heatmap": ("heatmap", "Heatmap", "Draw the gap heat maps of evaluated runs side by side."),
+    "compare": ("compare", "Compare", "Compare evaluated runs: intervals, all figures, one HTML report."),
+    "reference": ("reference", "ReferenceReturns", "Compute or extend a file of reference returns A*."),
+    "search-worst": ("search_worst", "SearchWorst", "Search the tasks on which a run fails most."),
+    "gradcheck": (
+        "gradcheck",
+        "Gradcheck",
+        "Compare the estimators of the task gradient at a task of a run.",
+    ),
+    "render": ("render", "Render", "Film one episode, without a screen."),
+}
 
 
 def main() -> None:
@@ -49,224 +50,85 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    arguments = sys.argv[1:] or ["--help"]
     try:
-        with _usage_errors():
-            command = parse(arguments)
-        _execute(command)
+        _run(sys.argv[1:])
     except KeyboardInterrupt as interrupt:
         print(f"interrupted; {str(interrupt) or 'nothing was written'}", file=sys.stderr)
         sys.exit(getattr(interrupt, "exit_code", 130))
-    except (StorageError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(FAILED)
     except BrokenPipeError:  # `admrl train --help | head`: nobody reads on, which is no error to report
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would fail to flush
         sys.exit(OUTPUT_CLOSED)
 
 
-def _execute(command: Command) -> None:
-    if isinstance(command, Train):
-        _train(command)
-    elif isinstance(command, TrainBaseline):
-        _train_baseline(command)
-    elif isinstance(command, Quickstart):
-        _quickstart(command)
-    elif isinstance(command, Evaluate):
-        _evaluate(command)
-    elif isinstance(command, Render):
-        _render(command)
-    elif isinstance(command, Gradcheck):
-        _gradcheck(command)
-    elif isinstance(command, Compare):
-        _compare(command)
-    elif isinstance(command, ReferenceReturns):
-        _reference(command)
-    elif isinstance(command, SearchWorst):
-        _search_worst(command)
-    else:
-        _heatmap(command)
+def _run(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview())
+        return
+    from admrl.commands.command import CommandFailed
+    from admrl.commands.flags import in_flags
+    from admrl.storage.files import StorageError
+
+    kind = None
+    try:
+        try:  # only what prepares work: what the user got wrong is one message and exit code 2
+            kind = command_class(arguments[0])
+            command = parse(arguments)
+            command.check()
+            prepared = command.prepare()
+        except (ValueError, ImportError) as error:
+            _fail(in_flags(str(error), kind), USAGE_ERROR)
+        command.execute(prepared)
+    except (StorageError, FloatingPointError, CommandFailed) as error:
+        _fail(in_flags(str(error), kind), FAILED)
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+def overview() -> str:
+    """What `admrl --help` prints."""
+    width = max(map(len, COMMANDS)) + 4
+    rows = [f"  {name:<{width - 2}}{sentence}" for name, (_, _, sentence) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: admrl COMMAND [OPTIONS]",
+            "",
+            *textwrap.wrap(DESCRIPTION, 79),
+            "",
+            "commands:",
+            *rows,
+            "",
+            "admrl COMMAND --help explains the options of each.",
+        ]
+    )
+
+
+def command_class(name: str) -> type[Command]:
+    """The class of a command.
+
+    Raises:
+        ValueError: there is none of that name; says which is nearest.
+    """
+    from task_families.choices import check_name
+
+    check_name("COMMAND", name, tuple(COMMANDS))
+    page, cls, _ = COMMANDS[name]
+    return getattr(import_module(f"admrl.commands.{page}"), cls)
 
 
 def parse(arguments: list[str]) -> Command:
-    """The command of an argument list.
-
-    --help shows the settings of the preset that is named, and --config.* change single ones.
+    """The command of an argument list; --help shows the settings of the preset that is named.
 
     Raises:
-        ValueError: an unknown preset, with the nearest name.
+        ValueError: an unknown command or preset, with the nearest name.
         SystemExit: --help, or options that do not parse (exit code 2).
     """
-    default: Train | None = None
-    if arguments[0] == "train":
-        preset = _value_of("--preset", arguments, "laptop")
-        check_name("--preset", preset, tuple(PRESETS))
-        default = Train(preset=preset, config=PRESETS[preset])
-    train = Annotated[Train, tyro.conf.subcommand("train", default=default)] if default else Train
-    settings: TrainBaseline | None = None
-    if arguments[0] == "train-baseline":
-        preset = _value_of("--preset", arguments, "laptop")
-        check_name("--preset", preset, BASELINE_PRESETS)
-        family = _value_of("--family", arguments, "point_robot")
-        algorithm = next((word for word in arguments[1:] if word in ALGORITHMS), ALGORITHMS[0])
-        settings = TrainBaseline(config=preset_config(preset, family, algorithm))
-    baseline = (
-        Annotated[TrainBaseline, tyro.conf.subcommand("train-baseline", default=settings)]
-        if settings
-        else TrainBaseline
-    )
-    union = (
-        Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
-        | train
-        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-        | Annotated[Heatmap, tyro.conf.subcommand("heatmap")]
-        | Annotated[Gradcheck, tyro.conf.subcommand("gradcheck")]
-        | Annotated[Render, tyro.conf.subcommand("render")]
-        | Annotated[Compare, tyro.conf.subcommand("compare")]
-        | Annotated[ReferenceReturns, tyro.conf.subcommand("reference")]
-        | Annotated[SearchWorst, tyro.conf.subcommand("search-worst")]
-        | baseline
-    )
-    return tyro.cli(union, args=arguments, prog="admrl", description=DESCRIPTION)  # type: ignore
+    import tyro
 
-
-def _value_of(option: str, arguments: list[str], default: str) -> str:
-    for i, word in enumerate(arguments):
-        if word == option and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if word.startswith(option + "="):
-            return word.partition("=")[2]
-    return default
-
-
-@contextmanager
-def _usage_errors() -> Iterator[None]:
-    """Turns what the user got wrong into one message and exit code 2. Only for code that prepares work."""
-    try:
-        yield
-    except (ValueError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
-
-
-def _train(command: Train) -> None:
-    with _usage_errors():
-        if command.resume is None:
-            check_name("--family", command.family, names())
-            check_name("--selector", command.selector, SELECTORS)
-    from admrl.commands import train
-
-    with _usage_errors():
-        run = train.prepare(command)
-    train.execute(command, run)
-
-
-def _train_baseline(command: TrainBaseline) -> None:
-    with _usage_errors():
-        if command.resume is None:
-            check_name("ALGORITHM", command.algorithm or "", ALGORITHMS)
-            check_name("--family", command.family, names())
-    from admrl.commands import train_baseline
-
-    with _usage_errors():
-        run = train_baseline.prepare(command)
-    train_baseline.execute(command, run)
-
-
-def _quickstart(command: Quickstart) -> None:
-    with _usage_errors():
-        check_name("--preset", command.preset, tuple(PRESETS))
-    from admrl.commands import quickstart
-
-    with _usage_errors():
-        runs = quickstart.prepare(command)
-    quickstart.execute(command, runs)
-
-
-def _evaluate(command: Evaluate) -> None:
-    with _usage_errors():
-        check_name("--objective", command.objective, OBJECTIVES)
-        check_name("--scale", command.scale, SCALES)
-    from admrl.commands import evaluate
-
-    with _usage_errors():
-        prepared = evaluate.prepare(command)
-    evaluate.execute(command, *prepared)
-
-
-def _gradcheck(command: Gradcheck) -> None:
-    from admrl.commands import gradcheck
-
-    with _usage_errors():
-        run, psi = gradcheck.prepare(command)
-    gradcheck.execute(command, run, psi)
-
-
-def _render(command: Render) -> None:
-    with _usage_errors():
-        if command.family is not None:
-            check_name("--family", command.family, names())
-    from admrl.commands import render
-
-    try:
-        with _usage_errors():
-            job = render.prepare(command)
-    except RuntimeError as error:  # no OpenGL without a screen: the message says what to install
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(FAILED)
-    render.execute(command, job)
-
-
-def _compare(command: Compare) -> None:
-    from admrl.commands import compare
-
-    with _usage_errors():
-        compare.execute(command)
-
-
-def _reference(command: ReferenceReturns) -> None:
-    with _usage_errors():
-        check_name("--family", command.family, names())
-        for method in command.methods:
-            check_name("--methods", method, REFERENCE_METHODS)
-    from admrl.commands import reference
-
-    with _usage_errors():
-        job = reference.prepare(command)
-    reference.execute(command, job)
-
-
-def _search_worst(command: SearchWorst) -> None:
-    with _usage_errors():
-        check_name("--search", command.search, SEARCHES)
-        check_name("--scale", command.scale, SCALES)
-    from admrl.commands import render, search_worst
-
-    with _usage_errors():
-        run, search = search_worst.prepare(command)
-    report = search_worst.execute(command, run, search)
-    if not command.film or not hasattr(run.family, "model"):
-        return
-    for number, task in enumerate(report.tasks, start=1):
-        film = Render(
-            run=command.run,
-            psi=task.psi,
-            seed=command.seed,
-            num_updates=command.config.num_updates,
-            out=Path(search_worst.film_file(command, run, number)),
-        )
-        try:
-            render.execute(film, render.prepare(film))
-        except RuntimeError as error:  # no OpenGL without a screen; the report is written
-            print(f"no film: {error}", file=sys.stderr)
-            return
-
-
-def _heatmap(command: Heatmap) -> None:
-    from admrl.commands import heatmap
-
-    with _usage_errors():
-        heatmap.execute(command)
+    kind, rest = command_class(arguments[0]), arguments[1:]
+    return tyro.cli(kind, args=rest, default=kind.defaults(rest), prog=f"admrl {arguments[0]}")
 
 
 if __name__ == "__main__":

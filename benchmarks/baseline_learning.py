@@ -34,13 +34,13 @@ import torch
 from torch import Tensor
 
 from admrl.baselines import Adapter, StaticAdapter
-from admrl.baselines.adapter import Experience
-from admrl.baselines.adapter_evaluation import adapt_and_score
-from admrl.baselines.baseline_run import BaselineRun, open_baseline
 from admrl.baselines.crl import Crl
 from admrl.baselines.pearl import Pearl, PearlAdapter
+from admrl.baselines.run import BaselineRun, open_baseline
 from admrl.baselines.training import make_adapter
-from admrl.config import EvaluationConfig
+from admrl.config.evaluation import EvaluationConfig
+from admrl.evaluation.adapter import Experience
+from admrl.evaluation.evaluator import adapt_and_score
 from task_families.point_robot import STEP
 
 SEED = 54_321  # of the scoring; no training has it

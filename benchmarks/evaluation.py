@@ -25,11 +25,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from admrl.adaptation import real_rollout
-from admrl.config import PRESETS, EvaluationConfig, evaluation_virtual
-from admrl.evaluation import task_generators
-from admrl.meta_state import make_policy
-from admrl.virtual_training import Solution, new_solution, virtual_update
+from admrl.config.evaluation import EvaluationConfig, evaluation_virtual
+from admrl.config.presets import PRESETS
+from admrl.evaluation.scoring import task_generators
+from admrl.solving.rollouts import real_rollout
+from admrl.solving.solution import Solution, make_policy, new_solution
+from admrl.solving.virtual_training import virtual_update
 from dynamics.learner import ModelLearner
 from task_families import make
 

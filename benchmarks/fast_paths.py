@@ -26,11 +26,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from admrl.adaptation import episode_returns, real_rollout, zero_shot
-from admrl.config import PRESETS, MetaTrainConfig, VirtualTrainingConfig
-from admrl.evaluation import task_generators
-from admrl.meta_state import new_state
-from admrl.meta_training import meta_train
+from admrl.config.presets import PRESETS
+from admrl.config.training import MetaTrainConfig, VirtualTrainingConfig
+from admrl.evaluation.scoring import task_generators
+from admrl.solving.adaptation import zero_shot
+from admrl.solving.rollouts import episode_returns, real_rollout
+from admrl.training.meta_training import meta_train
+from admrl.training.state import new_state
 from policy_opt import GaussianPolicy, TrpoConfig
 from task_families import make
 

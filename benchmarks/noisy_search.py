@@ -27,7 +27,7 @@ from torch import Tensor
 
 from admrl.search import SEARCHES, find_worst, make_search
 from admrl.search.synthetic import SyntheticGap, bumps
-from task_families.registry import check_name
+from task_families.choices import check_name
 
 STRETCH = 0.55
 BATCH, TOP, FRESH = 6, 4, 8

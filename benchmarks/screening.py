@@ -8,7 +8,7 @@ ways:
 
     -return          minus the policy's return in the model (`--config.search.screen-by return`)
     disagreement     spread + optimism over the members (`--config.search.screen-by disagreement`)
-    spread, optimism its parts, see `admrl.screening`
+    spread, optimism its parts, see `admrl.training.screening`
     regret           what the best of all candidates' policies gets in the model for this task, minus its own
     |model - real|   return in the model against one real episode of the same policy
     distance         to the nearest task of the training
@@ -34,12 +34,12 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from admrl.adaptation import episode_returns, real_rollout
-from admrl.evaluation import GapTable
-from admrl.gap_files import load_tables
-from admrl.run_store import Run, load_run
-from admrl.screening import Screening, member_returns, screen
-from task_families.family import spawn_generators
+from admrl.evaluation.gap_files import load_tables
+from admrl.evaluation.gap_table import GapTable
+from admrl.solving.rollouts import episode_returns, real_rollout
+from admrl.training.run import Run, load_run
+from admrl.training.screening import Screening, member_returns, screen
+from task_families.simulator import spawn_generators
 
 SEED = 54_321  # no training has it
 NUM_EPISODES = 40

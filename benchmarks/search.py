@@ -27,7 +27,7 @@ import torch
 
 from admrl.search import SEARCHES, make_search
 from admrl.search.synthetic import SyntheticGap, branin, bumps, hartmann6
-from task_families.registry import check_name
+from task_families.choices import check_name
 
 PROBLEMS = ("bumps2", "branin", "bumps6", "hartmann6")
 QUICK = ("uniform", "multistart", "cem", "cmaes", "default")

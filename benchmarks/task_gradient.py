@@ -33,17 +33,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from admrl.adaptation import real_rollout
-from admrl.config import ESTIMATOR_NAMES, PRESETS, ResolveConfig, TaskGradientConfig, VirtualTrainingConfig
+from admrl.config.presets import PRESETS
+from admrl.config.training import ESTIMATOR_NAMES, ResolveConfig, TaskGradientConfig, VirtualTrainingConfig
 from admrl.gradient import ESTIMATORS, task_gradient
 from admrl.gradient.check import check_gradient, solve_task
 from admrl.gradient.estimators import Evidence
-from admrl.gradient.figure import plot_gradient_checks
 from admrl.gradient.implicit import hessian_of
 from admrl.gradient.pathwise import pathwise_return
-from admrl.meta_state import new_state
-from admrl.meta_training import meta_train
-from admrl.virtual_training import Solution, new_solution, stochastic_actor, virtual_rollout
+from admrl.reports.gradient_checks import plot_gradient_checks
+from admrl.solving.rollouts import real_rollout, stochastic_actor, virtual_rollout
+from admrl.solving.solution import Solution, new_solution
+from admrl.training.meta_training import meta_train
+from admrl.training.state import new_state
 from dynamics import DynamicsConfig, DynamicsEnsemble, FitConfig, ModelLearner, VirtualEnv
 from policy_opt import GaussianPolicy, ValueConfig
 from policy_opt.value import ValueFunction

@@ -24,9 +24,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from admrl.adaptation import episode_returns, real_rollout
-from admrl.config import VirtualTrainingConfig
-from admrl.virtual_training import new_solution, virtual_update
+from admrl.config.training import VirtualTrainingConfig
+from admrl.solving.rollouts import episode_returns, real_rollout
+from admrl.solving.solution import new_solution
+from admrl.solving.virtual_training import virtual_update
 from dynamics import DynamicsConfig, FitConfig, ModelLearner
 from policy_opt import GaussianPolicy, ValueFunction
 from policy_opt.mlp import Mlp

@@ -98,7 +98,7 @@ def measure(case: Case) -> list[Row]:
     """One iteration and its phases; with many tasks, one round of policy updates."""
     import torch
 
-    from admrl.virtual_training import virtual_training, virtual_update
+    from admrl.solving.virtual_training import virtual_training, virtual_update
 
     torch.set_num_threads(case.threads)
     family, learner, solution, config, generators = prepare(case)
@@ -170,9 +170,9 @@ def prepare(case: Case) -> tuple[Any, ...]:
     """A family, a model that has seen 10 000 real samples, policies, the configuration, generators."""
     import torch
 
-    from admrl.adaptation import real_rollout
-    from admrl.config import PRESETS
-    from admrl.virtual_training import new_solution
+    from admrl.config.presets import PRESETS
+    from admrl.solving.rollouts import real_rollout
+    from admrl.solving.solution import new_solution
     from dynamics import ModelLearner
     from policy_opt import GaussianPolicy
     from task_families import make, spawn_generators
@@ -199,7 +199,8 @@ def phases(
     """The parts of one policy update, each by itself on the same rollout."""
     import torch
 
-    from admrl.virtual_training import advantages, virtual_rollout
+    from admrl.solving.rollouts import virtual_rollout
+    from admrl.solving.virtual_training import advantages
     from policy_opt.trpo import trpo_step
 
     num_lanes = config.num_samples // family.horizon

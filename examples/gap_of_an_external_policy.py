@@ -19,8 +19,8 @@ import torch
 
 from admrl import PRESETS, EvaluationConfig, plot_gap_heatmap
 from admrl.baselines import ModelBasedAdapter, StaticAdapter, evaluate_adapters, sb3_policy
-from admrl.reporting import Silent
-from admrl.train_run import prepare_run, train_run
+from admrl.jobs.reporter import Silent
+from admrl.training.run import prepare_run, train_run
 from task_families import make
 
 
@@ -83,7 +83,7 @@ def main() -> None:
         worst = table.worst()
         print(
             f"{table.method:18s} worst gap {worst.gap:6.2f} at goal {table.psi[worst.task].round(2).tolist()}, "
-            f"mean gap {table.average()[0]:6.2f}, may see: {table.provenance['sees']}"
+            f"mean gap {table.average()[0]:6.2f}, may see: {table.provenance.sees}"
         )
     plot_gap_heatmap(tables[:2], arguments.out)
     print(f"wrote {arguments.out}")

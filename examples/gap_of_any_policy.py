@@ -8,7 +8,7 @@ with the distance of the task from what it does.
 
 import torch
 
-from admrl.adaptation import episode_returns
+from admrl.solving.rollouts import episode_returns
 from task_families import collect, make, spawn_generators
 
 

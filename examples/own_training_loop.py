@@ -11,7 +11,7 @@ import math
 import torch
 
 from admrl import meta_train, new_state
-from admrl.config import (
+from admrl.config.training import (
     DynamicsConfig,
     MetaTrainConfig,
     SlboConfig,

@@ -21,13 +21,7 @@ if TYPE_CHECKING:
         hutchinson_diagonal,
         linear_map,
     )
-    from policy_opt.linear_solve import (
-        LinearSolveResult,
-        SolveStatus,
-        conjugate_gradient,
-        minres,
-        normal_cg,
-    )
+    from policy_opt.linear_solve import LinearSolveResult, SolveStatus, conjugate_gradient, minres, normal_cg
     from policy_opt.trpo import TrpoReport, trpo_step
     from policy_opt.value import ValueFunction
 

@@ -30,13 +30,7 @@ import torch
 from torch import Tensor
 
 from policy_opt.linear_operator import Matvec, Operator, norm
-from policy_opt.solve_result import (
-    CODE,
-    RUNNING,
-    LinearSolveResult,
-    LinearSolveWarning,
-    SolveStatus,
-)
+from policy_opt.solve_result import CODE, RUNNING, LinearSolveResult, LinearSolveWarning, SolveStatus
 
 CONVERGED, MAX_STEPS, STAGNATED = (
     CODE[s] for s in (SolveStatus.CONVERGED, SolveStatus.MAX_STEPS, SolveStatus.STAGNATED)

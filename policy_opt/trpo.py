@@ -56,10 +56,8 @@ def trpo_step(
         theta (M, p) and a report. A task whose gradient, step or line search is not finite is rejected.
     """
     obs, act, advantage = obs.flatten(1, -2), act.flatten(1, -2), advantage.flatten(1)
-    per_block = max(1, STATES_PER_BLOCK // obs.shape[1]) if obs.device.type == "cpu" else len(theta)
     parts = []
-    for start in range(0, len(theta), per_block):
-        rows = slice(start, start + per_block)
+    for rows in task_blocks(theta, obs.shape[1]):
         block = policy
         if policy.obs_mean is not None and policy.obs_std is not None and policy.obs_mean.dim() == 2:
             block = policy.with_normalizer(policy.obs_mean[rows], policy.obs_std[rows])
@@ -67,6 +65,12 @@ def trpo_step(
     thetas, reports = zip(*parts, strict=True)
     fields = TrpoReport.__dataclass_fields__
     return torch.cat(thetas), TrpoReport(**{f: torch.cat([getattr(r, f) for r in reports]) for f in fields})
+
+
+def task_blocks(theta: Tensor, num_states: int) -> list[slice]:
+    """Blocks of the M tasks of theta (M, p), with so many states each: small on a CPU, all at once elsewhere."""
+    per_block = max(1, STATES_PER_BLOCK // num_states) if theta.device.type == "cpu" else len(theta)
+    return [slice(start, start + per_block) for start in range(0, len(theta), per_block)]
 
 
 def _step_block(

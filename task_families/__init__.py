@@ -10,33 +10,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from task_families.conformance import check_family
     from task_families.conformance_tools import ConformanceError
-    from task_families.family import Simulator, TaskFamily, spawn_generators
+    from task_families.family import TaskFamily
     from task_families.registry import make, names
     from task_families.rollout import Rollout, collect
-    from task_families.task_box import TaskBox, TaskSet
-    from task_families.task_space import (
-        TaskBall,
-        TaskChoice,
-        TaskCircle,
-        TaskProduct,
-        TaskSimplex,
-        TaskSpace,
-    )
+    from task_families.simulator import Simulator, spawn_generators
+    from task_families.task_box import TaskBox
+    from task_families.task_shapes import TaskBall, TaskChoice, TaskCircle, TaskProduct, TaskSimplex
+    from task_families.task_space import TaskSet, TaskSpace
 
 _EXPORTS = {
     "make": "registry",
     "names": "registry",
     "TaskFamily": "family",
     "TaskBox": "task_box",
-    "TaskSet": "task_box",
+    "TaskSet": "task_space",
     "TaskSpace": "task_space",
-    "TaskBall": "task_space",
-    "TaskSimplex": "task_space",
-    "TaskCircle": "task_space",
-    "TaskChoice": "task_space",
-    "TaskProduct": "task_space",
-    "Simulator": "family",
-    "spawn_generators": "family",
+    "TaskBall": "task_shapes",
+    "TaskSimplex": "task_shapes",
+    "TaskCircle": "task_shapes",
+    "TaskChoice": "task_shapes",
+    "TaskProduct": "task_shapes",
+    "Simulator": "simulator",
+    "spawn_generators": "simulator",
     "Rollout": "rollout",
     "collect": "rollout",
     "check_family": "conformance",

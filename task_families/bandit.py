@@ -16,8 +16,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from task_families.family import Simulator, TaskBox, TaskFamily
+from task_families.family import TaskBox, TaskFamily
 from task_families.function_simulator import FunctionSimulator
+from task_families.simulator import Simulator
 
 
 class BernoulliBandit5(TaskFamily):

@@ -16,15 +16,15 @@ from task_families.mujoco_simulator import MujocoSimulator
 from task_families.opengl import backend
 
 if TYPE_CHECKING:
-    from task_families.family import Simulator, TaskFamily
+    from task_families.simulator import Simulator
 
 
 class Camera:
-    """Follows the first body of a family's MuJoCo model, seen from the side and above. Close it after use."""
+    """Follows the first body of a MuJoCo model, seen from the side and above. Close it after use."""
 
     def __init__(
         self,
-        family: TaskFamily,
+        model: mujoco.MjModel | None,
         *,
         width: int = 320,
         height: int = 240,
@@ -32,17 +32,17 @@ class Camera:
     ) -> None:
         """
         Args:
+            model: a MuJoCo family's `model`.
             distance: from the body in m.
 
         Raises:
-            ValueError: the family has no MuJoCo model.
+            ValueError: there is no model.
             RuntimeError: no OpenGL backend works; see `backend`.
         """
-        model = getattr(family, "model", None)
         if not isinstance(model, mujoco.MjModel):
             raise ValueError(
-                f"family: {family.name} has no MuJoCo model, so there is nothing to take a picture of; "
-                "expected one of the MuJoCo families"
+                f"model: expected the MuJoCo model of a family that has one, got {model!r:.60}; there is nothing to "
+                "take a picture of"
             )
         name = backend()
         os.environ["PYOPENGL_PLATFORM"] = name  # what PyOpenGL reads when it is first imported

@@ -9,42 +9,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from task_families.registry import check_name
+from task_families.choices import check_name
+from task_families.simulator import Simulator
 from task_families.task_box import TaskBox as TaskBox
 from task_families.task_space import TaskSpace
 
 if TYPE_CHECKING:
     import gymnasium
-
-
-def spawn_generators(generator: torch.Generator, n: int) -> list[torch.Generator]:
-    """n independent generators, seeded from one: a task's noise then does not depend on its neighbours."""
-    seeds = torch.randint(2**62, (n,), generator=generator, device=generator.device)
-    return [torch.Generator(generator.device).manual_seed(int(seed)) for seed in seeds]
-
-
-class Simulator(Protocol):
-    """M x N lanes that are stepped together: the real simulator and the learned model look alike.
-
-    A *state* is whatever the simulator needs to start an episode from: (qpos, qvel) for MuJoCo, the
-    observation for a learned model.
-    """
-
-    shape: tuple[int, int]  # (M, N)
-
-    def start_states(self, n: int, generator: torch.Generator) -> Tensor:
-        """n states (n, state_size) drawn from the initial distribution p_0."""
-
-    def reset(self, lanes: Tensor, states: Tensor) -> Tensor:
-        """Put the lanes (M, N) bool into states (number of lanes, state_size); all observations (M, N, S)."""
-
-    def step(self, act: Tensor) -> Tensor:
-        """Apply act (M, N, A) in every lane; the next observations (M, N, S)."""
 
 
 class TaskFamily(ABC):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from task_families.family import TaskFamily
+from task_families.simulator import Simulated
 
 
 class TaskEnv(gymnasium.Env):
@@ -26,7 +25,7 @@ class TaskEnv(gymnasium.Env):
 
     def __init__(
         self,
-        family: TaskFamily,
+        family: Simulated,
         psi: Tensor | Sequence[float],
         *,
         allow_outside: bool = False,
@@ -88,7 +87,7 @@ class TaskEnv(gymnasium.Env):
         from task_families.camera import Camera
 
         if self._camera is None:
-            self._camera = Camera(self.family)
+            self._camera = Camera(getattr(self.family, "model", None))
         return self._camera.picture(self._simulator)
 
     def close(self) -> None:
@@ -97,6 +96,6 @@ class TaskEnv(gymnasium.Env):
             self._camera = None
 
 
-def _remake(family: TaskFamily, psi: Tensor, render_mode: str | None) -> TaskEnv:
+def _remake(family: Simulated, psi: Tensor, render_mode: str | None) -> TaskEnv:
     # psi was accepted when the environment was first made
     return TaskEnv(family, psi, allow_outside=True, render_mode=render_mode)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from task_families.family import Simulator, TaskFamily
+from task_families.family import TaskFamily
+from task_families.simulator import Simulator
 
 
 class GymnasiumSimulator:

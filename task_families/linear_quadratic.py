@@ -25,7 +25,8 @@ import torch
 from scipy.linalg import solve_discrete_are
 from torch import Tensor
 
-from task_families.family import Simulator, TaskBox, TaskFamily
+from task_families.family import TaskBox, TaskFamily
+from task_families.simulator import Simulator
 
 
 @dataclass(frozen=True)

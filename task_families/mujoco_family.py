@@ -11,8 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from task_families.family import Simulator, TaskFamily
+from task_families.family import TaskFamily
 from task_families.mujoco_simulator import Fields, MujocoSimulator, load_model
+from task_families.simulator import Simulator
 
 VELOCITY_LIMIT = 10.0  # hopper and walker observe qvel clipped to +-10
 

@@ -28,9 +28,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from task_families.family import Simulator, TaskBox
+from task_families.family import TaskBox
 from task_families.mujoco_family import VELOCITY_LIMIT, MujocoFamily
 from task_families.mujoco_simulator import Fields
+from task_families.simulator import Simulator
 
 BASES = {"body_mass": 1.5, "body_inertia": 1.5, "geom_friction": 1.5, "dof_damping": 1.3}
 EXPONENT_LIMIT = 3.0

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from task_families.family import Simulator, TaskBox, TaskFamily
+from task_families.family import TaskBox, TaskFamily
 from task_families.function_simulator import FunctionSimulator
+from task_families.simulator import Simulator
 
 STEP = 0.1  # m per action
 RADIUS = {"released": 0.2, "wide": 0.8}

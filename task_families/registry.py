@@ -1,8 +1,11 @@
 """The families by name. Imports nothing heavy until one is made."""
 
-import difflib
+from __future__ import annotations
+
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from task_families.choices import check_name
 
 if TYPE_CHECKING:
     from task_families.family import TaskFamily
@@ -36,24 +39,7 @@ def names() -> tuple[str, ...]:
     return tuple(_FAMILIES)
 
 
-def nearest(word: str, choices: tuple[str, ...]) -> str:
-    """A hint for an error message: `` (did you mean 'x'?)`` or nothing."""
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def check_name(argument: str, word: str, choices: tuple[str, ...]) -> None:
-    """Refuse a word that is not one of the choices.
-
-    Raises:
-        ValueError: says what was expected and the nearest choice.
-    """
-    if word not in choices:
-        expected = ", ".join(choices)
-        raise ValueError(f"{argument}: got {word!r}, expected one of: {expected}{nearest(word, choices)}")
-
-
-def make(name: str, *, variant: str = "released") -> "TaskFamily":
+def make(name: str, *, variant: str = "released") -> TaskFamily:
     """The task family of that name.
 
     Args:

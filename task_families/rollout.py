@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from task_families.family import Simulator, TaskFamily
+from task_families.family import TaskFamily
+from task_families.simulator import Simulator
 
 # Start states drawn ahead per lane. Lanes that terminate take the next one; after the last the first is
 # used again. Drawing ahead makes a task's noise independent of its neighbours in the batch.

@@ -92,7 +92,7 @@ def write_picture(family: TaskFamily, file: Path, num_pictures: int = 4) -> None
 
     simulator = family.make_simulator((1, 1), psi=psi)
     simulator.reset(torch.ones(1, 1, dtype=torch.bool), simulator.start_states(1, generator))
-    camera = Camera(family, width=160, height=120)
+    camera = Camera(family.model, width=160, height=120)
     pictures = [camera.picture(simulator)]
     for _ in range(family.horizon):
         act = torch.randn(1, 1, family.act_size, generator=generator).clamp(-1, 1)

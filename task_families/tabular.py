@@ -20,8 +20,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from task_families.family import Simulator, TaskBox, TaskFamily
+from task_families.family import TaskBox, TaskFamily
 from task_families.function_simulator import FunctionSimulator
+from task_families.simulator import Simulator
 
 SEED = 20  # of P and b
 

@@ -6,21 +6,14 @@ size lives there.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from task_families.registry import check_name
-
-if TYPE_CHECKING:
-    from task_families.task_space import TaskSpace
-
-KINDS = ("uniform", "gaussian", "gaussian_task", "boundary")
-MAX_REJECTIONS = 10_000  # draws per wanted task before a condition counts as unsatisfiable
+from task_families.choices import check_name
+from task_families.task_space import KINDS, TaskSet, unit_grid
 
 
 @dataclass(frozen=True)
@@ -78,16 +71,7 @@ class TaskBox:
         Raises:
             ValueError: not one count per task parameter, or a count below 1.
         """
-        if len(shape) != self.size or min(shape) < 1:
-            raise ValueError(
-                f"grid: expected {self.size} positive counts, one for each of {', '.join(self.names)}; "
-                f"got {tuple(shape)}"
-            )
-        axes = [
-            torch.linspace(-1, 1, n, dtype=torch.float64) if n > 1 else torch.zeros(1).double() for n in shape
-        ]
-        unit = torch.tensor(list(itertools.product(*(a.tolist() for a in axes))), dtype=torch.float64)
-        return self.from_unit(unit).to(self.low.dtype)
+        return self.from_unit(unit_grid(shape, self.names)).to(self.low.dtype)
 
     def sample(self, n: int, kind: str, generator: torch.Generator) -> Tensor:
         """n tasks (n, k) drawn independently.
@@ -146,60 +130,3 @@ class TaskBox:
                 f"[{float(self.low[i]):g}, {float(self.high[i]):g}]; {remedy}"
             )
         return psi
-
-
-@dataclass(frozen=True)
-class TaskSet:
-    """The tasks of a box that satisfy all predicates; sampled by rejection."""
-
-    box: TaskSpace
-    predicates: tuple[Callable[[Tensor], Tensor], ...]  # each (n, k) -> (n,) bool
-
-    def contains(self, psi: Tensor) -> Tensor:
-        """Whether psi (n, k) satisfies every predicate: (n,) bool. Does not check the box.
-
-        Raises:
-            ValueError: a predicate returns something else than (n,) bool.
-        """
-        inside = torch.ones(len(psi), dtype=torch.bool)
-        for predicate in self.predicates:
-            holds = predicate(psi)
-            if holds.shape != inside.shape or holds.dtype != torch.bool:
-                raise ValueError(
-                    f"restrict: expected a predicate of psi (n, k) that returns (n,) bool, got {holds.dtype} of "
-                    f"shape {tuple(holds.shape)} for n = {len(psi)}; index a coordinate, as in psi[:, 0] > 1"
-                )
-            inside &= holds
-        return inside
-
-    def restrict(self, predicate: Callable[[Tensor], Tensor]) -> TaskSet:
-        """One more condition."""
-        return TaskSet(self.box, (*self.predicates, predicate))
-
-    def sample(self, n: int, kind: str, generator: torch.Generator) -> Tensor:
-        """n tasks (n, k); see `TaskBox.sample`.
-
-        Raises:
-            ValueError: hardly any task of the box satisfies the predicates.
-        """
-        found = self.box.low.new_empty(0, self.box.size)
-        num_drawn = 0
-        while len(found) < n:
-            if num_drawn > MAX_REJECTIONS * n:
-                raise ValueError(
-                    f"restrict: {len(found)} of {num_drawn} tasks of the box satisfy the predicate, "
-                    f"expected {n}; check the predicate's units ({', '.join(self.box.units)})"
-                )
-            psi = self.box.sample(max(64, 2 * n), kind, generator)
-            num_drawn += len(psi)
-            found = torch.cat([found, psi[self.contains(psi)]])
-        return found[:n]
-
-    def fixed(self, n: int, seed: int, kind: str = "uniform") -> Tensor:
-        """See `TaskBox.fixed`."""
-        return self.sample(n, kind, torch.Generator().manual_seed(seed))
-
-    def grid(self, shape: Sequence[int]) -> Tensor:
-        """The points of the box's grid that satisfy the predicates: (at most prod(shape), k)."""
-        psi = self.box.grid(shape)
-        return psi[self.contains(psi)]

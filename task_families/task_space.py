@@ -8,7 +8,6 @@ same in psi and in unit coordinates. *Cube coordinates* in [0, 1]^k carry unifor
 from __future__ import annotations
 
 import itertools
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,70 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from task_families.registry import check_name
-from task_families.task_box import KINDS, TaskSet
+from task_families.choices import check_name
+
+KINDS = ("uniform", "gaussian", "gaussian_task", "boundary")
+
+
+MAX_REJECTIONS = 10_000  # draws per wanted task before a condition counts as unsatisfiable
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """The tasks of a box that satisfy all predicates; sampled by rejection."""
+
+    box: TaskSpace
+    predicates: tuple[Callable[[Tensor], Tensor], ...]  # each (n, k) -> (n,) bool
+
+    def contains(self, psi: Tensor) -> Tensor:
+        """Whether psi (n, k) satisfies every predicate: (n,) bool. Does not check the box.
+
+        Raises:
+            ValueError: a predicate returns something else than (n,) bool.
+        """
+        inside = torch.ones(len(psi), dtype=torch.bool)
+        for predicate in self.predicates:
+            holds = predicate(psi)
+            if holds.shape != inside.shape or holds.dtype != torch.bool:
+                raise ValueError(
+                    f"restrict: expected a predicate of psi (n, k) that returns (n,) bool, got {holds.dtype} of "
+                    f"shape {tuple(holds.shape)} for n = {len(psi)}; index a coordinate, as in psi[:, 0] > 1"
+                )
+            inside &= holds
+        return inside
+
+    def restrict(self, predicate: Callable[[Tensor], Tensor]) -> TaskSet:
+        """One more condition."""
+        return TaskSet(self.box, (*self.predicates, predicate))
+
+    def sample(self, n: int, kind: str, generator: torch.Generator) -> Tensor:
+        """n tasks (n, k); see `TaskBox.sample`.
+
+        Raises:
+            ValueError: hardly any task of the box satisfies the predicates.
+        """
+        found = self.box.low.new_empty(0, self.box.size)
+        num_drawn = 0
+        while len(found) < n:
+            if num_drawn > MAX_REJECTIONS * n:
+                raise ValueError(
+                    f"restrict: {len(found)} of {num_drawn} tasks of the box satisfy the predicate, "
+                    f"expected {n}; check the predicate's units ({', '.join(self.box.units)})"
+                )
+            psi = self.box.sample(max(64, 2 * n), kind, generator)
+            num_drawn += len(psi)
+            found = torch.cat([found, psi[self.contains(psi)]])
+        return found[:n]
+
+    def fixed(self, n: int, seed: int, kind: str = "uniform") -> Tensor:
+        """See `TaskBox.fixed`."""
+        return self.sample(n, kind, torch.Generator().manual_seed(seed))
+
+    def grid(self, shape: Sequence[int]) -> Tensor:
+        """The points of the box's grid that satisfy the predicates: (at most prod(shape), k)."""
+        psi = self.box.grid(shape)
+        return psi[self.contains(psi)]
+
 
 TOLERANCE = 1e-6  # of the enclosing box's half-range: how far outside a task may lie and still be accepted
 
@@ -131,8 +192,8 @@ class _Space(ABC):
         Raises:
             ValueError: not one count per task parameter, or a count below 1.
         """
-        unit = unit_grid(shape, self.names, self.low.dtype)
-        return torch.unique(self.project(self.from_unit(unit)), dim=0)
+        psi = self.project(self.from_unit(unit_grid(shape, self.names))).to(self.low.dtype)
+        return torch.unique(self.project(psi), dim=0)  # rounded, it may lie outside
 
     def sample(self, n: int, kind: str, generator: torch.Generator) -> Tensor:
         """n tasks (n, k) drawn independently; kinds as in `TaskBox.sample`, projected where they leave the set."""
@@ -184,8 +245,8 @@ class _Space(ABC):
         return psi
 
 
-def unit_grid(shape: Sequence[int], names: tuple[str, ...], dtype: torch.dtype) -> Tensor:
-    """Regular points (prod(shape), k) of [-1, 1]^k, corners included, the last coordinate fastest.
+def unit_grid(shape: Sequence[int], names: tuple[str, ...]) -> Tensor:
+    """Regular points (prod(shape), k) of [-1, 1]^k in float64, corners included, the last coordinate fastest.
 
     Raises:
         ValueError: not one count per task parameter, or a count below 1.
@@ -194,299 +255,5 @@ def unit_grid(shape: Sequence[int], names: tuple[str, ...], dtype: torch.dtype) 
         raise ValueError(
             f"grid: expected {len(names)} positive counts, one for each of {', '.join(names)}; got {tuple(shape)}"
         )
-    axes = [torch.linspace(-1, 1, n).double().tolist() if n > 1 else [0.0] for n in shape]
-    return torch.tensor(list(itertools.product(*axes)), dtype=dtype)
-
-
-@dataclass(frozen=True)
-class TaskBall(_Space):
-    """{psi: |psi - center| <= radius}."""
-
-    center: Tensor  # (k,)
-    radius: float
-    names: tuple[str, ...]
-    units: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if self.center.dim() != 1 or not len(self.center) or not bool(self.center.isfinite().all()):
-            raise ValueError(
-                f"TaskBall: expected a finite center of shape (k,), k >= 1, got {self.center.tolist()}"
-            )
-        if not (math.isfinite(self.radius) and self.radius > 0):
-            raise ValueError(f"TaskBall: expected a positive radius, got {self.radius:g}: the ball is empty")
-        self._check_names()
-
-    @property
-    def low(self) -> Tensor:  # type: ignore[override]
-        """(k,) of the enclosing box."""
-        return self.center - self.radius
-
-    @property
-    def high(self) -> Tensor:  # type: ignore[override]
-        """(k,) of the enclosing box."""
-        return self.center + self.radius
-
-    @property
-    def description(self) -> str:  # type: ignore[override]
-        """For messages."""
-        center = ", ".join(f"{x:g}" for x in self.center.tolist())
-        return f"the ball of radius {self.radius:g} around ({center})"
-
-    def project(self, psi: Tensor) -> Tensor:
-        """center + (psi - center) min(1, radius / |psi - center|)"""
-        offset = psi - self.center.to(psi)
-        norm = offset.norm(dim=-1, keepdim=True)
-        # untouched inside, up to rounding: the projection of a projection is itself, bit for bit
-        outside = norm > self.radius * (1 + 4 * torch.finfo(psi.dtype).eps)
-        return torch.where(outside, self.center.to(psi) + offset * (self.radius / norm), psi)
-
-    def from_cube(self, cube: Tensor) -> Tensor:
-        """A normal vector gives the direction; its chi-square probability to the power 1/k the radius."""
-        z = torch.special.ndtri(cube.clamp(1e-12, 1 - 1e-12))
-        square = z.square().sum(-1, keepdim=True)
-        half = torch.full_like(square, self.size / 2)
-        radius = torch.special.gammainc(half, square / 2) ** (1 / self.size)
-        return self.project(self.center.to(z) + self.radius * radius * z / square.sqrt().clamp_min(1e-12))
-
-    def _boundary(self, cube: Tensor, generator: torch.Generator) -> Tensor:
-        z = torch.special.ndtri(cube.clamp(1e-12, 1 - 1e-12))
-        return self.project(self.center.to(z) + self.radius * z / z.norm(dim=-1, keepdim=True))
-
-
-@dataclass(frozen=True)
-class TaskSimplex(_Space):
-    """{psi >= 0, sum psi = total}: mixtures, shares of a budget, weights of reward terms."""
-
-    names: tuple[str, ...]
-    units: tuple[str, ...]
-    total: float = 1.0
-    dtype: torch.dtype = torch.float32
-    description = "the simplex"
-
-    def __post_init__(self) -> None:
-        if len(self.names) < 2:
-            raise ValueError(
-                f"TaskSimplex: expected at least 2 names, got {len(self.names)}: one task is no space"
-            )
-        if not (math.isfinite(self.total) and self.total > 0):
-            raise ValueError(f"TaskSimplex: expected a positive total, got {self.total:g}")
-        self._check_names()
-
-    @property
-    def low(self) -> Tensor:  # type: ignore[override]
-        """(k,) of the enclosing box."""
-        return torch.zeros(len(self.names), dtype=self.dtype)
-
-    @property
-    def high(self) -> Tensor:  # type: ignore[override]
-        """(k,) of the enclosing box."""
-        return torch.full((len(self.names),), self.total, dtype=self.dtype)
-
-    def project(self, psi: Tensor) -> Tensor:
-        """max(psi - tau, 0) with the tau that makes the sum right (found by sorting; Held et al. 1974)."""
-        eps = 8 * len(self.names) * torch.finfo(psi.dtype).eps * self.total
-        feasible = ((psi.sum(-1, keepdim=True) - self.total).abs() <= eps) & (psi >= 0).all(-1, keepdim=True)
-        ordered = psi.sort(dim=-1, descending=True).values
-        count = torch.arange(1, self.size + 1, device=psi.device).to(psi)
-        tau = (ordered.cumsum(-1) - self.total) / count
-        num_positive = (ordered > tau).sum(-1, keepdim=True).clamp_min(1)
-        inside = (psi - tau.gather(-1, num_positive - 1)).clamp_min(0)
-        # far outside, rounding of tau is large against total: restore the sum
-        inside = inside * (self.total / inside.sum(-1, keepdim=True))
-        return torch.where(feasible, psi, inside)
-
-    def from_cube(self, cube: Tensor) -> Tensor:
-        """Exponential numbers divided by their sum are uniform on the simplex."""
-        return _shares(-torch.log(cube.clamp(1e-12, 1 - 1e-12)), self.total)
-
-    def _boundary(self, cube: Tensor, generator: torch.Generator) -> Tensor:
-        exponential = -torch.log(cube.clamp(1e-12, 1 - 1e-12))
-        face = torch.randint(self.size, (len(cube), 1), generator=generator)
-        return _shares(exponential.scatter(-1, face, 0.0), self.total)
-
-
-def _shares(x: Tensor, total: float) -> Tensor:
-    return total * x / x.sum(-1, keepdim=True)
-
-
-@dataclass(frozen=True)
-class TaskCircle(_Space):
-    """Directions: one angle in [start, start + 2 pi] rad, whose ends are the same task.
-
-    Its projection takes whole turns off; distances are those along the circle.
-    """
-
-    name: str = "direction"
-    start: float = 0.0
-    dtype: torch.dtype = torch.float32
-    description = "one turn of the circle"
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.start):
-            raise ValueError(f"TaskCircle: expected a finite start, got {self.start}")
-
-    @property
-    def names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """(1,)"""
-        return (self.name,)
-
-    @property
-    def units(self) -> tuple[str, ...]:  # type: ignore[override]
-        """(1,)"""
-        return ("rad",)
-
-    @property
-    def low(self) -> Tensor:  # type: ignore[override]
-        """(1,)"""
-        return torch.tensor([self.start], dtype=self.dtype)
-
-    @property
-    def high(self) -> Tensor:  # type: ignore[override]
-        """(1,)"""
-        return self.low + 2 * math.pi
-
-    def project(self, psi: Tensor) -> Tensor:
-        """The same direction within the turn."""
-        low, high = self.low.to(psi), self.high.to(psi)
-        wrapped = (low + torch.remainder(psi - low, 2 * math.pi)).clamp(low, high)
-        return torch.where((psi >= low) & (psi <= high), psi, wrapped)
-
-    def from_cube(self, cube: Tensor) -> Tensor:
-        """start + 2 pi cube"""
-        return self.low.to(cube) + 2 * math.pi * cube
-
-    def embed(self, psi: Tensor) -> Tensor:
-        """(..., 2): a circle whose arcs are as long as in unit coordinates."""
-        angle = math.pi * self.to_unit(psi)
-        return torch.cat([angle.cos(), angle.sin()], dim=-1) / math.pi
-
-    def grid(self, shape: Sequence[int]) -> Tensor:
-        """n equally spaced directions (n, 1); the end of the turn is not repeated."""
-        unit_grid(shape, self.names, self.low.dtype)
-        return self.from_cube(torch.arange(shape[0]).double()[:, None] / shape[0]).to(self.low.dtype)
-
-
-@dataclass(frozen=True)
-class TaskChoice(_Space):
-    """A finite set of tasks. Its projection is the nearest of them, which is not non-expansive."""
-
-    tasks: Tensor  # (n, k), all different
-    names: tuple[str, ...]
-    units: tuple[str, ...]
-    description = "the finite set of tasks"
-
-    def __post_init__(self) -> None:
-        if self.tasks.dim() != 2 or not self.tasks.numel() or not bool(self.tasks.isfinite().all()):
-            raise ValueError(
-                f"TaskChoice: expected finite tasks of shape (n, k) with n, k >= 1, got {tuple(self.tasks.shape)}"
-            )
-        if len(torch.unique(self.tasks, dim=0)) < len(self.tasks):
-            raise ValueError(
-                f"TaskChoice: expected different tasks, got repetitions in {self.tasks.tolist()}"
-            )
-        self._check_names()
-
-    @property
-    def low(self) -> Tensor:  # type: ignore[override]
-        """(k,) of the enclosing box."""
-        return self.tasks.amin(0)
-
-    @property
-    def high(self) -> Tensor:  # type: ignore[override]
-        """(k,) of the enclosing box."""
-        return self.tasks.amax(0)
-
-    def project(self, psi: Tensor) -> Tensor:
-        """The nearest task in unit coordinates; the first of them if several are."""
-        tasks = self.tasks.to(psi)
-        square = (self.to_unit(psi)[..., None, :] - self.to_unit(tasks)).square().sum(-1)
-        return tasks[square.argmin(-1)]
-
-    def from_cube(self, cube: Tensor) -> Tensor:
-        """The first coordinate chooses."""
-        index = (cube[..., 0] * len(self.tasks)).long().clamp(0, len(self.tasks) - 1)
-        return self.tasks.to(cube)[index]
-
-    def grid(self, shape: Sequence[int]) -> Tensor:
-        """All tasks (n, k), whatever the shape."""
-        unit_grid(shape, self.names, self.low.dtype)
-        return self.tasks
-
-
-@dataclass(frozen=True)
-class TaskProduct(_Space):
-    """Tasks made of parts, each from a space of its own: psi = (psi_1, psi_2, ...)."""
-
-    parts: tuple[TaskSpace, ...]
-
-    def __post_init__(self) -> None:
-        if not self.parts:
-            raise ValueError("TaskProduct: expected at least one space, got none")
-        if len({part.low.dtype for part in self.parts}) > 1:
-            raise ValueError(f"TaskProduct: expected one dtype, got {[str(p.low.dtype) for p in self.parts]}")
-
-    @property
-    def low(self) -> Tensor:  # type: ignore[override]
-        """(k,) of the enclosing box."""
-        return torch.cat([part.low for part in self.parts])
-
-    @property
-    def high(self) -> Tensor:  # type: ignore[override]
-        """(k,) of the enclosing box."""
-        return torch.cat([part.high for part in self.parts])
-
-    @property
-    def names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """(k,)"""
-        return tuple(name for part in self.parts for name in part.names)
-
-    @property
-    def units(self) -> tuple[str, ...]:  # type: ignore[override]
-        """(k,)"""
-        return tuple(unit for part in self.parts for unit in part.units)
-
-    @property
-    def description(self) -> str:  # type: ignore[override]
-        """For messages."""
-        return "the product of " + " x ".join(type(part).__name__ for part in self.parts)
-
-    def _map(self, method: str, x: Tensor) -> Tensor:
-        pieces = x.split([part.size for part in self.parts], dim=-1)
-        return torch.cat(
-            [getattr(part, method)(piece) for part, piece in zip(self.parts, pieces, strict=True)], dim=-1
-        )
-
-    def project(self, psi: Tensor) -> Tensor:
-        """Each part on its own."""
-        return self._map("project", psi)
-
-    def to_unit(self, psi: Tensor) -> Tensor:
-        """Each part on its own."""
-        return self._map("to_unit", psi)
-
-    def from_unit(self, unit: Tensor) -> Tensor:
-        """Each part on its own."""
-        return self._map("from_unit", unit)
-
-    def from_cube(self, cube: Tensor) -> Tensor:
-        """Each part on its own."""
-        return self._map("from_cube", cube)
-
-    def embed(self, psi: Tensor) -> Tensor:
-        """Each part on its own."""
-        return self._map("embed", psi)
-
-    def grid(self, shape: Sequence[int]) -> Tensor:
-        """All combinations of the parts' grids."""
-        unit_grid([1] * self.size, self.names, self.low.dtype)
-        grids, begin = [], 0
-        for part in self.parts:
-            grids.append(part.grid(tuple(shape)[begin : begin + part.size]))
-            begin += part.size
-        if begin != len(shape):
-            raise ValueError(f"grid: expected {self.size} counts, got {tuple(shape)}")
-        return torch.stack([torch.cat(rows) for rows in itertools.product(*grids)])
-
-    def sample(self, n: int, kind: str, generator: torch.Generator) -> Tensor:
-        """n tasks (n, k), the parts independent."""
-        return torch.cat([part.sample(n, kind, generator) for part in self.parts], dim=-1)
+    axes = [torch.linspace(-1, 1, n, dtype=torch.float64).tolist() if n > 1 else [0.0] for n in shape]
+    return torch.tensor(list(itertools.product(*axes)), dtype=torch.float64)

@@ -8,9 +8,10 @@ import torch
 from admrl.baselines import ModelBasedAdapter, StaticAdapter
 from admrl.baselines.config import preset_config
 from admrl.baselines.training import make_adapter, new_baseline
-from admrl.config import PRESETS, EvaluationConfig
-from admrl.reporting import Silent
-from admrl.train_run import prepare_run, train_run
+from admrl.config.evaluation import EvaluationConfig
+from admrl.config.presets import PRESETS
+from admrl.jobs.reporter import Silent
+from admrl.training.run import prepare_run, train_run
 from task_families import make
 
 FAMILY = make("point_robot")

@@ -5,7 +5,8 @@ import math
 import torch
 
 from admrl.gradient.implicit import gradient_of, hessian_of, mixed_product
-from admrl.virtual_training import Solution, stochastic_actor
+from admrl.solving.rollouts import stochastic_actor
+from admrl.solving.solution import Solution
 from dynamics import DynamicsConfig, DynamicsEnsemble, VirtualEnv
 from policy_opt import GaussianPolicy, ValueConfig
 from policy_opt.value import ValueFunction

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import torch
 
-from admrl.config import (
-    PRESETS,
+from admrl.config.presets import PRESETS
+from admrl.config.search import SearchConfig
+from admrl.config.training import (
     DynamicsConfig,
     ResolveConfig,
     SlboConfig,
     TaskGradientConfig,
     VirtualTrainingConfig,
 )
-from admrl.reporting import Silent
-from admrl.run_store import RunInfo, create_run, open_run
-from admrl.sealed_file import read_sealed
-from admrl.search_config import SearchConfig
-from admrl.state_file import dump_state
-from admrl.train_run import resume_run, train_run
+from admrl.jobs.reporter import Silent
+from admrl.runs.folder import create_run
+from admrl.storage.sealed_file import read_sealed
+from admrl.training.run import Run, TrainInfo, train_run
+from admrl.training.state_file import dump_state
 
 SMALL = replace(
     PRESETS["smoke"],
@@ -43,14 +43,14 @@ CONTEXT.set_forkserver_preload(["fault_tools", "mujoco", "tensorboard.compat.pro
 
 def small_run(path: Path, family: str = "linear_quadratic", config=SMALL, selector="adversarial") -> Path:
     """A run folder with nothing done."""
-    create_run(path, RunInfo(family, "released", selector, "smoke", 3, config, {}))
+    create_run(path, TrainInfo(family, "released", selector, "smoke", 3, config, {}))
     return path
 
 
 def train(path: Path, every: float = 0.0, reporter=None) -> None:
     """Train a run folder to its end, in this process; a checkpoint every so many seconds, 0: after every step."""
     torch.set_num_threads(1)
-    train_run(resume_run(path), reporter or Silent(), checkpoint_seconds=every)
+    train_run(Run.resume(path), reporter or Silent(), checkpoint_seconds=every)
 
 
 def start(path: Path, every: float = 0.0):
@@ -82,7 +82,7 @@ def timed(path: Path, every: float = 0.0) -> float:
 
 def fingerprint(path: Path) -> dict:
     """Everything that a run has learned and written down, but for clock times."""
-    run = open_run(path)
+    run = Run.open(path)
     tensors, meta, rows = dump_state(run.state)
     with open(path / "metrics.csv", newline="", encoding="utf-8") as file:
         metrics = [[cell for i, cell in enumerate(row) if i != 2] for row in csv.reader(file)]

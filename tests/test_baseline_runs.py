@@ -12,17 +12,17 @@ import torch
 from adapter_tools import CONFIG, small_run
 
 from admrl import evaluate_gaps
-from admrl.any_run import load_any_run
 from admrl.baselines import open_baseline, prepare_baseline, train_baseline_run
-from admrl.baselines.adapter_evaluation import adapt_and_score
-from admrl.baselines.baseline_run import resume_baseline
 from admrl.baselines.config import ALGORITHMS, PRESETS, PUBLISHED, paper_config, preset_config
+from admrl.baselines.run import BaselineRun
 from admrl.baselines.training import make_adapter, new_baseline, num_steps, train_baseline
 from admrl.cli import main
-from admrl.config import check_config
-from admrl.interruption import Interrupted, deferred_signals
-from admrl.reporting import Silent
-from admrl.run_store import read_info
+from admrl.config.checks import check_config
+from admrl.evaluation.evaluator import adapt_and_score
+from admrl.jobs.interruption import Interrupted, deferred_signals
+from admrl.jobs.reporter import Silent
+from admrl.run_kinds import load_any_run
+from admrl.training.run import Run
 from task_families import make, names
 
 
@@ -90,7 +90,7 @@ def test_an_interrupted_training_goes_on_bit_identically(tmp_path, algorithm, nu
     whole = trained(tmp_path / "whole", algorithm, **settings)
     with pytest.raises(Interrupted), deferred_signals():
         train_baseline_run(prepared(tmp_path / "half", algorithm, **settings), StopAfter(num_done))
-    half = resume_baseline(tmp_path / "half")
+    half = BaselineRun.resume(tmp_path / "half")
     assert half.state.step == num_done < num_steps(half.info.config)
     train_baseline_run(half, Silent())
     assert same_weights(whole, half)
@@ -195,10 +195,10 @@ def test_a_checkpoint_of_other_sizes_is_refused(tmp_path):
 
 def test_folders_of_the_other_kind_are_refused_by_name(tmp_path):
     ours, theirs = small_run(tmp_path / "ours"), trained(tmp_path / "theirs")
-    with pytest.raises(ValueError, match=r"a run of `admrl train-baseline` \('pearl'\)"):
-        read_info(theirs.path)
+    with pytest.raises(ValueError, match=r"a run of `admrl train-baseline`, not of `admrl train`"):
+        Run.read_info(theirs.path)
     with pytest.raises(ValueError, match="admrl train --resume"):
-        resume_baseline(ours.path)
+        BaselineRun.resume(ours.path)
     for run, command in ((ours, "admrl train --resume"), (theirs, "admrl train-baseline --resume")):
         with pytest.raises(ValueError, match=f"continue it with: {command}"):
             prepared(run.path)
@@ -215,8 +215,8 @@ def test_baselines_are_evaluated_beside_our_runs_with_one_reference(tmp_path, mo
     tables = evaluate_gaps([theirs, ours], (2, 2), config)
     assert [t.method for t in tables] == ["crl", "uniform"]
     assert np.array_equal(tables[0].optimal_return, tables[1].optimal_return)
-    assert [t.provenance["sees"] for t in tables] == ["rewards", "psi, reward function"]
-    assert tables[0].provenance["samples"]["adaptation"] == [0, 2 * 4 * 40, 2 * 4 * 80]
+    assert [t.provenance.sees for t in tables] == ["rewards", "psi, reward function"]
+    assert tables[0].provenance.samples["adaptation"] == [0, 2 * 4 * 40, 2 * 4 * 80]
     for table, run in zip(tables, (theirs, ours), strict=True):
         (run.path / "gaps").mkdir()
         table.save(run.path / "gaps" / "both.json")
@@ -271,11 +271,11 @@ def test_the_command_line_from_training_to_report(tmp_path, monkeypatch, capsys)
         ),
         (["pearl", "--config.num-prior-steps", "0"], "expected at least one episode"),
         (["pearl", "--config.train-on-dense"], "has no variant 'dense'"),
-        (["pearl", "--config.sac.gamma", "1.5"], "config.sac.gamma: expected 0 to 1, got 1.5"),
+        (["pearl", "--config.sac.gamma", "1.5"], "--config.sac.gamma: expected 0 to 1, got 1.5"),
         (["crl", "--config.context.no-has-next-obs"], "CRL's context is (s, a, r, s')"),
         (
             ["crl", "--config.crl.hidden-sizes"],
-            "config.crl.hidden_sizes: expected one width or more, got none",
+            "--config.crl.hidden-sizes: expected one width or more, got none",
         ),
         (["mt-joint", "--config.task-input", "none"], "MT-joint is told psi"),
         (["--resume", "nowhere"], "not a run folder"),

@@ -11,18 +11,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from command_tools import prepared
 
 from admrl.cli import main, parse
-from admrl.commands import evaluate
-from admrl.commands.options import Evaluate, Quickstart, Train
-from admrl.commands.train import thread_warning
-from admrl.config import PRESETS
-from admrl.evaluate_runs import evaluate_gaps
-from admrl.evaluation import GapTable
-from admrl.reporting import Silent
-from admrl.run_store import load_run
-from admrl.run_worst import RunGap
-from admrl.train_run import prepare_run, train_run
+from admrl.commands.evaluate import Evaluate
+from admrl.commands.quickstart import Quickstart
+from admrl.commands.session import thread_warning
+from admrl.commands.train import Train
+from admrl.config.presets import PRESETS
+from admrl.evaluation.evaluate_runs import evaluate_gaps
+from admrl.evaluation.gap_table import GapTable
+from admrl.evaluation.worst_gap import RunGap
+from admrl.jobs.reporter import Silent
+from admrl.training.run import load_run, prepare_run, train_run
 
 ENVIRONMENT = {**os.environ, "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
 
@@ -84,8 +85,8 @@ def test_a_reader_that_leaves_is_no_error_to_report():
         (["train", "--variant", "papr"], "did you mean 'paper'"),
         (["train", "--sed", "3"], "--seed"),
         (["train", "--seed", "-3"], "--seed: expected 0 to 2^62 - 1, got -3"),
-        (["train", "--config.num-tasks", "-3"], "config.num_tasks: expected 1 to 100000, got -3"),
-        (["train", "--config.slbo.num-samples", "-200"], "config.slbo.num_samples: expected"),
+        (["train", "--config.num-tasks", "-3"], "--config.num-tasks: expected 1 to 100000, got -3"),
+        (["train", "--config.slbo.num-samples", "-200"], "--config.slbo.num-samples: expected"),
         (["train", "--config.slbo.num-samples", "4001"], "nearest: 4000"),
         (["train", "--config.first-psi", "3", "1.5"], "target velocity = 3 m/s"),
         (["train", "--config.first-psi", "1", "1.5", "1"], "expected shape (M, 2)"),
@@ -101,7 +102,7 @@ def test_a_reader_that_leaves_is_no_error_to_report():
                 "--config.dynamics.num-members",
                 "1",
             ],
-            "cannot disagree",
+            "disagreement needs at least 2 members",
         ),
         (["evaluate", "nowhere"], "not a run folder"),
         (["evaluate", "nowhere", "--objective", "wrst"], "did you mean 'worst'"),
@@ -125,7 +126,7 @@ def test_a_reader_that_leaves_is_no_error_to_report():
         (["reference", "--config.num-samples", "300"], "nearest: 400"),
         (["heatmap", "nowhere", "--out", "x.exe"], ".png, .pdf, .svg"),
         (["quickstart", "--grid", "1", "4"], "expected at least 2 2"),
-        (["frobnicate"], "quickstart, train, evaluate, heatmap"),
+        (["frobnicate"], "quickstart, train, train-baseline, evaluate, heatmap"),
     ],
 )
 def test_mistakes_get_one_message_and_exit_code_2(tmp_path, monkeypatch, capfd, arguments, message):
@@ -185,13 +186,13 @@ def test_train_evaluate_heatmap(tmp_path):
     assert "adversarial" in result.stdout and "worst gap" in result.stdout
     for options, message in (
         (["--grid", "6"], "expected 2 positive counts"),
-        (["--grid", "2", "2", "--config.num-episodes", "5"], "--name NAME"),
-        (["--grid", "2", "2", "--name", "a/b"], "--name: expected letters"),
+        (["--grid", "2", "2", "--config.num-episodes", "5"], "another `name`"),
+        (["--grid", "2", "2", "--name", "a/b"], "name: expected letters"),
         (["--reference", str(tmp_path / "none.json")], "no such file"),
         ([str(out)], "is given twice"),
     ):
         with pytest.raises(ValueError, match=message):
-            evaluate.prepare(parse(["evaluate", str(out), *options, *(small if len(options) < 5 else [])]))
+            prepared(parse(["evaluate", str(out), *options, *(small if len(options) < 5 else [])]))
     result = admrl("heatmap", str(out), "--out", str(tmp_path / "gap.png"))
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "gap.png").stat().st_size > 10_000
@@ -340,6 +341,6 @@ def test_an_interrupted_evaluation_goes_on(tmp_path):
     ("num_threads", "load", "warns"), [(1, 9.0, False), (2, 0.4, False), (2, 1.0, True), (3, 0.0, True)]
 )
 def test_threads_that_would_wait_for_each_other_are_warned_of(monkeypatch, num_threads, load, warns):
-    monkeypatch.setattr("admrl.commands.train.num_cores", lambda: 2)
+    monkeypatch.setattr("admrl.commands.session.num_cores", lambda: 2)
     monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
     assert bool(thread_warning(num_threads)) == warns

@@ -9,10 +9,14 @@ from html.parser import HTMLParser
 import matplotlib.image
 import numpy as np
 import pytest
+from command_tools import run_command
 
-from admrl.commands import compare as command
-from admrl.commands.options import Compare
-from admrl.comparison import (
+from admrl.commands.compare import Compare
+from admrl.evaluation.gap_files import gaps_file, load_tables
+from admrl.evaluation.gap_table import GapTable
+from admrl.evaluation.provenance import Provenance
+from admrl.reports.charts import plot_model_error, plot_visited
+from admrl.reports.comparison import (
     cell_rows,
     compare_tables,
     paired_rows,
@@ -20,12 +24,10 @@ from admrl.comparison import (
     summary_rows,
     to_csv,
 )
-from admrl.comparison_figures import plot_model_error, plot_visited, styles
-from admrl.evaluation import GapTable
-from admrl.figures import plot_method_heatmap
-from admrl.gap_files import gaps_file, load_tables
-from admrl.report import render_report
-from admrl.run_records import read_records
+from admrl.reports.heatmap import plot_method_heatmap
+from admrl.reports.page import render_report
+from admrl.reports.style import styles
+from admrl.runs.records import read_records
 
 PSI = np.array([[-2.0, 1.2], [-2.0, 2.0], [2.0, 1.2], [2.0, 2.0]])
 
@@ -47,20 +49,20 @@ def table(selector="adversarial", seed=0, gaps=((1.0, 2.0, 3.0, 6.0), (0.0, 1.0,
         optimal_source=("sac seed 0",) * 4,
         grid_shape=(2, 2),
         visited_psi=np.array([[0.6, 1.72], [2.0, 1.2]]),
-        provenance={
-            "selector": selector,
-            "seed": seed,
-            "run": f"runs/{selector}-{seed}",
-            "training_real_samples": 1000,
-            "training_virtual_samples": 5000,
-            "versions": {"torch": "2.13.0", "commit": "abc"},
-            "training_versions": {"commit": "def"},
-            "evaluation": {"num_updates": 100},
-            "evaluation_seed": 0,
-            "samples": {"adaptation": [0, 16000], "held_out": [0, 1600], "scoring": [3200, 6400]},
-            "reference": {"kind": "file", "digest": "123"},
-            "model_error_sample": "s",
-        },
+        provenance=Provenance(
+            selector=selector,
+            seed=seed,
+            run=f"runs/{selector}-{seed}",
+            training_real_samples=1000,
+            training_virtual_samples=5000,
+            versions={"torch": "2.13.0", "commit": "abc"},
+            training_versions={"commit": "def"},
+            evaluation={"num_updates": 100},
+            evaluation_seed=0,
+            samples={"adaptation": [0, 16000], "held_out": [0, 1600], "scoring": [3200, 6400]},
+            reference={"kind": "file", "digest": "123"},
+            model_error_sample="s",
+        ),
         test_set="grid-2x2",
         box=np.array([[-2.0, 1.2], [2.0, 2.0]]),
         model_error=np.array([0.1, 0.2, 0.3, 0.4]),
@@ -135,7 +137,7 @@ def test_missing_cells_are_left_out_and_said():
 
 def test_negative_gaps_and_unequal_budgets_are_said():
     tables = four_tables()
-    tables[0].provenance["training_real_samples"] = 7
+    tables[0] = replace(tables[0], provenance=replace(tables[0].provenance, training_real_samples=7))
     tables[1] = table("uniform", 0, ((-1.0, 3.0, 4.0, 7.0), (1.0, 2.0, 3.0, 7.0)))
     notes = " ".join(compare_tables(tables).notes())
     assert "1 mean gaps are negative" in notes and "Training budgets differ" in notes
@@ -147,9 +149,9 @@ def test_negative_gaps_and_unequal_budgets_are_said():
         ({"family": "walker2d"}, "different families"),
         ({"psi": PSI + 0.1}, "different grids"),
         ({"num_samples": np.array([0, 4000])}, "different sample counts"),
-        ({"optimal_return": np.zeros(4)}, "the same --reference"),
+        ({"optimal_return": np.zeros(4)}, "the same reference file"),
         (
-            {"provenance": {"selector": "uniform", "seed": 9, "evaluation": {"num_updates": 3}}},
+            {"provenance": Provenance(selector="uniform", seed=9, evaluation={"num_updates": 3})},
             "num_updates is 100",
         ),
         ({}, "two runs with the same training seed"),
@@ -184,18 +186,19 @@ def folders(tmp_path):
     """Four run folders with tables, records and metrics, as `admrl train` and `admrl evaluate` write them."""
     paths = []
     for t in four_tables():
-        path = tmp_path / f"{t.provenance['selector']}-{t.provenance['seed']}"
+        path = tmp_path / f"{t.provenance.selector}-{t.provenance.seed}"
         write_run(path, t)
         paths.append(path)
     return paths
 
 
 def write_run(path, t):
-    from admrl.config import PRESETS
-    from admrl.run_store import RunInfo, create_run
+    from admrl.config.presets import PRESETS
+    from admrl.runs.folder import create_run
+    from admrl.training.run import TrainInfo
 
-    info = RunInfo(
-        t.family, t.variant, t.provenance["selector"], "smoke", t.provenance["seed"], PRESETS["smoke"], {}
+    info = TrainInfo(
+        t.family, t.variant, t.provenance.selector, "smoke", t.provenance.seed, PRESETS["smoke"], {}
     )
     create_run(path, info)
     first = {"psi": [0.6, 1.72], "gradient": None, "split_half_cosine": None}
@@ -232,7 +235,7 @@ class Page(HTMLParser):
 
 def test_compare_writes_everything(folders, tmp_path, capsys):
     out = tmp_path / "report"
-    command.execute(Compare(tuple(folders), out))
+    run_command(Compare(tuple(folders), out))
     names = (
         "gap-n0",
         "gap-n2000",
@@ -262,10 +265,15 @@ def test_compare_writes_everything(folders, tmp_path, capsys):
 
 def test_report_escapes_what_comes_from_files():
     evil = "<script>alert(1)</script>"
-    tables = four_tables()
-    for t in tables:
-        t.provenance["selector"] = evil + t.provenance["selector"]
-    comparison = compare_tables([replace(t, optimal_source=(evil,) * 4) for t in tables])
+    tables = [
+        replace(
+            t,
+            optimal_source=(evil,) * 4,
+            provenance=replace(t.provenance, selector=evil + t.provenance.selector),
+        )
+        for t in four_tables()
+    ]
+    comparison = compare_tables(tables)
     parts = (summary_rows, paired_rows, cell_rows, provenance_rows)
     text = render_report(comparison, *(part(comparison) for part in parts), figures=[])
     assert evil not in text and "&lt;script&gt;" in text
@@ -305,14 +313,14 @@ def test_runs_that_cannot_be_compared_get_one_message(folders, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(ValueError, match="not a run folder"):
-        command.execute(Compare((empty,), tmp_path / "r"))
+        run_command(Compare((empty,), tmp_path / "r"))
     with pytest.raises(ValueError, match="at least one run folder"):
-        command.execute(Compare((), tmp_path / "r"))
+        run_command(Compare((), tmp_path / "r"))
     with pytest.raises(ValueError, match="no gap table 'ood', only grid-2x2"):
-        command.execute(Compare(tuple(folders), tmp_path / "r", "ood"))
+        run_command(Compare(tuple(folders), tmp_path / "r", "ood"))
     (folders[0] / "tasks.json").unlink()
     with pytest.raises(ValueError, match="has not finished its first task"):
-        command.execute(Compare(tuple(folders), tmp_path / "r"))
+        run_command(Compare(tuple(folders), tmp_path / "r"))
     (folders[1] / "gaps" / "ood.json").write_text((folders[1] / "gaps" / "grid-2x2.json").read_text())
     with pytest.raises(ValueError, match="several gap tables"):
         load_tables([folders[1]])

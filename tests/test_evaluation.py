@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from admrl.config import PRESETS, EvaluationConfig
-from admrl.evaluate_runs import evaluate_gaps
-from admrl.evaluation import GapTable, best_known_returns, score, task_generators
-from admrl.figures import plot_gap_heatmap
-from admrl.meta_state import new_state
-from admrl.meta_training import meta_train
-from admrl.run_store import Run, RunInfo
+from admrl.config.evaluation import EvaluationConfig
+from admrl.config.presets import PRESETS
+from admrl.evaluation.evaluate_runs import evaluate_gaps
+from admrl.evaluation.gap_table import GapTable
+from admrl.evaluation.scoring import best_known_returns, score_policy, task_generators
+from admrl.reports.heatmap import plot_gap_heatmap
 from admrl.search import Objective
-from admrl.virtual_training import new_solution
+from admrl.solving.rollouts import SolutionPolicy
+from admrl.solving.solution import new_solution
+from admrl.training.meta_training import meta_train
+from admrl.training.run import Run, TrainInfo
+from admrl.training.state import new_state
 from task_families import make
 
 SMALL = EvaluationConfig(
@@ -256,7 +259,7 @@ def test_other_sets_of_tasks_are_drawn_too(tmp_path, name):
 def run(tmp_path_factory):
     """A tiny trained Hopper2D run, in memory."""
     family, config = make("hopper2d"), replace(PRESETS["smoke"], num_tasks=1)
-    info = RunInfo("hopper2d", "released", "uniform", "smoke", 0, config, {})
+    info = TrainInfo("hopper2d", "released", "uniform", "smoke", 0, config, {})
     state = meta_train(family, new_state(family, "uniform", config, seed=0), config)
     return Run(tmp_path_factory.mktemp("run"), info, family, state)
 
@@ -267,8 +270,8 @@ def test_evaluation_of_two_runs_shares_its_reference_and_is_repeatable(run):
     np.testing.assert_array_equal(first.optimal_return, second.optimal_return)
     np.testing.assert_array_equal(first.episode_return, second.episode_return)
     assert first.episode_return.shape == (2, 4, 1, 4)
-    assert first.provenance["versions"]["mujoco"] != "not installed"
-    assert first.provenance["reference_real_samples"] == 4 * 400
+    assert first.provenance.versions["mujoco"] != "not installed"
+    assert first.provenance.reference_real_samples == 4 * 400
     again = evaluate_gaps([run], (2, 2), SMALL, seed=3)[0]
     np.testing.assert_array_equal(again.episode_return, first.episode_return)
     for name, tensor in run.state.learner.model.state_dict().items():
@@ -288,9 +291,9 @@ def test_scoring_gives_every_method_the_same_start_states(run):
     psi = family.box.grid((2, 1))
     generators = task_generators(0, 1, family.box.to_unit(psi))
     one = new_solution(model, psi, run.policy, run.info.config.virtual, generators)
-    scores = [score(family, one, 6, seed=0).returns for _ in range(2)]
+    scores = [score_policy(family, SolutionPolicy(one), psi, [0], 6, 0)[0] for _ in range(2)]
     np.testing.assert_array_equal(*scores)
-    assert not np.array_equal(scores[0], score(family, one, 6, seed=1).returns)
+    assert not np.array_equal(scores[0], score_policy(family, SolutionPolicy(one), psi, [0], 6, 1)[0])
 
 
 def test_a_task_has_the_same_generators_in_every_grid(run):

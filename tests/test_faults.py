@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_tools import run_command
 from fault_tools import (
     CONTEXT,
     SMALL,
@@ -27,22 +28,22 @@ from fault_tools import (
 )
 from rich.console import Console
 
-from admrl import train_run as train_run_module
-from admrl.commands.evaluate import evaluate_in_parallel, lock_runs
-from admrl.commands.options import Train
-from admrl.commands.train import prepare
-from admrl.config import PRESETS, EvaluationConfig
-from admrl.evaluate_runs import check_runs
-from admrl.evaluation import GapTable
-from admrl.evaluation_store import PartStore
-from admrl.files import StorageError, write_bytes
-from admrl.interruption import Interrupted, deferred_signals
-from admrl.protocol import Adapted
-from admrl.reporting import Silent
-from admrl.run_lock import RunLock
-from admrl.run_log import RunLog
-from admrl.run_store import RunInfo, create_run, open_run, save_records, save_state
-from admrl.train_run import resume_run, train_run
+from admrl.commands.train import Train
+from admrl.config.evaluation import EvaluationConfig
+from admrl.config.presets import PRESETS
+from admrl.evaluation.adapted import Adapted
+from admrl.evaluation.evaluate_runs import check_runs
+from admrl.evaluation.gap_table import GapTable
+from admrl.evaluation.parallel import evaluate_in_parallel, lock_runs
+from admrl.evaluation.part_store import PartStore
+from admrl.jobs.interruption import Interrupted, deferred_signals
+from admrl.jobs.reporter import Silent
+from admrl.runs.folder import create_run
+from admrl.runs.lock import RunLock
+from admrl.runs.log import RunLog
+from admrl.storage.files import StorageError, write_bytes
+from admrl.training import run as train_run_module
+from admrl.training.run import Run, TrainInfo, train_run
 
 FULL = pytest.mark.faults
 FAMILIES = ("linear_quadratic", "hopper2d")
@@ -103,7 +104,7 @@ def test_kill_9_at_random_instants_and_resume_gives_the_uninterrupted_run(tmp_pa
             assert_all_readable(path)
             if generator.random() < 0.5 or num_done >= num_kills:
                 break  # otherwise the run that goes on is killed, too
-        if not open_run(path).finished:
+        if not Run.open(path).finished:
             train(path, every)
         assert_same_run(expected, fingerprint(path))
         assert not list(path.rglob(".tmp-*")), "left by a killed process"
@@ -111,9 +112,9 @@ def test_kill_9_at_random_instants_and_resume_gives_the_uninterrupted_run(tmp_pa
 
 
 def save_in_a_loop(path):
-    run = resume_run(path)
+    run = Run.resume(path)
     while True:
-        save_state(run)
+        run.save()
 
 
 @pytest.mark.parametrize("num_kills", [pytest.param(5, marks=pytest.mark.slow), pytest.param(50, marks=FULL)])
@@ -123,12 +124,12 @@ def test_kill_9_while_saving_leaves_the_newest_or_the_one_before(tmp_path, clean
     for _ in range(num_kills):
         process = CONTEXT.Process(target=save_in_a_loop, args=(path,))
         process.start()
-        while max(open_run(path).store.numbers()) == before:
+        while max(Run.open(path).store.numbers()) == before:
             time.sleep(0.01)
         time.sleep(generator.uniform(0, 0.1))
         process.kill()
         process.join()
-        run = open_run(path)
+        run = Run.open(path)
         assert run.notes == [] and run.checkpoint.number > before
         before = run.checkpoint.number
         assert_all_readable(path)
@@ -151,7 +152,7 @@ def test_stopping_at_a_step_of_every_phase_and_going_on_gives_the_same(tmp_path,
         with pytest.raises(Interrupted) as stopped, deferred_signals():
             train(path, every=1e6, reporter=SignalAt(step))
         assert stopped.value.exit_code == 143
-        before = open_run(path)
+        before = Run.open(path)
         assert before.checkpoint.meta["log"]["num_rows"] == step, (
             "the present step is saved, not an earlier one"
         )
@@ -226,7 +227,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, signum, code):
     assert returned == code, errors
     assert f"admrl train --resume {path}" in errors and "Traceback" not in errors
     assert "once more leaves at once" in errors
-    assert open_run(path).notes == [] and not (path / "lock.json").exists()
+    assert Run.open(path).notes == [] and not (path / "lock.json").exists()
 
 
 @pytest.mark.parametrize("num_attempts", [1, pytest.param(5, marks=FULL)])
@@ -238,7 +239,7 @@ def test_a_second_signal_leaves_at_once_with_valid_files(tmp_path, num_attempts)
         returned, errors, seconds = command_line(path, twice=True)
         assert returned == -signal.SIGTERM and "once more leaves at once" in errors
         assert seconds < 10, "it has waited for the step"
-        run = open_run(path)
+        run = Run.open(path)
         assert run.notes == [] and run.checkpoint is not None
 
 
@@ -249,10 +250,10 @@ def test_a_second_signal_leaves_at_once_with_valid_files(tmp_path, num_attempts)
 def test_every_damage_is_found_and_the_checkpoint_before_used(tmp_path, clean, num_places):
     """Half of the places are truncations, half flipped bits; every fifth hits the data, not the checkpoint."""
     original, _, _ = clean()
-    newest, before = (open_run(original).store.numbers()[i] for i in (-1, -2))
+    newest, before = (Run.open(original).store.numbers()[i] for i in (-1, -2))
     older = shutil.copytree(original, tmp_path / "older")
     (older / "checkpoints" / f"{newest:06d}.ckpt").unlink()
-    as_before = open_run(older).checkpoint.digest
+    as_before = Run.open(older).checkpoint.digest
     generator = random.Random(1)
     for place in range(num_places):
         path = shutil.copytree(original, tmp_path / f"run-{place}")
@@ -266,7 +267,7 @@ def test_every_damage_is_found_and_the_checkpoint_before_used(tmp_path, clean, n
         else:
             del content[at:]
         file.write_bytes(content)
-        run = open_run(path)
+        run = Run.open(path)
         if hit_data:  # there are two copies of it
             assert run.checkpoint.number == newest
             assert run.notes == [] if file.suffix == ".copy" else "using its copy" in run.notes[0]
@@ -285,7 +286,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_training_goes_on(tmp_path, clean)
     path = shutil.copytree(original, tmp_path / "run")
     newest = sorted(path.glob("checkpoints/*.ckpt"))[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
-    assert not open_run(path).finished, "the checkpoint before is of the last phase"
+    assert not Run.open(path).finished, "the checkpoint before is of the last phase"
     train(path)
     assert newest.with_suffix(".damaged").exists()
     assert_same_run(expected, fingerprint(path))
@@ -297,7 +298,7 @@ def test_all_checkpoints_damaged_is_an_error_that_names_one(tmp_path, clean):
     for file in path.glob("checkpoints/*.ckpt"):
         file.write_bytes(b"")
     with pytest.raises(ValueError, match="none of its checkpoints can be read"):
-        open_run(path)
+        Run.open(path)
 
 
 def test_a_checkpoint_of_another_run_or_configuration_is_refused(tmp_path, clean):
@@ -306,10 +307,10 @@ def test_a_checkpoint_of_another_run_or_configuration_is_refused(tmp_path, clean
     config = (path / "config.json").read_text()
     (path / "config.json").write_text(config.replace('"seed": 3', '"seed": 4'))
     with pytest.raises(ValueError, match=r"of another run: seed is 3, config\.json says 4"):
-        open_run(path)
+        Run.open(path)
     (path / "config.json").write_text(config.replace("16", "17"))
     with pytest.raises(ValueError, match=r"model.weights.0: expected 1 x 2 x 6 x 17 .*, got 1 x 2 x 6 x 16"):
-        open_run(path)
+        Run.open(path)
 
 
 # -- disk full ---------------------------------------------------------------------------------------------
@@ -368,8 +369,8 @@ def writers(folder, run, log):
         log.position()
 
     return {
-        "checkpoint": lambda: save_state(run),
-        "tasks.json": lambda: save_records(run),
+        "checkpoint": lambda: run.save(),
+        "tasks.json": lambda: run.save_records(),
         "metrics.csv": metrics,
         "events.jsonl": lambda: [log.event("x" * 200) for _ in range(100)],
         "evaluation": lambda: store.save([(0, 0)], 0, part),
@@ -384,7 +385,7 @@ def test_disk_full_in_every_kind_of_write_is_a_clear_error(tiny_disk, clean):
     folder, fill = tiny_disk
     path = shutil.copytree(clean()[0], folder / "run")
     (folder / "other").mkdir()
-    run = open_run(path)
+    run = Run.open(path)
     number, tasks = run.checkpoint.number, (path / "tasks.json").read_bytes()
     log = RunLog(run.path, Silent(), None)
     kinds = writers(folder, run, log)
@@ -397,13 +398,13 @@ def test_disk_full_in_every_kind_of_write_is_a_clear_error(tiny_disk, clean):
         if name == "checkpoint":
             assert f"{number:06d}.ckpt" in str(error.value), "names the last good checkpoint"
     assert (path / "tasks.json").read_bytes() == tasks
-    assert open_run(path).checkpoint.number == number and open_run(path).notes == []
+    assert Run.open(path).checkpoint.number == number and Run.open(path).notes == []
     assert not list(path.rglob(".tmp-*"))
     ballast.unlink()
     with log:
         pass
-    save_state(run)
-    assert open_run(path).checkpoint.number == number + 1
+    run.save()
+    assert Run.open(path).checkpoint.number == number + 1
 
 
 @pytest.mark.parametrize("kilobytes", [100, *(pytest.param(k, marks=FULL) for k in range(0, 600, 40))])
@@ -413,11 +414,11 @@ def test_disk_full_during_training_and_resuming_once_there_is_room(tiny_disk, cl
     path = small_run(folder / "run")
     with pytest.raises(Interrupted), deferred_signals():
         train(path, every=1e6, reporter=SignalAt(5))
-    good = open_run(path).checkpoint.number
+    good = Run.open(path).checkpoint.number
     ballast = fill(leave=1024 * kilobytes)
     with pytest.raises((StorageError, ValueError), match="cannot write"):
         train(path)
-    assert open_run(path).checkpoint.number >= good and open_run(path).notes == []
+    assert Run.open(path).checkpoint.number >= good and Run.open(path).notes == []
     ballast.unlink()
     train(path)
     assert_same_run(expected, fingerprint(path))
@@ -443,7 +444,7 @@ def test_a_file_size_limit_is_met_like_a_full_disk(tmp_path, clean):
         process.start()
         process.join(60)
         assert process.exitcode == 7
-        assert open_run(path).notes == [] and not list(path.rglob(".tmp-*"))
+        assert Run.open(path).notes == [] and not list(path.rglob(".tmp-*"))
     train(path)
     assert_same_run(expected, fingerprint(path))
 
@@ -480,7 +481,7 @@ def test_a_second_writer_is_told_who_is_there_and_a_dead_one_is_recognised(tmp_p
 def test_a_finished_run_is_refused_and_left_unlocked(tmp_path, clean):
     path = shutil.copytree(clean()[0], tmp_path / "run")
     with pytest.raises(ValueError, match="all 3 tasks are done already"):
-        prepare(Train(resume=path))
+        run_command(Train(resume=path))
     lock = RunLock(path)
     assert lock.note is None
     lock.release()
@@ -532,7 +533,7 @@ def test_damaged_parts_of_an_evaluation_are_reported_and_computed_again(tmp_path
 
     def evaluate():
         """The table, and what was printed."""
-        run, printed = open_run(path), io.StringIO()
+        run, printed = Run.open(path), io.StringIO()
         tasks = check_runs([run], (2, 2), EVALUATION)
         lock_runs([run])
         with pytest.raises(ValueError, match="is in use"):
@@ -575,7 +576,7 @@ def test_checkpoints_cost_less_than_two_percent_at_laptop_size(tmp_path, monkeyp
     monkeypatch.setattr(train_run_module, "Saver", Watched)
     path = small_run(tmp_path / "run", "hopper2d", replace(PRESETS["laptop"], num_tasks=2))
     started = time.monotonic()
-    train_run(resume_run(path), Silent())
+    train_run(Run.resume(path), Silent())
     seconds = time.monotonic() - started
     share = made[0].seconds / seconds
     print(f"{made[0].seconds:.2f} s of {seconds:.0f} s for checkpoints: {100 * share:.2f} %")
@@ -588,7 +589,7 @@ class Memory(Silent):
     def __init__(self):
         self.sizes = []
 
-    def phase(self, name, num_steps):
+    def phase(self, name):
         if "zero-shot" in name:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             self.sizes.append(pages * os.sysconf("SC_PAGE_SIZE"))
@@ -610,7 +611,7 @@ def test_memory_is_flat_over_50_tasks(tmp_path):
     process.start()
     sizes, num_files = answers.get(timeout=500)
     process.join()
-    rows = open_run(path).state.learner.data[0].state_dict()
+    rows = Run.open(path).state.learner.data[0].state_dict()
     replay = sum(column.numel() * column.element_size() for column in rows.values())
     growth = sizes[-1] - sizes[9]
     print(
@@ -622,14 +623,14 @@ def test_memory_is_flat_over_50_tasks(tmp_path):
 
 def test_only_the_newest_checkpoints_stay(clean, tmp_path):
     path = small_run(tmp_path / "run")
-    train_run(resume_run(path), Silent(), checkpoint_seconds=0, keep_checkpoints=2)
+    train_run(Run.resume(path), Silent(), checkpoint_seconds=0, keep_checkpoints=2)
     assert len(list(path.glob("checkpoints/*"))) == 2
     assert_same_run(clean()[1], fingerprint(path))
 
 
 def test_a_run_that_somebody_else_went_on_with_is_not_overwritten(tmp_path):
     path = small_run(tmp_path / "run", config=replace(SMALL, num_tasks=1))
-    early = open_run(path)
+    early = Run.open(path)
     train(path)
     with pytest.raises(ValueError, match="another process has trained it meanwhile"):
         train_run(early, Silent())
@@ -654,4 +655,4 @@ def test_run_info_is_what_the_tools_think(clean):
     phases = [row[1].split(": ")[1] for row in rows]
     assert phases[0] == "SLBO" and phases[6] == "zero-shot" and phases[11] == "SLBO"
     assert phases[19] == "task gradient"
-    assert isinstance(open_run(clean()[0]).info, RunInfo)
+    assert isinstance(Run.open(clean()[0]).info, TrainInfo)

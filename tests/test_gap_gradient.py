@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from admrl.config import TaskGradientConfig
+from admrl.config.training import TaskGradientConfig
 from admrl.gradient import gap_gradient
 from task_families import make
 from task_families.linear_quadratic import AffineDynamics

@@ -5,22 +5,28 @@ import json
 import numpy as np
 import pytest
 import torch
+from command_tools import run_command
 from exact_problem import affine_model, lq_problem, sample
 
 from admrl.cli import parse
 from admrl.commands import gradcheck
-from admrl.config import PRESETS, ResolveConfig, TaskGradientConfig
-from admrl.gradient.check import Draws, GradientCheck, Truth, check_gradient, solve_task
-from admrl.gradient.control_variate import (
-    controlled_means,
-    controlled_replicates,
-    lane_statistics,
-    replay,
+from admrl.config.presets import PRESETS
+from admrl.config.training import ResolveConfig, TaskGradientConfig
+from admrl.gradient.check import (
+    CheckPlan,
+    Draws,
+    GradientCheck,
+    SolvedTask,
+    Truth,
+    check_gradient,
+    solve_task,
 )
-from admrl.gradient.figure import plot_gradient_checks
+from admrl.gradient.control_variate import controlled_means, controlled_replicates, lane_statistics, replay
 from admrl.gradient.resolve import _directions
-from admrl.meta_state import new_state
-from admrl.meta_training import meta_train
+from admrl.reports.gradient_checks import plot_gradient_checks
+from admrl.solving.solution import make_policy
+from admrl.training.meta_training import meta_train
+from admrl.training.state import new_state
 from task_families import make
 
 double = torch.float64
@@ -133,14 +139,8 @@ def test_check_compares_with_the_truth_and_is_data(problem, tmp_path):
     family, model, _, theta_hat, theta_star, exact = problem
     few = ResolveConfig(solver="pathwise", num_updates=15, radius=1.0, num_replicates=2, num_episodes=40)
     config = TaskGradientConfig(num_samples=60 * 20, num_extra_episodes=0, resolve=few)
-    check = check_gradient(
-        family,
-        theta_hat,
-        theta_star,
-        model=model,
-        updated_model=affine_model(family, family.dynamics),
-        config=config,
-        virtual=PRESETS["smoke"].virtual,
+    solved = SolvedTask(theta_hat, theta_star, model, affine_model(family, family.dynamics))
+    plan = CheckPlan(
         estimators=("resolve", "fisher", "causal"),
         num_draws={"resolve": 2, "fisher": 1, "causal": 1},
         truth=ResolveConfig(
@@ -148,6 +148,7 @@ def test_check_compares_with_the_truth_and_is_data(problem, tmp_path):
         ),
         truth_lanes=200,
     )
+    check = check_gradient(family, solved, plan, config, PRESETS["smoke"].virtual)
     scale = 20 * (family.box.high - family.box.low).numpy() / 2
     total = (exact["optimal"] - exact["adapted"] - exact["implicit"]).numpy() * scale
     found, error = np.array(check.truth.total), np.array(check.truth.total_error)
@@ -166,7 +167,9 @@ def test_solving_a_task_leaves_the_run_as_it_is():
     meta_train(family, state, config)
     after = [w.clone() for w in state.learner.model.parameters()]
     rows = len(state.learner.data[0])
-    hat, star, model, updated = solve_task(family, state.learner, torch.tensor([[0.2, 0.1]]), config, seed=0)
+    psi, policy = torch.tensor([[0.2, 0.1]]), make_policy(family, config)
+    solved = solve_task(family, state.learner, psi, config, seed=0, policy=policy)
+    hat, star, model, updated = vars(solved).values()
     assert hat.theta.shape == star.theta.shape == (1, hat.policy.num_params)
     assert all(torch.equal(a, b) for a, b in zip(after, state.learner.model.parameters(), strict=True))
     assert len(state.learner.data[0]) == rows
@@ -178,15 +181,15 @@ def test_solving_a_task_leaves_the_run_as_it_is():
     ("arguments", "message"),
     [
         (["--estimators", "resolv"], "did you mean 'resolve'"),
-        (["--draws", "0"], "--draws: expected 1 or more, got 0"),
-        (["--truth-replicates", "1"], "--truth-replicates: expected 2 or more"),
+        (["--draws", "0"], "draws: expected 1 or more, got 0"),
+        (["--truth-replicates", "1"], "truth_replicates: expected 2 or more"),
         ([], "not a run folder"),
     ],
 )
 def test_mistakes_are_named(tmp_path, arguments, message):
     command = parse(["gradcheck", str(tmp_path / "nowhere"), *arguments])
     with pytest.raises(ValueError, match=message):
-        gradcheck.prepare(command)
+        run_command(command)
 
 
 def test_a_table_is_printed(problem, capsys):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from exact_problem import affine_model, derivatives, exact_return, lq_problem, sample, wrong_dynamics
 
-from admrl.config import ResolveConfig, TaskGradientConfig, VirtualTrainingConfig
+from admrl.config.training import ResolveConfig, TaskGradientConfig, VirtualTrainingConfig
 from admrl.gradient import ESTIMATORS, task_gradient
 from admrl.gradient.estimators import Evidence
 from admrl.gradient.implicit import gradient_of, hessian_of, mixed_product
@@ -25,7 +25,7 @@ from admrl.gradient.score_function import (
     whole_trajectory_return,
     with_baseline,
 )
-from admrl.virtual_training import Solution
+from admrl.solving.solution import Solution
 from task_families import make, spawn_generators
 from task_families.linear_quadratic import AffineDynamics
 
@@ -145,8 +145,10 @@ def evidence(problem, num_lanes, seed, *, num_real, **settings):
     return Evidence(
         family=family,
         theta_hat=theta_hat,
+        theta_star=theta_hat,  # no estimator of the implicit part looks at it
         hat_in_model=sample(family, model, theta_hat, num_lanes, seed),
-        hat_in_simulator=sample(family, None, theta_hat, num_real, 1000 + seed),
+        hat_in_simulator=(real := sample(family, None, theta_hat, num_real, 1000 + seed)),
+        star_in_simulator=real,
         model=model,
         config=replace(config, **settings),
         virtual=VirtualTrainingConfig(),
@@ -322,7 +324,7 @@ FAST = VirtualTrainingConfig(num_model_steps=0, num_policy_updates=1, num_sample
 def call(problem, name, *, seed=0, lanes=40, updated=False, **resolve):
     family, model, _, theta_hat, theta_star, _ = problem
     settings = {"num_updates": 2, "num_replicates": 2, "num_episodes": 4} | resolve
-    return task_gradient(
+    evidence = Evidence(
         family,
         theta_hat,
         theta_star,
@@ -339,8 +341,9 @@ def call(problem, name, *, seed=0, lanes=40, updated=False, **resolve):
             resolve=ResolveConfig(**settings),
         ),
         virtual=FAST,
-        generators=spawn_generators(torch.Generator().manual_seed(300 + seed), len(theta_hat.psi)),
     )
+    generators = spawn_generators(torch.Generator().manual_seed(300 + seed), len(theta_hat.psi))
+    return task_gradient(evidence, generators)
 
 
 @pytest.mark.parametrize("name", [*ESTIMATORS, "resolve"])
@@ -365,7 +368,9 @@ def test_tasks_of_a_batch_equal_tasks_one_by_one(problem, name):
     data = Evidence(
         family,
         both,
+        both,
         sample(family, model, both, 30, 0),
+        sample(family, None, both, 30, 1),
         sample(family, None, both, 30, 1),
         model,
         TaskGradientConfig(max_steps=8, polish_steps=1, smoothing=0.0),
@@ -415,7 +420,7 @@ def test_resolve_finds_the_implicit_part_of_the_linear_quadratic_problem(problem
     )
     found = []
     for seed in range(20):
-        gradient = task_gradient(
+        evidence = Evidence(
             family,
             theta_hat,
             theta_star,
@@ -425,8 +430,8 @@ def test_resolve_finds_the_implicit_part_of_the_linear_quadratic_problem(problem
             model=model,
             config=config,
             virtual=virtual,
-            generators=spawn_generators(torch.Generator().manual_seed(seed), 1),
         )
+        gradient = task_gradient(evidence, spawn_generators(torch.Generator().manual_seed(seed), 1))
         found.append(cosine(gradient.implicit, exact["implicit"]))
     assert min(found) > 0.95
 
@@ -440,19 +445,9 @@ def test_bad_input_is_named(problem, break_it):
     two = replace(good, **{f: torch.cat([getattr(good, f)] * 2) for f in good.__dataclass_fields__})
     broken = {"tasks": two, "lanes": few}.get(break_it, good)
     message = {"tasks": "expected 1 tasks", "lanes": "at least 4 episodes", "estimator": "per_step"}[break_it]
+    evidence = Evidence(family, theta_hat, theta_star, good, broken, good, model, config, FAST)
     with pytest.raises(ValueError, match=message):
-        task_gradient(
-            family,
-            theta_hat,
-            theta_star,
-            hat_in_model=good,
-            hat_in_simulator=broken,
-            star_in_simulator=good,
-            model=model,
-            config=config,
-            virtual=FAST,
-            generators=spawn_generators(torch.Generator().manual_seed(0), 1),
-        )
+        task_gradient(evidence, spawn_generators(torch.Generator().manual_seed(0), 1))
 
 
 def test_rollouts_are_handed_out_at_the_end(problem):
@@ -466,7 +461,7 @@ def test_rollouts_are_handed_out_at_the_end(problem):
             updated.biases[0].fill_(torch.nan)
 
     def estimate(on_real, updated_model):
-        return task_gradient(
+        evidence = Evidence(
             family,
             theta_hat,
             theta_star,
@@ -479,9 +474,9 @@ def test_rollouts_are_handed_out_at_the_end(problem):
                 num_extra_episodes=3, resolve=ResolveConfig(num_updates=1, num_replicates=2, num_episodes=2)
             ),
             virtual=FAST,
-            generators=spawn_generators(torch.Generator().manual_seed(0), 1),
-            on_real=on_real,
         )
+        generators = spawn_generators(torch.Generator().manual_seed(0), 1)
+        return task_gradient(evidence, generators, on_real=on_real)
 
     clean = estimate(None, affine_model(family, family.dynamics))
     spoiled = estimate(spoil, updated)

@@ -1,4 +1,4 @@
-"""`admrl.health`: every fault is seen, reported, confined; what is not affected stays bit-identical."""
+"""`admrl.solving.health`: every fault is seen, reported, confined; what is not affected stays bit-identical."""
 
 import json
 import math
@@ -9,13 +9,13 @@ import torch
 from fault_tools import SMALL, small_run
 
 from admrl.gradient import task_gradient
-from admrl.health import DIVERGED, fit_or_restore
-from admrl.meta_state import new_state
-from admrl.meta_training import meta_train
-from admrl.reporting import Silent
-from admrl.run_store import open_run, save_state
-from admrl.train_run import resume_run, train_run
-from admrl.virtual_training import new_solution, virtual_training
+from admrl.jobs.reporter import Silent
+from admrl.solving.health import DIVERGED, fit_or_restore
+from admrl.solving.solution import new_solution
+from admrl.solving.virtual_training import virtual_training
+from admrl.training.meta_training import meta_train
+from admrl.training.run import Run, train_run
+from admrl.training.state import new_state
 from dynamics import DynamicsConfig, FitConfig, ModelLearner, fit
 from dynamics.ensemble import STATE_LIMIT
 from dynamics.virtual_env import VirtualEnv
@@ -47,7 +47,7 @@ def learner_of(family, held_out=0.25, **fit_config):
     generator = torch.Generator().manual_seed(0)
     config = FitConfig(batch_size=32, held_out=held_out, **fit_config)
     learner = ModelLearner.make(family, DynamicsConfig((16,), 2), config, generator)
-    from admrl.adaptation import real_rollout
+    from admrl.solving.rollouts import real_rollout
 
     policy = GaussianPolicy(family.obs_size, family.act_size, (8,))
     start = new_solution(learner.model, family.first_psi[None].float(), policy, VIRTUAL, [generator])
@@ -228,28 +228,30 @@ def test_a_task_gradient_that_is_not_finite_is_left_out_and_recorded(tmp_path, p
 
 def test_a_parameter_that_is_not_finite_never_reaches_a_checkpoint(tmp_path):
     path = small_run(tmp_path / "run", config=replace(SMALL, num_tasks=1))
-    train_run(resume_run(path), Silent())
-    run = open_run(path)
+    train_run(Run.resume(path), Silent())
+    run = Run.open(path)
     with torch.no_grad():
         run.state.learner.model.weights[0][0, 0, 0, 0] = torch.nan
     with pytest.raises(FloatingPointError, match=r"model\.weights\.0 is not finite"):
-        save_state(run)
-    assert open_run(path).notes == []
+        run.save()
+    assert Run.open(path).notes == []
 
 
 def test_real_simulations_that_break_down_are_left_out_and_counted(tmp_path, monkeypatch):
     """A lane of the real simulator observes nan: the run goes on, returns average the other lanes."""
-    from admrl import adaptation
+    from admrl.solving import rollouts
 
     family, config = make("linear_quadratic"), replace(SMALL, num_tasks=2)
-    collect = adaptation.collect
+    collect = rollouts.collect
 
-    def unstable(*arguments):
-        rollout = collect(*arguments)
+    def unstable(simulator, *arguments):
+        rollout = collect(simulator, *arguments)
+        if isinstance(simulator, VirtualEnv):
+            return rollout
         rollout.next_obs[0, 0, 30] = math.nan
         return rollout
 
-    monkeypatch.setattr(adaptation, "collect", unstable)
+    monkeypatch.setattr(rollouts, "collect", unstable)
     state, reporter = new_state(family, "adversarial", config, seed=3), Events()
     meta_train(family, state, config, reporter=reporter)
     assert sum("1 simulations became unstable" in e for e in reporter.events) >= 4

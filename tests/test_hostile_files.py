@@ -16,13 +16,14 @@ import torch
 from fault_tools import small_run, train
 from safetensors.torch import load, save
 
-from admrl.config import EvaluationConfig
-from admrl.evaluation import GapTable
-from admrl.evaluation_store import PartStore
-from admrl.protocol import Adapted
-from admrl.reference import Candidate, Reference
-from admrl.run_store import open_run, read_info
-from admrl.sealed_file import HEADER_SIZE, MAGIC, META, read_sealed
+from admrl.config.evaluation import EvaluationConfig
+from admrl.evaluation.adapted import Adapted
+from admrl.evaluation.gap_table import GapTable
+from admrl.evaluation.part_store import PartStore
+from admrl.evaluation.provenance import Provenance
+from admrl.evaluation.reference import Candidate, Reference
+from admrl.storage.sealed_file import HEADER_SIZE, MAGIC, META, read_sealed
+from admrl.training.run import Run
 from task_families import make
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +52,7 @@ def table():
         ("a", "b", "a", "b"),
         (2, 2),
         np.zeros((3, 2)),
-        {"training_real_samples": 1},
+        Provenance(training_real_samples=1),
         "grid-2x2",
         np.array([[-1.0, -1.0], [1.0, 1.0]]),
         np.ones(4),
@@ -67,7 +68,7 @@ def reference():
 
 def finished_part(path):
     """The store of an evaluation with one part, and the part's file."""
-    run = open_run(path)
+    run = Run.open(path)
     family, config = run.family, EvaluationConfig(num_episodes=3)
     probe = np.zeros((2, 2 * family.horizon, 2 * family.obs_size + family.act_size), dtype=np.float32)
     store = PartStore(run, config, 0)
@@ -133,7 +134,7 @@ def test_hostile_files_are_refused_and_never_executed(tmp_path, run, place):
         if place == "config":
             (path / "config.json").write_bytes(payload)
             with pytest.raises(ValueError, match=r"config\.json is damaged"):
-                read_info(path)
+                Run.read_info(path)
         elif place == "table":
             (path / "gaps.json").write_bytes(payload)
             with pytest.raises(ValueError, match="not a gap table"):
@@ -151,7 +152,7 @@ def test_hostile_files_are_refused_and_never_executed(tmp_path, run, place):
             for file in path.glob(pattern):
                 file.write_bytes(payload)
             with pytest.raises(ValueError, match=r"none of its checkpoints can be read"):
-                open_run(path)
+                Run.open(path)
         assert not marker.exists() and not list(tmp_path.glob("**/escaped")), name
         shutil.rmtree(path)
 
@@ -170,7 +171,7 @@ def test_a_checkpoint_cannot_name_files_elsewhere(tmp_path, run):
         for other in sorted(path.glob("checkpoints/*"))[:-1]:
             other.unlink()
         with pytest.raises(ValueError, match="its list of data is damaged"):
-            open_run(path)
+            Run.open(path)
 
 
 # -- fuzzing -----------------------------------------------------------------------------------------------
@@ -288,10 +289,10 @@ def targets(tmp_path, run):
     store, part_file = finished_part(folder)
     family, psi = make("linear_quadratic"), torch.tensor([[0.5, -0.5]])
     return {
-        "checkpoint": (0.3, checkpoint, mutate_sealed, lambda: open_run(folder)),
-        "replay": (0.05, part, mutate_sealed, lambda: open_run(folder)),
+        "checkpoint": (0.3, checkpoint, mutate_sealed, lambda: Run.open(folder)),
+        "replay": (0.05, part, mutate_sealed, lambda: Run.open(folder)),
         "sealed file": (0.1, part, mutate_sealed, lambda: read_sealed(part)),
-        "config": (0.2, folder / "config.json", mutate_json, lambda: read_info(folder)),
+        "config": (0.2, folder / "config.json", mutate_json, lambda: Run.read_info(folder)),
         "reference": (
             0.1,
             folder / "reference.json",

@@ -8,15 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from policy_opt import (
-    conjugate_gradient,
-    custom_root,
-    lanczos_solve,
-    minres,
-    normal_cg,
-    root_jvp,
-    root_vjp,
-)
+from policy_opt import conjugate_gradient, custom_root, lanczos_solve, minres, normal_cg, root_jvp, root_vjp
 from policy_opt.solve_result import LinearSolveWarning
 
 close = functools.partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)

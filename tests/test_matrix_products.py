@@ -8,17 +8,8 @@ from torch.nn.functional import linear as plain_linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from admrl.baselines.sac import Mlp
-from dynamics import (
-    DynamicsConfig,
-    DynamicsEnsemble,
-    FitConfig,
-    TransitionData,
-    fit_dynamics,
-    make_optimizer,
-)
-from dynamics import (
-    relu_networks as module,
-)
+from dynamics import DynamicsConfig, DynamicsEnsemble, FitConfig, TransitionData, fit_dynamics, make_optimizer
+from dynamics import relu_networks as module
 from dynamics.onednn import has_onednn, linear
 from dynamics.relu_networks import relu_networks
 from task_families import Rollout, make

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from admrl.config import (
-    PRESETS,
+from admrl.config.presets import PRESETS
+from admrl.config.training import (
     DynamicsConfig,
     FitConfig,
     MetaTrainConfig,
@@ -18,9 +18,10 @@ from admrl.config import (
     num_gradient_episodes,
 )
 from admrl.gradient import gap_gradient
-from admrl.meta_state import new_state
-from admrl.meta_training import meta_train
-from admrl.run_store import RunInfo, create_run, load_run, open_run, read_info, save_state
+from admrl.runs.folder import create_run
+from admrl.training.meta_training import meta_train
+from admrl.training.run import Run, TrainInfo, load_run
+from admrl.training.state import new_state
 from task_families import make
 from task_families.linear_quadratic import AffineDynamics
 
@@ -140,10 +141,10 @@ def test_selectors_have_equal_real_budgets(estimator):
     real, virtual = {}, {}
     for selector in ("adversarial", "uniform", "gaussian"):
         state = meta_train(family, new_state(family, selector, config, seed=0), config)
-        real[selector], virtual[selector] = state.real_samples, state.virtual_samples
+        real[selector], virtual[selector] = state.samples.real, state.samples.virtual
         # everything that was sampled is in the replay
-        assert state.real_samples == len(state.learner.data[0])
-        assert state.records[-1].real_samples == state.real_samples
+        assert state.samples.real == len(state.learner.data[0])
+        assert state.records[-1].real_samples == state.samples.real
     # two tasks of 1000 exploring steps, three rollouts of 1000, and what the gradient draws
     assert set(real.values()) == {2 * 1000 + 3 * 1000 + num_episodes * family.horizon}
     assert virtual["uniform"] == virtual["gaussian"] < virtual["adversarial"]
@@ -155,7 +156,7 @@ def test_selectors_have_equal_real_budgets(estimator):
 def test_same_seed_gives_bit_identical_runs_and_resuming_gives_the_same(tmp_path, family_name):
     family = make(family_name)
     config = PRESETS["smoke"]
-    info = RunInfo(family_name, "released", "adversarial", "smoke", 5, config, {})
+    info = TrainInfo(family_name, "released", "adversarial", "smoke", 5, config, {})
     create_run(tmp_path / "run", info)
 
     def run(**kwargs):
@@ -168,10 +169,10 @@ def test_same_seed_gives_bit_identical_runs_and_resuming_gives_the_same(tmp_path
     class Stop(Exception):
         pass
 
-    unfinished = open_run(tmp_path / "run")
+    unfinished = Run.open(tmp_path / "run")
 
     def stop_after_second(state):
-        save_state(unfinished)
+        unfinished.save()
         if len(state.records) == 2:
             raise Stop
 
@@ -191,9 +192,9 @@ def assert_same_model(one, other):
 
 def test_every_setting_survives_the_run_folder(tmp_path):
     config = replace(PRESETS["smoke"], first_psi=(0.5, -0.5), fixed_log_std=-1.0)
-    info = RunInfo("linear_quadratic", "released", "uniform", "smoke", 1, config, {"torch": "x"})
+    info = TrainInfo("linear_quadratic", "released", "uniform", "smoke", 1, config, {"torch": "x"})
     create_run(tmp_path / "run", info)
-    assert read_info(tmp_path / "run") == info
+    assert Run.read_info(tmp_path / "run") == info
 
 
 def test_another_seed_gives_another_run():
@@ -224,5 +225,5 @@ def test_slbo_from_nothing_reaches_the_prototype_on_hopper2d():
     family = make("hopper2d")
     config = replace(PRESETS["laptop"], num_tasks=1, first_psi=(1.5, 1.3), num_first_stages=5)
     state = meta_train(family, new_state(family, "uniform", config, seed=0), config)
-    assert state.real_samples <= 60_000
+    assert state.samples.real <= 60_000
     assert state.records[0].return_star >= 0.85 * 2000

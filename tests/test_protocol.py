@@ -7,17 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from admrl.config import PRESETS, EvaluationConfig
-from admrl.evaluate_runs import evaluate_gaps
-from admrl.evaluation import GapTable, best_known_returns, score, task_generators
-from admrl.evaluation_store import PartStore, part_settings
-from admrl.figures import plot_gap_heatmap
-from admrl.meta_state import new_state
-from admrl.meta_training import meta_train
-from admrl.protocol import COUNTS, adapted_returns, model_errors, probe_scale
-from admrl.run_store import Run, RunInfo
-from admrl.test_sets import TaskList, unit_keys
-from admrl.virtual_training import new_solution
+from admrl.config.evaluation import EvaluationConfig
+from admrl.config.presets import PRESETS
+from admrl.evaluation.adapted import COUNTS, model_errors, probe_scale
+from admrl.evaluation.evaluate_runs import evaluate_gaps
+from admrl.evaluation.evaluator import adapt_and_score
+from admrl.evaluation.gap_table import GapTable
+from admrl.evaluation.part_store import PartStore
+from admrl.evaluation.scoring import best_known_returns, score_policy, task_generators
+from admrl.evaluation.task_lists import TaskList, unit_keys
+from admrl.reports.heatmap import plot_gap_heatmap
+from admrl.solving.rollouts import SolutionPolicy
+from admrl.solving.solution import new_solution
+from admrl.training.meta_training import meta_train
+from admrl.training.run import Run, TrainInfo
+from admrl.training.state import new_state
 from dynamics import DynamicsConfig, DynamicsEnsemble
 from policy_opt.gaussian_policy import GaussianPolicy
 from task_families import make
@@ -43,15 +47,14 @@ def runs(tmp_path_factory):
     family, config = make("hopper2d"), replace(PRESETS["smoke"], num_tasks=1)
     made = []
     for seed in (0, 1):
-        info = RunInfo("hopper2d", "released", "uniform", "smoke", seed, config, {})
+        info = TrainInfo("hopper2d", "released", "uniform", "smoke", seed, config, {})
         state = meta_train(family, new_state(family, "uniform", config, seed=seed), config)
         made.append(Run(tmp_path_factory.mktemp(f"run{seed}"), info, family, state))
     return made
 
 
 def adapt(run, psi, config=SMALL, **options):
-    virtual = run.info.config.virtual
-    return adapted_returns(run.family, run.state.learner, run.policy, psi, virtual, config, 0, **options)
+    return adapt_and_score(run.family, run.adapter(config), psi, config, 0, **options)
 
 
 def test_samples_of_every_kind_are_counted_apart(runs):
@@ -79,11 +82,11 @@ def test_tasks_adapt_independently(runs):
     """
     family, config = runs[0].family, runs[0].info.config
     state = new_state(family, "uniform", config, seed=0, dtype=torch.float64)
-    run = replace(runs[0], state=meta_train(family, state, config))
+    run = Run(runs[0].path, runs[0].info, family, meta_train(family, state, config))
     psi = family.box.grid((3, 1))
-    together = adapt(run, psi)
+    together = adapt(run, psi, dtype=torch.float64)
     for m in (0, 2):
-        alone = adapt(run, psi[m : m + 1], policy_seeds=[1])
+        alone = adapt(run, psi[m : m + 1], policy_seeds=[1], dtype=torch.float64)
         np.testing.assert_allclose(alone.episode_return[0, 0], together.episode_return[1, m], rtol=1e-6)
         np.testing.assert_array_equal(alone.counts[0, 0], together.counts[1, m])
 
@@ -110,9 +113,9 @@ def test_tables_carry_everything(runs):
     first = tables[0]
     assert [t.method for t in tables] == ["uniform, seed 0", "uniform, seed 1"]
     assert first.num_samples.tolist() == [0, 2000, 4000] and first.test_set == "grid-3x1"
-    assert first.provenance["samples"]["adaptation"] == [0, 3 * 2000, 3 * 4000]
-    assert first.provenance["samples"]["held_out"] == [0, 3 * 200, 3 * 400]
-    assert {"torch", "mujoco", "admrl"} <= set(first.provenance["versions"])
+    assert first.provenance.samples["adaptation"] == [0, 3 * 2000, 3 * 4000]
+    assert first.provenance.samples["held_out"] == [0, 3 * 200, 3 * 400]
+    assert {"torch", "mujoco", "admrl"} <= set(first.provenance.versions)
     assert first.model_error.shape == (3,) and (first.model_error > 0).all()
     np.testing.assert_array_equal(first.optimal_return, tables[1].optimal_return)
 
@@ -146,7 +149,7 @@ def test_finished_parts_are_found_again(runs):
     assert PartStore(run, replace(config, tasks_per_batch=1), 0).missing(keys, 2) == []
     assert len(PartStore(run, replace(config, num_updates=3), 0).missing(keys, 2)) == 8
     assert len(PartStore(run, config, 1).missing(keys, 2)) == 8
-    assert part_settings(runs[1], config, 0) != part_settings(run, config, 0), "another model"
+    assert runs[1].fingerprint(config, 0) != run.fingerprint(config, 0), "another model"
     damaged = next(store.folder.glob("000-*.part"))
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert store.missing(keys, 2) == [(k, 0) for k in keys]
@@ -205,7 +208,8 @@ def test_heat_map_of_the_linear_quadratic_family_is_the_closed_form(tmp_path, mo
     start = new_solution(model, psi, policy, config.virtual, generators)
     start = replace(start, policy=policy)  # without a normaliser
     num = 2000
-    episodes = [score(family, replace(start, theta=t), num, 0).returns for t in (hat, best)]
+    policies = [SolutionPolicy(replace(start, theta=t)) for t in (hat, best)]
+    episodes = [score_policy(family, p, psi, [0], num, 0, dtype=torch.float64)[0] for p in policies]
     optimal, source = best_known_returns({"truth": episodes[1][None]})
     table = GapTable(
         "model", family.name, family.variant, family.box.names, family.box.units, psi.numpy(), np.array([0]),

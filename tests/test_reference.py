@@ -6,13 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from command_tools import prepared
 
-from admrl.commands import reference as command
-from admrl.commands.options import ReferenceReturns
-from admrl.config import ReferenceConfig
-from admrl.reference import Candidate, Reference
-from admrl.reference_jobs import load_sac, read_candidates, sac_job, slbo_job
-from admrl.test_sets import TaskList
+from admrl.commands.reference import ReferenceReturns
+from admrl.config.evaluation import ReferenceConfig
+from admrl.evaluation.reference import Candidate, Reference, read_candidates
+from admrl.evaluation.reference_sac import load_sac, sac_job
+from admrl.evaluation.reference_slbo import slbo_job
+from admrl.evaluation.task_lists import TaskList
 from task_families import make
 
 SMALL = ReferenceConfig(
@@ -22,7 +23,7 @@ SMALL = ReferenceConfig(
 
 
 class Quiet:
-    def phase(self, name, num_steps):
+    def phase(self, name):
         pass
 
     def advance(self, **metrics):
@@ -114,30 +115,30 @@ def test_only_what_is_missing_is_trained(tmp_path):
     asked = ReferenceReturns(
         out=tmp_path / "a.json", tasks=str(tmp_path / "tasks.csv"), config=SMALL, seeds=(0,)
     )
-    plan = command.prepare(asked)
+    plan = prepared(asked)
     (job,) = plan.jobs
     assert job.num_steps == 2 * 3
     for j in plan.jobs:
         j.function(*j.arguments, Quiet())
-    assert command.prepare(asked).jobs == [], "found before it is in the file"
-    command.execute(replace(asked), plan=replace(plan, jobs=[]))
+    assert prepared(asked).jobs == [], "found before it is in the file"
+    asked.execute(replace(plan, jobs=[]))
     reference = Reference.load(tmp_path / "a.json")
     assert [c.stage for c in reference.candidates] == [1, 2] and reference.revision == 1
-    more = command.prepare(replace(asked, config=replace(SMALL, num_stages=3)))
+    more = prepared(replace(asked, config=replace(SMALL, num_stages=3)))
     assert [j.num_steps for j in more.jobs] == [3], "one stage is left"
     (tmp_path / "tasks.csv").write_text("0.5 1.3\n1.0 1.5")
-    (new,) = command.prepare(asked).jobs
+    (new,) = prepared(asked).jobs
     assert new.arguments[2].psi.tolist() == [[1.0, 1.5]]
-    assert len(command.prepare(replace(asked, seeds=(0, 1))).jobs) == 2
+    assert len(prepared(replace(asked, seeds=(0, 1))).jobs) == 2
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": ()}, "--seeds: expected at least one"),
+        ({"seeds": ()}, "seeds: expected at least one"),
         ({"seeds": (1, 1)}, "each once"),
-        ({"methods": ()}, "--methods: expected at least one"),
-        ({"family": "hopper2d_params"}, "use --methods sac"),
+        ({"methods": ()}, "methods: expected at least one"),
+        ({"family": "hopper2d_params"}, "use sac alone"),
         ({"config": replace(SMALL, num_virtual_samples=400)}, "multiple of 800"),
         ({"grid": (6,)}, "expected 2 positive counts"),
     ],
@@ -145,7 +146,7 @@ def test_only_what_is_missing_is_trained(tmp_path):
 def test_impossible_references_are_refused_before_any_work(tmp_path, changes, message):
     asked = ReferenceReturns(out=tmp_path / "a.json", config=SMALL, tasks="paper")
     with pytest.raises(ValueError, match=message):
-        command.prepare(replace(asked, **changes))
+        prepared(replace(asked, **changes))
     assert list(tmp_path.iterdir()) == []
 
 

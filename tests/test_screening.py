@@ -7,13 +7,24 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from admrl.config import PRESETS, DynamicsConfig, FitConfig, TaskGradientConfig, VirtualTrainingConfig
-from admrl.meta_state import make_policy, new_state
-from admrl.meta_training import meta_train
-from admrl.reporting import Silent
-from admrl.run_store import RunInfo, create_run, load_run, open_run, save_state
-from admrl.screening import ModelScreening, Screening, climb_score, member_returns, screen, single_member
-from admrl.search_config import SCREEN_SCORES, SearchConfig
+from admrl.config.presets import PRESETS
+from admrl.config.search import SCREEN_SCORES, SearchConfig
+from admrl.config.training import DynamicsConfig, FitConfig, TaskGradientConfig, VirtualTrainingConfig
+from admrl.jobs.reporter import Silent
+from admrl.runs.folder import create_run
+from admrl.solving.samples import SampleCounts
+from admrl.solving.solution import make_policy
+from admrl.training.meta_training import meta_train
+from admrl.training.run import Run, TrainInfo, load_run
+from admrl.training.screening import (
+    ModelScreening,
+    Screening,
+    climb_score,
+    member_returns,
+    screen,
+    single_member,
+)
+from admrl.training.state import new_state
 from task_families import make, spawn_generators
 
 SIGMA = 0.3
@@ -129,18 +140,7 @@ def test_polish_climbs_the_score_of_a_fixed_policy(by):
 
 def test_correction_adds_the_real_error_of_the_best_and_counts_it():
     family, state, model = wrong_model(0.05)
-    counted = {"real_samples": 0}
-
-    class Count:
-        def phase(self, name, num_steps):
-            pass
-
-        def advance(self, **metrics):
-            counted["real_samples"] += metrics.get("real_samples", 0)
-
-        def event(self, message):
-            raise AssertionError(message)
-
+    samples = SampleCounts()
     psi = family.box.grid((2, 3))
     scores = {}
     for num in (0, 2):
@@ -152,11 +152,12 @@ def test_correction_adds_the_real_error_of_the_best_and_counts_it():
             config,
             torch.Generator().manual_seed(0),
             1,
-            Count(),
+            Silent(),
+            samples,
             lambda: "screening",
         )
         scores[num] = one.score(psi)
-        assert counted["real_samples"] == num * family.horizon == len(state.learner.data[0])
+        assert samples.real == num * family.horizon == len(state.learner.data[0])
     changed = scores[2] != scores[0]
     assert sorted(changed.nonzero()[:, 0].tolist()) == sorted(scores[0].argsort(descending=True)[:2].tolist())
     assert bool((scores[2] >= scores[0]).all()) and model is state.learner.model
@@ -169,13 +170,13 @@ def test_training_with_screening_counts_its_samples_and_resumes_exactly(tmp_path
     plain = meta_train(family, new_state(family, "uniform", config, seed=2), config)
     whole = meta_train(family, new_state(family, "screened", config, seed=2), config)
     # two choices: 12 candidates x (3 updates of 300 samples + 3 members x 4 episodes of 100 steps), 1 real episode
-    assert whole.virtual_samples - plain.virtual_samples == 2 * 12 * (3 * 300 + 3 * 4 * 100)
-    assert whole.real_samples - plain.real_samples == 2 * 100
-    assert whole.real_samples == len(whole.learner.data[0])
+    assert whole.samples.virtual - plain.samples.virtual == 2 * 12 * (3 * 300 + 3 * 4 * 100)
+    assert whole.samples.real - plain.samples.real == 2 * 100
+    assert whole.samples.real == len(whole.learner.data[0])
     phases = []
 
     class Phases(Silent):
-        def phase(self, name, num_steps):
+        def phase(self, name):
             phases.append(name)
 
     meta_train(family, new_state(family, "screened", config, seed=2), config, reporter=Phases())
@@ -183,16 +184,16 @@ def test_training_with_screening_counts_its_samples_and_resumes_exactly(tmp_path
         f"task {i}/3: screening 12 tasks" for i in (2, 3)
     ]
 
-    info = RunInfo("linear_quadratic", "released", "screened", "smoke", 2, config, {})
+    info = TrainInfo("linear_quadratic", "released", "screened", "smoke", 2, config, {})
     create_run(tmp_path / "run", info)
 
     class Stop(Exception):
         pass
 
-    unfinished = open_run(tmp_path / "run")
+    unfinished = Run.open(tmp_path / "run")
 
     def stop(state):
-        save_state(unfinished)
+        unfinished.save()
         if len(state.records) == 2:
             raise Stop
 
@@ -213,10 +214,10 @@ def test_training_with_every_kind_of_search_resumes_exactly(tmp_path, selector):
         replace(LQ, num_tasks=4, search=replace(LQ.search, num_initial=2)),
     )
     whole = meta_train(family, new_state(family, selector, config, seed=3), config)
-    create_run(tmp_path / "run", RunInfo("linear_quadratic", "released", selector, "smoke", 3, config, {}))
-    unfinished = open_run(tmp_path / "run")
+    create_run(tmp_path / "run", TrainInfo("linear_quadratic", "released", selector, "smoke", 3, config, {}))
+    unfinished = Run.open(tmp_path / "run")
     meta_train(family, unfinished.state, replace(config, num_tasks=2))
-    save_state(unfinished)
+    unfinished.save()
     resumed = load_run(tmp_path / "run").state
     meta_train(family, resumed, config)
     assert resumed.records == whole.records
@@ -246,7 +247,7 @@ def test_disagreement_needs_an_ensemble_and_screening_a_fitting_sample_count():
     by_return = replace(single, search=replace(LQ.search, screen_by="return"))
     new_state(family, "screened", by_return, seed=0)  # one member is enough for a return
     by_disagreement = replace(single, search=replace(LQ.search, screen_by="disagreement"))
-    with pytest.raises(ValueError, match=r"1 member.*--config\.dynamics\.num-members"):
+    with pytest.raises(ValueError, match=r"at least 2 members.*`config\.dynamics\.num_members`"):
         new_state(family, "screened", by_disagreement, seed=0)
     uneven = replace(LQ, search=replace(LQ.search, num_screen_samples=350))
     with pytest.raises(ValueError, match=r"num_screen_samples.*multiple of 300"):

@@ -258,8 +258,8 @@ def test_states_of_other_searches_spaces_and_damaged_files_are_refused(tmp_path)
 def test_searching_imports_no_trainer_and_no_simulator():
     code = (
         "import sys, admrl.search\n"
-        "heavy = ('admrl.meta_training', 'admrl.virtual_training', 'dynamics.ensemble', 'mujoco', 'gymnasium', "
-        "'matplotlib', 'cma', 'botorch', 'rich', 'tyro')\n"
+        "heavy = ('admrl.training.meta_training', 'admrl.solving.virtual_training', 'dynamics.ensemble', 'mujoco', "
+        "'gymnasium', 'matplotlib', 'cma', 'botorch', 'rich', 'tyro')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
     result = subprocess.run(

@@ -642,7 +642,8 @@ def test_the_example_runs_without_the_trainer(tmp_path):
     file = Path(__file__).parent.parent / "examples" / "worst_case_of_your_simulator.py"
     code = (
         f"import runpy, sys; runpy.run_path({str(file)!r}); "
-        "print([m for m in ('admrl.meta_training', 'mujoco', 'gymnasium', 'dynamics.ensemble') if m in sys.modules])"
+        "print([m for m in ('admrl.training.meta_training', 'mujoco', 'gymnasium', 'dynamics.ensemble') "
+        "if m in sys.modules])"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=300, capture_output=True, text=True

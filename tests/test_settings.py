@@ -12,10 +12,12 @@ from fault_tools import SMALL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from admrl.config import EvaluationConfig, MetaTrainConfig, ReferenceConfig, check_config
-from admrl.meta_state import new_state
-from admrl.meta_training import meta_train
-from admrl.train_run import prepare_run
+from admrl.config.checks import check_config
+from admrl.config.evaluation import EvaluationConfig, ReferenceConfig
+from admrl.config.training import MetaTrainConfig
+from admrl.training.meta_training import meta_train
+from admrl.training.run import prepare_run
+from admrl.training.state import new_state
 from task_families import make
 
 SETTINGS = dict(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)

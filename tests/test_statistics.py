@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from admrl.statistics import (
+from admrl.reports.statistics import (
     cvar,
     interval,
     iqm,

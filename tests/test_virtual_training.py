@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from admrl.adaptation import episode_returns, real_rollout, slbo_adapt, zero_shot
-from admrl.config import SlboConfig, VirtualTrainingConfig
-from admrl.virtual_training import new_solution, virtual_rollout, virtual_training, virtual_update
+from admrl.config.training import SlboConfig, VirtualTrainingConfig
+from admrl.solving.adaptation import slbo_adapt, zero_shot
+from admrl.solving.rollouts import episode_returns, real_rollout, virtual_rollout
+from admrl.solving.solution import new_solution
+from admrl.solving.virtual_training import virtual_training, virtual_update
 from dynamics import DynamicsConfig, FitConfig, ModelLearner
 from policy_opt import GaussianPolicy
 from task_families import make, spawn_generators

@@ -7,41 +7,42 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from admrl.baselines.adapter import Adapter, AdapterError, Experience, Exploration, Policy, Tasks
-    from admrl.baselines.adapter_evaluation import adapt_and_score, evaluate_adapters
-    from admrl.baselines.baseline_run import BaselineRun, open_baseline, prepare_baseline, train_baseline_run
     from admrl.baselines.config import BaselineConfig
     from admrl.baselines.crl import CrlAdapter
     from admrl.baselines.external import onnx_policy, torchscript_policy
-    from admrl.baselines.model_based import ModelBasedAdapter
     from admrl.baselines.pearl import PearlAdapter
+    from admrl.baselines.run import BaselineRun, open_baseline, prepare_baseline, train_baseline_run
     from admrl.baselines.sb3 import sb3_policy
     from admrl.baselines.static import FunctionPolicy, StaticAdapter
     from admrl.baselines.subprocess_policy import SubprocessPolicy
+    from admrl.evaluation.adapter import Adapter, AdapterError, Experience, Exploration, Policy, Tasks
+    from admrl.evaluation.evaluator import adapt_and_score
+    from admrl.evaluation.tables import evaluate_adapters
+    from admrl.training.adapter import ModelBasedAdapter
 
 _EXPORTS = {
-    "Adapter": "adapter",
-    "AdapterError": "adapter",
-    "Experience": "adapter",
-    "Exploration": "adapter",
-    "Policy": "adapter",
-    "Tasks": "adapter",
-    "adapt_and_score": "adapter_evaluation",
-    "evaluate_adapters": "adapter_evaluation",
-    "ModelBasedAdapter": "model_based",
-    "PearlAdapter": "pearl",
-    "CrlAdapter": "crl",
-    "BaselineConfig": "config",
-    "BaselineRun": "baseline_run",
-    "prepare_baseline": "baseline_run",
-    "open_baseline": "baseline_run",
-    "train_baseline_run": "baseline_run",
-    "StaticAdapter": "static",
-    "FunctionPolicy": "static",
-    "torchscript_policy": "external",
-    "onnx_policy": "external",
-    "sb3_policy": "sb3",
-    "SubprocessPolicy": "subprocess_policy",
+    "Adapter": "admrl.evaluation.adapter",
+    "AdapterError": "admrl.evaluation.adapter",
+    "Experience": "admrl.evaluation.adapter",
+    "Exploration": "admrl.evaluation.adapter",
+    "Policy": "admrl.evaluation.adapter",
+    "Tasks": "admrl.evaluation.adapter",
+    "adapt_and_score": "admrl.evaluation.evaluator",
+    "evaluate_adapters": "admrl.evaluation.tables",
+    "ModelBasedAdapter": "admrl.training.adapter",
+    "PearlAdapter": "admrl.baselines.pearl",
+    "CrlAdapter": "admrl.baselines.crl",
+    "BaselineConfig": "admrl.baselines.config",
+    "BaselineRun": "admrl.baselines.run",
+    "prepare_baseline": "admrl.baselines.run",
+    "open_baseline": "admrl.baselines.run",
+    "train_baseline_run": "admrl.baselines.run",
+    "StaticAdapter": "admrl.baselines.static",
+    "FunctionPolicy": "admrl.baselines.static",
+    "torchscript_policy": "admrl.baselines.external",
+    "onnx_policy": "admrl.baselines.external",
+    "sb3_policy": "admrl.baselines.sb3",
+    "SubprocessPolicy": "admrl.baselines.subprocess_policy",
 }
 __all__ = list(_EXPORTS)
 
@@ -49,4 +50,4 @@ __all__ = list(_EXPORTS)
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    return getattr(import_module(_EXPORTS[name]), name)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from admrl.baselines.adapter import Act
 from admrl.baselines.sac import Actor, tanh_gaussian
+from admrl.evaluation.adapter import Act
 
 
 @dataclass(frozen=True, eq=False)

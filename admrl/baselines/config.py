@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from admrl.config import check_config
+from admrl.config.checks import check_config
 
 Algorithm = Literal["pearl", "crl", "sac", "mt-joint", "pearl-mt"]
 ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
@@ -282,7 +282,7 @@ def _laptop_sparse_point(config: BaselineConfig) -> BaselineConfig:
 
 
 def preset_config(preset: str, family: str, algorithm: str) -> BaselineConfig:
-    """The settings that --config.* then change.
+    """The settings that a user then changes.
 
     laptop: the paper's, with networks of 128 (64 in the encoder), batches of 128, meta-batches of 4, contexts of 100
     at most, and 40 iterations of 400 gradient steps; the point robots have their own. smoke: seconds.

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from admrl.baselines.actor_policy import ActorPolicy
-from admrl.baselines.adapter import Policy, Tasks
 from admrl.baselines.config import BaselineConfig
 from admrl.baselines.replay import MultiTaskReplay
 from admrl.baselines.sac import Optimizers, Sac
 from admrl.baselines.static import StaticAdapter
+from admrl.evaluation.adapter import Policy, Tasks
 from task_families.family import TaskFamily
 
 
@@ -58,8 +58,8 @@ class MultiTaskSac(nn.Module):
         if bool((distance > 1e-6).any()):
             far = psi[int(distance.argmax())].tolist()
             raise ValueError(
-                f"config.task_input onehot: {far} is no training task, so it has no code; evaluate on the training "
-                "tasks (--tasks FILE), or train with --config.task-input psi"
+                f"config.task_input: onehot: {far} is no training task, so it has no code; evaluate on the training "
+                "tasks, or train with `config.task_input` psi"
             )
         return one_hot(number, self.num_tasks).float()
 

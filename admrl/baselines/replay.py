@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from admrl.baselines.sac import Batch
-from admrl.sealed_file import check_tensor
+from admrl.storage.sealed_file import check_tensor
 
 ROWS, TASK = "rows", "task"
 

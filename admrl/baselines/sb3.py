@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from admrl.baselines.external import Function, check_spaces
-from admrl.files import parse_json
+from admrl.storage.files import parse_json
 from task_families.family import TaskFamily
 
 MAX_BYTES = 2**30  # of a member of the archive

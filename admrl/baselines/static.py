@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from admrl.baselines.adapter import Act, AdapterError, Experience, Exploration, Policy, Tasks
+from admrl.evaluation.adapter import Act, AdapterError, Experience, Exploration, Policy, Tasks
 
 
 class FunctionPolicy:

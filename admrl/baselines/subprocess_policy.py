@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from admrl.files import parse_json
+from admrl.storage.files import parse_json
 from task_families.family import TaskFamily
 
 PROTOCOL = 1

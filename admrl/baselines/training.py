@@ -27,21 +27,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from admrl.adaptation import episode_returns
-from admrl.baselines.adapter import Act, Adapter, Policy
-from admrl.baselines.adapter_evaluation import adapt_and_score
 from admrl.baselines.config import TITLES, BaselineConfig, check_baseline
 from admrl.baselines.crl import Crl, CrlAdapter
 from admrl.baselines.multitask import MultiTaskSac, multitask_adapter
 from admrl.baselines.pearl import Pearl, PearlAdapter
 from admrl.baselines.replay import MultiTaskReplay
 from admrl.baselines.sac import Optimizers
-from admrl.config import EvaluationConfig
-from admrl.reporting import Reporter, Silent
-from admrl.virtual_training import gaussian_noise
-from task_families.family import TaskFamily, spawn_generators
+from admrl.config.evaluation import EvaluationConfig
+from admrl.evaluation.adapter import Act, Adapter, Policy
+from admrl.evaluation.evaluator import adapt_and_score
+from admrl.jobs.reporter import Reporter, Silent
+from admrl.solving.rollouts import episode_returns, gaussian_noise
+from task_families.family import TaskFamily
 from task_families.registry import make
 from task_families.rollout import Rollout, collect
+from task_families.simulator import spawn_generators
 
 UPDATES_PER_STEP = 50
 TASK_SEED = 1337  # of the published task sets, and of those that are drawn here
@@ -184,12 +184,12 @@ def train_baseline(
     per_iteration, told = steps_per_iteration(config), False
     while not state.finished:
         if state.step == 0:
-            reporter.phase(f"sampling {len(state.train_psi)} training tasks", 1)
+            reporter.phase(f"sampling {len(state.train_psi)} training tasks")
             metrics = _sample_everything(state, num_threads)
         else:
             position = (state.step - 1) % per_iteration
             if position == 0 or not told:  # also where it goes on
-                reporter.phase(f"iteration {state.iteration + 1}/{config.num_iterations}", per_iteration)
+                reporter.phase(f"iteration {state.iteration + 1}/{config.num_iterations}")
                 told = True
             if position == 0:
                 metrics = _sample_iteration(state, num_threads)
@@ -219,7 +219,7 @@ def _update(state: BaselineState, num: int) -> dict[str, float]:
     if broken := [name for name, value in values.items() if not math.isfinite(value)]:
         raise FloatingPointError(
             f"{broken[0]} is not finite after {state.num_updates} gradient steps; the last checkpoint is sound. Try "
-            "a smaller --config.sac.learning-rate or --config.sac.reward-scale"
+            "a smaller `config.sac.learning_rate` or `config.sac.reward_scale`"
         )
     return values
 

@@ -2,129 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+import tyro
 
-from admrl.any_run import is_baseline
-from admrl.comparison import (
-    Comparison,
-    Row,
-    cell_rows,
-    compare_tables,
-    paired_rows,
-    provenance_rows,
-    summary_rows,
-    to_csv,
-)
-from admrl.comparison_figures import (
-    plot_average_return,
-    plot_learning_curves,
-    plot_model_error,
-    plot_paths,
-    plot_visited,
-    plot_worst_gap,
-)
-from admrl.figures import plot_method_heatmap
-from admrl.files import write_text
-from admrl.gap_files import load_tables
-from admrl.report import render_report
-from admrl.run_records import RunRecords, read_records
+from admrl.commands.command import Command
 
 if TYPE_CHECKING:
-    from admrl.commands.options import Compare
+    from rich.console import Console
 
-SUFFIXES = (".png", ".pdf")
+    from admrl.reports.comparison import Comparison, Row
+    from admrl.runs.records import RunRecords
 
 
-def execute(command: Compare) -> None:
-    """Write tables, figures and the report.
+@dataclass(frozen=True)
+class Compare(Command):
+    """Compare evaluated runs: tables with intervals, all figures (PNG and PDF), and one HTML report.
 
-    Raises:
-        ValueError: runs that cannot be compared, or a place that cannot be written to.
+    Runs of one selector and several seeds are one method. Everything is drawn from the tables and metrics of the
+    run folders; nothing is computed again. The report opens from the disk, without network.
     """
-    if command.out.exists() and not command.out.is_dir():
-        raise ValueError(f"--out: {command.out} is a file; name a folder")
-    comparison = compare_tables(load_tables(command.runs, command.tasks))
-    # paths of psi and learning curves of models; a baseline's curve is in its own folder
-    records = [read_records(path) for path in command.runs if path.is_dir() and not is_baseline(path)]
-    try:
-        command.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {command.out}: cannot write there ({error.strerror})") from error
-    summary, paired = summary_rows(comparison), paired_rows(comparison)
-    cells, provenance = cell_rows(comparison), provenance_rows(comparison)
-    for name, rows in (
-        ("summary", summary),
-        ("paired", paired),
-        ("cells", cells),
-        ("provenance", provenance),
-    ):
-        write_text(command.out / f"{name}.csv", to_csv(rows))
-    figures = draw_all(comparison, summary, records, command.out)
-    page = command.out / "report.html"
-    write_text(page, render_report(comparison, summary, paired, cells, provenance, figures))
-    console = Console(markup=False)
-    print_summary(summary, console)
-    for note in comparison.notes():
-        console.print(f"note: {note}", style="yellow", highlight=False)
-    console.print(
-        f"wrote {page} and {len(figures)} figures (PNG, PDF) and 4 tables (CSV) beside it", highlight=False
-    )
 
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Run folders of one family that `admrl evaluate` has been given together, or with one --reference."""
+    out: Path = Path("report")
+    """Folder to write into; files of the same names are replaced."""
+    tasks: str | None = None
+    """Which of the runs' gap tables, by name. Default: the only one."""
 
-def draw_all(
-    comparison: Comparison, summary: list[Row], records: list[RunRecords], out: Path
-) -> list[tuple[Path, str]]:
-    """Every figure that the tables allow, as PNG and PDF; the PNG files with their captions."""
-    drawn: list[tuple[Path, str]] = []
+    def check(self) -> None:
+        """See `Command`."""
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"out: {self.out} is a file; name a folder")
 
-    def draw(name: str, caption: str, plot: Callable[[Path], bool | None]) -> None:
-        files = [out / f"{name}{suffix}" for suffix in SUFFIXES]
-        done = [plot(file) is not False for file in files]
-        if all(done):
-            drawn.append((files[0], caption))
-        else:
-            for file in files:  # of an earlier comparison in the same folder
-                file.unlink(missing_ok=True)
+    def prepare(self) -> tuple[Comparison, list[RunRecords]]:
+        """What is compared; the folder exists afterwards."""
+        from admrl.evaluation.gap_files import load_tables
+        from admrl.reports.comparison import check_gaps, compare_tables
+        from admrl.runs.folder import read_config
+        from admrl.runs.records import read_records
 
-    for j, n in enumerate(comparison.first.num_samples):
-        draw(
-            f"gap-n{n}",
-            f"Sub-optimality gap by task after n = {n} real samples, one colour scale.",
-            lambda file, j=j: plot_method_heatmap(comparison, file, j),  # type: ignore[misc]
+        comparison = compare_tables(load_tables(self.runs, self.tasks))
+        check_gaps(comparison)
+        # paths of psi and learning curves of models; a baseline's curve is in its own folder
+        records = [
+            read_records(path)
+            for path in self.runs
+            if path.is_dir() and read_config(path).get("kind") is None
+        ]
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"out: cannot write to {self.out} ({error.strerror})") from error
+        return comparison, records
+
+    def execute(self, prepared: tuple[Comparison, list[RunRecords]]) -> None:
+        """Write tables, figures and the report."""
+        from rich.console import Console
+
+        from admrl.reports.comparison import cell_rows, paired_rows, provenance_rows, summary_rows, to_csv
+        from admrl.reports.figures import draw_all
+        from admrl.reports.page import render_report
+        from admrl.storage.files import write_text
+
+        (comparison, records), console = prepared, Console(markup=False)
+        summary = summary_rows(comparison)
+        tables = {
+            "summary": summary,
+            "paired": paired_rows(comparison),
+            "cells": cell_rows(comparison),
+            "provenance": provenance_rows(comparison),
+        }
+        for name, rows in tables.items():
+            write_text(self.out / f"{name}.csv", to_csv(rows))
+        figures = draw_all(comparison, summary, records, self.out)
+        page = self.out / "report.html"
+        write_text(page, render_report(comparison, **tables, figures=figures))
+        print_summary(summary, console)
+        for note in comparison.notes():
+            console.print(f"note: {note}", style="yellow", highlight=False)
+        console.print(
+            f"wrote {page} and {len(figures)} figures (PNG, PDF) and 4 tables (CSV) beside it",
+            highlight=False,
         )
-    draw(
-        "worst-gap",
-        "Worst-case gap against n: the largest mean (filled, too large); corrected for the choice (open, too small).",
-        lambda file: plot_worst_gap(comparison, summary, file),
-    )
-    draw(
-        "average-return",
-        "Average return over the test tasks against n.",
-        lambda file: plot_average_return(comparison, summary, file),
-    )
-    draw("visited", "Tasks that the trainings visited.", lambda file: plot_visited(comparison, file))
-    draw(
-        "model-error",
-        "One-step error of the learned models on the same real transitions of the test tasks.",
-        lambda file: plot_model_error(comparison, file),
-    )
-    draw(
-        "paths",
-        "Path of psi with the task gradients and the agreement of the two halves of their data.",
-        lambda file: plot_paths(records, comparison, file),
-    )
-    draw("learning", "Learning curves of the trainings.", lambda file: plot_learning_curves(records, file))
-    return drawn
 
 
 def print_summary(rows: list[Row], console: Console) -> None:
     """Gap statistics with their intervals over training runs."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
     shown = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in ("method", "n", "statistic", "value", "95 % interval"):
         shown.add_column(name, justify="left" if name in ("method", "statistic") else "right", no_wrap=True)

@@ -2,85 +2,105 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
+import tyro
 
-from admrl.config import ESTIMATOR_NAMES, ResolveConfig, check_config
-from admrl.display import short
-from admrl.files import write_text
-from admrl.gradient.check import GradientCheck, check_gradient, num_slbo_steps, solve_task
-from admrl.gradient.figure import plot_gradient_checks
-from admrl.parallel import Job, run_jobs
-from admrl.reporting import Reporter
-from admrl.run_store import Run, load_run, provenance
-from admrl.train_run import check_seed
-from task_families.registry import check_name
+from admrl.commands.command import Command, at_least
+from admrl.config.checks import check_seed
+from admrl.config.training import ESTIMATOR_NAMES, ResolveConfig
+from task_families.choices import check_name
 
 if TYPE_CHECKING:
-    from admrl.commands.options import Gradcheck
+    from rich.console import Console
+    from torch import Tensor
+
+    from admrl.gradient.check import GradientCheck
+    from admrl.jobs.reporter import Reporter
+    from admrl.training.run import Run
 
 
-def prepare(command: Gradcheck) -> tuple[Run, Tensor]:
-    """The run and the task (1, k), checked.
+@dataclass(frozen=True)
+class Gradcheck(Command):
+    """Compare the estimators of the task gradient at one task of a trained run, with re-solved policies as truth.
 
-    Raises:
-        ValueError: see `load_run`; a run without a task, an unknown estimator, a task outside the box.
+    Solves the task in the run's model (theta_hat) and with SLBO on a copy (theta*), draws every estimator several
+    times, and writes gradcheck.json and gradcheck.png into the run folder. The run itself does not change.
     """
-    for name in command.estimators:
-        check_name("--estimators", name, ESTIMATOR_NAMES)
-    check_seed(command.seed)
-    for option, least in (("draws", 1), ("truth_replicates", 2), ("truth_updates", 1), ("truth_episodes", 4)):
-        value = getattr(command, option)
-        if value < least:
-            raise ValueError(f"--{option.replace('_', '-')}: expected {least} or more, got {value}")
-    run = load_run(command.run)
-    if not run.state.records:
-        raise ValueError(f"{run.path}: no task is done, so there is no model to check the gradient in")
-    check_config(run.info.config)
-    psi = torch.tensor([command.psi or run.state.records[-1].psi])
-    return run, run.family.box.check(psi.to(run.family.box.low))
 
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    psi: tuple[float, ...] | None = None
+    """The task. Default: the last one of the training."""
+    estimators: tuple[str, ...] = ESTIMATOR_NAMES
+    """Which to compare."""
+    draws: int = 3
+    """Independent draws of each."""
+    truth_replicates: int = 12
+    """Replicates of the re-solved policies that serve as truth."""
+    truth_updates: int = 20
+    """TRPO updates of each of them."""
+    truth_episodes: int = 6
+    """Real episodes of each of them."""
+    seed: int = 0
+    """Seed of the solutions, the draws and the truth."""
 
-def execute(command: Gradcheck, run: Run, psi: Tensor) -> None:
-    """Check, print a table, write gradcheck.json and gradcheck.png into the run folder."""
-    console = Console(markup=False)
-    config = run.info.config
-    per_iteration = config.virtual.num_policy_updates
-    steps = config.num_zero_shot * per_iteration + num_slbo_steps(config)
-    steps += 1 + command.draws * len(command.estimators)
-    job = Job(f"gradcheck of {run.path.name}", check_job, (run.path, psi.tolist(), command), steps)
-    check: GradientCheck = run_jobs([job], 1, console)[0]
-    write_text(run.path / "gradcheck.json", json.dumps(check.to_dict(), indent=1))
-    picture = run.path / "gradcheck.png"
-    plot_gradient_checks([check.to_dict()], picture)
-    print_check(check, console)
-    console.print(f"wrote {run.path / 'gradcheck.json'} and {picture}", highlight=False)
+    def check(self) -> None:
+        """See `Command`."""
+        for name in self.estimators:
+            check_name("estimators", name, ESTIMATOR_NAMES)
+        check_seed(self.seed)
+        at_least(self, draws=1, truth_replicates=2, truth_updates=1, truth_episodes=4)
+
+    def prepare(self) -> tuple[Run, Tensor]:
+        """The run and the task (1, k)."""
+        import torch
+
+        from admrl.training.run import load_run
+
+        run = load_run(self.run)
+        psi = torch.tensor([self.psi or run.state.records[-1].psi])
+        return run, run.family.box.check(psi.to(run.family.box.low))
+
+    def execute(self, prepared: tuple[Run, Tensor]) -> None:
+        """Check, print a table, write gradcheck.json and gradcheck.png into the run folder."""
+        from rich.console import Console
+
+        from admrl.jobs.pool import Job, run_jobs
+        from admrl.reports.gradient_checks import plot_gradient_checks
+        from admrl.solving.adaptation import num_slbo_steps
+        from admrl.storage.files import write_json
+
+        (run, psi), console = prepared, Console(markup=False)
+        config = run.info.config
+        steps = config.num_zero_shot * config.virtual.num_policy_updates
+        steps += num_slbo_steps(config.slbo, config.virtual) + 1 + self.draws * len(self.estimators)
+        job = Job(f"gradcheck of {run.path.name}", check_job, (run.path, psi.tolist(), self), steps)
+        check: GradientCheck = run_jobs([job], 1, console)[0]
+        write_json(run.path / "gradcheck.json", check.to_dict())
+        picture = run.path / "gradcheck.png"
+        plot_gradient_checks([check.to_dict()], picture)
+        print_check(check, console)
+        console.print(f"wrote {run.path / 'gradcheck.json'} and {picture}", highlight=False)
 
 
 def check_job(path: str, psi: list[list[float]], command: Gradcheck, reporter: Reporter) -> GradientCheck:
     """Solve the task in the run's model and with SLBO on a copy of it, then check the estimators. The run itself does
     not change."""
+    import torch
+
+    from admrl.gradient.check import CheckPlan, check_gradient, solve_task
+    from admrl.runs.versions import versions
+    from admrl.training.run import load_run
+
     run = load_run(path)
     config, family = run.info.config, run.family
-    theta_hat, theta_star, model, updated = solve_task(
-        family, run.state.learner, torch.tensor(psi), config, command.seed, reporter=reporter
+    solved = solve_task(
+        family, run.learner, torch.tensor(psi), config, command.seed, policy=run.policy, reporter=reporter
     )
-    check = check_gradient(
-        family,
-        theta_hat,
-        theta_star,
-        model=model,
-        updated_model=updated,
-        config=config.gradient,
-        virtual=config.virtual,
+    plan = CheckPlan(
         estimators=command.estimators,
         num_draws=command.draws,
         truth=ResolveConfig(
@@ -92,13 +112,19 @@ def check_job(path: str, psi: list[list[float]], command: Gradcheck, reporter: R
         ),
         truth_lanes=8 * config.gradient.num_samples // family.horizon,
         seed=command.seed,
-        reporter=reporter,
     )
-    return replace(check, provenance=check.provenance | provenance(run))
+    check = check_gradient(family, solved, plan, config.gradient, config.virtual, reporter=reporter)
+    return replace(check, provenance=check.provenance | run.provenance() | {"versions": versions()})
 
 
 def print_check(check: GradientCheck, console: Console) -> None:
     """The table of one check."""
+    import numpy as np
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from admrl.jobs.display import short
+
     truth = check.truth
 
     def numbers(x: list[float]) -> str:

@@ -2,48 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
+import tyro
 
-from admrl.evaluation import GapTable
-from admrl.figures import plot_gap_heatmap
-from admrl.gap_files import load_tables
+from admrl.commands.command import Command
 
 if TYPE_CHECKING:
-    from admrl.commands.options import Heatmap
+    from admrl.evaluation.gap_table import GapTable
 
 FORMATS = (".png", ".pdf", ".svg")
 
 
-def execute(command: Heatmap) -> None:
-    """Draw the figure.
+@dataclass(frozen=True)
+class Heatmap(Command):
+    """Draw the gap heat maps of evaluated runs side by side on one colour scale."""
 
-    Raises:
-        ValueError: no or unfit tables, or a file format that cannot be written.
-    """
-    if command.out.suffix not in FORMATS:
-        raise ValueError(f"--out: expected a file ending in {', '.join(FORMATS)}, got {command.out}")
-    if command.out.is_dir():
-        raise ValueError(f"--out: {command.out} is a folder; name a file")
-    if not command.out.parent.is_dir():
-        raise ValueError(f"--out: the folder {command.out.parent} does not exist; make it first")
-    tables = load_tables(command.runs, command.tasks)
-    plot_gap_heatmap(tables, command.out, stage_index(tables, command.num_samples))
-    print(f"wrote {command.out}")
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Run folders (or table files) that `admrl evaluate` has been given together."""
+    out: Path = Path("gap.png")
+    """Figure to write: .png, .pdf or .svg."""
+    tasks: str | None = None
+    """Which of the runs' tables, by name. Default: the only one."""
+    num_samples: int = 0
+    """Adaptation samples n, 0 for zero-shot."""
 
+    def check(self) -> None:
+        """See `Command`."""
+        if self.out.suffix not in FORMATS:
+            raise ValueError(f"out: expected a file ending in {', '.join(FORMATS)}, got {self.out}")
+        if self.out.is_dir():
+            raise ValueError(f"out: {self.out} is a folder; name a file")
+        if not self.out.parent.is_dir():
+            raise ValueError(f"out: the folder {self.out.parent} does not exist; make it first")
 
-def stage_index(tables: Sequence[GapTable], num_samples: int) -> int:
-    """Which of the tables' sample counts n is.
+    def prepare(self) -> tuple[list[GapTable], int]:
+        """The tables, and which of their sample counts is drawn."""
+        from admrl.evaluation.gap_files import load_tables
+        from admrl.reports.comparison import check_comparable
 
-    Raises:
-        ValueError: a table was not evaluated at n.
-    """
-    for table in tables:
-        if num_samples not in table.num_samples:
-            raise ValueError(
-                f"--num-samples: expected one of {table.num_samples.tolist()} (of {table.method}), got "
-                f"{num_samples}; adaptation needs admrl evaluate --config.num-stages 3"
-            )
-    return int(np.flatnonzero(tables[0].num_samples == num_samples)[0])
+        tables = load_tables(self.runs, self.tasks)
+        for table in tables:
+            if self.num_samples not in table.num_samples:
+                raise ValueError(
+                    f"num_samples: expected one of {table.num_samples.tolist()} (of {table.method}), got "
+                    f"{self.num_samples}; adaptation needs admrl evaluate --config.num-stages 3"
+                )
+        for other in tables[1:]:
+            check_comparable(tables[0], other)
+        j = tables[0].num_samples.tolist().index(self.num_samples)
+        for table in tables:
+            table.worst(j)  # refuses one without any gap
+        return tables, j
+
+    def execute(self, prepared: tuple[list[GapTable], int]) -> None:
+        """Draw the figure."""
+        from admrl.reports.heatmap import plot_gap_heatmap
+
+        tables, j = prepared
+        plot_gap_heatmap(tables, self.out, j)
+        print(f"wrote {self.out}")

@@ -9,39 +9,24 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import imageio.v3 as imageio
-import numpy as np
-import torch
-from rich.console import Console
-from torch import Tensor
-
-from admrl.adaptation import zero_shot
-from admrl.display import Display, JobReporter
-from admrl.run_store import Run, check_seed, load_run
-from task_families.opengl import backend
-from task_families.registry import make
+from admrl.commands.command import Command, CommandFailed, at_least
+from admrl.config.checks import check_seed
+from task_families.choices import check_name
+from task_families.registry import names
 
 if TYPE_CHECKING:
-    from admrl.commands.options import Render
-    from task_families.family import Simulator, TaskFamily
+    from torch import Tensor
+
+    from admrl.training.run import Run
+    from task_families.family import TaskFamily
+
+    Act = Callable[[int, Tensor], Tensor]
 
 FORMATS = (".mp4", ".gif")
-FRAMES_PER_SECOND = 25
-MAX_FRAMES = 100  # of a film; a longer episode shows every n-th step
 
 
 @dataclass(frozen=True)
-class Film:
-    """One episode in pictures."""
-
-    pictures: list[np.ndarray]  # each (H, W, 3) uint8
-    num_steps: int
-    total_return: float  # undiscounted
-    slow_motion: float  # seconds of film per simulated second
-
-
-@dataclass(frozen=True)
-class Job:
+class Scene:
     """What to film, checked."""
 
     family: TaskFamily
@@ -50,109 +35,136 @@ class Job:
     file: Path
 
 
-def prepare(command: Render) -> Job:
-    """The family, the task and the file to write.
+@dataclass(frozen=True)
+class Render(Command):
+    """Film one episode, without a screen: a moving picture and a strip of stills beside it.
 
-    Raises:
-        ValueError: family and run that do not fit, a task that is refused, a file that cannot be written.
-        ImportError: mp4 without its encoder; names the remedy.
-        RuntimeError: no OpenGL backend works without a screen; names the Debian packages.
+    With --run, the policy is the one that is optimal for psi in the run's model (zero-shot); without, actions are
+    random. Needs EGL or OSMesa; says which Debian package to install if neither works.
     """
-    file = command.out or Path(f"{command.family or 'film'}.gif")
-    if file.suffix not in FORMATS:
-        raise ValueError(f"--out: expected a file ending in {' or '.join(FORMATS)}, got {file}")
-    if not file.parent.is_dir():
-        raise ValueError(f"--out: the folder {file.parent} does not exist; make it first")
-    if file.suffix == ".mp4" and find_spec("imageio_ffmpeg") is None:
-        raise ImportError(
-            f'{file}: mp4 needs an encoder; pip install "admrl[video]", or write {file.stem}.gif instead'
+
+    family: str | None = None
+    """Task family with a MuJoCo body. Default: the run's, or hopper2d."""
+    psi: tuple[float, ...] | None = None
+    """The task, one number per task parameter. Default: the family's first task."""
+    run: Path | None = None
+    """Run folder whose model the policy is solved in."""
+    out: Path | None = None
+    """File to write, .gif or .mp4 (needs admrl[video]), beside FILE-strip.png. Default: FAMILY.gif, or film.gif."""
+    variant: str = "released"
+    """The family's variant; a run has its own."""
+    allow_outside: bool = False
+    """Accept a task outside the box."""
+    num_pictures: int = 6
+    """Stills on the strip, evenly spaced over the episode."""
+    num_updates: int = 100
+    """TRPO updates of the zero-shot policy."""
+    seed: int = 0
+    """Seed of the start state, the random actions and the policy."""
+
+    def check(self) -> None:
+        """See `Command`."""
+        file = self.file
+        if self.family is not None:
+            check_name("family", self.family, names())
+        if file.suffix not in FORMATS:
+            raise ValueError(f"out: expected a file ending in {' or '.join(FORMATS)}, got {file}")
+        if not file.parent.is_dir():
+            raise ValueError(f"out: the folder {file.parent} does not exist; make it first")
+        if file.suffix == ".mp4" and find_spec("imageio_ffmpeg") is None:
+            raise ValueError(
+                f'out: {file}: mp4 needs an encoder; pip install "admrl[video]", or write {file.stem}.gif instead'
+            )
+        at_least(self, num_pictures=1, num_updates=1)
+        if self.num_updates > 1_000_000:
+            raise ValueError(f"num_updates: expected 1 to 1000000, got {self.num_updates}")
+        check_seed(self.seed)
+
+    @property
+    def file(self) -> Path:
+        """Where the film goes."""
+        return self.out or Path(f"{self.family or 'film'}.gif")
+
+    def prepare(self) -> Scene:
+        """The family, the task and the file to write.
+
+        Raises:
+            CommandFailed: no OpenGL backend works without a screen; names the Debian packages.
+        """
+        from task_families.opengl import backend
+
+        try:
+            backend()  # before MuJoCo is imported
+        except RuntimeError as error:
+            raise CommandFailed(str(error)) from error
+        import torch
+
+        from admrl.training.run import load_run
+        from task_families.registry import make
+
+        run = None if self.run is None else load_run(self.run)
+        if run is not None and self.family not in (None, run.info.family):
+            raise ValueError(
+                f"family: the run {self.run} is of {run.info.family}, got {self.family}; leave it out"
+            )
+        family = run.family if run is not None else make(self.family or "hopper2d", variant=self.variant)
+        psi = family.first_psi if self.psi is None else torch.tensor(self.psi, dtype=family.box.low.dtype)
+        psi = family.box.check(psi, allow_outside=self.allow_outside)
+        if not hasattr(family, "model"):
+            raise ValueError(f"family: {family.name} has no MuJoCo body, so there is nothing to see")
+        return Scene(family, psi, run, self.file)
+
+    def execute(self, scene: Scene) -> None:
+        """Write the film and, beside it, its strip of pictures."""
+        import imageio.v3 as imageio
+
+        from task_families.camera import film_strip
+        from task_families.film import FRAMES_PER_SECOND, shoot
+
+        if scene.run is None:
+            act, who = self._random_actions(scene.family), "random actions"
+        else:
+            act, who = self._solve(scene.run, scene.psi), f"zero-shot policy of {scene.run.path}"
+        film = shoot(scene.family, scene.psi, act, self.seed)
+        if scene.file.suffix == ".gif":
+            imageio.imwrite(scene.file, film.pictures, duration=1000 / FRAMES_PER_SECOND, loop=0)
+        else:
+            imageio.imwrite(scene.file, film.pictures, fps=FRAMES_PER_SECOND, macro_block_size=1)
+        strip = scene.file.with_name(f"{scene.file.stem}-strip.png")
+        imageio.imwrite(strip, film_strip(film.pictures, self.num_pictures))
+        psi = scene.psi
+        task = ", ".join(f"{x:.3g}" for x in psi[0, :4].tolist()) + (", ..." if psi.shape[1] > 4 else "")
+        print(
+            f"{scene.family.name}, psi ({task}), {who}: {film.num_steps} steps, "
+            f"return {film.total_return:.1f}, shown {film.slow_motion:.0f} times slower\n"
+            f"wrote {scene.file} and {strip}"
         )
-    if command.num_pictures < 1:
-        raise ValueError(f"--num-pictures: expected 1 or more, got {command.num_pictures}")
-    if not 1 <= command.num_updates <= 1_000_000:
-        raise ValueError(f"--num-updates: expected 1 to 1000000, got {command.num_updates}")
-    check_seed(command.seed)
-    backend()  # before MuJoCo is imported
-    run = None if command.run is None else load_run(command.run)
-    if run is not None and command.family not in (None, run.info.family):
-        raise ValueError(
-            f"--family: the run {command.run} is of {run.info.family}, got {command.family}; leave it out"
-        )
-    family = run.family if run is not None else make(command.family or "hopper2d", variant=command.variant)
-    psi = family.first_psi if command.psi is None else torch.tensor(command.psi, dtype=family.box.low.dtype)
-    psi = family.box.check(psi, allow_outside=command.allow_outside)
-    if not hasattr(family, "model"):
-        raise ValueError(f"--family: {family.name} has no MuJoCo body, so there is nothing to see")
-    return Job(family, psi, run, file)
 
+    def _random_actions(self, family: TaskFamily) -> Act:
+        import torch
 
-def execute(command: Render, job: Job) -> None:
-    """Write the film and, beside it, its strip of pictures."""
-    from task_families.camera import film_strip
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        return lambda t, obs: torch.randn(1, 1, family.act_size, generator=generator).clamp(-1, 1)
 
-    if job.run is None:
-        act, who = _random_actions(job.family, command.seed), "random actions"
-    else:
-        act, who = _solve(job.run, job.psi, command), f"zero-shot policy of {job.run.path}"
-    film = shoot(job.family, job.psi, act, command.seed)
-    if job.file.suffix == ".gif":
-        imageio.imwrite(job.file, film.pictures, duration=1000 / FRAMES_PER_SECOND, loop=0)
-    else:
-        imageio.imwrite(job.file, film.pictures, fps=FRAMES_PER_SECOND, macro_block_size=1)
-    strip = job.file.with_name(f"{job.file.stem}-strip.png")
-    imageio.imwrite(strip, film_strip(film.pictures, command.num_pictures))
-    task = ", ".join(f"{x:.3g}" for x in job.psi[0, :4].tolist()) + (", ..." if job.psi.shape[1] > 4 else "")
-    print(
-        f"{job.family.name}, psi ({task}), {who}: {film.num_steps} steps, "
-        f"return {film.total_return:.1f}, shown {film.slow_motion:.0f} times slower\nwrote {job.file} and {strip}"
-    )
+    def _solve(self, run: Run, psi: Tensor) -> Act:
+        """The mean action of the policy that is optimal under the run's model (zero-shot)."""
+        import torch
+        from rich.console import Console
 
+        from admrl.jobs.display import Display, JobReporter
+        from admrl.solving.adaptation import zero_shot
 
-@torch.no_grad()
-def shoot(family: TaskFamily, psi: Tensor, act: Callable[[int, Tensor], Tensor], seed: int) -> Film:
-    """One episode of one task: psi (1, k), ``act(t, obs (1, 1, S)) -> (1, 1, A)``."""
-    from task_families.camera import Camera
-
-    simulator: Simulator = family.make_simulator((1, 1), psi=psi)
-    states = simulator.start_states(1, torch.Generator().manual_seed(seed))
-    obs = simulator.reset(torch.ones(1, 1, dtype=torch.bool), states)
-    every = math.ceil(family.horizon / MAX_FRAMES)
-    camera = Camera(family)
-    pictures, total, t = [camera.picture(simulator)], 0.0, 0
-    try:
-        ended = False
-        while t < family.horizon and not ended:
-            action = act(t, obs)
-            next_obs = simulator.step(action)
-            total += float(family.reward(psi[:, None], obs, action, next_obs))
-            ended = bool(family.terminated(next_obs))
-            obs, t = next_obs, t + 1
-            if t % every == 0 or ended:
-                pictures.append(camera.picture(simulator))
-    finally:
-        camera.close()
-    seconds: float = family.dt  # type: ignore[attr-defined]  # every family with a body has it
-    return Film(pictures, t, total, 1 / (FRAMES_PER_SECOND * every * seconds))
-
-
-def _random_actions(family: TaskFamily, seed: int) -> Callable[[int, Tensor], Tensor]:
-    generator = torch.Generator().manual_seed(seed + 1)
-    return lambda t, obs: torch.randn(1, 1, family.act_size, generator=generator).clamp(-1, 1)
-
-
-def _solve(run: Run, psi: Tensor, command: Render) -> Callable[[int, Tensor], Tensor]:
-    """The mean action of the policy that is optimal under the run's model (zero-shot)."""
-    virtual = run.info.config.virtual
-    num_iterations = math.ceil(command.num_updates / virtual.num_policy_updates)
-    with Display(Console(), {"render": num_iterations * virtual.num_policy_updates}) as display:
-        solution = zero_shot(
-            run.family,
-            run.state.learner.model,
-            psi,
-            run.policy,
-            num_iterations,
-            virtual,
-            [torch.Generator().manual_seed(command.seed)],
-            reporter=JobReporter("render", display.handle),
-        )
-    return lambda t, obs: solution.policy.mean(solution.theta, obs)
+        virtual = run.virtual
+        num_iterations = math.ceil(self.num_updates / virtual.num_policy_updates)
+        with Display(Console(), {"render": num_iterations * virtual.num_policy_updates}) as display:
+            solution = zero_shot(
+                run.family,
+                run.learner.model,
+                psi,
+                run.policy,
+                num_iterations,
+                virtual,
+                [torch.Generator().manual_seed(self.seed)],
+                reporter=JobReporter("render", display.handle),
+            )
+        return lambda t, obs: solution.policy.mean(solution.theta, obs)

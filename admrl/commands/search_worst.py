@@ -2,162 +2,248 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from rich.console import Console
+import tyro
 
-from admrl.config import check_config
-from admrl.display import Display, JobReporter
-from admrl.evaluation import check_evaluation
-from admrl.files import write_text
-from admrl.interruption import Interrupted, Interruptible, deferred_signals
-from admrl.run_store import Run, check_seed, load_run, versions
-from admrl.run_worst import RunGap, replay_command
-from admrl.search import ScreenedSearch, Search, WorstReport, find_worst, make_search, save_search
-from task_families.family import spawn_generators
+from admrl.commands.command import Command, CommandFailed, at_least
+from admrl.config.checks import check_config, check_seed
+from admrl.config.evaluation import EvaluationConfig
+from admrl.config.search import SCALES, SEARCHES
+from task_families.choices import check_name
 
 if TYPE_CHECKING:
-    from admrl.commands.options import SearchWorst
+    from rich.console import Console
+
+    from admrl.evaluation.worst_gap import RunGap
+    from admrl.jobs.reporter import Reporter
+    from admrl.search.base import Search
+    from admrl.search.worst import WorstReport
+    from admrl.training.run import Run
 
 REPORT, STATE, BATCHES = "worst.json", "search.safetensors", "batches"
 CONFIRM_SEED = 1_000_003  # added to the seed of the search: fresh policies and episodes
 
 
-def prepare(command: SearchWorst) -> tuple[Run, Search]:
-    """The run and the search, checked; the folder exists afterwards.
+@dataclass(frozen=True)
+class SearchWorst(Command):
+    """Search the tasks on which a run fails most, and say with how much certainty.
 
-    Raises:
-        ValueError: names the argument, what was expected, what came and the remedy.
-        ImportError: the search's optional package is not installed.
+    Every task is solved zero-shot in the run's frozen model and by a reference run, in batches; the worst distinct
+    tasks are evaluated anew with fresh policies, and filmed. Writes worst.json, search.safetensors and the films.
+    Interrupted, the same command goes on after the last finished batch.
     """
-    check_seed(command.seed)
-    check_config(command.config)
-    for name, value, least in (
-        ("--budget", command.budget, 1),
-        ("--batch", command.batch, 1),
-        ("--top", command.top, 1),
-        ("--num-probes", command.num_probes, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name}: expected {least} or more, got {value}")
-    if command.num_probes > command.budget:
-        raise ValueError(
-            f"--num-probes: expected at most the budget of {command.budget}, got {command.num_probes}"
-        )
-    if not 0 <= command.difference <= 1 or not math.isfinite(command.min_distance):
-        raise ValueError(f"--difference: expected 0 (no gradient) to 1, got {command.difference:g}")
-    if not 0 < command.confidence < 1:
-        raise ValueError(f"--confidence: expected a number between 0 and 1, got {command.confidence:g}")
-    run = load_run(command.run)
-    check_evaluation(command.config, run.family, run.info.config.dynamics.num_members)
-    if command.config.num_reference_stages == 0:
-        raise ValueError(
-            "config.num_reference_stages: expected 1 or more, got 0: without a reference every gap compares a policy "
-            "with itself"
-        )
-    generator = torch.Generator().manual_seed(command.seed)
-    budget = max(1, command.budget - command.num_probes)
-    search = make_search(command.search, run.family.box, generator=generator, budget=budget)
-    if isinstance(search, ScreenedSearch):
-        raise ValueError("--search: screened chooses tasks in a training; expected another, e.g. default")
-    out = command.out or run.path / "worst"
-    if (out / REPORT).exists():
-        raise ValueError(f"--out {out} already holds a report; nothing was changed. Choose another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {out}: cannot write there ({error.strerror})") from error
-    return run, search
 
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    search: str = "default"
+    """How tasks are searched: default, gp, multistart, cem, uniform, grid, ...; see docs/search.md."""
+    budget: int = 36
+    """Tasks to evaluate, the uniform probes among them."""
+    batch: int = 6
+    """Tasks solved together."""
+    num_probes: int = 12
+    """Uniform tasks evaluated first; they bound the mass of the tasks that are worse."""
+    top: int = 3
+    """Worst distinct tasks to report."""
+    min_distance: float = 0.1
+    """Between two of them, in unit coordinates per root of the number of task parameters."""
+    difference: float = 0.1
+    """Half-step of the differences that give the gradient at the worst tasks, in unit coordinates; 0: no gradient."""
+    scale: str = "absolute"
+    """The gap: absolute (A* - A), or ratio (A* - A) / |A*|."""
+    confidence: float = 0.95
+    """Of intervals and bounds."""
+    seed: int = 0
+    """Seed of the search, of its policies and episodes."""
+    film: bool = True
+    """Film the worst tasks, if the family has a body."""
+    out: Path | None = None
+    """Folder to write to. Default: RUN/worst."""
+    config: EvaluationConfig = EvaluationConfig()
 
-def execute(command: SearchWorst, run: Run, search: Search) -> WorstReport:
-    """Search, confirm, print and save the report."""
-    console = Console(markup=False)
-    out = command.out or run.path / "worst"
-    config, size = command.config, run.family.box.size
-    name = f"search-worst {run.path.name}"
-    updates = run.info.config.virtual.num_policy_updates
-    stage = 1 + math.ceil(config.num_reference_updates / updates) * updates
-    per_call = 2 * config.num_updates + config.num_reference_stages * stage
-    num_calls = math.ceil(command.num_probes / command.batch)
-    num_calls += math.ceil((command.budget - command.num_probes) / command.batch)
-    num_calls += 2 if command.difference else 1  # those that confirm
-    num_kept = len(list((out / BATCHES).glob("*")))  # of an earlier, interrupted command
-    num_calls = max(1, num_calls - num_kept)
-    probes, _ = spawn_generators(torch.Generator().manual_seed(command.seed), 2)
-    try:
-        with deferred_signals(), Display(console, {name: num_calls * per_call}) as display:
-            reporter = Interruptible(JobReporter(name, display.handle))
-            gap, confirm = (
-                RunGap(
-                    run,
-                    config,
-                    command.seed + shift,
-                    scale=command.scale,
-                    reporter=reporter,
-                    folder=out / BATCHES,
-                    name=part,
-                )
-                for part, shift in (("search", 0), ("confirm", CONFIRM_SEED))
+    def check(self) -> None:
+        """See `Command`."""
+        check_name("search", self.search, SEARCHES)
+        check_name("scale", self.scale, SCALES)
+        check_seed(self.seed)
+        check_config(self.config)
+        at_least(self, budget=1, batch=1, top=1, num_probes=0)
+        if self.num_probes > self.budget:
+            raise ValueError(
+                f"num_probes: expected at most the budget of {self.budget}, got {self.num_probes}"
             )
-            report = find_worst(
-                gap,
-                run.family.box,
-                search,
-                budget=command.budget,
-                batch=command.batch,
-                num_probes=command.num_probes,
-                top=command.top,
-                min_distance=command.min_distance,
-                confirm=confirm,
-                difference=command.difference or None,
-                confidence=command.confidence,
-                generator=probes,
-                on_batch=lambda s: save_search(s, out / STATE),
+        if not math.isfinite(self.min_distance):
+            raise ValueError(f"min_distance: expected a finite number, got {self.min_distance:g}")
+        if not 0 <= self.difference <= 1:
+            raise ValueError(f"difference: expected 0 (no gradient) to 1, got {self.difference:g}")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence: expected a number between 0 and 1, got {self.confidence:g}")
+        if self.config.num_reference_stages == 0:
+            raise ValueError(
+                "config.num_reference_stages: expected 1 or more, got 0: without a reference every gap compares a "
+                "policy with itself"
             )
-    except Interrupted as interrupt:
-        raise Interrupted(
-            f"{len(search.history)} of {command.budget} tasks are evaluated and kept in {out}; the same command goes "
-            "on from there",
-            interrupt.signum,
-        ) from None
-    replays = [
-        replay_command(run, task.psi, command.seed, config.num_updates, str(film_file(command, run, i)))
-        for i, task in enumerate(report.tasks, start=1)
-    ]
-    costs = {
-        "search_policies": gap.num_policies,
-        "search_real_samples": gap.real_samples,
-        "confirm_policies": confirm.num_policies,
-        "confirm_real_samples": confirm.real_samples,
-    }
-    data = {
-        "run": str(run.path),
-        "search": command.search,
-        "seed": command.seed,
-        "scale": command.scale,
-        "evaluation": asdict(config),
-        "versions": versions(),
-        "replay": replays,
-        **costs,
-        "report": asdict(report),
-    }
-    write_text(out / REPORT, json.dumps(data, indent=1))
-    for line in (*gap.notes, *confirm.notes, *report.lines()):
-        console.print(line, highlight=False)
-    console.print(
-        f"{gap.num_policies} zero-shot policies in the search, {confirm.num_policies} to confirm; "
-        f"{gap.real_samples + confirm.real_samples:,} real samples. {size} task parameters. Wrote {out / REPORT}; "
-        "to see the worst again:\n  " + "\n  ".join(replays),
-        highlight=False,
-    )
-    return report
+        if self.search == "screened":
+            raise ValueError("search: screened chooses tasks in a training; expected another, e.g. default")
 
+    @property
+    def folder(self) -> Path:
+        """Where everything goes."""
+        return self.out or self.run / "worst"
 
-def film_file(command: SearchWorst, run: Run, number: int) -> str:
-    """Where the film of the number-th worst task goes."""
-    return str((command.out or run.path / "worst") / f"worst-{number}.gif")
+    def prepare(self) -> tuple[Run, Search]:
+        """The run and the search; the folder exists afterwards."""
+        import torch
+
+        from admrl.evaluation.reference_pooled import check_pooled
+        from admrl.search.factory import make_search
+        from admrl.training.run import load_run
+
+        run = load_run(self.run)
+        run.adapter(self.config)  # refuses impossible counts
+        check_pooled([run], self.config)
+        search = make_search(
+            self.search,
+            run.family.box,
+            generator=torch.Generator().manual_seed(self.seed),
+            budget=max(1, self.budget - self.num_probes),
+        )
+        if (self.folder / REPORT).exists():
+            raise ValueError(
+                f"out: {self.folder} already holds a report; nothing was changed. Choose another `out`"
+            )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"out: cannot write to {self.folder} ({error.strerror})") from error
+        return run, search
+
+    def execute(self, prepared: tuple[Run, Search]) -> None:
+        """Search, confirm, print and save the report, film the worst tasks."""
+        from rich.console import Console
+
+        from admrl.jobs.display import Display, JobReporter
+        from admrl.jobs.interruption import Interrupted, Interruptible, deferred_signals
+
+        (run, search), console = prepared, Console(markup=False)
+        name = f"search-worst {run.path.name}"
+        try:
+            with deferred_signals(), Display(console, {name: self._num_steps(run)}) as display:
+                reporter = Interruptible(JobReporter(name, display.handle))
+                gap, confirm = self._gap(run, "search", reporter), self._gap(run, "confirm", reporter)
+                report = self._find(run, search, gap, confirm)
+        except Interrupted as interrupt:
+            raise Interrupted(
+                f"{len(search.history)} of {self.budget} tasks are evaluated and kept in {self.folder}; the same "
+                "command goes on from there",
+                interrupt.signum,
+            ) from None
+        self._save(run, report, gap, confirm, console)
+        if self.film and hasattr(run.family, "model"):
+            self._film(report)
+
+    def _num_steps(self, run: Run) -> int:
+        """Of the progress bar: every call of a gap is a zero-shot training and a reference run."""
+        from admrl.evaluation.reference_pooled import num_pooled_steps
+
+        num_calls = math.ceil(self.num_probes / self.batch)
+        num_calls += math.ceil((self.budget - self.num_probes) / self.batch)
+        num_calls += 2 if self.difference else 1  # those that confirm
+        num_kept = len(list((self.folder / BATCHES).glob("*")))  # of an earlier, interrupted command
+        return max(1, num_calls - num_kept) * (self.config.num_updates + num_pooled_steps(run, self.config))
+
+    def _gap(self, run: Run, part: str, reporter: Reporter) -> RunGap:
+        from admrl.evaluation.worst_gap import RunGap
+
+        return RunGap(
+            run,
+            self.config,
+            self.seed + (CONFIRM_SEED if part == "confirm" else 0),
+            scale=self.scale,
+            reporter=reporter,
+            folder=self.folder / BATCHES,
+            name=part,
+        )
+
+    def _find(self, run: Run, search: Search, gap: RunGap, confirm: RunGap) -> WorstReport:
+        import torch
+
+        from admrl.search.storage import save_search
+        from admrl.search.worst import find_worst
+        from task_families.simulator import spawn_generators
+
+        probes, _ = spawn_generators(torch.Generator().manual_seed(self.seed), 2)
+        return find_worst(
+            gap,
+            run.family.box,
+            search,
+            budget=self.budget,
+            batch=self.batch,
+            num_probes=self.num_probes,
+            top=self.top,
+            min_distance=self.min_distance,
+            confirm=confirm,
+            difference=self.difference or None,
+            confidence=self.confidence,
+            generator=probes,
+            on_batch=lambda s: save_search(s, self.folder / STATE),
+        )
+
+    def _save(self, run: Run, report: WorstReport, gap: RunGap, confirm: RunGap, console: Console) -> None:
+        """Write worst.json and say what is in it."""
+        from admrl.evaluation.worst_gap import replay_command
+        from admrl.runs.versions import versions
+        from admrl.storage.files import write_json
+
+        replays = [
+            replay_command(run, task.psi, self.seed, self.config.num_updates, str(self._film_file(i)))
+            for i, task in enumerate(report.tasks, start=1)
+        ]
+        data = {
+            "run": str(run.path),
+            "search": self.search,
+            "seed": self.seed,
+            "scale": self.scale,
+            "evaluation": asdict(self.config),
+            "versions": versions(),
+            "replay": replays,
+            "search_policies": gap.num_policies,
+            "search_real_samples": gap.real_samples,
+            "confirm_policies": confirm.num_policies,
+            "confirm_real_samples": confirm.real_samples,
+            "report": asdict(report),
+        }
+        write_json(self.folder / REPORT, data)
+        for line in (*gap.notes, *confirm.notes, *report.lines()):
+            console.print(line, highlight=False)
+        console.print(
+            f"{gap.num_policies} zero-shot policies in the search, {confirm.num_policies} to confirm; "
+            f"{gap.real_samples + confirm.real_samples:,} real samples. {run.family.box.size} task parameters. Wrote "
+            f"{self.folder / REPORT}; to see the worst again:\n  " + "\n  ".join(replays),
+            highlight=False,
+        )
+
+    def _film_file(self, number: int) -> Path:
+        return self.folder / f"worst-{number}.gif"
+
+    def _film(self, report: WorstReport) -> None:
+        from admrl.commands.render import Render
+
+        for number, task in enumerate(report.tasks, start=1):
+            film = Render(
+                run=self.run,
+                psi=task.psi,
+                seed=self.seed,
+                num_updates=self.config.num_updates,
+                out=self._film_file(number),
+            )
+            try:
+                film.execute(film.prepare())
+            except CommandFailed as error:  # no OpenGL without a screen; the report is written
+                print(f"no film: {error}", file=sys.stderr)
+                return

@@ -2,104 +2,122 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Self
 
-from admrl.baselines.baseline_run import BaselineRun, prepare_baseline, resume_baseline, train_baseline_run
-from admrl.baselines.config import TITLES
-from admrl.baselines.training import num_steps
-from admrl.commands.train import set_up
-from admrl.config import check_saving
-from admrl.display import Display, JobReporter
-from admrl.interruption import Interrupted, deferred_signals
+import tyro
+
+from admrl.baselines.config import ALGORITHMS, PRESETS, TITLES, BaselineConfig, preset_config
+from admrl.commands.command import Command, at_least, value_of
+from admrl.config.checks import check_saving, check_seed
+from task_families.choices import check_name
+from task_families.registry import names
 
 if TYPE_CHECKING:
-    from admrl.commands.options import TrainBaseline
+    from admrl.baselines.run import BaselineRun
 
 ALLOWED_WITH_RESUME = ("algorithm", "resume", "num_threads", "checkpoint_seconds", "keep_checkpoints")
 
 
-def prepare(command: TrainBaseline) -> BaselineRun:
-    """The run to train, checked; its folder exists afterwards.
+@dataclass(frozen=True)
+class TrainBaseline(Command):
+    """Meta-train a baseline: PEARL, CRL, multi-task SAC, MT-joint or PEARL-MT.
 
-    Raises:
-        ValueError, ImportError: see `prepare_baseline` and `resume_baseline`.
+    Its run folder works in `admrl evaluate`, `heatmap` and `compare` like any other. See docs/baselines.md.
     """
-    if command.num_threads < 1:
-        raise ValueError(f"--num-threads: expected 1 or more, got {command.num_threads}")
-    check_saving(command.checkpoint_seconds, command.keep_checkpoints)
-    if command.resume is not None:
-        return _resume(command)
-    assert command.algorithm is not None
-    out = command.out or Path("runs") / f"{command.family}-{command.algorithm}-{command.seed}"
-    return prepare_baseline(
-        out,
-        algorithm=command.algorithm,
-        family=command.family,
-        variant=command.variant,
-        preset=command.preset,
-        seed=command.seed,
-        config=command.config,
-    )
 
+    algorithm: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="ALGORITHM")] = None
+    """pearl, crl, sac, mt-joint or pearl-mt."""
+    family: str = "point_robot"
+    """Task family."""
+    preset: str = "laptop"
+    """Where the settings start from: smoke (seconds), laptop (minutes to hours) or paper (days on a CPU)."""
+    variant: str = "released"
+    """The family's variant."""
+    seed: int = 0
+    """Seed of everything but the training tasks, which are the published ones, or drawn once."""
+    out: Path | None = None
+    """Run folder; must not exist or be empty. Default: runs/FAMILY-ALGORITHM-SEED."""
+    resume: Path | None = None
+    """Continue this run folder where it stopped, bit-identically on one thread; its own settings apply."""
+    checkpoint_seconds: float = 30.0
+    """Seconds between two checkpoints; 0: after every step."""
+    keep_checkpoints: int = 3
+    """Checkpoints that are kept; if the newest is damaged, the one before is used."""
+    num_threads: int = 1
+    """Threads of torch and of the simulator. More than 1 pays only on idle cores and costs bit-identity."""
+    config: BaselineConfig = field(default_factory=BaselineConfig)
 
-def _resume(command: TrainBaseline) -> BaselineRun:
-    assert command.resume is not None
-    allowed = {name: getattr(command, name) for name in ALLOWED_WITH_RESUME}
-    # the settings that a command line without any would have
-    default = replace(type(command)(), config=command.default_config())
-    if command != replace(default, **allowed):
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in ALLOWED_WITH_RESUME[2:])
-        raise ValueError(
-            f"--resume continues a run with its own settings; leave out all options but {options}"
-        )
-    run = resume_baseline(command.resume)
-    if command.algorithm not in (None, run.info.algorithm):
-        _release(run)
-        raise ValueError(
-            f"{command.resume} holds a run of {run.info.algorithm}, not of {command.algorithm}; continue it with: "
-            f"{run.resume_command}"
-        )
-    if run.finished:
-        _release(run)
-        raise ValueError(f"{command.resume}: {run.progress} already")
-    return run
+    @classmethod
+    def defaults(cls, arguments: list[str]) -> Self:
+        """The settings of the preset, the family and the algorithm that are named."""
+        preset = value_of("--preset", arguments, "laptop")
+        check_name("preset", preset, PRESETS)
+        family = value_of("--family", arguments, "point_robot")
+        algorithm = next((word for word in arguments if word in ALGORITHMS), ALGORITHMS[0])
+        return cls(config=preset_config(preset, family, algorithm))
 
-
-def _release(run: BaselineRun) -> None:
-    if run.lock is not None:
-        run.lock.release()
-
-
-def execute(command: TrainBaseline, run: BaselineRun) -> None:
-    """Train, with a progress display; Ctrl-C and SIGTERM save and say how to go on."""
-    console = set_up(command.num_threads, run.info.versions)
-    name = run.info.algorithm
-    try:
-        with (
-            deferred_signals(),
-            Display(console, {name: num_steps(run.info.config) - run.state.step}) as display,
-        ):
-            train_baseline_run(
-                run,
-                JobReporter(name, display.handle),
-                num_threads=command.num_threads,
-                checkpoint_seconds=command.checkpoint_seconds,
-                keep_checkpoints=command.keep_checkpoints,
+    def check(self) -> None:
+        """See `Command`."""
+        at_least(self, num_threads=1)
+        check_saving(self.checkpoint_seconds, self.keep_checkpoints)
+        if self.resume is None:
+            check_name("algorithm", self.algorithm or "", ALGORITHMS)
+            check_name("family", self.family, names())
+            check_seed(self.seed)
+            return
+        allowed = {name: getattr(self, name) for name in ALLOWED_WITH_RESUME}
+        # the settings that a command line without any would have
+        config = preset_config(self.preset, self.family, self.algorithm or ALGORITHMS[0])
+        if self != replace(type(self)(config=config), **allowed):
+            others = ", ".join(f"`{name}`" for name in ALLOWED_WITH_RESUME[2:])
+            raise ValueError(
+                f"resume: a run goes on with its own settings; leave out all options but {others}"
             )
-    except Interrupted as interrupt:
-        raise Interrupted(
-            f"{run.progress}, the one in progress is saved; continue with: {run.resume_command}",
-            interrupt.signum,
-        ) from None
-    last = ""
-    if run.state.curve:
-        point = run.state.curve[-1]
-        last = f"; test tasks: A_0 {point.first_return:.4g}, after adaptation {point.adapted_return:.4g}"
-    console.print(
-        f"{TITLES[name]}: {run.state.num_updates} gradient steps, {run.state.real_samples} real samples{last} -> "
-        f"{run.path}\nnext: admrl evaluate {run.path} --reference FILE --config.num-stages 1 "
-        f"--config.num-stage-samples {2 * run.family.horizon}",
-        highlight=False,
-    )
+
+    def prepare(self) -> BaselineRun:
+        """The run to train; its folder exists afterwards."""
+        from admrl.baselines.run import BaselineRun, prepare_baseline
+
+        if self.resume is None:
+            assert self.algorithm is not None
+            return prepare_baseline(
+                self.out or Path("runs") / f"{self.family}-{self.algorithm}-{self.seed}",
+                algorithm=self.algorithm,
+                family=self.family,
+                variant=self.variant,
+                preset=self.preset,
+                seed=self.seed,
+                config=self.config,
+            )
+        run = BaselineRun.resume(self.resume)
+        if self.algorithm not in (None, run.info.algorithm):
+            run.release()
+            raise ValueError(
+                f"{self.resume} holds a run of {run.info.algorithm}, not of {self.algorithm}; continue it with: "
+                f"{run.resume_command}"
+            )
+        if run.finished:
+            run.release()
+            raise ValueError(f"{self.resume}: {run.progress} already")
+        return run
+
+    def execute(self, run: BaselineRun) -> None:
+        """Train, with a progress display; Ctrl-C and SIGTERM save and say how to go on."""
+        from admrl.baselines.run import train_baseline_run
+        from admrl.commands.session import train_in_session
+
+        console = train_in_session(
+            run, train_baseline_run, self.num_threads, self.checkpoint_seconds, self.keep_checkpoints
+        )
+        last = ""
+        if run.state.curve:
+            point = run.state.curve[-1]
+            last = f"; test tasks: A_0 {point.first_return:.4g}, after adaptation {point.adapted_return:.4g}"
+        console.print(
+            f"{TITLES[run.info.algorithm]}: {run.state.num_updates} gradient steps, {run.state.real_samples} real "
+            f"samples{last} -> {run.path}\nnext: admrl evaluate {run.path} --reference FILE --config.num-stages 1 "
+            f"--config.num-stage-samples {2 * run.family.horizon}",
+            highlight=False,
+        )

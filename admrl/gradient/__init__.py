@@ -11,5 +11,6 @@ a step size means the same for every family. ^ is the model in which theta_hat w
 
 from admrl.gradient.estimators import ESTIMATORS as ESTIMATORS
 from admrl.gradient.estimators import task_gradient as task_gradient
+from admrl.gradient.evidence import Evidence as Evidence
 from admrl.gradient.implicit import gap_gradient as gap_gradient
 from admrl.gradient.result import TaskGradient as TaskGradient

@@ -10,22 +10,26 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from admrl.adaptation import real_rollout, slbo_adapt, zero_shot
-from admrl.config import MetaTrainConfig, ResolveConfig, TaskGradientConfig, VirtualTrainingConfig
+from admrl.config.training import MetaTrainConfig, ResolveConfig, TaskGradientConfig, VirtualTrainingConfig
 from admrl.gradient.estimators import task_gradient
+from admrl.gradient.evidence import Evidence
 from admrl.gradient.result import TaskGradient
-from admrl.reporting import Reporter, Silent
-from admrl.virtual_training import Solution, virtual_rollout
+from admrl.jobs.reporter import Reporter, Silent
+from admrl.solving.adaptation import slbo_adapt, zero_shot
+from admrl.solving.rollouts import real_rollout, virtual_rollout
+from admrl.solving.solution import Solution
 from dynamics.ensemble import DynamicsEnsemble
 from dynamics.learner import ModelLearner
 from policy_opt.gaussian_policy import GaussianPolicy
-from task_families.family import TaskFamily, spawn_generators
+from task_families.family import TaskFamily
+from task_families.simulator import spawn_generators
 
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
@@ -87,6 +91,34 @@ class GradientCheck:
         return asdict(self)
 
 
+@dataclass(frozen=True, eq=False)
+class SolvedTask:
+    """One task, solved without and with real samples (M = 1)."""
+
+    theta_hat: Solution
+    theta_star: Solution
+    model: DynamicsEnsemble  # that trained theta_hat
+    updated_model: DynamicsEnsemble | None  # after SLBO; None: no control variate
+
+
+@dataclass(frozen=True)
+class CheckPlan:
+    """How much is drawn."""
+
+    estimators: Sequence[str]
+    num_draws: int | Mapping[str, int]
+    """For all estimators, or for each by name."""
+    truth: ResolveConfig
+    """The budget of the truth; its seeds are not those of the draws."""
+    truth_lanes: int
+    """Real episodes of theta_hat and of theta* each, for the truth."""
+    seed: int = 0
+
+    def draws_of(self, name: str) -> int:
+        """Of one estimator."""
+        return self.num_draws if isinstance(self.num_draws, int) else self.num_draws[name]
+
+
 def solve_task(
     family: TaskFamily,
     learner: ModelLearner,
@@ -94,122 +126,107 @@ def solve_task(
     config: MetaTrainConfig,
     seed: int,
     *,
+    policy: GaussianPolicy,
     reporter: Reporter | None = None,
-) -> tuple[Solution, Solution, DynamicsEnsemble, DynamicsEnsemble]:
-    """theta_hat (zero-shot in the frozen model) and theta* (SLBO on a copy of the learner) for one task (1, k), the
-    model of theta_hat, and the model after SLBO. The learner stays as it is."""
+) -> SolvedTask:
+    """theta_hat (zero-shot in the frozen model) and theta* (SLBO on a copy of the learner) of a task psi (1, k). The
+    learner stays as it is."""
     reporter = reporter or Silent()
     generators = spawn_generators(torch.Generator().manual_seed(seed), 2)
     model, virtual, mine = learner.model.clone(), config.virtual, generators[:1]
     psi = psi.to(model.weights[0])
-    reporter.phase("theta_hat", config.num_zero_shot * virtual.num_policy_updates)
-    policy = GaussianPolicy(
-        family.obs_size,
-        family.act_size,
-        hidden_sizes=config.policy_hidden_sizes,
-        fixed_log_std=config.fixed_log_std,
-    )
+    reporter.phase("theta_hat")
     frozen = replace(virtual, num_model_steps=0)
     theta_hat = zero_shot(family, model, psi, policy, config.num_zero_shot, frozen, mine, reporter=reporter)
     copy = learner.fork(generators[1:])
     lanes = config.gradient.num_samples // family.horizon
     copy.add(real_rollout(family, theta_hat, lanes, mine))  # as in the training, line 9
-    reporter.phase("theta*", num_slbo_steps(config))
+    reporter.phase("theta*")
     theta_star = slbo_adapt(family, copy, theta_hat, config.slbo, virtual, mine, reporter=reporter)
-    return theta_hat, theta_star, model, copy.model
-
-
-def num_slbo_steps(config: MetaTrainConfig) -> int:
-    """Calls of `Reporter.advance` of one task's SLBO."""
-    slbo = config.slbo
-    return slbo.num_stages * (1 + slbo.num_iterations * config.virtual.num_policy_updates)
+    return SolvedTask(theta_hat, theta_star, model, copy.model)
 
 
 def check_gradient(
     family: TaskFamily,
-    theta_hat: Solution,
-    theta_star: Solution,
-    *,
-    model: DynamicsEnsemble,
-    updated_model: DynamicsEnsemble | None,
+    solved: SolvedTask,
+    plan: CheckPlan,
     config: TaskGradientConfig,
     virtual: VirtualTrainingConfig,
-    estimators: Sequence[str],
-    num_draws: int | Mapping[str, int],
-    truth: ResolveConfig,
-    truth_lanes: int,
-    seed: int = 0,
+    *,
     num_threads: int = 1,
     reporter: Reporter | None = None,
 ) -> GradientCheck:
-    """Draw every estimator num_draws times for one task (M = 1), and the truth once.
-
-    Args:
-        num_draws: for all estimators, or for each by name.
-        model, updated_model: see `task_gradient`.
-        truth: the budget of the truth; its seeds are not those of the draws.
-        truth_lanes: real episodes of theta_hat and of theta* each, for the truth.
+    """Draw every estimator as often as planned for one task (M = 1), and the truth once.
 
     Raises:
         ValueError: more than one task.
     """
-    if len(theta_hat.psi) != 1:
-        raise ValueError(f"theta_hat: expected one task, got {len(theta_hat.psi)}; check them one by one")
+    psi = solved.theta_hat.psi
+    if len(psi) != 1:
+        raise ValueError(f"theta_hat: expected one task, got {len(psi)}; check them one by one")
     reporter = reporter or Silent()
-    scale = ((family.box.high - family.box.low) / 2).to(theta_hat.theta) * family.horizon
-
-    def draw(settings: TaskGradientConfig, num_lanes: int, number: int) -> tuple[TaskGradient, float]:
-        generators = spawn_generators(torch.Generator().manual_seed(number), 1)
-        in_model = virtual_rollout(family, model, theta_hat, num_lanes, generators)
-        hat, star = (
-            real_rollout(family, s, num_lanes, generators, num_threads=num_threads)
-            for s in (theta_hat, theta_star)
-        )
-        start = time.perf_counter()
-        gradient = task_gradient(
-            family,
-            theta_hat,
-            theta_star,
-            hat_in_model=in_model,
-            hat_in_simulator=hat,
-            star_in_simulator=star,
-            model=model,
-            updated_model=updated_model,
-            config=settings,
-            virtual=virtual,
-            generators=generators,
-            num_threads=num_threads,
-        )
-        return gradient, time.perf_counter() - start
-
-    reporter.phase("truth", 1)
-    settings = replace(config, estimator="resolve", resolve=truth)
-    exact, _ = draw(settings, truth_lanes // model.num_members * model.num_members, 10_000_019 + seed)
+    scale = ((family.box.high - family.box.low) / 2).to(solved.theta_hat.theta) * family.horizon
+    draw = partial(_draw, family, solved, virtual, num_threads)
+    reporter.phase("truth")
+    settings, members = replace(config, estimator="resolve", resolve=plan.truth), solved.model.num_members
+    exact, _ = draw(settings, plan.truth_lanes // members * members, 10_000_019 + plan.seed)
     reporter.advance()
     lanes = config.num_samples // family.horizon
     rows = []
-    for name in estimators:
-        number = num_draws if isinstance(num_draws, int) else num_draws[name]
-        reporter.phase(name, number)
+    for name in plan.estimators:
+        reporter.phase(name)
         found = []
-        for i in range(number):
-            found.append(draw(replace(config, estimator=name), lanes, 1000 * seed + i))  # type: ignore[arg-type]
+        for i in range(plan.draws_of(name)):
+            settings = replace(config, estimator=name)  # type: ignore[arg-type]
+            found.append(draw(settings, lanes, 1000 * plan.seed + i))
             reporter.advance()
         rows.append(_rows(name, [g for g, _ in found], [s for _, s in found], scale))
     return GradientCheck(
         family=family.name,
-        psi=theta_hat.psi[0].tolist(),
+        psi=psi[0].tolist(),
         truth=_truth(exact, scale),
         draws=rows,
         provenance={
             "config": asdict(config),
-            "truth": asdict(truth),
-            "truth_lanes": truth_lanes,
+            "truth": asdict(plan.truth),
+            "truth_lanes": plan.truth_lanes,
             "num_lanes": lanes,
-            "seed": seed,
-            "control_variate": updated_model is not None,
+            "seed": plan.seed,
+            "control_variate": solved.updated_model is not None,
         },
     )
+
+
+def _draw(
+    family: TaskFamily,
+    solved: SolvedTask,
+    virtual: VirtualTrainingConfig,
+    num_threads: int,
+    config: TaskGradientConfig,
+    num_lanes: int,
+    number: int,
+) -> tuple[TaskGradient, float]:
+    """One estimate from fresh rollouts, and the seconds that it took without them."""
+    generators = spawn_generators(torch.Generator().manual_seed(number), 1)
+    in_model = virtual_rollout(family, solved.model, solved.theta_hat, num_lanes, generators)
+    hat, star = (
+        real_rollout(family, s, num_lanes, generators, num_threads=num_threads)
+        for s in (solved.theta_hat, solved.theta_star)
+    )
+    start = time.perf_counter()
+    evidence = Evidence(
+        family=family,
+        theta_hat=solved.theta_hat,
+        theta_star=solved.theta_star,
+        hat_in_model=in_model,
+        hat_in_simulator=hat,
+        star_in_simulator=star,
+        model=solved.model,
+        config=config,
+        virtual=virtual,
+        updated_model=solved.updated_model,
+    )
+    return task_gradient(evidence, generators, num_threads=num_threads), time.perf_counter() - start
 
 
 def _truth(gradient: TaskGradient, scale: Tensor) -> Truth:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from admrl.adaptation import Solution
 from admrl.gradient.score_function import discounts, reward_and_slopes
-from admrl.virtual_training import virtual_rollout
+from admrl.solving.adaptation import Solution
+from admrl.solving.rollouts import virtual_rollout
 from dynamics.ensemble import DynamicsEnsemble
 from dynamics.virtual_env import VirtualEnv
 from task_families.family import TaskFamily

@@ -1,4 +1,4 @@
-"""The estimators of the task gradient (Eq. 2), behind one signature: `task_gradient(..., estimator=name)`.
+"""The estimators of the task gradient (Eq. 2), behind one signature: `task_gradient`.
 
 `optimal` and `adapted` are means over real episodes and are the same for all of them; an estimator is a way to the
 `implicit` part. H, B, v as at the head of `admrl.gradient`; p parameters, N trajectories of T steps.
@@ -24,67 +24,29 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from admrl.adaptation import real_rollout
-from admrl.config import ESTIMATOR_NAMES, TaskGradientConfig, VirtualTrainingConfig
+from admrl.config.training import ESTIMATOR_NAMES
 from admrl.gradient.control_variate import controlled_means, lane_statistics, replay, virtual_mean
-from admrl.gradient.implicit import (
-    Return,
-    for_damping,
-    gradient_of,
-    hessian_of,
-    mixed_product,
-    solve_adjoint,
-)
+from admrl.gradient.evidence import Evidence
+from admrl.gradient.implicit import Return, for_damping, gradient_of, hessian_of, mixed_product, solve_adjoint
 from admrl.gradient.pathwise import PathwiseReturn, adjoint_growth, natural_step, pathwise_return, polish
 from admrl.gradient.resolve import resolve
 from admrl.gradient.result import TaskGradient
 from admrl.gradient.score_function import (
-    Trajectories,
     causal_return,
     per_step_return,
     released_advantage,
     trajectories,
     whole_trajectory_return,
-    with_baseline,
 )
-from admrl.virtual_training import Solution
-from dynamics.ensemble import DynamicsEnsemble
+from admrl.solving.rollouts import real_rollout
+from admrl.solving.solution import Solution
 from policy_opt.linear_operator import Matvec
 from policy_opt.linear_solve import LinearSolveResult, conjugate_gradient
 from policy_opt.trpo import fisher_product
-from task_families.family import TaskFamily
-from task_families.registry import check_name
+from task_families.choices import check_name
 from task_families.rollout import Rollout
 
 VIRTUAL_PER_REAL = 8  # model episodes behind the mean of a control variate, per real episode
-
-
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """What an estimator may use: rollouts by role, all of theta_hat."""
-
-    family: TaskFamily
-    theta_hat: Solution
-    hat_in_model: Rollout
-    hat_in_simulator: Rollout
-    model: DynamicsEnsemble
-    config: TaskGradientConfig
-    virtual: VirtualTrainingConfig
-
-    @property
-    def theta(self) -> Tensor:
-        """(M, p)"""
-        return self.theta_hat.theta
-
-    @property
-    def psi(self) -> Tensor:
-        """(M, k)"""
-        return self.theta_hat.psi
-
-    def causal(self, rollout: Rollout) -> Trajectories:
-        """Trajectories with a baseline."""
-        data = trajectories(self.family, self.theta_hat, rollout)
-        return with_baseline(self.family, self.theta_hat, rollout, data)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,101 +147,103 @@ ESTIMATORS: dict[str, Callable[[Evidence], Implicit]] = {
 
 
 def task_gradient(
-    family: TaskFamily,
-    theta_hat: Solution,
-    theta_star: Solution,
-    *,
-    hat_in_model: Rollout,
-    hat_in_simulator: Rollout,
-    star_in_simulator: Rollout,
-    model: DynamicsEnsemble,
-    config: TaskGradientConfig,
-    virtual: VirtualTrainingConfig,
+    evidence: Evidence,
     generators: Sequence[torch.Generator],
-    updated_model: DynamicsEnsemble | None = None,
+    *,
     on_real: Callable[[Rollout], None] | None = None,
     num_threads: int = 1,
 ) -> TaskGradient:
-    """Eq. 2 for M tasks, with the estimator that config names.
+    """Eq. 2 for M tasks, with the estimator that the evidence's config names.
 
     Args:
-        theta_hat, theta_star: the zero-shot and the SLBO solution of the same tasks.
-        hat_in_model: rollout of theta_hat in the model that trained it.
-        hat_in_simulator, star_in_simulator: real rollouts of theta_hat and of theta_star.
-        model: that model, as it was then (before SLBO).
-        virtual: the virtual training that made theta_hat (its trust region, its entropy bonus).
         generators: one per task, for what the estimator draws itself.
-        updated_model: the model after SLBO; a control variate of every real return (see `control_variate`).
-            It biases nothing.
         on_real: is given every real rollout that was drawn, at the end.
 
     Raises:
         ValueError: an unknown estimator, rollouts of different tasks, or too few lanes for two halves.
     """
-    check_name("config.estimator", config.estimator, ESTIMATOR_NAMES)
-    _check_rollouts(theta_hat, hat_in_model, hat_in_simulator, star_in_simulator, model.num_members)
-    half_range = ((family.box.high - family.box.low) / 2).to(theta_hat.theta)
-    drawn: list[Rollout] = []
-    if more := config.num_extra_episodes:
-        drawn = [
-            real_rollout(family, s, more, generators, num_threads=num_threads)
-            for s in (theta_hat, theta_star)
-        ]
-        hat_in_simulator, star_in_simulator = (
-            hat_in_simulator.join(drawn[0]),
-            star_in_simulator.join(drawn[1]),
-        )
-    optimal, error_star, virtual_star = _real_slope(
-        family, theta_star, star_in_simulator, updated_model, generators
-    )
-    adapted, error_hat, virtual_hat = _real_slope(
-        family, theta_hat, hat_in_simulator, updated_model, generators
-    )
-    error = (error_star.square() + error_hat.square()).sqrt()
-    num_virtual, implicit_error = virtual_star + virtual_hat, None
-    evidence = Evidence(family, theta_hat, hat_in_model, hat_in_simulator, model, config, virtual)
-    whole = Implicit(torch.zeros_like(optimal[0]))
-    if config.estimator == "resolve":
-        found = resolve(
-            family,
-            theta_hat,
-            config.resolve,
-            virtual,
-            generators,
-            model=model,
-            updated_model=updated_model,
-            num_threads=num_threads,
-        )
-        drawn.append(found.rollout)
-        num_virtual += found.num_virtual
-        replicates = found.replicates / half_range
-        value = replicates.mean(1)
-        implicit = [replicates[:, i::2].mean(1) for i in (0, 1)]
-        implicit_error = replicates.std(1) / replicates.shape[1] ** 0.5
-    else:
-        estimate = ESTIMATORS[config.estimator]
-        # even and odd lanes: every member of the ensemble and every task is in both halves
-        implicit = [estimate(_lanes(evidence, slice(i, None, 2))).value for i in (0, 1)]
-        whole = estimate(evidence)
-        value = whole.value
-    halves = [(o - (a + i)) * half_range for o, a, i in zip(optimal, adapted, implicit, strict=True)]
+    check_name("config.estimator", evidence.config.estimator, ESTIMATOR_NAMES)
+    evidence.check()
+    evidence, drawn = _with_extra_episodes(evidence, generators, num_threads)
+    e, half_range = evidence, evidence.half_range
+    optimal, error_star, virtual_star = _real_slope(e, e.theta_star, e.star_in_simulator, generators)
+    adapted, error_hat, virtual_hat = _real_slope(e, e.theta_hat, e.hat_in_simulator, generators)
+    found = _resolved(e, generators, num_threads) if e.config.estimator == "resolve" else _differentiated(e)
+    drawn += [found.rollout] if found.rollout is not None else []
+    halves = [(o - (a + i)) * half_range for o, a, i in zip(optimal, adapted, found.halves, strict=True)]
     if on_real is not None:
         for rollout in drawn:
             on_real(rollout)  # only now: it may change the updated model
     return TaskGradient(
         optimal=(optimal[0] + optimal[1]) / 2,
         adapted=(adapted[0] + adapted[1]) / 2,
-        implicit=value,
-        solve=whole.solve,
-        implicit_at=whole.implicit_at,
+        implicit=found.whole.value,
+        solve=found.whole.solve,
+        implicit_at=found.whole.implicit_at,
         halves=(halves[0], halves[1]),
-        easy_error=error,
-        implicit_error=implicit_error,
+        easy_error=(error_star.square() + error_hat.square()).sqrt(),
+        implicit_error=found.error,
         gradient_norm=objective_gradient(evidence).norm(dim=-1),
-        growth=whole.growth,
+        growth=found.whole.growth,
         real_samples=sum(rollout.num_samples for rollout in drawn),
-        virtual_samples=num_virtual,
+        virtual_samples=virtual_star + virtual_hat + found.num_virtual,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The implicit part from all of the data and from each half of it."""
+
+    whole: Implicit
+    halves: list[Tensor]  # two of (M, k)
+    error: Tensor | None = None  # (M, k) standard error, where there are replicates
+    num_virtual: int = 0
+    rollout: Rollout | None = None  # the real episodes that it took
+
+
+def _with_extra_episodes(
+    e: Evidence, generators: Sequence[torch.Generator], num_threads: int
+) -> tuple[Evidence, list[Rollout]]:
+    """The evidence with `num_extra_episodes` more of theta_hat and of theta*, and those."""
+    more = e.config.num_extra_episodes
+    if not more:
+        return e, []
+    hat, star = (
+        real_rollout(e.family, s, more, generators, num_threads=num_threads)
+        for s in (e.theta_hat, e.theta_star)
+    )
+    joined = replace(
+        e, hat_in_simulator=e.hat_in_simulator.join(hat), star_in_simulator=e.star_in_simulator.join(star)
+    )
+    return joined, [hat, star]
+
+
+def _resolved(e: Evidence, generators: Sequence[torch.Generator], num_threads: int) -> Found:
+    found = resolve(
+        e.family,
+        e.theta_hat,
+        e.config.resolve,
+        e.virtual,
+        generators,
+        model=e.model,
+        updated_model=e.updated_model,
+        num_threads=num_threads,
+    )
+    replicates = found.replicates / e.half_range
+    return Found(
+        whole=Implicit(replicates.mean(1)),
+        halves=[replicates[:, i::2].mean(1) for i in (0, 1)],
+        error=replicates.std(1) / replicates.shape[1] ** 0.5,
+        num_virtual=found.num_virtual,
+        rollout=found.rollout,
+    )
+
+
+def _differentiated(e: Evidence) -> Found:
+    estimate = ESTIMATORS[e.config.estimator]
+    # even and odd lanes: every member of the ensemble and every task is in both halves
+    halves = [estimate(e.lanes(slice(i, None, 2))).value for i in (0, 1)]
+    return Found(estimate(e), halves)
 
 
 def objective_gradient(e: Evidence) -> Tensor:
@@ -332,14 +296,11 @@ def _fisher(e: Evidence) -> Matvec:
 
 
 def _real_slope(
-    family: TaskFamily,
-    solution: Solution,
-    rollout: Rollout,
-    model: DynamicsEnsemble | None,
-    generators: Sequence[torch.Generator],
+    e: Evidence, solution: Solution, rollout: Rollout, generators: Sequence[torch.Generator]
 ) -> tuple[tuple[Tensor, Tensor], Tensor, int]:
     """d eta*/d psi (Eq. 3) of each half of the real episodes and the standard error of their mean, all (M, k), and
     how many virtual samples the control variate took."""
+    family, model = e.family, e.updated_model
     real = lane_statistics(family, solution.psi, rollout)
     replayed, mean, num_virtual = None, None, 0
     if model is not None:
@@ -351,30 +312,3 @@ def _real_slope(
     found = controlled_means(real, replayed, mean)
     first, second = (half[:, 1:] for half in found.halves)
     return (first, second), found.error[:, 1:], num_virtual
-
-
-def _lanes(e: Evidence, lanes: slice) -> Evidence:
-    return Evidence(
-        e.family,
-        e.theta_hat,
-        e.hat_in_model.lanes(lanes),
-        e.hat_in_simulator.lanes(lanes),
-        e.model,
-        e.config,
-        e.virtual,
-    )
-
-
-def _check_rollouts(
-    solution: Solution, in_model: Rollout, hat: Rollout, star: Rollout, num_members: int
-) -> None:
-    num_tasks = len(solution.theta)
-    rollouts = {"hat_in_model": in_model, "hat_in_simulator": hat, "star_in_simulator": star}
-    for name, rollout in rollouts.items():
-        tasks, lanes = rollout.obs.shape[:2]
-        least = 2 * num_members if name == "hat_in_model" else 4
-        if tasks != num_tasks or lanes < least:
-            raise ValueError(
-                f"{name}: expected {num_tasks} tasks with at least {least} episodes each, so that both halves of "
-                f"the data can be estimated from; got {tasks} tasks with {lanes}"
-            )

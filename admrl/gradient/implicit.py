@@ -21,7 +21,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from admrl.config import TaskGradientConfig
+from admrl.config.training import TaskGradientConfig
 from admrl.gradient.result import TaskGradient
 from policy_opt.curvature import hessian_operator
 from policy_opt.lanczos import LanczosResult, lanczos_solve

@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from admrl.adaptation import Solution
 from admrl.gradient.score_function import discounts
+from admrl.solving.adaptation import Solution
 from dynamics.ensemble import DynamicsEnsemble
 from dynamics.virtual_env import VirtualEnv
 from policy_opt.config import TrpoConfig

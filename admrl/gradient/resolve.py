@@ -25,20 +25,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from admrl.adaptation import real_rollout
-from admrl.config import ResolveConfig, VirtualTrainingConfig
-from admrl.gradient.control_variate import (
-    controlled_replicates,
-    lane_statistics,
-    replay,
-    virtual_mean,
-)
+from admrl.config.training import ResolveConfig, VirtualTrainingConfig
+from admrl.gradient.control_variate import controlled_replicates, lane_statistics, replay, virtual_mean
 from admrl.gradient.pathwise import natural_step, pathwise_return, polish
-from admrl.virtual_training import Solution, virtual_rollout, virtual_training
+from admrl.solving.rollouts import real_rollout, virtual_rollout
+from admrl.solving.solution import Solution
+from admrl.solving.virtual_training import virtual_training
 from dynamics.ensemble import DynamicsEnsemble
 from policy_opt.trpo import fisher_product
-from task_families.family import TaskFamily, spawn_generators
+from task_families.family import TaskFamily
 from task_families.rollout import Rollout
+from task_families.simulator import spawn_generators
 
 
 @dataclass(frozen=True)

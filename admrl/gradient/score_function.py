@@ -29,8 +29,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from admrl.adaptation import Solution
 from admrl.gradient.implicit import Return
+from admrl.solving.adaptation import Solution
 from policy_opt.advantage import gae
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from admrl.config.search import SEARCHES, SearchConfig
 from admrl.search.base import Search
 from admrl.search.bayesian import GaussianProcessSearch
 from admrl.search.botorch_search import BotorchSearch
@@ -18,8 +19,7 @@ from admrl.search.projected_ascent import MultiStartAscent, ProjectedAscent
 from admrl.search.replay import ArchiveReplay, MixtureSearch
 from admrl.search.sampling import GridSearch, RandomSearch
 from admrl.search.screened import ScreenedSearch
-from admrl.search_config import SEARCHES, SearchConfig
-from task_families.registry import check_name
+from task_families.choices import check_name
 from task_families.task_space import TaskSpace
 
 
@@ -33,7 +33,7 @@ def make_search(
     config: SearchConfig | None = None,
     budget: int = 100,
 ) -> Search:
-    """The search of that name (`admrl.search_config.SEARCHES`).
+    """The search of that name (`admrl.config.search.SEARCHES`).
 
     Args:
         first: (1, k) the first task; ascent from one task needs it, and is given a uniform one without.

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from admrl.search_config import OBJECTIVES, SCALES
-from task_families.registry import check_name
+from admrl.config.search import OBJECTIVES, SCALES
+from task_families.choices import check_name
 
 
 @dataclass(frozen=True)

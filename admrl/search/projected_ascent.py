@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from admrl.search.base import ADDED, Observations, Search, SobolPoints, no_tags, project_unit, unit_scale
-from task_families.registry import check_name
+from task_families.choices import check_name
 from task_families.task_space import TaskSpace
 
 RULES = ("plain", "momentum", "normalised", "adam")

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from admrl.search.base import Search, no_tags
-from task_families.registry import check_name
-from task_families.task_box import KINDS
-from task_families.task_space import TaskSpace
+from task_families.choices import check_name
+from task_families.task_space import KINDS, TaskSpace
 
 MAX_POINTS = 1_000_000  # of a grid
 

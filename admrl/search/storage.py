@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from admrl.files import write_bytes, write_text
 from admrl.search.base import Search
+from admrl.storage.files import parse_json, write_bytes, write_text
 
 FORMAT = "admrl search 1"
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.int64)}
@@ -41,7 +41,7 @@ def state_from_json(text: str) -> dict[str, Tensor]:
         ValueError: not such a text.
     """
     try:
-        data = json.loads(text)
+        data = parse_json(text)
         if data["format"] != FORMAT:
             raise ValueError(f"unknown format {data['format']!r}, expected {FORMAT!r}")
         return {

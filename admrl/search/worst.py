@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,8 +13,8 @@ import torch
 from scipy.stats import bootstrap
 from torch import Tensor
 
-from admrl.files import write_text
 from admrl.search.base import Search, TaskSearch, project_unit, unit_scale
+from admrl.storage.files import write_json
 from task_families.task_space import TaskSpace
 
 POOLED_DEGREES = 6  # see _Record._standard_error
@@ -69,7 +68,7 @@ class WorstReport:
 
     def save(self, path: Path | str) -> None:
         """Write it as JSON, atomically."""
-        write_text(Path(path), json.dumps(asdict(self), indent=1))
+        write_json(Path(path), asdict(self))
 
     def lines(self) -> list[str]:
         """The report in sentences."""

@@ -1,0 +1,305 @@
+"""A run of a baseline is a folder like any other (`admrl.runs.folder`), with the learning curve in curve.json.
+
+config.json says `"kind": "baseline"`. A checkpoint holds networks, optimisers, generator and the learning curve; the
+replay lies in the parts that checkpoints share. Loading executes no code.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from admrl.baselines.config import ALGORITHMS, BaselineConfig, check_baseline
+from admrl.baselines.training import (
+    BaselineState,
+    TestPoint,
+    make_adapter,
+    new_baseline,
+    num_steps,
+    train_baseline,
+)
+from admrl.config.checks import check_saving, check_seed
+from admrl.config.evaluation import EvaluationConfig
+from admrl.config.plain_data import from_dict
+from admrl.evaluation.adapter import Adapter
+from admrl.jobs.reporter import Reporter
+from admrl.runs.checkpoints import Checkpoint
+from admrl.runs.folder import CURVE, RunFolder
+from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS, Saver, writing
+from admrl.runs.versions import versions, weights_digest
+from admrl.solving.solution_file import dump_generators, like, load_generators
+from admrl.storage.files import DamagedFileError, plain_count, write_json
+from admrl.storage.sealed_file import check_tensor
+from task_families.choices import check_name
+from task_families.family import TaskFamily
+from task_families.registry import make
+
+METRICS = (
+    "test_return",
+    "test_return_0",
+    "return_real_noisy",
+    "critic_loss",
+    "actor_loss",
+    "kl",
+    "log_prob",
+    "alpha",
+    "adapter_loss",
+    "head_variance",
+    "real_samples",
+)
+
+
+KIND = "baseline"  # in config.json
+
+
+AGENT, OPTIMIZER, REPLAY = "agent.", "optimizer.", "replay."  # beginnings of the names of tensors
+
+
+@dataclass(frozen=True)
+class BaselineInfo:
+    """What a run was asked to do."""
+
+    kind: str
+    family: str
+    variant: str
+    algorithm: str
+    preset: str
+    seed: int
+    config: BaselineConfig
+    versions: dict[str, str]
+
+    @property
+    def selector(self) -> str:
+        """Runs of one algorithm are one method, as runs of one selector are."""
+        return self.algorithm
+
+
+class BaselineRun(RunFolder[BaselineInfo, BaselineState]):
+    """A run folder of `admrl train-baseline` in memory."""
+
+    kind = KIND
+
+    @classmethod
+    def check_info(cls, data: Any) -> BaselineInfo:
+        """See `RunFolder`."""
+        info: BaselineInfo = from_dict(BaselineInfo, data)
+        check_name("algorithm", info.algorithm, ALGORITHMS)
+        check_seed(info.seed)
+        check_baseline(info.config, info.algorithm, make(info.family, variant=info.variant))
+        return info
+
+    @classmethod
+    def new_state(cls, family: TaskFamily, info: BaselineInfo) -> BaselineState:
+        """See `RunFolder`."""
+        return new_baseline(family, info.algorithm, info.config, info.seed)
+
+    def dump(self) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
+        """See `RunFolder`."""
+        state = self.state
+        tensors = {f"{AGENT}{k}": v for k, v in state.agent.state_dict().items()}
+        for name, tensor in tensors.items():
+            if not bool(tensor.isfinite().all()):
+                raise FloatingPointError(f"{name} is not finite; the run stops at its last good checkpoint")
+        tensors |= {f"{OPTIMIZER}{k}": v for k, v in state.optimizers.state_dict().items()}
+        tensors |= {f"{REPLAY}{k}": v for k, v in state.replay.state_dict().items()}
+        tensors |= dump_generators("generator", [state.generator])
+        meta = {
+            "step": state.step,
+            "real_samples": state.real_samples,
+            "num_updates": state.num_updates,
+            "curve": [asdict(point) for point in state.curve or []],
+        }
+        return tensors, meta, state.replay.columns()
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """See `RunFolder`."""
+        restore_baseline(self.state, checkpoint)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all iterations are done."""
+        return self.state.finished
+
+    @property
+    def progress(self) -> str:
+        """For messages."""
+        return f"{self.state.iteration} of {self.info.config.num_iterations} iterations are done"
+
+    @property
+    def steps_left(self) -> int:
+        """Steps that are still to be done, for progress bars."""
+        return num_steps(self.info.config) - self.state.step
+
+    # -- as the evaluation sees it (`admrl.evaluation.evaluable_run`) -----------------------------------------------
+
+    @property
+    def model_source(self) -> None:
+        """It has no model that other policies could be solved in."""
+        return None
+
+    @property
+    def visited_psi(self) -> None:
+        """It trains on all of its tasks at once."""
+        return None
+
+    def adapter(
+        self,
+        config: EvaluationConfig | None = None,
+        *,
+        name: str | None = None,
+        reporter: Reporter | None = None,
+    ) -> Adapter:
+        """The trained agent's test protocol, which needs no setting and reports nothing of its own."""
+        return make_adapter(self.state.agent, self.info.algorithm, name=name, provenance=self.provenance())
+
+    def num_steps(self, config: EvaluationConfig) -> int:
+        """Steps of an evaluation are episodes."""
+        return config.num_stages * config.num_stage_samples // self.family.horizon
+
+    def fingerprint(self, config: EvaluationConfig, seed: int) -> dict[str, Any]:
+        """See `EvaluableRun`."""
+        now = versions()
+        names = ("num_episodes", "num_stages", *(("num_stage_samples",) if config.num_stages else ()))
+        return {
+            "family": self.info.family,
+            "variant": self.info.variant,
+            "algorithm": self.info.algorithm,
+            "model": weights_digest(self.state.agent),
+            "seed": seed,
+            "config": asdict(self.info.config),
+            "evaluation": {name: getattr(config, name) for name in names},
+            "versions": {p: now[p] for p in ("torch", "mujoco")},
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        """Where a table's numbers come from; see `Adapter.provenance`."""
+        return {
+            "run": str(self.path),
+            "selector": self.info.algorithm,
+            "seed": self.info.seed,
+            "preset": self.info.preset,
+            "training_real_samples": self.state.real_samples,
+            "training_virtual_samples": 0,  # it has no model
+            "training_gradient_steps": self.state.num_updates,
+            "training_config": asdict(self.info.config),
+            "training_versions": self.info.versions,
+        }
+
+
+def prepare_baseline(
+    path: Path | str,
+    *,
+    algorithm: str,
+    family: str,
+    variant: str,
+    preset: str,
+    seed: int,
+    config: BaselineConfig,
+) -> BaselineRun:
+    """Check everything, then make the run folder; nothing is written if anything is wrong.
+
+    Raises:
+        ValueError: names the argument, what was expected, what came and the remedy.
+        ImportError: the family's simulator is not installed.
+        StorageError: the folder cannot be written.
+    """
+    check_name("algorithm", algorithm, ALGORITHMS)
+    check_seed(seed)
+    info = BaselineInfo(KIND, family, variant, algorithm, preset, seed, config, versions())
+    return BaselineRun.create(Path(path), info)
+
+
+def open_baseline(path: Path | str) -> BaselineRun:
+    """A run at its newest sound checkpoint, or at its beginning if it has none; see `RunFolder.open`.
+
+    Raises:
+        ValueError: not a run folder, damaged files, or a checkpoint of another run.
+    """
+    return BaselineRun.open(Path(path))
+
+
+def load_baseline(path: Path | str) -> BaselineRun:
+    """`open_baseline` of a run that can be used; warns about newer checkpoints that are damaged.
+
+    Raises:
+        ValueError: see `open_baseline`; or a run that has made no gradient step yet.
+    """
+    run = open_baseline(path)
+    if run.state.num_updates == 0:
+        raise ValueError(f"{path}: the run has made no gradient step yet, so there is nothing to use")
+    for note in run.notes:
+        warnings.warn(note, stacklevel=2)
+    return run
+
+
+# -- state <-> checkpoint -----------------------------------------------------------------------------------------
+
+
+def restore_baseline(state: BaselineState, checkpoint: Checkpoint) -> None:
+    """Fill a new state of the same configuration.
+
+    Raises:
+        DamagedFileError: names what does not fit.
+    """
+    try:
+        tensors, meta = checkpoint.tensors, checkpoint.meta
+        pattern = state.agent.state_dict()
+        state.agent.load_state_dict({k: like(tensors, f"{AGENT}{k}", v) for k, v in pattern.items()})
+        state.optimizers.load_state_dict(_moments(state, tensors))
+        part = {k.removeprefix(REPLAY): v for k, v in tensors.items() if k.startswith(REPLAY)}
+        state.replay.load(checkpoint.rows, part)
+        load_generators("generator", tensors, [state.generator])
+        for name in ("step", "real_samples", "num_updates"):
+            setattr(state, name, plain_count(meta[name], name))
+        if state.step > num_steps(state.config):
+            raise ValueError(f"step: {state.step} of {num_steps(state.config)}")
+        state.curve = [from_dict(TestPoint, point) for point in meta["curve"]]
+    except (LookupError, ValueError, TypeError, RuntimeError, OverflowError, AttributeError) as error:
+        raise DamagedFileError(
+            f"checkpoint {checkpoint.number} does not fit the run's configuration: {error}"
+        ) from error
+
+
+def _moments(state: BaselineState, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Adam's state, every tensor checked; a group that has made no step has none."""
+    found: dict[str, Tensor] = {}
+    for group, parameters in state.optimizers.groups.items():
+        for i, parameter in enumerate(parameters):
+            name = f"{group}.{i}."
+            if f"{OPTIMIZER}{name}step" not in tensors:
+                continue
+            found[f"{name}step"] = check_tensor(tensors, f"{OPTIMIZER}{name}step", (), torch.float32)
+            for kind in ("exp_avg", "exp_avg_sq"):
+                found[name + kind] = like(tensors, f"{OPTIMIZER}{name}{kind}", parameter)
+    return found
+
+
+# -- training -----------------------------------------------------------------------------------------------------
+def train_baseline_run(
+    run: BaselineRun,
+    reporter: Reporter,
+    *,
+    num_threads: int = 1,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    keep_checkpoints: int = KEEP_CHECKPOINTS,
+) -> None:
+    """Train until the run is finished, saving between steps; see `admrl.training.run.train_run`.
+
+    Raises:
+        ValueError: another process writes into the folder.
+        StorageError: a file cannot be written; says which checkpoint is good.
+        FloatingPointError: the training diverged; says what to change.
+        Interrupted: a signal came, and the present state is saved.
+    """
+    check_saving(checkpoint_seconds, keep_checkpoints)
+    with writing(run, reporter, keep_checkpoints, columns=METRICS) as log:
+        saver = Saver(run, log, checkpoint_seconds)
+        train_baseline(run.state, reporter=log, num_threads=num_threads, on_step=saver.after_step)
+        saver.save()
+        curve = [asdict(point) for point in run.state.curve or []]
+        write_json(run.path / CURVE, curve)

@@ -1,0 +1,65 @@
+"""Command: what the command line asks of each of its commands."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Self
+
+
+class CommandFailed(RuntimeError):
+    """The command cannot do its work here, through no fault of its options; exit code 1."""
+
+
+class Command(ABC):
+    """A frozen dataclass of options, and what is done with them. Options are described by their docstrings."""
+
+    @classmethod
+    def defaults(cls, arguments: list[str]) -> Self | None:
+        """What options that are not given are, where that depends on those that are; None: it does not.
+
+        Raises:
+            ValueError: one of those is wrong; says which.
+        """
+        return None
+
+    def check(self) -> None:  # noqa: B027  (a command may have nothing to check)
+        """Refuse wrong options before anything heavy is imported.
+
+        Raises:
+            ValueError: names the field, what was expected, what came and the remedy.
+        """
+
+    @abstractmethod
+    def prepare(self) -> Any:
+        """What `execute` needs, everything checked; nothing that exists is changed.
+
+        Raises:
+            ValueError: what does not fit; names the field or the file.
+            ImportError: an optional package is not installed; names the remedy.
+        """
+
+    @abstractmethod
+    def execute(self, prepared: Any) -> None:
+        """Do it, and say on the terminal what came out."""
+
+
+def value_of(option: str, arguments: list[str], default: str) -> str:
+    """What an option was given, before the command line is parsed."""
+    for i, word in enumerate(arguments):
+        if word == option and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if word.startswith(option + "="):
+            return word.partition("=")[2]
+    return default
+
+
+def at_least(command: Command, **bounds: float) -> None:
+    """Refuse fields below a bound.
+
+    Raises:
+        ValueError: names the field.
+    """
+    for name, least in bounds.items():
+        value = getattr(command, name)
+        if not value >= least:
+            raise ValueError(f"{name}: expected {least} or more, got {value}")

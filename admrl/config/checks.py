@@ -1,0 +1,100 @@
+"""What settings are refused, before any work: each check names the setting, what was expected and what came."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from itertools import pairwise
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from task_families.choices import check_name
+
+MAX_LAYERS, MAX_WIDTH, MAX_PARAMETERS = 20, 100_000, 100_000_000  # of a network
+
+
+def check_config(config: Any, where: str = "config.") -> None:
+    """Refuse a configuration with a value outside its range, before any work.
+
+    Raises:
+        ValueError: names the field, the value and the allowed range.
+    """
+    hints = get_type_hints(type(config))
+    for f in fields(config):
+        name, value = f"{where}{f.name}", getattr(config, f.name)
+        if is_dataclass(value):
+            check_config(value, f"{name}.")
+        elif value is None and type(None) in get_args(hints[f.name]):
+            continue
+        elif "range" in f.metadata:
+            kind = int if hints[f.name] in (int, int | None) else float
+            _check_number(name, value, kind, *f.metadata["range"])
+        elif "choices" in f.metadata:
+            check_name(name, str(value), f.metadata["choices"])
+        elif get_origin(hints[f.name]) is Literal:
+            check_name(name, str(value), get_args(hints[f.name]))
+        elif f.name.endswith("hidden_sizes"):
+            if not isinstance(value, tuple) or len(value) > MAX_LAYERS:
+                raise ValueError(f"{name}: expected at most {MAX_LAYERS} layer widths, got {value!r:.60}")
+            for width in value:
+                _check_number(name, width, int, 1, MAX_WIDTH)
+        elif f.name == "first_psi":
+            for x in value:
+                _check_number(name, x, float, -1e9, 1e9)
+    for f in fields(config):  # now that every number is one
+        if f.name.endswith("hidden_sizes"):
+            widths = getattr(config, f.name)
+            size = getattr(config, "num_members", 1) * sum(a * b for a, b in pairwise(widths))
+            if size > MAX_PARAMETERS:
+                raise ValueError(
+                    f"{where}{f.name}: expected at most {MAX_PARAMETERS:g} parameters in all members, got {size:g}"
+                )
+
+
+def _check_number(name: str, value: Any, kind: type, low: float, high: float) -> None:
+    """Refuse what is not a number, or a whole one where kind is int, from low to high."""
+    what = "a whole number" if kind is int else "a number"
+    allowed = int if kind is int else int | float
+    if isinstance(value, bool) or not isinstance(value, allowed):
+        raise ValueError(f"{name}: expected {what} from {low:g} to {high:g}, got {value!r:.60}")
+    if not low <= value <= high:  # also false for nan
+        raise ValueError(f"{name}: expected {low:g} to {high:g}, got {value:g}")
+
+
+def check_lanes(name: str, num_samples: int, horizon: int, lane_multiple: int = 1) -> int:
+    """The number of lanes N that num_samples steps make, episodes of horizon steps each.
+
+    Args:
+        lane_multiple: N must be a multiple of it, e.g. the members of the ensemble.
+
+    Raises:
+        ValueError: not a multiple of horizon x lane_multiple.
+    """
+    unit = horizon * lane_multiple
+    if num_samples < unit or num_samples % unit:
+        nearest = max(1, round(num_samples / unit)) * unit
+        of = (
+            f"horizon {horizon}"
+            if lane_multiple == 1
+            else f"horizon {horizon} x {lane_multiple} ensemble members"
+        )
+        raise ValueError(
+            f"{name}: expected a multiple of {unit} ({of}), got {num_samples}; nearest: {nearest}"
+        )
+    return num_samples // horizon
+
+
+def check_seed(seed: int, name: str = "seed") -> None:
+    """Refuse a seed that generators cannot take."""
+    if not 0 <= seed < 2**62:
+        raise ValueError(f"{name}: expected 0 to 2^62 - 1, got {seed}")
+
+
+def check_saving(checkpoint_seconds: float, keep_checkpoints: int) -> None:
+    """Refuse nonsense about checkpoints.
+
+    Raises:
+        ValueError: names the argument, the allowed range and the value.
+    """
+    if not 0 <= checkpoint_seconds <= 1e6:
+        raise ValueError(f"checkpoint_seconds: expected 0 to 1e6, got {checkpoint_seconds:g}")
+    if not 1 <= keep_checkpoints <= 10_000:
+        raise ValueError(f"keep_checkpoints: expected 1 to 10000, got {keep_checkpoints}")

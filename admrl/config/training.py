@@ -1,0 +1,162 @@
+"""Configuration of the method: virtual training, SLBO, the task gradient, meta-training. Free of torch.
+
+`range` in a field's metadata is what `check_config` allows, both ends included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from admrl.config.checks import (
+    check_lanes,
+)
+from admrl.config.search import SEARCHES, SearchConfig
+from dynamics.config import DynamicsConfig, FitConfig, RolloutPrecision
+from policy_opt.config import TrpoConfig, ValueConfig
+
+SELECTORS = SEARCHES
+
+
+Estimator = Literal["reinforce", "per_step", "causal", "pathwise", "mixed", "fisher", "resolve"]
+
+
+ESTIMATOR_NAMES: tuple[str, ...] = get_args(Estimator)
+
+
+@dataclass(frozen=True)
+class VirtualTrainingConfig:
+    """Virtual training, Alg. 2: one iteration fits the model, then improves the policy inside it."""
+
+    num_model_steps: int = field(default=100, metadata={"range": (0, 1_000_000)})
+    """n_model, optimiser steps of the model per iteration. Paper: 100."""
+    num_policy_updates: int = field(default=20, metadata={"range": (1, 100_000)})
+    """n_policy, TRPO updates per iteration. Paper: 20."""
+    num_samples: int = field(default=10_000, metadata={"range": (1, 10_000_000)})
+    """n_trpo, virtual steps per TRPO update and task; a multiple of horizon x ensemble members. Paper: 10000."""
+    rollout_precision: RolloutPrecision = "full"
+    """Of the model's matrix products in virtual rollouts. bfloat16: twice as fast on CPUs and GPUs that have it, the
+    predicted change of state with about three significant digits; see docs/performance.md."""
+    trpo: TrpoConfig = TrpoConfig()
+    value: ValueConfig = ValueConfig()
+
+
+@dataclass(frozen=True)
+class SlboConfig:
+    """SLBO (Luo et al. 2018): stages of real sampling, each followed by virtual training."""
+
+    num_stages: int = field(default=3, metadata={"range": (1, 10_000)})
+    """n_slbo, stages per task. Paper: 3."""
+    num_iterations: int = field(default=20, metadata={"range": (1, 100_000)})
+    """n_inner, virtual-training iterations per stage. Paper: 20."""
+    num_samples: int = field(default=10_000, metadata={"range": (1, 10_000_000)})
+    """n_collect, real steps per stage and task; a multiple of the horizon. Released code: 10000."""
+    noise_scale: float = field(default=0.3, metadata={"range": (0, 10)})
+    """Ornstein-Uhlenbeck exploration noise added to the policy's actions, per step. Released code: 0.3."""
+    noise_decay: float = field(default=0.15, metadata={"range": (0, 1)})
+    """Share of the noise that is forgotten per step. Released code: 0.15."""
+
+
+@dataclass(frozen=True)
+class ResolveConfig:
+    """Policies that are solved again at psi +- radius; see `admrl.gradient.resolve`."""
+
+    solver: Literal["trpo", "pathwise"] = "trpo"
+    """How a policy is solved again: by the training's own updates, or by ascent on the return of the model at fixed
+    noise, which is deterministic and may be run to the optimum of that return."""
+    num_updates: int = field(default=15, metadata={"range": (1, 100_000)})
+    """Updates from theta_hat."""
+    radius: float = field(default=0.5, metadata={"range": (1e-6, 2)})
+    """delta, distance of the two tasks from psi in unit-box coordinates (the box is 2 wide)."""
+    num_replicates: int = field(default=12, metadata={"range": (2, 1000)})
+    """R, repetitions with other noise; half of them make each half of the data."""
+    num_directions: int = field(default=2, metadata={"range": (1, 1000)})
+    """Directions per replicate: the axes if k is not larger, else random ones."""
+    num_episodes: int = field(default=1, metadata={"range": (1, 100_000)})
+    """Real episodes of each of the R x directions x 2 policies. One is enough: replicates tell more than episodes."""
+    num_virtual_episodes: int = field(default=20, metadata={"range": (1, 100_000)})
+    """Episodes of each policy in each member of the updated model, for the control variate."""
+
+
+@dataclass(frozen=True)
+class TaskGradientConfig:
+    """The gradient of the sub-optimality gap, AdMRL Eq. 2."""
+
+    estimator: Estimator = "resolve"
+    """How the implicit part is estimated; see docs/task_gradient.md."""
+    num_samples: int = field(default=10_000, metadata={"range": (1, 10_000_000)})
+    """Steps of each of the three rollouts (two real, one virtual); at least two episodes for each ensemble member."""
+    num_extra_episodes: int = field(default=16, metadata={"range": (0, 100_000)})
+    """Further real episodes of theta_hat and of theta* each, for the parts of the gradient that need no solve."""
+    max_steps: int = field(default=50, metadata={"range": (1, 10_000)})
+    """Krylov steps of the solve with the Hessian."""
+    damping: float = field(default=0.01, metadata={"range": (0, 1e6)})
+    """Added to A'A, relative to |A|^2, so that it depends neither on the reward's scale nor on p."""
+    smoothing: float = field(default=0.2, metadata={"range": (0, 10)})
+    """pathwise, mixed: width of the rounding of |x|, relative to the root mean square of x; 0: none."""
+    horizon: int | None = field(default=None, metadata={"range": (1, 1_000_000)})
+    """pathwise, mixed: steps that are differentiated through, then the value function; None: all."""
+    polish_steps: int = field(default=5, metadata={"range": (0, 10_000)})
+    """pathwise, mixed: natural-gradient steps at fixed noise that bring theta_hat closer to a stationary point."""
+    resolve: ResolveConfig = ResolveConfig()
+
+
+@dataclass(frozen=True)
+class MetaTrainConfig:
+    """Adversarial meta-training, Alg. 1."""
+
+    num_tasks: int = field(default=10, metadata={"range": (1, 100_000)})
+    """n_tasks, tasks visited. Paper: 10 (Hopper2D, Walker2D) or 20."""
+    num_zero_shot: int = field(default=40, metadata={"range": (1, 100_000)})
+    """n_zeroshot, virtual-training iterations before the first real sample of a task. Paper: 40."""
+    num_first_stages: int = field(default=10, metadata={"range": (1, 10_000)})
+    """n_slbo of the first task, which starts from an untrained model. Paper: 10 or 20."""
+    step_size: float = field(default=2.0, metadata={"range": (0, 1e6)})
+    """alpha of the projected ascent: unit-box coordinates per (discounted return / horizon). Paper: 2."""
+    first_psi: tuple[float, ...] | None = None
+    """The task that training starts from; None: the family's own (released code: 0.3 in unit coordinates)."""
+    policy_hidden_sizes: tuple[int, ...] = (32, 32)
+    """Widths of the policy's tanh layers. Released code: 32 32."""
+    fixed_log_std: float | None = field(default=None, metadata={"range": (-20, 5)})
+    """Logarithm of the policy's standard deviation, if it is not to be learned."""
+    slbo: SlboConfig = SlboConfig()
+    virtual: VirtualTrainingConfig = VirtualTrainingConfig()
+    fit: FitConfig = FitConfig()
+    dynamics: DynamicsConfig = DynamicsConfig()
+    gradient: TaskGradientConfig = TaskGradientConfig()
+    search: SearchConfig = SearchConfig()
+
+
+def check_sample_counts(config: MetaTrainConfig, horizon: int) -> None:
+    """Every sample count of the configuration against the family's horizon; see `check_lanes`."""
+    members = config.dynamics.num_members
+    check_lanes("config.virtual.num_samples", config.virtual.num_samples, horizon, members)
+    check_lanes("config.slbo.num_samples", config.slbo.num_samples, horizon)
+    if config.fit.num_horizon > horizon:
+        raise ValueError(
+            f"config.fit.num_horizon: expected 1 to {horizon} (the family's horizon), got {config.fit.num_horizon}"
+        )
+    name, num_samples = "config.gradient.num_samples", config.gradient.num_samples
+    if check_lanes(name, num_samples, horizon, members) < 2 * members:
+        raise ValueError(
+            f"{name}: expected at least {2 * horizon * members}, so that both halves of the data hold every "
+            f"ensemble member; got {num_samples}"
+        )
+
+
+def check_screening(config: MetaTrainConfig, horizon: int) -> None:
+    """The sample count of the selector "screened"; see `check_lanes`."""
+    name, num_samples = "config.search.num_screen_samples", config.search.num_screen_samples
+    check_lanes(name, num_samples, horizon, config.dynamics.num_members)
+
+
+def num_gradient_episodes(config: TaskGradientConfig, num_parameters: int) -> int:
+    """Real episodes that the task gradient draws itself, beyond the rollouts that it is given.
+
+    num_extra_episodes of theta_hat and of theta* each; `resolve` scores num_episodes of two policies for every
+    replicate and direction (at most one for each of the num_parameters task parameters).
+    """
+    resolve = config.resolve
+    num_policies = 2 * resolve.num_replicates * min(num_parameters, resolve.num_directions)
+    own = num_policies * resolve.num_episodes if config.estimator == "resolve" else 0
+    return 2 * config.num_extra_episodes + own

@@ -1,0 +1,1 @@
+"""What a gap is, and how every method is judged by it."""

@@ -1,0 +1,179 @@
+"""A_n of any adapter: the evaluator that owns the simulator and the sample counter.
+
+    begin                                                A_0 = return of adapted()
+    for every stage: until n samples are counted
+      explore -> real episodes -> observe                A_n = return of adapted()
+
+Every method is judged here, our own included. Exploration depends on the evaluation's seed, the task and the policy
+seed; scoring does not depend on the policy seed (`admrl.evaluation.scoring`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from admrl.config.evaluation import EvaluationConfig
+from admrl.evaluation.adapted import COUNTS, PROBE_LANES, Adapted, joined
+from admrl.evaluation.adapter import Adapter, AdapterError, Experience, Tasks, check_sees
+from admrl.evaluation.scoring import (
+    action_noise,
+    check_counts,
+    score_policy,
+    simulate,
+    task_generators,
+)
+from admrl.evaluation.task_lists import TaskList
+from admrl.jobs.reporter import Reporter, Silent
+from task_families.family import TaskFamily
+from task_families.rollout import Rollout
+
+
+def evaluate_adapter(
+    family: TaskFamily,
+    adapter: Adapter,
+    tasks: TaskList,
+    config: EvaluationConfig,
+    seed: int,
+    *,
+    num_threads: int = 1,
+    reporter: Reporter | None = None,
+) -> Adapted:
+    """`adapt_and_score` of a list of tasks, config.tasks_per_batch at a time."""
+    return joined(
+        [
+            adapt_and_score(
+                family,
+                adapter,
+                batch,
+                config,
+                seed,
+                allow_outside=tasks.allow_outside,
+                num_threads=num_threads,
+                reporter=reporter,
+            )
+            for batch in tasks.psi.split(config.tasks_per_batch)
+        ]
+    )
+
+
+@torch.no_grad()
+def adapt_and_score(
+    family: TaskFamily,
+    adapter: Adapter,
+    psi: Tensor,
+    config: EvaluationConfig,
+    seed: int,
+    *,
+    policy_seeds: Sequence[int] | None = None,
+    allow_outside: bool = False,
+    num_threads: int = 1,
+    dtype: torch.dtype = torch.float32,
+    reporter: Reporter | None = None,
+) -> Adapted:
+    """A_n of M tasks and R policy seeds of any adapter, all in one batch; see the head of this page.
+
+    Args:
+        psi: (M, k)
+        config: its stages, stage samples, episodes and policy seeds.
+        policy_seeds: which ones; all of the configuration by default.
+        dtype: of observations and noise.
+
+    Raises:
+        AdapterError: the adapter broke the protocol; says how.
+        ValueError: psi has the wrong shape or is outside the box, or impossible counts.
+    """
+    check_sees(adapter)
+    check_counts(config, family)
+    psi = family.box.check(psi, allow_outside=allow_outside)
+    chosen = range(config.num_policy_seeds) if policy_seeds is None else policy_seeds
+    rows, unit = psi.repeat(len(chosen), 1), family.box.to_unit(psi)  # (R M, k), seed-major
+    counts = tuple(stage * config.num_stage_samples for stage in range(config.num_stages + 1))
+    tasks = Tasks(
+        family=family,
+        sample_counts=counts,
+        generators=task_generators(seed, chosen, unit),
+        sees=adapter.sees,
+        fresh_generators=lambda purpose: task_generators(seed + purpose, chosen, unit),
+        all_psi=rows,
+        allow_outside=allow_outside,
+    )
+    adapter.begin(tasks)
+    returns, costs = [], []
+    for before, n in zip((0, *counts), counts, strict=False):
+        _adapt(adapter, tasks, before, n, num_threads, dtype, reporter or Silent())
+        scored, rollout = score_policy(
+            family,
+            adapter.adapted(),
+            rows,
+            chosen,
+            config.num_episodes,
+            seed,
+            num_threads=num_threads,
+            dtype=dtype,
+        )
+        if n == 0:
+            probe = _probe(rollout, len(psi))
+        returns.append(scored)
+        num_scored = len(returns) * config.num_episodes * family.horizon
+        costs.append(_costs(adapter, len(rows), n, num_scored))
+    shape = (len(chosen), len(psi), len(counts))
+    return Adapted(
+        episode_return=np.stack(returns, axis=1).reshape(*shape, config.num_episodes),
+        counts=np.stack(costs, axis=1).reshape(*shape, len(COUNTS)),
+        probe=probe,
+    )
+
+
+def _adapt(
+    adapter: Adapter,
+    tasks: Tasks,
+    num_seen: int,
+    n: int,
+    num_threads: int,
+    dtype: torch.dtype,
+    reporter: Reporter,
+) -> None:
+    """Real episodes until n samples of every task are counted."""
+    family = tasks.family
+    if num_seen < n:
+        reporter.phase(f"{adapter.name}: adaptation to n = {n}, {len(tasks)} policies")
+    while num_seen < n:
+        exploration = adapter.explore()
+        num_samples = exploration.num_episodes * family.horizon
+        if exploration.num_episodes < 1 or num_seen + num_samples > n:
+            raise AdapterError(
+                f"{adapter.name}: explore() asked for {exploration.num_episodes} episodes ({num_samples} samples) of "
+                f"each task, but {n - num_seen} samples are left until n = {n}; ask for 1 to "
+                f"{(n - num_seen) // family.horizon} (Tasks.sample_counts says when the policies are scored)"
+            )
+        shape = (len(tasks), exploration.num_episodes)
+        act = exploration.policy.actor(action_noise(family, shape, tasks.generators, dtype), tasks.generators)
+        rollout = simulate(family, tasks.all_psi, shape, act, tasks.generators, num_threads, dtype)
+        adapter.observe(Experience(rollout, _reward(tasks, rollout)))
+        num_seen += num_samples
+        reporter.advance(real_samples=num_seen * len(tasks))
+
+
+def _reward(tasks: Tasks, rollout: Rollout) -> Tensor | None:
+    """(M, N, T) for adapters that declare rewards."""
+    if "rewards" not in tasks.sees:
+        return None
+    psi = tasks.all_psi.to(rollout.obs)[:, None, None]
+    return tasks.family.reward(psi, rollout.obs, rollout.act, rollout.next_obs)
+
+
+def _costs(adapter: Adapter, num_rows: int, n: int, num_scored: int) -> np.ndarray:
+    """Samples of every kind of COUNTS (rows, 4), per task and policy seed, since the start."""
+    spent = {"adaptation": n, "scoring": num_scored, **adapter.spent()}
+    columns = [np.asarray(spent.get(name, 0), dtype=int) for name in COUNTS]
+    return np.stack([np.broadcast_to(column, (num_rows,)) for column in columns], axis=-1)
+
+
+def _probe(rollout: Rollout, num_tasks: int) -> np.ndarray:
+    """(M, P, 2 S + A): transitions of the first policy seed, which models are tested on."""
+    first = rollout.tasks(slice(0, num_tasks)).lanes(slice(0, PROBE_LANES))
+    return torch.cat([first.obs, first.act, first.next_obs], dim=-1).flatten(1, 2).numpy()

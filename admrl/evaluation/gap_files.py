@@ -1,0 +1,78 @@
+"""Where gap tables are kept in run folders: RUN/gaps/NAME.json, one for every set of tasks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from admrl.config.evaluation import EvaluationConfig
+from admrl.evaluation.gap_table import GapTable
+from admrl.runs.folder import CONFIG
+
+FOLDER = "gaps"
+
+
+def gaps_file(run: Path, name: str) -> Path:
+    """The table of a run of that name.
+
+    Raises:
+        ValueError: a name that is not one file's.
+    """
+    if not name or name.startswith(".") or any(c in name for c in '/\\: \t"'):
+        raise ValueError(f"name: expected letters, digits and dashes, got {name!r}")
+    return run / FOLDER / f"{name}.json"
+
+
+def load_tables(paths: Sequence[Path], name: str | None = None) -> list[GapTable]:
+    """The tables of run folders, all of one name, or of table files.
+
+    Args:
+        name: None: the only one that is there.
+
+    Raises:
+        ValueError: no folder, no table, or several to choose from; says what to do.
+    """
+    if not paths:
+        raise ValueError("runs: expected at least one run folder, got none")
+    files = []
+    for path in paths:
+        if path.is_file():
+            files.append(path)
+            continue
+        found = {file.stem: file for file in sorted((path / FOLDER).glob("*.json"))}
+        hint = f"run: admrl evaluate {' '.join(map(str, paths))}"
+        if not found:
+            half = path.is_dir() and (path / CONFIG).is_file()
+            raise ValueError(f"{path} has no gap tables{'' if half else ' (it is not a run folder)'}; {hint}")
+        if name is None and len(found) > 1:
+            raise ValueError(f"{path} has several gap tables; choose one as `tasks`: {' | '.join(found)}")
+        wanted = next(iter(found)) if name is None else name
+        if wanted not in found:
+            raise ValueError(f"{path} has no gap table {wanted!r}, only {', '.join(found)}; {hint}")
+        files.append(found[wanted])
+    return [GapTable.load(file) for file in files]
+
+
+def check_same_settings(file: Path, config: EvaluationConfig, seed: int) -> None:
+    """A finished table is only replaced by one that was made with the same settings.
+
+    Raises:
+        ValueError: another evaluation of that name is there.
+    """
+    if not file.exists():
+        return
+    there = GapTable.load(file).provenance
+    settings = there.evaluation
+    if settings is None:
+        raise ValueError(f"{file} does not say how it was made; give this one another `name`")
+    same = json.loads(json.dumps({f: getattr(config, f) for f in settings if hasattr(config, f)}))
+    changed = {k: v for k, v in settings.items() if k != "tasks_per_batch" and same.get(k) != v}
+    if there.evaluation_seed != seed:
+        changed["seed"] = there.evaluation_seed
+    if changed:
+        field, value = next(iter(changed.items()))
+        raise ValueError(
+            f"{file} holds an evaluation with other settings ({field} {value}); nothing was changed. "
+            "Give this one another `name`"
+        )

@@ -1,0 +1,210 @@
+"""Sub-optimality gaps over a set of tasks: G_n(psi) = A*(psi) - A_n(psi), AdMRL section 5.
+
+A_n(psi) is the undiscounted real return for psi after n real adaptation samples, averaged over episodes, for R
+policy seeds (`admrl.evaluation.evaluator`). A*(psi) is the best return that any candidate reached, chosen on other
+episodes than it is reported from (`admrl.evaluation.scoring.best_known_returns`), so that choosing the luckiest does
+not raise A*. Gaps may be negative: A* was weak.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from admrl.evaluation.provenance import Provenance
+from admrl.search.objective import Objective, scaled_gap
+from admrl.storage.files import DamagedFileError, make_folder, parse_json, write_json
+
+FORMATS = ("admrl gap table 2", "admrl gap table 1")  # the first one is written
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """The task with the largest mean gap."""
+
+    task: int
+    gap: float
+    standard_error: float
+    corrected: float
+    """Gap of the task that is worst for one half of the policy seeds, measured on the other half, averaged over
+    both ways round; nan with a single seed. `gap` is the maximum of noisy means and too large as an estimate of
+    the true worst case; `corrected` is unbiased for the task that was chosen, which may not be the worst one, and
+    so too small. The truth lies between, in expectation."""
+
+
+@dataclass(frozen=True, eq=False)
+class GapTable:
+    """Returns and gaps of one method on M tasks; saved as one JSON file. Missing values are nan."""
+
+    method: str
+    family: str
+    variant: str
+    task_names: tuple[str, ...]
+    task_units: tuple[str, ...]
+    psi: np.ndarray  # (M, k)
+    num_samples: np.ndarray  # (J,) real adaptation samples n of A_n per task, the held-out ones included
+    episode_return: np.ndarray  # (R, M, J, N) undiscounted, R policy seeds, N episodes
+    optimal_return: np.ndarray  # (M,) A*
+    optimal_source: tuple[str, ...]  # (M,) which candidate gave it
+    grid_shape: tuple[int, ...] | None = None
+    visited_psi: np.ndarray | None = None  # (n_tasks, k) tasks of the training, in order
+    provenance: Provenance = Provenance()  # versions, seeds, sample counts
+    test_set: str = ""  # name of the set of tasks
+    box: np.ndarray | None = None  # (2, k) low and high ends of the training box
+    model_error: np.ndarray | None = None  # (M,) see `admrl.evaluation.adapted.model_errors`
+
+    @property
+    def adapted_return(self) -> np.ndarray:
+        """A_n: (R, M, J), mean over episodes."""
+        return self.episode_return.mean(-1)
+
+    @property
+    def gap(self) -> np.ndarray:
+        """G_n = A* - A_n: (R, M, J). Never clamped."""
+        return self.optimal_return[None, :, None] - self.adapted_return
+
+    def num_missing(self, j: int = 0) -> int:
+        """Tasks without a mean gap: a policy's simulation broke down, or there is no reference."""
+        return int(np.isnan(self.mean_gap(j)).sum())
+
+    def mean_gap(self, j: int = 0) -> np.ndarray:
+        """(M,) mean over policy seeds."""
+        return self.gap[:, :, j].mean(0)
+
+    def standard_error(self, j: int = 0) -> np.ndarray:
+        """(M,) standard error of `mean_gap` over policy seeds (A* is common to them); nan with one seed."""
+        num_seeds = len(self.gap)
+        if num_seeds < 2:
+            return np.full(self.gap.shape[1], np.nan)
+        return self.gap[:, :, j].std(0, ddof=1) / math.sqrt(num_seeds)
+
+    def worst(self, j: int = 0) -> WorstCase:
+        """The worst-case gap G_n^max over the tasks whose gap is known (see `num_missing`).
+
+        Raises:
+            ValueError: no gap is known.
+        """
+        mean, gap = self.mean_gap(j), self.gap[:, :, j]
+        if np.isnan(mean).all():
+            raise ValueError(f"{self.method}: no task has a gap, all returns are missing")
+        task = int(np.nanargmax(mean))
+        corrected = math.nan
+        if len(gap) >= 2:
+            first, second = gap[::2].mean(0), gap[1::2].mean(0)
+            first, second = np.where(np.isnan(mean), np.nan, first), np.where(np.isnan(mean), np.nan, second)
+            corrected = float((second[np.nanargmax(first)] + first[np.nanargmax(second)]) / 2)
+        return WorstCase(task, float(mean[task]), float(self.standard_error(j)[task]), corrected)
+
+    def average(self, j: int = 0) -> tuple[float, float]:
+        """Mean gap over the tasks whose gap is known, and its standard error over policy seeds."""
+        known = ~np.isnan(self.mean_gap(j))
+        per_seed = self.gap[:, known, j].mean(axis=1)  # (R,)
+        error = per_seed.std(ddof=1) / math.sqrt(len(per_seed)) if len(per_seed) > 1 else math.nan
+        return float(per_seed.mean()), float(error)
+
+    def objective(self, objective: Objective, j: int = 0, *, scale: str = "absolute") -> tuple[float, float]:
+        """An objective of the mean gaps over the tasks whose gap is known, and its jackknife standard error over
+        policy seeds (nan with one). Like `worst`, it is too large where it picks from noisy gaps.
+
+        Args:
+            scale: absolute, or ratio: (A* - A) / |A*|.
+
+        Raises:
+            ValueError: no gap is known, or an unknown scale.
+        """
+        known = ~np.isnan(self.mean_gap(j))
+        if not known.any():
+            raise ValueError(f"{self.method}: no task has a gap, all returns are missing")
+        optimal, adapted = self.optimal_return[known], self.adapted_return[:, known, j]
+        gap = scaled_gap(torch.from_numpy(optimal), torch.from_numpy(adapted), scale)  # (R, M)
+        num = len(gap)
+        left_out = [float(objective.value(gap[np.arange(num) != r].mean(0))) for r in range(num) if num > 1]
+        error = math.sqrt((num - 1) * float(np.var(left_out))) if num > 1 else math.nan
+        return float(objective.value(gap.mean(0))), error
+
+    def save(self, path: Path | str) -> None:
+        """Write the table atomically; makes its folder."""
+        data = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in vars(self).items()}
+        data["provenance"] = self.provenance.to_dict()
+        make_folder(Path(path).parent)
+        write_json(Path(path), {"format": FORMATS[0], **data})
+
+    @classmethod
+    def load(cls, path: Path | str) -> GapTable:
+        """Read a table.
+
+        Raises:
+            DamagedFileError: the file is not a gap table; names the file.
+        """
+        try:
+            data = parse_json(Path(path).read_bytes())
+            found = data.pop("format", None) if isinstance(data, dict) else None
+            if found not in FORMATS:
+                raise ValueError(f"unknown format {found!r:.40}")
+            return cls(**_table_fields(data))
+        except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
+            raise DamagedFileError(
+                f"{path}: not a gap table ({error!s:.200}); `admrl evaluate` writes them"
+            ) from error
+
+
+def _table_fields(data: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a table from plain data, each checked; None is nan."""
+    psi, num_samples = _array(data, "psi", 2), _array(data, "num_samples", 1)
+    returns, optimal = _array(data, "episode_return", 4), _array(data, "optimal_return", 1)
+    num_tasks, size = psi.shape
+    if returns.shape[1:3] != (num_tasks, len(num_samples)) or optimal.shape != (num_tasks,):
+        raise ValueError(f"returns do not match {num_tasks} tasks and {len(num_samples)} sample counts")
+    if 0 in returns.shape or size == 0:
+        raise ValueError("expected at least one task, policy seed and episode")
+    if not (np.isfinite(psi).all() and np.isfinite(num_samples).all()):
+        raise ValueError("psi, num_samples: expected finite numbers")
+    checked: dict[str, Any] = {
+        "psi": psi,
+        "num_samples": num_samples.astype(int),
+        "episode_return": returns,
+        "optimal_return": optimal,
+        "grid_shape": _grid_shape(data["grid_shape"], num_tasks),
+    }
+    shapes = {"visited_psi": (None, size), "box": (2, size), "model_error": (num_tasks,)}
+    for name, shape in shapes.items():
+        if data.get(name) is None:
+            continue
+        checked[name] = array = _array(data, name, len(shape))
+        if any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
+            raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
+    for name in ("method", "family", "variant", "test_set"):
+        if not isinstance(data.get(name, ""), str):
+            raise ValueError(f"{name}: expected text")
+    for name, count in (("task_names", size), ("task_units", size), ("optimal_source", num_tasks)):
+        texts = data[name]
+        if not isinstance(texts, list) or len(texts) != count or not all(isinstance(t, str) for t in texts):
+            raise ValueError(f"{name}: expected {count} texts")
+        checked[name] = tuple(texts)
+    return data | checked | {"provenance": Provenance.from_dict(data["provenance"])}
+
+
+def _grid_shape(grid: Any, num_tasks: int) -> tuple[int, ...] | None:
+    """Cells per axis; a grid may have holes."""
+    if grid is None:
+        return None
+    counts = isinstance(grid, list) and all(type(n) is int and 0 < n <= num_tasks for n in grid)
+    if not counts or math.prod(grid) < num_tasks:
+        raise ValueError(f"grid_shape: expected a grid of {num_tasks} tasks, got {grid!r:.60}")
+    return tuple(grid)
+
+
+def _array(data: dict[str, Any], name: str, num_axes: int) -> np.ndarray:
+    """Numbers (None is nan) with so many axes, below 1e15 in size."""
+    try:
+        array = np.array(data[name], dtype=float)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected numbers, rows of equal length") from error
+    if array.ndim != num_axes or bool((np.abs(array) > 1e15).any()):
+        raise ValueError(f"{name}: expected {num_axes} axes of numbers of sensible size")
+    return array

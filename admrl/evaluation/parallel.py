@@ -1,0 +1,215 @@
+"""An evaluation as jobs for several processes, which leave their results in the run folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from admrl.config.evaluation import EvaluationConfig
+from admrl.evaluation.evaluable_run import EvaluableRun
+from admrl.evaluation.evaluate_runs import model_sources, needs_pooled, run_tables
+from admrl.evaluation.evaluator import adapt_and_score
+from admrl.evaluation.gap_files import gaps_file
+from admrl.evaluation.gap_table import GapTable
+from admrl.evaluation.part_store import FOLDER, PartStore
+from admrl.evaluation.reference import Reference
+from admrl.evaluation.reference_pooled import PooledReference, num_pooled_steps, pooled_reference
+from admrl.evaluation.task_lists import TaskList, unit_keys
+from admrl.jobs.pool import Job, run_jobs
+from admrl.jobs.reporter import Reporter
+from admrl.runs.lock import RunLock
+from admrl.storage.files import DamagedFileError, digest, make_folder
+from admrl.storage.sealed_file import check_tensor, read_sealed, write_sealed
+
+Load = Callable[[Path], EvaluableRun]
+"""Opens a run folder in another process, so it is a function of a module."""
+
+
+def lock_runs(runs: Sequence[EvaluableRun]) -> None:
+    """Lock all of them or none.
+
+    Raises:
+        ValueError: see `RunLock`.
+    """
+    try:
+        for run in runs:
+            run.lock = RunLock(run.path)
+    except BaseException:
+        release_runs(runs)
+        raise
+
+
+def release_runs(runs: Sequence[EvaluableRun]) -> None:
+    """Let others write into them."""
+    for run in runs:
+        run.release()
+
+
+def evaluate_in_parallel(
+    runs: Sequence[EvaluableRun],
+    tasks: TaskList,
+    config: EvaluationConfig,
+    seed: int,
+    num_workers: int,
+    console: Console,
+    *,
+    name: str,
+    load: Load,
+    reference: Reference | None = None,
+) -> list[GapTable]:
+    """`evaluate_gaps` in jobs of one policy seed and a batch of tasks; finished jobs are not done again.
+
+    The runs are locked by the caller (`lock_runs`); their locks are released here.
+    """
+    stores = [PartStore(run, config, seed) for run in runs]
+    try:
+        jobs, pooled_file = [], None
+        if needs_pooled(config, reference):
+            pooled_file = _pooled_file(runs, tasks, config, seed)
+            jobs += _pooled_jobs(pooled_file, runs, tasks, config, seed, load, console)
+        for run, store in zip(runs, stores, strict=True):
+            jobs += _adapted_jobs(run, store, tasks, config, seed, load, console)
+        if jobs:
+            run_jobs(jobs, num_workers, console)
+        keys = _keys(runs[0], tasks)
+        adapted = [store.collect(keys, config.num_policy_seeds) for store in stores]
+        pooled = None if pooled_file is None else _read_pooled(pooled_file, len(keys), config.num_episodes)
+        tables = run_tables(runs, tasks, adapted, config, seed, pooled=pooled, reference=reference)
+        for run, table in zip(runs, tables, strict=True):
+            table.save(gaps_file(run.path, name))
+        return tables
+    finally:
+        release_runs(runs)
+
+
+def _keys(run: EvaluableRun, tasks: TaskList) -> list[tuple[int, ...]]:
+    return unit_keys(run.family.box.to_unit(tasks.psi))
+
+
+def _adapted_jobs(
+    run: EvaluableRun,
+    store: PartStore,
+    tasks: TaskList,
+    config: EvaluationConfig,
+    seed: int,
+    load: Load,
+    console: Console,
+) -> list[Job]:
+    """What is left to do for a run."""
+    keys = _keys(run, tasks)
+    psi_of = dict(zip(keys, tasks.psi.tolist(), strict=True))
+    missing = store.missing(keys, config.num_policy_seeds)
+    for note in store.notes:
+        console.print(note, style="yellow", highlight=False)
+    if 0 < len(missing) < len(keys) * config.num_policy_seeds:
+        console.print(f"{run.path}: {len(missing)} cells are left", highlight=False)
+    jobs = []
+    for policy_seed in range(config.num_policy_seeds):
+        psi = [psi_of[k] for k, r in missing if r == policy_seed]
+        for i in range(0, len(psi), config.tasks_per_batch):
+            arguments = (
+                load,
+                run.path,
+                psi[i : i + config.tasks_per_batch],
+                tasks,
+                config,
+                seed,
+                policy_seed,
+            )
+            jobs.append(Job(f"A_n of {run.path.name}", adapted_job, arguments, run.num_steps(config)))
+    return jobs
+
+
+def adapted_job(
+    load: Load,
+    path: Path,
+    psi: list[list[float]],
+    tasks: TaskList,
+    config: EvaluationConfig,
+    seed: int,
+    policy_seed: int,
+    reporter: Reporter,
+) -> None:
+    """`adapt_and_score` of a run folder for one policy seed, into its `PartStore`."""
+    run = load(path)
+    batch = torch.tensor(psi, dtype=tasks.psi.dtype)
+    adapted = adapt_and_score(
+        run.family,
+        run.adapter(config, reporter=reporter),
+        batch,
+        config,
+        seed,
+        policy_seeds=[policy_seed],
+        allow_outside=tasks.allow_outside,
+        reporter=reporter,
+    )
+    PartStore(run, config, seed).save(unit_keys(run.family.box.to_unit(batch)), policy_seed, adapted)
+
+
+# -- the built-in reference run ---------------------------------------------------------------------------------
+
+
+def _pooled_file(runs: Sequence[EvaluableRun], tasks: TaskList, config: EvaluationConfig, seed: int) -> Path:
+    """Where its episodes are kept: in the first run's folder, named after what they depend on."""
+    learners = sorted((run for run in runs if run.model_source is not None), key=lambda run: str(run.path))
+    settings = [run.fingerprint(replace(config, num_stages=0), seed) for run in learners]
+    names = ("num_reference_stages", "num_reference_samples", "num_reference_updates")
+    key = digest([settings, {n: getattr(config, n) for n in names}, tasks.psi.tolist()])
+    return learners[0].path / FOLDER / f"reference-{key}.part"
+
+
+def _pooled_jobs(
+    file: Path,
+    runs: Sequence[EvaluableRun],
+    tasks: TaskList,
+    config: EvaluationConfig,
+    seed: int,
+    load: Load,
+    console: Console,
+) -> list[Job]:
+    """The reference run, if it is not there; says so if it was, and is damaged."""
+    if file.exists():
+        try:
+            _read_pooled(file, len(tasks.psi), config.num_episodes)
+            return []
+        except DamagedFileError as error:
+            console.print(f"{error}; the reference run is done again", style="yellow", highlight=False)
+    arguments = (load, [run.path for run in runs], file, tasks, config, seed)
+    return [Job("reference A*", pooled_job, arguments, num_pooled_steps(model_sources(runs)[0], config))]
+
+
+def pooled_job(
+    load: Load,
+    paths: list[Path],
+    file: Path,
+    tasks: TaskList,
+    config: EvaluationConfig,
+    seed: int,
+    reporter: Reporter,
+) -> None:
+    """`pooled_reference` of run folders, into a file."""
+    sources = model_sources([load(path) for path in paths])
+    pooled = pooled_reference(sources, tasks, config, seed, reporter=reporter)
+    make_folder(file.parent)
+    episodes = torch.from_numpy(np.ascontiguousarray(pooled.episode_return))
+    write_sealed(file, {"episode_return": episodes}, {"real_samples": pooled.real_samples})
+
+
+def _read_pooled(file: Path, num_tasks: int, num_episodes: int) -> PooledReference:
+    """What `pooled_job` wrote; files of earlier versions do not say how many samples there were.
+
+    Raises:
+        DamagedFileError: says what is wrong.
+    """
+    tensors, meta, _ = read_sealed(file)
+    try:
+        episodes = check_tensor(tensors, "episode_return", (1, num_tasks, num_episodes), torch.float64)
+    except ValueError as error:
+        raise DamagedFileError(f"{file}: {error}") from error
+    drawn = meta.get("real_samples")
+    return PooledReference(episodes.numpy(), drawn if type(drawn) is int else None)

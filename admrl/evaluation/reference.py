@@ -1,0 +1,202 @@
+"""A*(psi) with its provenance: the best return that long training on the test tasks themselves reached.
+
+A reference file (JSON, versioned) holds an entry for every task and candidate policy: method, seed, samples, the
+episodes' returns, settings and versions. A* of a task is the best of its candidates, chosen on other
+episodes than it is reported from (`best_known_returns`). Nothing is thrown away, so A* can only be extended.
+`admrl reference` makes and extends such files; `admrl evaluate --reference FILE` uses them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from admrl.config.plain_data import from_dict
+from admrl.evaluation.scoring import BestKnown, best_known_returns
+from admrl.evaluation.task_lists import unit_keys
+from admrl.storage.files import DamagedFileError, digest, parse_json, write_json
+from task_families.family import TaskFamily
+
+FORMAT = "admrl reference 1"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One policy for one task, scored in the simulator."""
+
+    psi: tuple[float, ...]
+    method: str
+    """slbo or sac"""
+    seed: int
+    stage: int
+    """SLBO stages that it was trained for; 1 for sac."""
+    real_samples: int
+    """What the policy was trained on; for slbo, of all tasks that trained together."""
+    virtual_samples: int
+    episode_return: tuple[float | None, ...]
+    """Undiscounted, one per episode; None where the simulation broke down."""
+    settings: dict[str, Any]
+    versions: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """For tables: method, seed, samples."""
+        return f"{self.method} seed {self.seed}, {self.real_samples} real samples"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The candidates of a family's tasks; saved as one file."""
+
+    family: str
+    variant: str
+    candidates: tuple[Candidate, ...] = ()
+    revision: int = 0
+    """Counts the extensions of the file."""
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Identifies the content."""
+        return digest(asdict(self))
+
+    def extended(self, candidates: Sequence[Candidate]) -> Reference:
+        """The reference with more candidates; those of the same task, method, seed and samples are replaced."""
+        merged = {_identity(c): c for c in self.candidates} | {_identity(c): c for c in candidates}
+        if list(merged.values()) == list(self.candidates):
+            return self
+        return replace(self, candidates=tuple(merged.values()), revision=self.revision + 1)
+
+    def optimal_returns(self, family: TaskFamily, psi: Tensor) -> tuple[np.ndarray, tuple[str, ...]]:
+        """A* (M,) of tasks psi (M, k), and which candidate gave each.
+
+        Raises:
+            ValueError: a file of another family, or tasks without a candidate; says how to add them.
+        """
+        if (self.family, self.variant) != (family.name, family.variant):
+            raise ValueError(
+                f"reference: the file is of {self.family} ({self.variant}), the runs are of {family.name} "
+                f"({family.variant})"
+            )
+        by_task: dict[tuple[int, ...], list[Candidate]] = {}
+        own = [c.psi for c in self.candidates]
+        if own:
+            for key, c in zip(
+                unit_keys(family.box.to_unit(torch.tensor(own).to(psi))), self.candidates, strict=True
+            ):
+                by_task.setdefault(key, []).append(c)
+        keys = unit_keys(family.box.to_unit(psi))
+        if absent := [psi[m].tolist() for m, key in enumerate(keys) if key not in by_task]:
+            raise ValueError(
+                f"reference: {len(absent)} of {len(keys)} tasks have no reference return, the first is "
+                f"{[round(x, 4) for x in absent[0]]}; add them with `admrl reference` on the same tasks and file"
+            )
+        best = [best_known_returns({c.name: _episodes(c) for c in by_task[key]}) for key in keys]
+        return np.array([value[0] for value, _ in best]), tuple(source[0] for _, source in best)
+
+    def best_known(self, family: TaskFamily, psi: Tensor) -> BestKnown:
+        """A* of tasks psi (M, k) with its origin; see `optimal_returns`."""
+        returns, source = self.optimal_returns(family, psi)
+        origin = {
+            "kind": "file",
+            "digest": self.digest,
+            "revision": self.revision,
+            "methods": sorted({c.method for c in self.candidates}),
+            "num_candidates": len(self.candidates),
+            **self.notes,
+        }
+        return BestKnown(returns, source, origin, self.real_samples)
+
+    @property
+    def real_samples(self) -> int:
+        """Behind the file: the largest count of every training; slbo trains all tasks together."""
+        trainings: dict[tuple[Any, ...], int] = {}
+        for c in self.candidates:
+            key = (c.method, c.seed, digest(c.settings), c.psi if c.method == "sac" else None)
+            trainings[key] = max(trainings.get(key, 0), c.real_samples)
+        return sum(trainings.values())
+
+    def save(self, path: Path) -> None:
+        """Write the file atomically."""
+        write_json(path, {"format": FORMAT, **asdict(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> Reference:
+        """Read a file.
+
+        Raises:
+            ValueError: no such file.
+            DamagedFileError: not a reference file.
+        """
+        if not path.is_file():
+            raise ValueError(f"reference: no such file: {path}; `admrl reference --out {path}` makes one")
+        try:
+            data = parse_json(path.read_bytes())
+            if (found := data.pop("format")) != FORMAT:
+                raise ValueError(f"unknown format {found!r:.40}")
+            candidates = tuple(read_candidate(c) for c in data.pop("candidates"))
+            if len({len(c.psi) for c in candidates}) > 1:
+                raise ValueError("candidates: their tasks have different numbers of parameters")
+            return from_dict(cls, {**data, "candidates": candidates})
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError) as error:
+            raise DamagedFileError(
+                f"{path}: not a reference file ({error!s:.200}); `admrl reference` makes them"
+            ) from error
+
+
+def read_candidate(data: Any) -> Candidate:
+    """A candidate from plain data.
+
+    Raises:
+        ValueError: something is missing or of another kind; names it.
+    """
+    candidate: Candidate = from_dict(Candidate, data)
+    numbers = (*candidate.psi, *(x for x in candidate.episode_return if x is not None))
+    if not candidate.psi or len(candidate.episode_return) < 2:
+        raise ValueError("candidate: expected a task and the returns of at least two episodes")
+    if not all(type(x) in (int, float) and abs(x) < 1e15 for x in numbers):  # false for nan, too
+        raise ValueError("candidate: psi, episode_return: expected numbers of sensible size")
+    return candidate
+
+
+def _identity(c: Candidate) -> tuple[Any, ...]:
+    return c.psi, c.method, c.seed, c.real_samples, digest(c.settings)
+
+
+def _episodes(c: Candidate) -> np.ndarray:
+    """(1, 1, N)"""
+    return np.array([[[math.nan if x is None else x for x in c.episode_return]]])
+
+
+def training_folder(work: Path, method: str, seed: int, settings: dict[str, Any], psi: Sequence[Any]) -> Path:
+    """The folder of one training, named after everything that it depends on."""
+    return work / f"{method}-{seed}-{digest([settings, list(psi)])}"
+
+
+def read_candidates(work: Path) -> list[Candidate]:
+    """All candidates that jobs have left in their folders.
+
+    Raises:
+        ValueError: a damaged file; names it.
+    """
+    found = []
+    for file in sorted(work.glob("*/*.json")):
+        try:
+            found += [read_candidate(c) for c in parse_json(file.read_bytes())]
+        except (ValueError, TypeError, OSError) as error:
+            raise DamagedFileError(
+                f"{file} is damaged ({error}); delete it, and it is computed again"
+            ) from error
+    return found
+
+
+def plain_returns(episodes: np.ndarray) -> tuple[float | None, ...]:
+    """Returns (N,) for a file; None where the simulation broke down."""
+    return tuple(x if math.isfinite(x) else None for x in episodes.tolist())

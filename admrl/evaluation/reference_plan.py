@@ -1,0 +1,113 @@
+"""What is left to train for a file of reference returns, and what the trainings have left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from admrl.config.evaluation import ReferenceConfig
+from admrl.evaluation.reference import Reference, read_candidates, training_folder
+from admrl.evaluation.reference_sac import load_sac, sac_job, sac_settings
+from admrl.evaluation.reference_slbo import check_reference, slbo_job, slbo_settings
+from admrl.evaluation.task_lists import TaskList
+from admrl.jobs.pool import Job
+from task_families.family import TaskFamily
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done."""
+
+    family: TaskFamily
+    tasks: TaskList
+    config: ReferenceConfig
+    file: Path
+    reference: Reference  # as it is, with what an interruption left
+    jobs: list[Job]
+
+    @property
+    def work(self) -> Path:
+        """The folder of the trainings."""
+        return self.file.with_suffix(".work")
+
+    def merge(self) -> Reference:
+        """The file with everything that the trainings have left; written if that is news."""
+        reference = self.reference.extended(read_candidates(self.work))
+        if not self.file.exists() or reference.revision > Reference.load(self.file).revision:
+            reference.save(self.file)
+        return reference
+
+    def slbo_jobs(self, seed: int) -> list[Job]:
+        """The tasks that lack it train together; a training that was begun is found again by its tasks."""
+        config, settings = self.config, slbo_settings(self.config)
+        missing = self._missing("slbo", seed, settings, config.num_stages)
+        if not missing:
+            return []
+        part = replace(self.tasks, psi=self.tasks.psi[missing])
+        unit = self.family.box.to_unit(part.psi)
+        folder = training_folder(self.work, "slbo", seed, settings, unit.tolist())
+        num_left = config.num_stages - len(list(folder.glob("stage-*.json")))
+        steps = num_left * (1 + config.num_iterations * config.num_updates)
+        arguments = (self.family.name, self.family.variant, part, config, seed, folder)
+        return [Job(f"SLBO seed {seed}", slbo_job, arguments, steps)]
+
+    def sac_jobs(self, seed: int) -> list[Job]:
+        """A training for every task that lacks it."""
+        config, tasks, settings, jobs = self.config, self.tasks, sac_settings(self.config), []
+        unit = self.family.box.to_unit(tasks.psi)
+        for m in self._missing("sac", seed, settings, 1):
+            folder = training_folder(self.work, "sac", seed, settings, unit[m].tolist())
+            arguments = (self.family.name, self.family.variant, tasks, m, config, seed, folder)
+            jobs.append(Job(f"SAC seed {seed}", sac_job, arguments, 100))
+        return jobs
+
+    def _missing(self, method: str, seed: int, settings: dict[str, Any], num_stages: int) -> list[int]:
+        """Tasks that this training has not reached that stage on."""
+        reached: dict[tuple[float, ...], int] = {}
+        for c in self.reference.candidates:
+            if (c.method, c.seed, c.settings) == (method, seed, settings):
+                reached[c.psi] = max(reached.get(c.psi, 0), c.stage)
+        return [m for m, psi in enumerate(self.tasks.psi.tolist()) if reached.get(tuple(psi), 0) < num_stages]
+
+
+def plan_reference(
+    family: TaskFamily,
+    tasks: TaskList,
+    config: ReferenceConfig,
+    *,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    file: Path,
+) -> Plan:
+    """Everything checked; nothing is written.
+
+    Raises:
+        ValueError: impossible settings, or a file of another family.
+        ImportError: SAC is wanted and not installed.
+    """
+    if "sac" in methods:
+        load_sac()
+    if family.psi_changes_dynamics and "slbo" in methods:
+        raise ValueError(
+            f"methods: slbo learns one model for all tasks, but the dynamics of {family.name} depend on the task; "
+            "use sac alone"
+        )
+    check_reference(config, family)
+    reference = Reference(family.name, family.variant)
+    if file.exists():
+        reference = Reference.load(file)
+        if (reference.family, reference.variant) != (family.name, family.variant):
+            raise ValueError(
+                f"out: {file} is of {reference.family} ({reference.variant}), not of {family.name} "
+                f"({family.variant}); choose another one"
+            )
+    plan = Plan(family, tasks, config, file, reference, [])
+    plan = replace(plan, reference=reference.extended(read_candidates(plan.work)))  # left by an interruption
+    for seed in seeds:
+        if "slbo" in methods:
+            plan.jobs.extend(plan.slbo_jobs(seed))
+        if "sac" in methods:
+            plan.jobs.extend(plan.sac_jobs(seed))
+    return plan

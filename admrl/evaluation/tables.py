@@ -1,0 +1,173 @@
+"""Gap tables from the episodes of several methods on the same tasks, one A* for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from admrl.config.evaluation import EvaluationConfig
+from admrl.evaluation.adapted import COUNTS, Adapted, model_errors, probe_scale
+from admrl.evaluation.adapter import Adapter, describe_sees
+from admrl.evaluation.evaluator import evaluate_adapter
+from admrl.evaluation.gap_table import GapTable
+from admrl.evaluation.provenance import Provenance
+from admrl.evaluation.reference import Reference
+from admrl.evaluation.scoring import BestKnown, best_known_returns
+from admrl.evaluation.task_lists import TaskList, grid_tasks
+from admrl.jobs.reporter import Reporter
+from admrl.runs.versions import versions
+from admrl.storage.files import digest
+from dynamics.ensemble import DynamicsEnsemble
+from task_families.family import TaskFamily
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """One method and what it did on the tasks."""
+
+    label: str
+    """Its name in tables and figures."""
+    name: str
+    """Its name among the candidates of A*."""
+    sees: frozenset[str]
+    provenance: dict[str, Any]
+    """As its adapter tells it; see `Adapter.provenance`."""
+    adapted: Adapted
+    visited_psi: np.ndarray | None = None  # (n, k) tasks of its training, in order
+    model: DynamicsEnsemble | None = None
+    evaluation_key: str | None = None
+
+
+def evaluate_adapters(
+    family: TaskFamily,
+    adapters: Sequence[Adapter],
+    tasks: Sequence[int] | TaskList,
+    config: EvaluationConfig,
+    *,
+    seed: int = 0,
+    reference: Reference | None = None,
+    num_threads: int = 1,
+    reporter: Reporter | None = None,
+) -> list[GapTable]:
+    """Sub-optimality gaps of any adapters on a set of tasks of one family, A* common to all.
+
+    The tables stand beside those of `evaluate_gaps` if A* is the same, that is with the same reference.
+
+    Args:
+        tasks: grid cells per task parameter, corners included; or any list of tasks.
+        reference: A*; None: the best that any of the adapters reached, which is a bound from below.
+
+    Raises:
+        ValueError: no adapter, two of one name, impossible counts, or tasks without a reference.
+        AdapterError: see `adapt_and_score`.
+    """
+    names = [adapter.name for adapter in adapters]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"adapters: expected at least one, each with a name of its own; got {names}")
+    chosen = tasks if isinstance(tasks, TaskList) else grid_tasks(family, tasks)
+    known = None if reference is None else reference.best_known(family, chosen.psi)  # refuses before any work
+    methods = [
+        Method(
+            adapter.name,
+            adapter.name,
+            adapter.sees,
+            adapter.provenance(),
+            evaluate_adapter(
+                family, adapter, chosen, config, seed, num_threads=num_threads, reporter=reporter
+            ),
+        )
+        for adapter in adapters
+    ]
+    origin = {"kind": "best of the methods evaluated together", "methods": sorted(names)}
+    return gap_tables(family, chosen, methods, known or best_of(methods, origin), config, seed)
+
+
+def best_of(
+    methods: Sequence[Method],
+    origin: dict[str, Any],
+    *,
+    further: dict[str, np.ndarray] | None = None,
+    real_samples: int | None = 0,
+) -> BestKnown:
+    """A* as the best of the methods, at any of their sample counts, and of further candidates.
+
+    Args:
+        further: name -> episodes (R, M, N).
+        real_samples: that the further ones were trained on.
+    """
+    candidates = {
+        _stage_name(method, j): method.adapted.episode_return[:, :, j]
+        for method in methods
+        for j in range(method.adapted.episode_return.shape[2])
+    }
+    returns, source = best_known_returns(candidates | (further or {}))
+    return BestKnown(returns, source, origin, real_samples)
+
+
+def _stage_name(method: Method, j: int) -> str:
+    return method.name if method.adapted.episode_return.shape[2] == 1 else f"{method.name}, stage {j}"
+
+
+def gap_tables(
+    family: TaskFamily,
+    tasks: TaskList,
+    methods: Sequence[Method],
+    known: BestKnown,
+    config: EvaluationConfig,
+    seed: int,
+) -> list[GapTable]:
+    """One table for each method, all against the same A*; models are tested on the same transitions."""
+    probe = torch.from_numpy(
+        np.concatenate([m.adapted.probe for m in methods], axis=1)
+    )  # (M, methods x P, .)
+    scale = probe_scale(probe, family.obs_size)
+    origin_of_probe = digest([*sorted(m.name for m in methods), seed, tasks.name])
+    box = family.box
+    return [
+        GapTable(
+            method=method.label,
+            family=family.name,
+            variant=family.variant,
+            task_names=box.names,
+            task_units=box.units,
+            psi=tasks.psi.double().numpy(),
+            num_samples=np.arange(config.num_stages + 1) * config.num_stage_samples,
+            episode_return=method.adapted.episode_return,
+            optimal_return=known.returns,
+            optimal_source=known.source,
+            grid_shape=tasks.grid_shape,
+            visited_psi=method.visited_psi,
+            provenance=_provenance(method, known, config, seed, family.horizon, origin_of_probe),
+            test_set=tasks.name,
+            box=np.stack([box.low.double().numpy(), box.high.double().numpy()]),
+            model_error=None if method.model is None else model_errors(method.model, probe, scale),
+        )
+        for method in methods
+    ]
+
+
+def _provenance(
+    method: Method, known: BestKnown, config: EvaluationConfig, seed: int, horizon: int, probe: str
+) -> Provenance:
+    counts, returns = method.adapted.counts, method.adapted.episode_return
+    return Provenance.from_dict(
+        {
+            "selector": method.name,
+            "sees": describe_sees(method.sees),
+            "evaluation": asdict(config),
+            "evaluation_seed": seed,
+            "evaluation_key": method.evaluation_key,
+            "samples": {name: counts[..., i].sum((0, 1)).tolist() for i, name in enumerate(COUNTS)},
+            "scoring_real_samples": returns.size * horizon,
+            "evaluation_virtual_samples": int(counts[:, :, -1, COUNTS.index("virtual")].sum()),
+            "reference": known.origin,
+            "reference_real_samples": known.real_samples,
+            "model_error_sample": probe,
+            "versions": versions(),
+            **method.provenance,
+        }
+    )

@@ -1,0 +1,145 @@
+"""Sets of test tasks: the papers' by name, grids, and the user's own from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from admrl.storage.files import parse_json
+from task_families.choices import check_name
+from task_families.family import TaskFamily
+
+MAX_TASKS = 10_000
+
+
+NAMES = ("paper", "ood")
+
+
+GRIDS = {1: (12,), 2: (6, 6), 3: (4, 4, 3)}  # AdMRL section 5: 6 x 6 and 4 x 4 x 3
+
+
+NUM_BOUNDARY = 20  # AdMRL section 5, tasks on the boundary of a high-dimensional box
+
+
+OUTER = {"ant2d": 5 / 3}  # AdMRL section 5.3: trained on [-3, 3]^2, tested up to [-5, 5]^2
+
+
+OUTER_GRID = (8, 8)  # of the outer box; 48 of its points lie outside [-3, 3]^2, at 3.57 and at 5 m/s
+
+
+@dataclass(frozen=True, eq=False)
+class TaskList:
+    """Tasks that methods are tested on."""
+
+    name: str
+    """Letters, digits, dashes; tables are named after it."""
+    psi: Tensor  # (M, k)
+    grid_shape: tuple[int, ...] | None = None
+    """The regular grid that the tasks are points of (all of them, or some)."""
+    allow_outside: bool = False
+    """Tasks may lie outside the box that methods are trained on."""
+
+
+def grid_tasks(family: TaskFamily, shape: Sequence[int]) -> TaskList:
+    """A regular grid over the box, corners included.
+
+    Raises:
+        ValueError: not one positive count per task parameter, or too many tasks.
+    """
+    if prod(shape) > MAX_TASKS:
+        raise ValueError(
+            f"grid: {prod(shape):.3g} tasks are more than {MAX_TASKS}; choose fewer per task parameter"
+        )
+    return TaskList("grid-" + "x".join(map(str, shape)), family.box.grid(shape), tuple(shape))
+
+
+def named_tasks(family: TaskFamily, name: str) -> TaskList:
+    """A test set by name.
+
+    ``paper``: the grid of the AdMRL paper, 6 x 6 for two task parameters, 4 x 4 x 3 for three; above that, 20
+    tasks drawn once, uniformly on the boundary (12 evenly spaced tasks for a single parameter, ours).
+    ``ood``: out of distribution, the points outside the training box of an 8 x 8 grid over a box 5/3 as large.
+
+    Raises:
+        ValueError: an unknown name, or a family for which no paper defines an out-of-distribution set.
+    """
+    check_name("tasks", name, NAMES)
+    box = family.box
+    if name == "ood":
+        if family.name not in OUTER:
+            raise ValueError(
+                f"tasks: ood: no paper defines out-of-distribution tasks for {family.name} (only for "
+                f"{', '.join(OUTER)}); list your own in a file, and set `allow_outside`"
+            )
+        psi = box.from_unit(OUTER[family.name] * box.to_unit(box.grid(OUTER_GRID)))
+        outside = (box.to_unit(psi).abs() > 1 + 1e-6).any(-1)
+        return TaskList("ood", psi[outside], OUTER_GRID, allow_outside=True)
+    if box.size in GRIDS:
+        return grid_tasks(family, GRIDS[box.size])
+    return TaskList(f"boundary-{NUM_BOUNDARY}", box.fixed(NUM_BOUNDARY, 0, "boundary"))
+
+
+def read_tasks(family: TaskFamily, file: Path, *, allow_outside: bool = False) -> TaskList:
+    """Tasks from a .json file (a list of lists) or a .csv file (one task per line; a line of names is skipped).
+
+    Raises:
+        ValueError: no such file, not a list of numbers, tasks of the wrong size, outside the box, or twice the same.
+    """
+    if not file.is_file():
+        raise ValueError(f"tasks: expected {', '.join(NAMES)} or a file of tasks, got {file} (no such file)")
+    expected = f"expected {family.box.size} numbers per task ({', '.join(family.box.names)})"
+    try:
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".json":
+            rows = [[float(x) for x in row] for row in parse_json(text)]
+        else:
+            lines = [line.split("#")[0].replace(",", " ").split() for line in text.splitlines()]
+            lines = [line for line in lines if line]
+            if lines and not _is_number(lines[0][0]):
+                lines = lines[1:]
+            rows = [[float(x) for x in line] for line in lines]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: {expected}, in JSON or CSV; {error}") from error
+    if not rows or any(len(row) != family.box.size for row in rows):
+        raise ValueError(f"{file}: {expected}, got {[len(row) for row in rows][:5] or 'no task'}")
+    psi = torch.tensor(rows, dtype=torch.float64).to(family.box.low.dtype)
+    if len(psi) > MAX_TASKS:
+        raise ValueError(f"{file}: expected at most {MAX_TASKS} tasks, got {len(psi)}")
+    if len(psi.unique(dim=0)) < len(psi):
+        raise ValueError(f"{file}: a task is listed twice; list each one once")
+    family.box.check(psi, allow_outside=allow_outside)
+    name = "".join(c if c.isalnum() else "-" for c in file.stem)
+    return TaskList(name, psi, None, allow_outside)
+
+
+def choose_tasks(
+    family: TaskFamily, grid: Sequence[int] | None, tasks: str, *, allow_outside: bool = False
+) -> TaskList:
+    """What the command line asked for: a grid, a named set or a file.
+
+    Raises:
+        ValueError: see `grid_tasks`, `named_tasks` and `read_tasks`.
+    """
+    if grid is not None:
+        return grid_tasks(family, grid)
+    if Path(tasks).suffix or Path(tasks).is_file():
+        return read_tasks(family, Path(tasks), allow_outside=allow_outside)
+    return named_tasks(family, tasks)
+
+
+def unit_keys(unit: Tensor) -> list[tuple[int, ...]]:
+    """What identifies tasks (M, k) in files and random streams: their unit coordinates in millionths."""
+    return [tuple(round(1e6 * x) for x in row) for row in unit.double().tolist()]
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""How long work runs, reports and stops."""

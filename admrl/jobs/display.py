@@ -1,0 +1,112 @@
+"""What the user sees while it works: one progress row per job, for jobs of this process and of others."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+REPORT_EVERY = 5  # steps; a row needs no more
+
+
+class Display:
+    """Progress rows by job name. In a terminal they move; elsewhere every phase is a line."""
+
+    def __init__(self, console: Console, jobs: dict[str, int]) -> None:
+        """jobs: name -> number of steps in all."""
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=16),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[phase]} {task.fields[numbers]}", style="dim"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._rows = {
+            name: self._progress.add_task(name, total=total, phase="", numbers="", start=False)
+            for name, total in jobs.items()
+        }
+        self._shown: dict[str, dict[str, float]] = {name: {} for name in jobs}
+
+    def __enter__(self) -> Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._progress.stop()
+
+    def phase(self, job: str, name: str) -> None:
+        """The job begins a phase."""
+        self._progress.start_task(self._rows[job])
+        self._progress.update(self._rows[job], phase=name)
+        if not self._console.is_terminal:
+            self._console.print(f"{job}: {name} {_numbers(self._shown[job])}", highlight=False)
+
+    def advance(self, job: str, num_steps: int, metrics: dict[str, float]) -> None:
+        """The job did some steps."""
+        self._progress.start_task(self._rows[job])
+        self._shown[job] |= metrics
+        self._progress.update(self._rows[job], advance=num_steps, numbers=_numbers(self._shown[job]))
+
+    def event(self, job: str, message: str) -> None:
+        """The job has something to say."""
+        self._console.print(f"{job}: {message}", style="yellow", highlight=False)
+
+    def handle(self, message: tuple[str, str, tuple[Any, ...]]) -> None:
+        """A message of a `JobReporter` in another process."""
+        job, kind, arguments = message
+        getattr(self, kind)(job, *arguments)
+
+
+class JobReporter:
+    """A `Reporter` for one job; `send` takes (job, kind, arguments) to `Display.handle`, here or over a queue."""
+
+    def __init__(self, job: str, send: Any) -> None:
+        self._job, self._send = job, send
+        self._pending = 0
+        self._metrics: dict[str, float] = {}
+
+    def phase(self, name: str) -> None:
+        """See `Reporter.phase`."""
+        self._flush()
+        self._send((self._job, "phase", (name,)))
+
+    def advance(self, **metrics: float) -> None:
+        """See `Reporter.advance`."""
+        self._metrics |= metrics
+        self._pending += 1
+        if self._pending >= REPORT_EVERY:
+            self._flush()
+
+    def event(self, message: str) -> None:
+        """See `Reporter.event`."""
+        self._send((self._job, "event", (message,)))
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._send((self._job, "advance", (self._pending, dict(self._metrics))))
+            self._pending = 0
+
+
+def _numbers(metrics: dict[str, float]) -> str:
+    """Return in the model and in the simulator, samples used."""
+    parts = []
+    if "return_model" in metrics:
+        parts.append(f"model {metrics['return_model']:.0f}")
+    if "return_real_noisy" in metrics:
+        parts.append(f"real {metrics['return_real_noisy']:.0f}")
+    if metrics.get("real_samples"):
+        parts.append(f"{short(metrics['real_samples'])} real")
+    if metrics.get("virtual_samples"):
+        parts.append(f"{short(metrics['virtual_samples'])} virtual samples")
+    return "| " + ", ".join(parts) if parts else ""
+
+
+def short(count: float) -> str:
+    """A count of samples: 100k, 4.6M."""
+    return f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count / 1e3:.0f}k"

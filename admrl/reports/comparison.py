@@ -1,0 +1,340 @@
+"""Comparing methods from saved gap tables: one table per training run, runs of one selector are one method.
+
+Every number here comes from the tables alone. S training seeds, M tasks, J sample counts.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from admrl.evaluation.gap_table import GapTable
+from admrl.reports.statistics import (
+    STATISTICS,
+    Interval,
+    interval,
+    paired_difference,
+    probability_of_improvement,
+    standard_error,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """The runs of one selector, in the order of their seeds."""
+
+    name: str
+    tables: tuple[GapTable, ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Training seeds (S,)."""
+        return tuple(t.provenance.seed or 0 for t in self.tables)
+
+    def gaps(self, j: int) -> np.ndarray:
+        """(S, M) mean gap over policy seeds; nan where a simulation broke down."""
+        return np.stack([t.mean_gap(j) for t in self.tables])
+
+    def returns(self, j: int) -> np.ndarray:
+        """(S, M) mean return over policy seeds and episodes."""
+        return np.stack([t.adapted_return[:, :, j].mean(0) for t in self.tables])
+
+    def errors(self, j: int) -> np.ndarray:
+        """(M,) standard error of the mean gap: over training seeds, or over policy seeds if there is one training."""
+        return standard_error(self.gaps(j)) if len(self.tables) > 1 else self.tables[0].standard_error(j)
+
+    def corrected_worst(self, j: int) -> np.ndarray:
+        """(S,) worst-case gap of each run, corrected for the choice of the task; see `WorstCase.corrected`."""
+        return np.array([t.worst(j).corrected for t in self.tables])
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Methods on one set of tasks with one A*."""
+
+    methods: tuple[Method, ...]
+
+    @property
+    def first(self) -> GapTable:
+        """A table, for what all have in common."""
+        return self.methods[0].tables[0]
+
+    def complete(self, j: int) -> np.ndarray:
+        """(M,) bool: tasks whose gap is known in every run of every method; only these are aggregated."""
+        return np.isfinite(np.concatenate([m.gaps(j) for m in self.methods])).all(0)
+
+    @property
+    def paired_seeds(self) -> bool:
+        """Whether all methods were trained with the same seeds."""
+        return len({m.seeds for m in self.methods}) == 1
+
+    def notes(self) -> list[str]:
+        """What a reader should know before comparing."""
+        notes = []
+        budgets = {
+            (t.provenance.training_real_samples, t.provenance.training_virtual_samples)
+            for m in self.methods
+            for t in m.tables
+        }
+        if len(budgets) > 1:
+            notes.append(f"Training budgets differ (real, virtual samples): {sorted(budgets, key=str)}.")
+        if not self.paired_seeds:
+            notes.append(
+                "The methods were trained with different seeds, so no paired comparison is made: "
+                + "; ".join(f"{m.name} {list(m.seeds)}" for m in self.methods)
+                + "."
+            )
+        for j, n in enumerate(self.first.num_samples):
+            if num := int((~self.complete(j)).sum()):
+                notes.append(
+                    f"n = {n}: {num} of {len(self.first.psi)} tasks are missing in some run; they are drawn as "
+                    "missing and left out of every aggregate."
+                )
+        negative = sum(
+            int((m.gaps(j) < 0).sum()) for m in self.methods for j in range(len(self.first.num_samples))
+        )
+        if negative:
+            notes.append(f"{negative} mean gaps are negative: A* is too weak there. They are not clamped.")
+        if min(len(m.tables) for m in self.methods) < 2:
+            notes.append("A method with one training seed has no interval.")
+        if (
+            len({json.dumps(t.provenance.versions, sort_keys=True) for m in self.methods for t in m.tables})
+            > 1
+        ):
+            notes.append("The tables were made with different versions; see the provenance.")
+        return notes
+
+
+def compare_tables(tables: Sequence[GapTable]) -> Comparison:
+    """Group tables by method and check that they can be compared.
+
+    Raises:
+        ValueError: no table, different families, tasks, sample counts, settings or A*, or a run given twice.
+    """
+    if not tables:
+        raise ValueError("tables: expected at least one gap table, got none")
+    first = tables[0]
+    groups: dict[str, list[GapTable]] = {}
+    for t in tables:
+        check_comparable(first, t)
+        groups.setdefault(t.provenance.selector or t.method, []).append(t)
+    methods = []
+    for name, members in groups.items():
+        ordered = tuple(sorted(members, key=lambda t: t.provenance.seed or 0))
+        method = Method(name, ordered)
+        if len(set(method.seeds)) < len(method.seeds):
+            raise ValueError(
+                f"{name}: two runs with the same training seed ({list(method.seeds)}); give one run per seed"
+            )
+        methods.append(method)
+    return Comparison(tuple(methods))
+
+
+def check_gaps(comparison: Comparison) -> None:
+    """Refuse methods that cannot be drawn.
+
+    Raises:
+        ValueError: a method without any task that has a gap in every run; names it.
+    """
+    for method in comparison.methods:
+        for j in range(len(comparison.first.num_samples)):
+            if not np.isfinite(method.gaps(j)).all(0).any():
+                raise ValueError(f"{method.name}: no task has a gap in every run")
+
+
+def check_comparable(first: GapTable, other: GapTable) -> None:
+    """Refuse tables that cannot stand side by side.
+
+    Raises:
+        ValueError: says what differs and what to do.
+    """
+    if (other.family, other.variant) != (first.family, first.variant):
+        raise ValueError(
+            f"tables of different families: {first.family} ({first.variant}) and "
+            f"{other.family} ({other.variant}); compare runs of one family"
+        )
+    if (
+        other.grid_shape != first.grid_shape
+        or other.psi.shape != first.psi.shape
+        or not np.allclose(other.psi, first.psi)
+    ):
+        raise ValueError("tables of different grids or lists of tasks; evaluate all runs on the same tasks")
+    if not np.array_equal(other.num_samples, first.num_samples):
+        raise ValueError(
+            f"tables with different sample counts n: {first.num_samples.tolist()} and {other.num_samples.tolist()}; "
+            "evaluate all runs with the same num_stages"
+        )
+    if not np.allclose(other.optimal_return, first.optimal_return, equal_nan=True):
+        raise ValueError(
+            "tables with different reference returns A*; evaluate the runs together (admrl evaluate RUN RUN), "
+            "or all with the same reference file"
+        )
+    settings = [dict(t.provenance.evaluation or {}) for t in (first, other)]
+    for s, t in zip(settings, (first, other), strict=True):
+        s.pop("tasks_per_batch", None)
+        s["seed"] = t.provenance.evaluation_seed
+    if settings[0] != settings[1]:
+        name = next(k for k in settings[0] | settings[1] if settings[0].get(k) != settings[1].get(k))
+        raise ValueError(
+            f"tables of different evaluations: {name} is {settings[0].get(name)} and {settings[1].get(name)}; "
+            "evaluate all runs with the same settings"
+        )
+
+
+Row = dict[str, Any]
+
+
+def summary_rows(comparison: Comparison) -> list[Row]:
+    """Per method, n and statistic of the gap: value and 95 % intervals, whole runs and stratified resampled."""
+    rows = []
+    for method in comparison.methods:
+        for j, n in enumerate(comparison.first.num_samples):
+            keep = comparison.complete(j)
+            if not keep.any():
+                continue
+            gaps = method.gaps(j)[:, keep]
+            for name, statistic in STATISTICS.items():
+                whole = interval(gaps, statistic, resampling="runs")
+                within = interval(gaps, statistic, resampling="stratified")
+                rows.append(_summary(method, n, f"{name} gap", whole, within, int(keep.sum())))
+            corrected = method.corrected_worst(j)
+            if np.isfinite(corrected).all():
+                answer = interval(corrected[:, None], STATISTICS["mean"])
+                rows.append(_summary(method, n, "worst gap, corrected", answer, None, int(keep.sum())))
+            answer = interval(method.returns(j)[:, keep], STATISTICS["mean"])
+            rows.append(_summary(method, n, "mean return", answer, None, int(keep.sum())))
+    return rows
+
+
+def _summary(
+    method: Method, n: int, statistic: str, whole: Interval, within: Interval | None, num_tasks: int
+) -> Row:
+    nan = math.nan
+    return {
+        "method": method.name,
+        "n": int(n),
+        "statistic": statistic,
+        "value": whole.value,
+        "low": whole.low,
+        "high": whole.high,
+        "stratified low": within.low if within else nan,
+        "stratified high": within.high if within else nan,
+        "seeds": len(method.tables),
+        "policy seeds": len(method.tables[0].episode_return),
+        "tasks": num_tasks,
+    }
+
+
+def paired_rows(comparison: Comparison) -> list[Row]:
+    """Every pair of methods, per n and statistic: difference of gaps paired by seed (negative: the first wins).
+
+    None where the methods were trained with different seeds.
+    """
+    if not comparison.paired_seeds:
+        return []
+    rows = []
+    for a, b in itertools.combinations(comparison.methods, 2):
+        for j, n in enumerate(comparison.first.num_samples):
+            keep = comparison.complete(j)
+            if not keep.any():
+                continue
+            x, y = a.gaps(j)[:, keep], b.gaps(j)[:, keep]
+            for name, statistic in STATISTICS.items():
+                answer = paired_difference(x, y, statistic)
+                rows.append(
+                    {
+                        "methods": f"{a.name} - {b.name}",
+                        "n": int(n),
+                        "statistic": f"{name} gap",
+                        "difference": answer.interval.value,
+                        "low": answer.interval.low,
+                        "high": answer.interval.high,
+                        "p (paired t)": answer.p_value,
+                        "P(first has the smaller gap)": probability_of_improvement(-x, -y),
+                        "seeds": len(x),
+                    }
+                )
+    return rows
+
+
+def cell_rows(comparison: Comparison) -> list[Row]:
+    """Every cell: method, training seed, task and n."""
+    rows = []
+    for method in comparison.methods:
+        for seed, t in zip(method.seeds, method.tables, strict=True):
+            for j, n in enumerate(t.num_samples):
+                gap, error, mean = t.mean_gap(j), t.standard_error(j), t.adapted_return[:, :, j].mean(0)
+                for m, psi in enumerate(t.psi):
+                    row: Row = {"method": method.name, "seed": seed, "n": int(n), "task": m + 1}
+                    row |= {name: float(x) for name, x in zip(t.task_names, psi, strict=True)}
+                    row |= {
+                        "gap": float(gap[m]),
+                        "standard error": float(error[m]),
+                        "return": float(mean[m]),
+                        "A*": float(t.optimal_return[m]),
+                        "A* from": t.optimal_source[m],
+                        "model error": math.nan if t.model_error is None else float(t.model_error[m]),
+                    }
+                    rows.append(row)
+    return rows
+
+
+def provenance_rows(comparison: Comparison) -> list[Row]:
+    """Per run: seeds, budgets, versions, commits, A*."""
+    rows = []
+    for method in comparison.methods:
+        for t in method.tables:
+            p = t.provenance
+            versions, trained = p.versions or {}, p.training_versions or {}
+            samples, reference = p.samples or {}, p.reference or {}
+            scored = samples.get("scoring", [p.scoring_real_samples])[-1]
+            rows.append(
+                {
+                    "method": method.name,
+                    "run": _shown(p.run),
+                    "preset": _shown(p.preset),
+                    "may see of a task": p.sees or "not recorded",
+                    "training seed": _shown(p.seed),
+                    "evaluation seed": _shown(p.evaluation_seed),
+                    "policy seeds": len(t.episode_return),
+                    "training real samples": _shown(p.training_real_samples),
+                    "training virtual samples": _shown(p.training_virtual_samples),
+                    "adaptation samples": _shown(samples.get("adaptation", [None])[-1]),
+                    "of these held out": _shown(samples.get("held_out", [None])[-1]),
+                    "scoring samples": _shown(scored),
+                    "evaluation virtual samples": _shown(p.evaluation_virtual_samples),
+                    "A*": reference.get("kind", ""),
+                    "A* digest": reference.get("digest", ""),
+                    "A* real samples": _shown(p.reference_real_samples),
+                    "commit, evaluation": versions.get("commit", "unknown"),
+                    "commit, training": trained.get("commit", "unknown"),
+                    **{k: v for k, v in versions.items() if k != "commit"},
+                }
+            )
+    return rows
+
+
+def _shown(value: object) -> object:
+    """What is not known stays empty."""
+    return "" if value is None else value
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Rows as CSV; missing numbers are empty."""
+    if not rows:
+        return ""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        missing = {k: "" for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} | missing)
+    return text.getvalue()

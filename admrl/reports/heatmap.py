@@ -1,0 +1,264 @@
+"""Gap heat maps, from saved tables alone (AdMRL Fig. 1, 3a, 5a)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import Normalize
+
+from admrl.evaluation.gap_table import GapTable
+from admrl.reports.comparison import Comparison, check_comparable, check_gaps
+from admrl.reports.style import COLOURS, axis_label, save_figure
+
+matplotlib.use("Agg", force=False)
+
+
+TEXT_SHIFTS = (0.0, 0.27, -0.27)  # of a cell's text, in cells
+
+
+WORST, BOX = "#d62728", "0.1"
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One heat map: mean gaps of M tasks."""
+
+    title: str
+    psi: np.ndarray  # (M, k)
+    gap: np.ndarray  # (M,) nan is missing
+    error: np.ndarray  # (M,)
+    visited: np.ndarray | None = None  # (n, k) tasks of the training, in order
+
+
+def plot_gap_heatmap(tables: Sequence[GapTable], path: Path | str, j: int = 0) -> None:
+    """Sub-optimality gaps over a grid of tasks, methods side by side on one colour scale (AdMRL Fig. 3a).
+
+    Every cell shows its mean gap and, below, the standard error over policy seeds; the worst task has a frame,
+    missing cells are hatched, and small numbers mark the tasks of the training in their order. A 3-D grid has a row
+    of maps for every value of its third coordinate; other sets of tasks are drawn as a dot for each task.
+
+    Args:
+        tables: one per method, of the same family and tasks.
+        path: .png, .pdf or .svg.
+        j: which of the tables' sample counts.
+
+    Raises:
+        ValueError: no table, tables that do not belong together, or no gap at all.
+    """
+    if not tables:
+        raise ValueError("tables: expected at least one gap table, got none")
+    for other in tables[1:]:
+        check_comparable(tables[0], other)
+    panels = []
+    for table in tables:
+        worst, (mean, error) = table.worst(j), table.average(j)
+        title = (
+            f"{table.method}\nworst {worst.gap:.0f} ± {worst.standard_error:.0f} (framed), "
+            f"mean {mean:.0f} ± {error:.0f}"
+        )
+        if table.num_missing(j):
+            title += f"\n{table.num_missing(j)} tasks missing"
+        panels.append(Panel(title, table.psi, table.mean_gap(j), table.standard_error(j), table.visited_psi))
+    note = "± standard error over policy seeds; frame: worst task"
+    if any(t.visited_psi is not None for t in tables):
+        note += "; boxes: tasks of the training, in order"
+    _draw(panels, tables[0], j, note, path)
+
+
+def plot_method_heatmap(comparison: Comparison, path: Path | str, j: int = 0) -> None:
+    """The same, one panel per method: gaps averaged over its training runs.
+
+    Raises:
+        ValueError: no gap at all.
+    """
+    check_gaps(comparison)
+    panels = []
+    for method in comparison.methods:
+        gaps = method.gaps(j)
+        known = np.isfinite(gaps).all(0)
+        mean = np.where(known, gaps.mean(0), np.nan)
+        title = f"{method.name}, {len(gaps)} training seed{'s' if len(gaps) > 1 else ''}"
+        title += f"\nworst mean {np.nanmax(mean):.0f} (framed), mean {np.nanmean(mean):.0f}"
+        if not known.all():
+            title += f"\n{int((~known).sum())} tasks missing"
+        visited = method.tables[0].visited_psi if len(gaps) == 1 else None
+        panels.append(Panel(title, comparison.first.psi, mean, method.errors(j), visited))
+    over = "training seeds" if any(len(m.tables) > 1 for m in comparison.methods) else "policy seeds"
+    note = f"± standard error over {over}; frame: largest mean gap"
+    _draw(panels, comparison.first, j, note, path)
+
+
+def _draw(panels: Sequence[Panel], table: GapTable, j: int, note: str, path: Path | str) -> None:
+    finite = np.concatenate([p.gap[np.isfinite(p.gap)] for p in panels])
+    norm = Normalize(min(0.0, finite.min()), max(finite.max(), 1e-9))
+    label = f"sub-optimality gap, return per episode (n = {table.num_samples[j]})"
+    grid = table.grid_shape
+    if grid is None or len(grid) not in (2, 3) or min(grid) < 2:
+        figure = _dots(panels, table, label)
+    else:
+        figure = _maps(panels, table, grid, norm, label)
+        if table.psi.shape[1] == 3:
+            note += f"; rows: {axis_label(table, 2)}"
+    figure.supxlabel(note, fontsize=8, color="0.35")
+    save_figure(figure, Path(path))
+
+
+def _maps(
+    panels: Sequence[Panel], table: GapTable, grid: tuple[int, ...], norm: Normalize, label: str
+) -> plt.Figure:
+    """A column for every panel, a row for every value of the third coordinate (one row in 2-D)."""
+    axes_values = [_levels(table.psi[:, i]) for i in range(table.psi.shape[1])]
+    xs, ys = axes_values[:2]
+    zs = axes_values[2] if len(axes_values) == 3 else np.zeros(1)
+    width, height = max(3.4, 0.8 * len(xs) + 0.9), max(2.9, 0.62 * len(ys) + 1.1)
+    figure, axes = plt.subplots(
+        len(zs),
+        len(panels),
+        figsize=(width * len(panels) + 0.9, height * len(zs) + 0.6),
+        squeeze=False,
+        layout="constrained",
+    )
+    image = None
+    for column, panel in zip(axes.T, panels, strict=True):
+        worst = int(np.nanargmax(panel.gap))
+        for row, (axis, z) in enumerate(zip(column, zs, strict=True)):
+            here = np.isclose(panel.psi[:, 2], z) if len(axes_values) == 3 else np.ones(len(panel.psi), bool)
+            gap, error, tested = (np.full((len(xs), len(ys)), np.nan) for _ in range(3))
+            ix, iy = (np.abs(panel.psi[:, i, None] - v).argmin(1) for i, v in ((0, xs), (1, ys)))
+            gap[ix[here], iy[here]], error[ix[here], iy[here]] = panel.gap[here], panel.error[here]
+            tested[ix[here], iy[here]] = 1
+            axis.set_facecolor("0.92")
+            image = axis.imshow(
+                np.ma.masked_invalid(gap.T), origin="lower", cmap=COLOURS, norm=norm, aspect="auto"
+            )
+            near = len(axes_values) == 2
+            visited = _mark_visited(axis, panel, xs, ys) if near else np.zeros((0, 2))
+            _write_cells(axis, gap, error, tested, norm, visited)
+            if here[worst]:
+                corner = (ix[worst] - 0.47, iy[worst] - 0.47)
+                axis.add_patch(plt.Rectangle(corner, 0.94, 0.94, fill=False, edgecolor=WORST, linewidth=3))
+            _draw_box(axis, table, xs, ys)
+            if row == 0:
+                axis.set_title(panel.title, fontsize=10)
+            axis.set_xticks(range(len(xs)), [f"{x:.3g}" for x in xs])
+            axis.set_yticks(range(len(ys)), [f"{y:.3g}" for y in ys])
+            axis.set_xlabel(axis_label(table, 0) if row == len(zs) - 1 else "")
+            axis.set_ylabel(
+                axis_label(table, 1)
+                + (f"\n{table.task_names[2]} {z:.3g} {table.task_units[2]}" if len(zs) > 1 else "")
+            )
+    assert image is not None
+    figure.colorbar(image, ax=axes.ravel().tolist()).set_label(label.replace(", ", ",\n"))
+    return figure
+
+
+def _dots(panels: Sequence[Panel], table: GapTable, label: str) -> plt.Figure:
+    """A dot with an error bar for every task, tasks in the order of the list."""
+    num_tasks = len(table.psi)
+    figure, axes = plt.subplots(
+        len(panels),
+        1,
+        figsize=(max(6.4, 0.28 * num_tasks + 1.5), 2.1 * len(panels) + 1.0),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+    )
+    x = np.arange(1, num_tasks + 1)
+    for axis, panel in zip(axes[:, 0], panels, strict=True):
+        axis.axhline(0, color="0.6", linewidth=0.8)
+        axis.errorbar(x, panel.gap, np.nan_to_num(panel.error), fmt="o", color="#0072b2", ms=4, capsize=2)
+        worst = int(np.nanargmax(panel.gap))
+        axis.plot(x[worst], panel.gap[worst], "s", ms=11, fillstyle="none", color=WORST, markeredgewidth=2)
+        for m in np.flatnonzero(~np.isfinite(panel.gap)):
+            axis.axvspan(m + 0.55, m + 1.45, facecolor="0.92", hatch="///", edgecolor="0.6", linewidth=0)
+        axis.set_title(panel.title.replace("\n", ": ", 1), fontsize=9)
+        axis.grid(axis="y", color="0.9")
+    axes[-1, 0].set_xlabel("task, in the order of the list")
+    axes[-1, 0].set_xticks(x if num_tasks <= 40 else x[:: max(1, num_tasks // 20)])
+    figure.supylabel(label.replace(", ", ",\n"), fontsize=9)
+    return figure
+
+
+def _write_cells(
+    axis: plt.Axes,
+    gap: np.ndarray,
+    error: np.ndarray,
+    tested: np.ndarray,
+    norm: Normalize,
+    visited: np.ndarray,
+) -> None:
+    """Mean gap and standard error in every cell, in the upper or lower part if a task marker is in the way."""
+    for (x, y), value in np.ndenumerate(gap):
+        if not np.isfinite(value):
+            if np.isfinite(tested[x, y]):
+                axis.add_patch(
+                    plt.Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, hatch="///", edgecolor="0.6")
+                )
+                axis.text(x, y, "missing", ha="center", va="center", fontsize=7, color="0.2")
+            continue
+        colour = "white" if norm(value) > 0.55 else "black"
+        near = visited[np.abs(visited[:, 0] - x) < 0.35]
+        room = [np.abs(near[:, 1] - (y + shift)).min(initial=1.0) for shift in TEXT_SHIFTS]
+        shift = TEXT_SHIFTS[next((i for i, r in enumerate(room) if r > 0.32), int(np.argmax(room)))]
+        axis.text(
+            x, y + shift + 0.09, f"{round(float(value))}", ha="center", va="center", color=colour, fontsize=10
+        )
+        if np.isfinite(error[x, y]):
+            text = f"± {error[x, y]:.0f}"
+            axis.text(x, y + shift - 0.12, text, ha="center", va="center", color=colour, fontsize=7)
+
+
+def _mark_visited(axis: plt.Axes, panel: Panel, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
+    """Numbered markers at the tasks of the training; their places (n, 2) in cells."""
+    if panel.visited is None or len(panel.visited) == 0:
+        return np.zeros((0, 2))
+    x = np.interp(panel.visited[:, 0], xs, np.arange(len(xs)))
+    y = np.interp(panel.visited[:, 1], ys, np.arange(len(ys)))
+    groups: list[tuple[np.ndarray, list[str]]] = []  # tasks closer than a marker share one
+    for i, place in enumerate(np.stack([x, y], axis=1)):
+        for center, numbers in groups:
+            if np.abs(center - place).max() < 0.12:
+                numbers.append(str(i + 1))
+                break
+        else:
+            groups.append((place, [str(i + 1)]))
+    for (px, py), numbers in groups:
+        axis.annotate(
+            ",".join(numbers),
+            (px, py),
+            fontsize=7,
+            ha="center",
+            va="center",
+            color="black",
+            bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "0.3", "linewidth": 0.6},
+        )
+    return np.array([place for place, _ in groups])
+
+
+def _draw_box(axis: plt.Axes, table: GapTable, xs: np.ndarray, ys: np.ndarray) -> None:
+    """The training box, where tasks lie outside it (AdMRL Fig. 5a)."""
+    if table.box is None:
+        return
+    low, high = table.box[:, :2]
+    if (table.psi[:, :2] >= low - 1e-6).all() and (table.psi[:, :2] <= high + 1e-6).all():
+        return
+    x, y = np.interp([low[0], high[0]], xs, range(len(xs))), np.interp([low[1], high[1]], ys, range(len(ys)))
+    axis.add_patch(
+        plt.Rectangle(
+            (x[0], y[0]), x[1] - x[0], y[1] - y[0], fill=False, edgecolor=BOX, linestyle="--", linewidth=1.5
+        )
+    )
+    axis.text((x[0] + x[1]) / 2, (y[0] + y[1]) / 2, "training box", ha="center", va="center", fontsize=8)
+
+
+def _levels(values: np.ndarray) -> np.ndarray:
+    """The distinct coordinates of a grid, ascending; those that differ by rounding count once."""
+    ordered = np.unique(values)
+    keep = np.concatenate([[True], np.diff(ordered) > 1e-6 * max(1.0, float(np.ptp(values)))])
+    return ordered[keep]

@@ -1,0 +1,21 @@
+"""The kinds of run: the one page that knows `admrl train` and `admrl train-baseline` both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from admrl.baselines.run import BaselineRun, load_baseline
+from admrl.runs.folder import read_config
+from admrl.training.run import Run, load_run
+
+AnyRun = Run | BaselineRun
+
+
+def load_any_run(path: Path | str) -> AnyRun:
+    """A run with its newest sound checkpoint; warns about newer ones that are damaged.
+
+    Raises:
+        ValueError: not a run folder, damaged files, or a run that has nothing to use yet.
+    """
+    baseline = read_config(Path(path)).get("kind") == BaselineRun.kind
+    return load_baseline(path) if baseline else load_run(path)

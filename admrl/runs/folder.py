@@ -1,0 +1,311 @@
+"""A run is a folder, whatever trained in it: making one, opening one, going on with it.
+
+    config.json      kind of run, family, seed, every setting, versions of what computes
+    metrics.csv      one row per step (`admrl.runs.log`)
+    events.jsonl     what the user should know: fallbacks, restored models, resumptions; one JSON object a line
+    tensorboard/     the metrics for TensorBoard, if it is installed
+    checkpoints/     everything that the training needs to go on: the newest few (`admrl.runs.checkpoints`)
+    replay/          the real transitions, in parts that the checkpoints share
+    gaps/            written by `admrl evaluate`: one table per set of tasks
+    evaluation/      finished parts of evaluations (`admrl.evaluation.part_store`)
+    .lock, lock.json who writes at the moment (`admrl.runs.lock`)
+
+beside what a kind of run writes of its own: tasks.json (`admrl train`), curve.json (`admrl train-baseline`). A kind
+is a subclass of `RunFolder`. Files are replaced atomically. Loading executes no code: tensors are safetensors, all
+else is JSON. A folder that is no run is never written to.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+
+from torch import Tensor
+
+from admrl.runs.checkpoints import Checkpoint, CheckpointStore
+from admrl.runs.lock import HOLDER, LOCK, RunLock
+from admrl.storage.files import DamagedFileError, parse_json, write_json
+from task_families.family import TaskFamily
+from task_families.registry import make
+
+CONFIG, TASKS, CURVE = "config.json", "tasks.json", "curve.json"
+COMMANDS: dict[str | None, str] = {None: "train", "baseline": "train-baseline"}
+"""`kind` in config.json: the command that makes such runs and goes on with them."""
+
+
+class RunInfo(Protocol):
+    """What a run of any kind was asked to do."""
+
+    @property
+    def family(self) -> str:
+        """Name of the task family."""
+
+    @property
+    def variant(self) -> str:
+        """The family's variant."""
+
+    @property
+    def selector(self) -> str:
+        """The method: how tasks are selected, or a baseline's algorithm; runs of one are seeds of one method."""
+
+    @property
+    def seed(self) -> int:
+        """Of everything."""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of what computed."""
+
+
+Info = TypeVar("Info", bound=RunInfo)
+State = TypeVar("State")
+
+
+@dataclass
+class RunFolder(ABC, Generic[Info, State]):
+    """A run folder in memory: what was asked for, and the state that was reached."""
+
+    path: Path
+    info: Info
+    family: TaskFamily
+    state: State
+    checkpoint: Checkpoint | None = None  # that the state came from
+    lock: RunLock | None = None  # for the one who writes
+    notes: list[str] = field(default_factory=list)  # what the user should know about the loading
+    store: CheckpointStore = field(init=False)
+
+    kind: ClassVar[str | None]
+
+    def __post_init__(self) -> None:
+        self.store = CheckpointStore(self.path)
+
+    # -- what a kind of run defines ------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def check_info(cls, data: Any) -> Info:
+        """What config.json says, every setting checked.
+
+        Raises:
+            ValueError, TypeError, KeyError, OverflowError: something does not fit.
+        """
+
+    @classmethod
+    @abstractmethod
+    def new_state(cls, family: TaskFamily, info: Info) -> State:
+        """The beginning of such a training."""
+
+    @abstractmethod
+    def dump(self) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
+        """Tensors, plain data, and the rows of the data; see `CheckpointStore.save`.
+
+        Raises:
+            FloatingPointError: a parameter is not finite, which must never reach a checkpoint.
+        """
+
+    @abstractmethod
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Fill the state from a checkpoint of the same configuration.
+
+        Raises:
+            DamagedFileError: names what does not fit.
+        """
+
+    @property
+    @abstractmethod
+    def finished(self) -> bool:
+        """Whether there is nothing left to train."""
+
+    @property
+    @abstractmethod
+    def progress(self) -> str:
+        """How far it is, for messages."""
+
+    # -- what all kinds share ------------------------------------------------------------------------------------
+
+    @property
+    def resume_command(self) -> str:
+        """The command that goes on with it."""
+        return resume_command(self.path, self.kind)
+
+    @classmethod
+    def create(cls, path: Path, info: Info) -> Self:
+        """Make the folder of a new run; everything is checked before.
+
+        Raises:
+            ValueError: the folder already holds a run (or anything else), or cannot be made.
+            StorageError: config.json cannot be written.
+        """
+        family = make(info.family, variant=info.variant)
+        state = cls.new_state(family, info)
+        create_run(path, info)
+        return cls(path, info, family, state)
+
+    @classmethod
+    def read_info(cls, path: Path) -> Info:
+        """The config.json of a run of this kind.
+
+        Raises:
+            ValueError: the folder is not a run, or its config.json is damaged or of another kind.
+        """
+        data = read_config(path, command=COMMANDS[cls.kind])
+        kind = data.get("kind")
+        if kind != cls.kind:
+            of = COMMANDS.get(kind) if isinstance(kind, str | None) else None
+            raise DamagedFileError(
+                f"{path / CONFIG} is of another kind: "
+                + (f"a run of `admrl {of}`" if of else f"kind {kind!r:.40}")
+                + f", not of `admrl {COMMANDS[cls.kind]}`"
+                + (f"; it goes on with: {resume_command(path, kind)}" if of else "")
+            )
+        try:
+            return cls.check_info(data)
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            raise DamagedFileError(f"{path / CONFIG} is damaged: {error}") from error
+
+    @classmethod
+    def open(cls, path: Path, *, lock: RunLock | None = None) -> Self:
+        """A run at its newest sound checkpoint, or at its beginning if it has none.
+
+        Args:
+            lock: of the folder, to write there; damaged checkpoints are then set aside.
+
+        Raises:
+            ValueError: not a run folder, damaged files, or a checkpoint of another run.
+        """
+        info = cls.read_info(path)
+        family = make(info.family, variant=info.variant)
+        run = cls(path, info, family, cls.new_state(family, info), lock=lock)
+        checkpoint, notes = run.store.load(set_aside=lock is not None)
+        if checkpoint is not None:
+            run._check_identity(checkpoint)
+            run.restore(checkpoint)
+            run.checkpoint = checkpoint
+        elif (path / "checkpoint.safetensors").exists():
+            raise ValueError(
+                f"{path}: its checkpoint was written by an earlier version; use that one, or train again"
+            )
+        run.notes = [lock.note, *notes] if lock is not None and lock.note is not None else notes
+        return run
+
+    @classmethod
+    def resume(cls, path: Path) -> Self:
+        """A run folder to write into, see `open`; the caller releases its lock.
+
+        Raises:
+            ValueError: not a run folder, damaged files, or another process writes there.
+        """
+        cls.read_info(path)  # before a lock is left in a folder that is not ours
+        lock = RunLock(path)
+        try:
+            return cls.open(path, lock=lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    def save(self, **plain: Any) -> None:
+        """Write a checkpoint; plain data is kept with it.
+
+        Raises:
+            StorageError: see `CheckpointStore.save`.
+            FloatingPointError: see `dump`.
+        """
+        tensors, meta, rows = self.dump()
+        self.store.save(tensors, {"run": self._identity(), **meta, **plain}, rows)
+
+    def release(self) -> None:
+        """Let others write into the folder."""
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
+
+    def _identity(self) -> dict[str, str | int]:
+        """What a checkpoint says about the run that it is of."""
+        info = self.info
+        method = "selector" if self.kind is None else "algorithm"
+        own: dict[str, str | int] = {} if self.kind is None else {"kind": self.kind}
+        return {
+            **own,
+            "family": info.family,
+            "variant": info.variant,
+            method: info.selector,
+            "seed": info.seed,
+        }
+
+    def _check_identity(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint that was copied here from another run."""
+        whose = checkpoint.meta.get("run")
+        for name, asked in self._identity().items():
+            found = whose.get(name) if isinstance(whose, dict) else None
+            if found != asked:
+                raise DamagedFileError(
+                    f"{self.path}: checkpoint {checkpoint.number} is of another run: {name} is {found!r:.40}, "
+                    f"config.json says {asked!r}; put the right one back, or train again"
+                )
+
+
+def read_config(path: Path, *, command: str = "train") -> dict[str, Any]:
+    """The config.json of a run of any kind, as plain data.
+
+    Args:
+        command: that makes such folders, for the message.
+
+    Raises:
+        ValueError: not a run folder, or damaged.
+    """
+    file = path / CONFIG
+    if not file.is_file():
+        raise ValueError(
+            f"{path} is not a run folder (it has no {CONFIG}); `admrl {command} --out DIR` makes one"
+        )
+    try:
+        data = parse_json(file.read_bytes())
+    except (ValueError, OSError) as error:
+        raise DamagedFileError(f"{file} is damaged: {error}") from error
+    if not isinstance(data, dict):
+        raise DamagedFileError(f"{file} is damaged: expected an object, got {data!r:.40}")
+    return data
+
+
+def resume_command(path: Path, kind: str | None) -> str:
+    """The command that goes on with a run of that kind."""
+    return f"admrl {COMMANDS.get(kind, 'train')} --resume {path}"
+
+
+def create_run(path: Path, info: Any) -> None:
+    """Make the folder and write its config.json, a dataclass as plain data.
+
+    Raises:
+        ValueError: the folder already holds a run (or anything else), or cannot be made.
+        StorageError: config.json cannot be written.
+    """
+    _check_empty(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out: cannot write to {path} ({error.strerror}); choose another folder") from error
+    lock = RunLock(path)
+    try:
+        _check_empty(path)  # another process may have been faster
+        write_json(path / CONFIG, asdict(info))
+    finally:
+        lock.release()
+
+
+def _check_empty(path: Path) -> None:
+    if not path.exists() or (path.is_dir() and not {p.name for p in path.iterdir()} - {LOCK, HOLDER}):
+        return
+    if not (path / CONFIG).exists():
+        raise ValueError(
+            f"out: {path} exists and is not an empty folder; nothing was changed. Choose another one"
+        )
+    try:
+        kind = read_config(path).get("kind")
+    except ValueError:
+        kind = None
+    raise ValueError(
+        f"out: {path} already holds a run; nothing was changed. Choose another folder, or continue it with: "
+        f"{resume_command(path, kind)}"
+    )

@@ -1,0 +1,71 @@
+"""What a finished or interrupted training left in its folder, for figures: metrics and one record per task."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from admrl.runs.folder import TASKS, read_config
+from admrl.storage.files import parse_json
+
+METRICS_FILE = "metrics.csv"
+
+
+@dataclass(frozen=True, eq=False)
+class RunRecords:
+    """One training run."""
+
+    selector: str
+    seed: int
+    tasks: list[dict[str, Any]]  # see `admrl.training.state.TaskRecord`
+    metrics: dict[str, np.ndarray]  # (rows,) each; nan where a row does not have it
+
+    @property
+    def psi(self) -> np.ndarray:
+        """(n, k) tasks in order."""
+        return np.array([t["psi"] for t in self.tasks])
+
+    @property
+    def gradients(self) -> np.ndarray:
+        """(n, k) total task gradients per task parameter; nan where there was none."""
+        missing = [math.nan] * self.psi.shape[1]
+        return np.array([(t.get("gradient") or {}).get("total") or missing for t in self.tasks])
+
+    @property
+    def split_half(self) -> np.ndarray:
+        """(n,) cosine of the gradients of two halves of the data; nan where there was none."""
+        values = [t.get("split_half_cosine") for t in self.tasks]
+        return np.array([math.nan if v is None else v for v in values])
+
+
+def read_records(path: Path) -> RunRecords:
+    """The records of a run folder.
+
+    Raises:
+        ValueError: not a run folder, no finished task, or a damaged file; names it.
+    """
+    config = read_config(path)
+    file = path / TASKS
+    if not file.is_file():
+        raise ValueError(f"{path}: the run has not finished its first task; there is nothing to compare yet")
+    try:
+        tasks = parse_json(file.read_bytes())
+        metrics = _columns(path / METRICS_FILE)
+        return RunRecords(str(config["selector"]), int(config["seed"]), [dict(t) for t in tasks], metrics)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: damaged records ({error})") from error
+
+
+def _columns(file: Path) -> dict[str, np.ndarray]:
+    """The numeric columns of a metrics file; none if there is no file."""
+    if not file.is_file():
+        return {}
+    with open(file, newline="", encoding="utf-8") as opened:
+        rows = list(csv.DictReader(opened))
+    names = [name for name in (rows[0] if rows else {}) if name != "phase"]
+    return {n: np.array([float(row[n]) if row.get(n) else math.nan for row in rows]) for n in names}

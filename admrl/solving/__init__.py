@@ -1,0 +1,1 @@
+"""M tasks, solved in the learned model and with real samples."""

@@ -1,0 +1,172 @@
+"""Rollouts of a solution, in the model and in the simulator, and the returns of their episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from admrl.config.training import SlboConfig
+from admrl.jobs.reporter import Reporter
+from admrl.solving.solution import Solution
+from dynamics.config import RolloutPrecision
+from dynamics.ensemble import DynamicsEnsemble
+from dynamics.virtual_env import VirtualEnv
+from task_families.family import TaskFamily
+from task_families.rollout import Rollout, collect
+
+
+@torch.no_grad()
+def virtual_rollout(
+    family: TaskFamily,
+    model: DynamicsEnsemble,
+    solution: Solution,
+    num_lanes: int,
+    generators: Sequence[torch.Generator],
+    *,
+    precision: RolloutPrecision = "full",
+) -> Rollout:
+    """num_lanes x horizon virtual samples of the solution's policies for each task, restarting."""
+    shape = (len(solution.theta), num_lanes)
+    env = VirtualEnv(model, family, shape, precision=precision, derivatives="none")
+    actor = stochastic_actor(solution, shape, family.horizon, generators)
+    return collect(env, family, actor, family.horizon, generators)
+
+
+def stochastic_actor(
+    solution: Solution,
+    shape: tuple[int, int],
+    num_steps: int,
+    generators: Sequence[torch.Generator],
+) -> Callable[[int, Tensor], tuple[Tensor, Tensor]]:
+    """The policies as the `act` of `collect`. All noise is drawn ahead, each task's from its own generator."""
+    noise = gaussian_noise(shape, num_steps, solution.policy.act_size, generators, solution.theta)
+    return _actor(solution, noise)
+
+
+def _actor(solution: Solution, noise: Tensor) -> Callable[[int, Tensor], tuple[Tensor, Tensor]]:
+    """(t, obs (M, N, S)) -> act (M, N, A), log pi (M, N), with standard normal noise (T, M, N, A)."""
+    policy, theta = solution.policy, solution.theta
+    deviation, log_prob = (x.unbind() for x in policy.deviations(theta, noise))  # T of (M, N, A), (M, N)
+    mean = policy.mean_function(theta)
+
+    def act(t: int, obs: Tensor) -> tuple[Tensor, Tensor]:
+        return mean(obs) + deviation[t], log_prob[t]
+
+    return act
+
+
+@dataclass(frozen=True, eq=False)
+class SolutionPolicy:
+    """The stochastic policies of a solution for the evaluation (`admrl.evaluation.adapter.Policy`)."""
+
+    solution: Solution
+    noise: SlboConfig | None = None
+    """Adds this configuration's exploration noise to the (already stochastic) actions."""
+
+    def actor(self, noise: Tensor, generators: Sequence[torch.Generator]) -> Callable[[int, Tensor], Tensor]:
+        """See `Policy.actor`."""
+        act = _actor(self.solution, noise)
+        if self.noise is not None and self.noise.noise_scale > 0:
+            num_steps, *shape, act_size = noise.shape
+            drive = gaussian_noise((shape[0], shape[1]), num_steps, act_size, generators, noise)
+            act = _disturbed(act, ornstein_uhlenbeck(self.noise, drive))
+        return lambda t, obs: act(t, obs)[0]
+
+
+def gaussian_noise(
+    shape: tuple[int, int], num_steps: int, size: int, generators: Sequence[torch.Generator], like: Tensor
+) -> Tensor:
+    """Standard normal (T, M, N, size) of like's dtype and device."""
+    draws = [
+        torch.randn(num_steps, shape[1], size, generator=g, dtype=like.dtype, device=g.device)
+        for g in generators
+    ]
+    return torch.stack(draws, dim=1).to(like.device)
+
+
+@torch.no_grad()
+def real_rollout(
+    family: TaskFamily,
+    solution: Solution,
+    num_lanes: int,
+    generators: Sequence[torch.Generator],
+    *,
+    num_threads: int = 1,
+    noise: SlboConfig | None = None,
+) -> Rollout:
+    """Real samples of the solution's policies: num_lanes x horizon steps for each task, restarting.
+
+    Args:
+        noise: adds this configuration's exploration noise to the (already stochastic) actions.
+    """
+    shape = (len(solution.theta), num_lanes)
+    simulator = family.make_simulator(
+        shape, num_threads=num_threads, dtype=solution.theta.dtype, psi=solution.psi
+    )
+    act = stochastic_actor(solution, shape, family.horizon, generators)
+    if noise is not None and noise.noise_scale > 0:
+        act = _with_noise(act, solution, shape, family.horizon, noise, generators)
+    return collect(simulator, family, act, family.horizon, generators)
+
+
+def report_unstable(rollout: Rollout, reporter: Reporter) -> None:
+    """Say how many simulations broke down; their last transitions never enter the data."""
+    if rollout.num_unstable:
+        reporter.event(f"{rollout.num_unstable} simulations became unstable; those episodes ended there")
+
+
+def _with_noise(
+    act: Callable[[int, Tensor], tuple[Tensor, Tensor]],
+    solution: Solution,
+    shape: tuple[int, int],
+    num_steps: int,
+    config: SlboConfig,
+    generators: Sequence[torch.Generator],
+) -> Callable[[int, Tensor], tuple[Tensor, Tensor]]:
+    """Adds exploration noise."""
+    drive = gaussian_noise(shape, num_steps, solution.policy.act_size, generators, solution.theta)
+    return _disturbed(act, ornstein_uhlenbeck(config, drive))
+
+
+def _disturbed(
+    act: Callable[[int, Tensor], tuple[Tensor, Tensor]], disturbance: Callable[[int], Tensor]
+) -> Callable[[int, Tensor], tuple[Tensor, Tensor]]:
+    def noisy(t: int, obs: Tensor) -> tuple[Tensor, Tensor]:
+        action, log_prob = act(t, obs)
+        return action + disturbance(t), torch.full_like(log_prob, torch.nan)
+
+    return noisy
+
+
+def ornstein_uhlenbeck(config: SlboConfig, drive: Tensor) -> Callable[[int], Tensor]:
+    """The process x <- (1 - decay) x + scale N(0, I), one for every lane: to be called with t = 0, 1, 2, ...
+
+    Differs from the paper: the released code drives all lanes with one process, which is less exploration.
+
+    Args:
+        drive: standard normal (T, M, N, A).
+    """
+    x = torch.zeros_like(drive[0])
+
+    def step(t: int) -> Tensor:
+        nonlocal x
+        x = (1 - config.noise_decay) * x + config.noise_scale * drive[t]
+        return x
+
+    return step
+
+
+def episode_returns(family: TaskFamily, psi: Tensor, rollout: Rollout) -> Tensor:
+    """Undiscounted return of the first episode of every lane: psi (M, k) -> (M, N)."""
+    reward = family.reward(psi.to(rollout.obs)[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
+    return torch.where(rollout.first_episode(), reward, 0.0).sum(-1)
+
+
+def discounted_returns(family: TaskFamily, psi: Tensor, rollout: Rollout) -> Tensor:
+    """Discounted return of the first episode of every lane: psi (M, k) -> (M, N)."""
+    reward = family.reward(psi.to(rollout.obs)[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
+    discount = family.gamma ** torch.arange(reward.shape[-1]).to(reward)
+    return torch.where(rollout.first_episode(), discount * reward, 0.0).sum(-1)

@@ -1,0 +1,71 @@
+"""M policies with the value functions that trained them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from admrl.config.training import MetaTrainConfig, VirtualTrainingConfig
+from dynamics.ensemble import DynamicsEnsemble
+from policy_opt.gaussian_policy import GaussianPolicy
+from policy_opt.value import ValueFunction
+from task_families.family import TaskFamily
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """M policies, one per task, with the value functions that trained them."""
+
+    psi: Tensor  # (M, k)
+    policy: GaussianPolicy
+    theta: Tensor  # (M, p)
+    value: ValueFunction
+    weights: Tensor  # (M, F)
+
+    def tasks(self, index: slice | Tensor) -> Solution:
+        """The solution of some tasks."""
+        policy, value = self.policy, self.value
+        if value.obs_mean.dim() == 2:
+            mean, std = value.obs_mean[index], value.obs_std[index]
+            policy, value = policy.with_normalizer(mean, std), replace(value, obs_mean=mean, obs_std=std)
+        return Solution(self.psi[index], policy, self.theta[index], value, self.weights[index])
+
+
+def new_solution(
+    model: DynamicsEnsemble,
+    psi: Tensor,
+    policy: GaussianPolicy,
+    config: VirtualTrainingConfig,
+    generators: Sequence[torch.Generator],
+) -> Solution:
+    """Random policies (Alg. 1, line 3) and zero value functions, with the model's present normaliser."""
+    mean, std = _normalizer(model)
+    policy, value = policy.with_normalizer(mean, std), ValueFunction.make(mean, std, config.value)
+    theta = policy.init(generators, dtype=mean.dtype).to(mean.device)
+    return Solution(psi.to(mean), policy, theta, value, value.init(len(psi)))
+
+
+def refresh_normalizer(solution: Solution, model: DynamicsEnsemble) -> Solution:
+    """The same parameters with the model's present normaliser, after new data has moved it."""
+    mean, std = _normalizer(model)
+    value = replace(solution.value, obs_mean=mean, obs_std=std)
+    return replace(solution, policy=solution.policy.with_normalizer(mean, std), value=value)
+
+
+def _normalizer(model: DynamicsEnsemble) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the observations: (S,) for one model, (K, S) for one per task."""
+    mean, std = model.obs_normalizer.mean, model.obs_normalizer.std
+    return (mean[0].clone(), std[0].clone()) if model.num_models == 1 else (mean.clone(), std.clone())
+
+
+def make_policy(family: TaskFamily, config: MetaTrainConfig) -> GaussianPolicy:
+    """The policy shape of a configuration."""
+    return GaussianPolicy(
+        family.obs_size,
+        family.act_size,
+        hidden_sizes=config.policy_hidden_sizes,
+        fixed_log_std=config.fixed_log_std,
+    )

@@ -1,0 +1,115 @@
+"""Solutions and generators <-> tensors, for files. Everything that is read is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from admrl.solving.solution import Solution
+from admrl.storage.sealed_file import check_tensor
+from dynamics.learner import ModelLearner
+from policy_opt.config import ValueConfig
+from policy_opt.gaussian_policy import GaussianPolicy
+from policy_opt.value import ValueFunction
+from task_families.family import TaskFamily
+
+
+def dump_solution(prefix: str, solution: Solution) -> dict[str, Tensor]:
+    """Everything of a solution that its configuration does not say."""
+    return {
+        f"{prefix}.psi": solution.psi,
+        f"{prefix}.theta": solution.theta,
+        f"{prefix}.weights": solution.weights,
+        f"{prefix}.obs_mean": solution.value.obs_mean,
+        f"{prefix}.obs_std": solution.value.obs_std,
+    }
+
+
+def load_solution(
+    prefix: str,
+    tensors: dict[str, Tensor],
+    family: TaskFamily,
+    policy: GaussianPolicy,
+    config: ValueConfig,
+    num_tasks: int,
+    dtype: torch.dtype,
+) -> Solution:
+    """Inverse of `dump_solution`, for one shared model.
+
+    Raises:
+        ValueError: names what is missing or has another shape or type.
+    """
+    size = (family.obs_size,)
+    mean, std = (check_tensor(tensors, f"{prefix}.{k}", size, dtype) for k in ("obs_mean", "obs_std"))
+    policy, value = policy.with_normalizer(mean, std), ValueFunction.make(mean, std, config)
+    return Solution(
+        psi=check_tensor(tensors, f"{prefix}.psi", (num_tasks, family.box.size), dtype),
+        policy=policy,
+        theta=check_tensor(tensors, f"{prefix}.theta", (num_tasks, policy.num_params), dtype),
+        value=value,
+        weights=check_tensor(tensors, f"{prefix}.weights", tuple(value.init(num_tasks).shape), dtype),
+    )
+
+
+def dump_generators(name: str, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    """States of generators (G, bytes)."""
+    return {name: torch.stack([generator.get_state() for generator in generators])}
+
+
+def load_generators(name: str, tensors: dict[str, Tensor], generators: Sequence[torch.Generator]) -> None:
+    """Put as many generators where the saved ones were.
+
+    Raises:
+        ValueError, RuntimeError: another number of them, or states that no generator can have.
+    """
+    shape = (len(generators), *generators[0].get_state().shape)
+    for generator, state in zip(generators, check_tensor(tensors, name, shape, torch.uint8), strict=True):
+        generator.set_state(state.clone())  # torch reads it as aligned memory, which a row need not be
+
+
+def dump_learner(learner: ModelLearner) -> dict[str, Tensor]:
+    """All but the data."""
+    tensors = {f"model.{k}": v for k, v in learner.model.state_dict().items()}
+    for i, moments in learner.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{k}": v for k, v in moments.items()}
+    return tensors
+
+
+def load_learner(learner: ModelLearner, tensors: dict[str, Tensor]) -> None:
+    """Fill a learner of the same configuration.
+
+    Raises:
+        ValueError: names what is missing or has another shape or type.
+    """
+    model = learner.model.state_dict()
+    learner.model.load_state_dict({k: like(tensors, f"model.{k}", v) for k, v in model.items()})
+    moments = {
+        i: {
+            "step": check_tensor(tensors, f"optimizer.{i}.step", (), torch.float32),
+            "exp_avg": like(tensors, f"optimizer.{i}.exp_avg", p),
+            "exp_avg_sq": like(tensors, f"optimizer.{i}.exp_avg_sq", p),
+        }
+        for i, p in enumerate(learner.model.parameters())
+        if f"optimizer.{i}.step" in tensors
+    }
+    learner.optimizer.load_state_dict({**learner.optimizer.state_dict(), "state": moments})
+
+
+def load_rows(learner: ModelLearner, rows: dict[str, Tensor]) -> None:
+    """Replace the data by these columns, each (R, ...).
+
+    Raises:
+        ValueError: names the column that does not fit.
+    """
+    pattern = learner.data[0].state_dict()
+    num_rows = len(rows["obs"]) if "obs" in rows and rows["obs"].dim() else 0
+    learner.data[0].load_state_dict(
+        {k: check_tensor(rows, k, (num_rows, *v.shape[1:]), v.dtype) for k, v in pattern.items()}
+    )
+
+
+def like(tensors: dict[str, Tensor], name: str, pattern: Tensor) -> Tensor:
+    """The tensor of that name, if it has the pattern's shape and type."""
+    return check_tensor(tensors, name, tuple(pattern.shape), pattern.dtype)

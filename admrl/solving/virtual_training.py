@@ -1,0 +1,190 @@
+"""Virtual training, AdMRL Alg. 2: fit the model, then TRPO inside it; M tasks at once.
+
+1: procedure VirtualTraining(theta, phi, psi, D, n)
+2:   for n iterations
+3:     optimise the model over phi with data from D, n_model steps
+4:     for n_policy iterations
+5:       D' <- n_trpo samples from the learned dynamics
+6:       optimise pi_theta by TRPO on D'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from admrl.config.checks import check_lanes
+from admrl.config.training import VirtualTrainingConfig
+from admrl.jobs.reporter import Reporter, Silent
+from admrl.solving.health import MIN_SHARE, UpdateReport, cut, fit_or_restore, usable_steps
+from admrl.solving.rollouts import virtual_rollout
+from admrl.solving.samples import SampleCounts
+from admrl.solving.solution import Solution
+from dynamics.ensemble import DynamicsEnsemble
+from dynamics.learner import ModelLearner
+from policy_opt.advantage import gae
+from policy_opt.trpo import task_blocks, trpo_step
+from task_families.family import TaskFamily
+from task_families.rollout import Rollout
+
+OnStep = Callable[[int, "Solution"], None]
+
+
+@torch.no_grad()
+def virtual_training(
+    family: TaskFamily,
+    model: DynamicsEnsemble,
+    solution: Solution,
+    num_iterations: int,
+    config: VirtualTrainingConfig,
+    generators: Sequence[torch.Generator],
+    *,
+    learner: ModelLearner | None = None,
+    reporter: Reporter | None = None,
+    samples: SampleCounts | None = None,
+    num_done: int = 0,
+    on_step: OnStep | None = None,
+) -> Solution:
+    """n iterations of Alg. 2 for all tasks of the solution.
+
+    One step is one policy update, with the fit of the model before an iteration's first.
+
+    Args:
+        model: T_phi; one model for all tasks, or one per task.
+        learner: fits the model in every iteration (line 3); None keeps it frozen.
+        generators: one per task.
+        samples: what is drawn is added to it.
+        num_done: steps that are done already; solution, model and generators are as they were after those.
+        on_step: called after every step, with the number of steps done and the solution.
+
+    Returns:
+        The improved solution. Each task's result does not depend on the others of the batch, up to the rounding of
+        the model's products.
+    """
+    reporter, samples = reporter or Silent(), samples or SampleCounts()
+    num_lanes = check_lanes("virtual.num_samples", config.num_samples, family.horizon, model.num_members)
+    for step in range(num_done, num_iterations * config.num_policy_updates):
+        fit: dict[str, float] = {}
+        if learner is not None and config.num_model_steps > 0 and step % config.num_policy_updates == 0:
+            fit = {"model_loss": fit_or_restore(learner, config.num_model_steps, reporter)}  # Alg. 2, line 3
+        solution, report = virtual_update(family, model, solution, num_lanes, config, generators)
+        samples.virtual += len(report.returns) * config.num_samples
+        if trouble := report.describe():
+            reporter.event(f"virtual training: {trouble}")
+        reporter.advance(
+            return_model=report.mean_return,
+            real_samples=samples.real,
+            virtual_samples=samples.virtual,
+            rejected=int((~report.accepted).sum()),
+            **fit,
+        )
+        if on_step is not None:
+            on_step(step + 1, solution)
+    return solution
+
+
+@torch.no_grad()
+def virtual_update(
+    family: TaskFamily,
+    model: DynamicsEnsemble,
+    solution: Solution,
+    num_lanes: int,
+    config: VirtualTrainingConfig,
+    generators: Sequence[torch.Generator],
+) -> tuple[Solution, UpdateReport]:
+    """One TRPO update of every task on fresh virtual samples (Alg. 2, lines 5-6).
+
+    Lanes and tasks in which something is not finite are handled as `admrl.solving.health` says.
+    """
+    rollout = virtual_rollout(
+        family, model, solution, num_lanes, generators, precision=config.rollout_precision
+    )
+    blocks = task_blocks(
+        solution.theta, num_lanes * family.horizon
+    )  # the value function's features are large, too
+    parts = [_improve(family, model, solution.tasks(b), rollout.tasks(b), b, config) for b in blocks]
+    thetas, weights, reports = zip(*parts, strict=True)
+    names = UpdateReport.__dataclass_fields__
+    report = UpdateReport(**{name: torch.cat([getattr(r, name) for r in reports]) for name in names})
+    return replace(solution, theta=torch.cat(thetas), weights=torch.cat(weights)), report
+
+
+def _improve(
+    family: TaskFamily,
+    model: DynamicsEnsemble,
+    solution: Solution,
+    rollout: Rollout,
+    tasks: slice,
+    config: VirtualTrainingConfig,
+) -> tuple[Tensor, Tensor, UpdateReport]:
+    """New theta (M, p) and weights (M, F) of a block of tasks, and how it went."""
+    reward = family.reward(solution.psi[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
+    usable = usable_steps(rollout, reward, model, tasks)  # (M, N, T)
+    episode_usable = (usable | ~rollout.first_episode()).all(-1)  # (M, N)
+    returns = torch.where(rollout.first_episode(), reward, 0.0).sum(-1)  # (M, N)
+    mean_returns = returns.mean(-1)
+    theta, weights, accepted = _update(family, solution, rollout, reward, config)
+    skipped = torch.zeros_like(accepted)
+    # a task with broken lanes is done again, alone: its neighbours' numbers stay what they are, bit for bit
+    for m in (~usable).flatten(1).any(1).nonzero()[:, 0].tolist():
+        one = slice(m, m + 1)
+        mean_returns[m] = returns[m][episode_usable[m]].mean()
+        if usable[m].double().mean() < MIN_SHARE:
+            theta[m], weights[m] = solution.theta[m], solution.weights[m]
+            accepted[m], skipped[m] = False, True
+            continue
+        shorter = cut(rollout.tasks(one), usable[one])
+        theta[one], weights[one], accepted[one] = _update(
+            family, solution.tasks(one), shorter, reward[one], config, usable[one]
+        )
+    value_kept = ~weights.isfinite().all(1)
+    weights = torch.where(value_kept[:, None], solution.weights, weights)
+    cut_lanes = (~usable).any(-1).sum(-1)
+    return theta, weights, UpdateReport(mean_returns, accepted, cut_lanes, skipped, value_kept)
+
+
+def _update(
+    family: TaskFamily,
+    solution: Solution,
+    rollout: Rollout,
+    reward: Tensor,
+    config: VirtualTrainingConfig,
+    usable: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """TRPO and the fit of V on the steps that are usable (1, N, T; None: all): theta, weights, accepted."""
+    obs, act = rollout.obs, rollout.act
+    advantage, target, features = advantages(family, solution, rollout, reward, config)
+    if usable is not None:
+        obs, act, features, advantage, target = (
+            x[usable][None] for x in (obs, act, features, advantage, target)
+        )
+    theta, report = trpo_step(solution.policy, solution.theta, obs, act, advantage, config.trpo)
+    return theta, solution.value.fit(features, target), report.accepted
+
+
+def advantages(
+    family: TaskFamily,
+    solution: Solution,
+    rollout: Rollout,
+    reward: Tensor,
+    config: VirtualTrainingConfig,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Generalised advantages (M, N, T), lambda-returns (M, N, T), and the value function's features (M, N, T, F)."""
+    value, weights = solution.value, solution.weights
+    features = value.features(rollout.obs)
+    v = value.predict(weights, features)
+    # V(next_obs): the next row's V within an episode, unused after a termination, evaluated at the cut
+    v_cut = value(weights, rollout.next_obs[:, :, -1:])
+    advantage = gae(
+        reward,
+        v,
+        torch.cat([v[:, :, 1:], v_cut], dim=-1),
+        rollout.terminated,
+        rollout.truncated,
+        gamma=family.gamma,
+        gae_lambda=config.value.gae_lambda,
+    )
+    return advantage, advantage + v, features

@@ -1,0 +1,1 @@
+"""Files that are either the old or the new one, never half of one."""

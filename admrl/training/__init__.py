@@ -1,0 +1,1 @@
+"""Adversarial meta-training, Alg. 1."""

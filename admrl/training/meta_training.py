@@ -1,0 +1,218 @@
+"""Adversarial meta-training, AdMRL Alg. 1.
+
+     1: initialise phi, psi; D <- {}
+     2: for n_tasks iterations
+     3:   initialise theta randomly
+     4:   if D is not empty, theta_hat = VirtualTraining(theta, phi, psi, D, n_zeroshot)
+     5:   for n_slbo iterations
+     6:     D <- D + {n_collect real samples using pi_theta with noise}
+     7:     theta* = VirtualTraining(theta, phi, psi, D, n_inner)
+     8:   if first task, re-initialise psi randomly; otherwise
+     9:     estimate the ingredients of Eq. 2
+    10:     solve with the Hessian
+    11:     dL/dpsi (Eq. 2)
+    12:     psi <- project(psi + alpha dL/dpsi)
+
+Differs from the paper:
+1. Every selector collects the same rollouts of theta_hat and theta*, and all of them join D. A selector that uses
+   no gradient draws as many further episodes of theta_hat as the gradient would have (`num_gradient_episodes`), so
+   that all selectors have equal real budgets; the virtual samples of the gradient are its own and are counted.
+2. A gradient whose two halves of the data contradict each other (cosine <= 0) is not followed; its two parts
+   that need no solve (optimal - adapted) are, and the run says so.
+
+A run can stop after every step and go on from a `MetaState` that was saved there, bit-identically: where a task in
+progress stands is data (`TaskProgress`), and each phase of it begins by looking how much is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isfinite
+
+from admrl.config.training import MetaTrainConfig, num_gradient_episodes
+from admrl.gradient import Evidence, TaskGradient, task_gradient
+from admrl.jobs.reporter import Reporter, Silent
+from admrl.search import ScreenedSearch
+from admrl.solving.adaptation import Solution, slbo_adapt
+from admrl.solving.rollouts import (
+    real_rollout,
+    virtual_rollout,
+)
+from admrl.solving.solution import make_policy, new_solution
+from admrl.solving.virtual_training import virtual_training
+from admrl.training.progress import Phase, TaskProgress, slbo_config
+from admrl.training.screening import ModelScreening
+from admrl.training.state import MetaState, TaskRecord
+from admrl.training.task import Task, Told, direction_to_follow, plain_numbers, tell
+from task_families.family import TaskFamily
+from task_families.simulator import spawn_generators
+
+
+def meta_train(
+    family: TaskFamily,
+    state: MetaState,
+    config: MetaTrainConfig,
+    *,
+    num_threads: int = 1,
+    reporter: Reporter | None = None,
+    on_step: Callable[[MetaState], None] | None = None,
+    on_phase: Callable[[MetaState], None] | None = None,
+    on_task: Callable[[MetaState], None] | None = None,
+    estimate_gradient: Callable[..., TaskGradient] = task_gradient,
+) -> MetaState:
+    """Run Alg. 1 until the state has seen config.num_tasks tasks.
+
+    Args:
+        state: `new_state`, or one that was restored from a checkpoint.
+        num_threads: of the simulator (results do not depend on it).
+        on_step, on_phase, on_task: called after every step, phase and task. The state is complete then: saved and
+            restored, it goes on with the same numbers.
+        estimate_gradient: the estimator of lines 9-11, called like `task_gradient`.
+    """
+    reporter = reporter or Silent()
+    if isinstance(state.search, ScreenedSearch):
+        screening = ModelScreening(
+            family,
+            state.learner,
+            make_policy(family, config),
+            config,
+            state.search_generator,
+            num_threads,
+            reporter,
+            state.samples,
+            lambda: f"task {len(state.records) + 1}/{config.num_tasks}: screening",
+        )
+        state.search.scorer, state.search.polisher = screening.score, screening.polish
+    while len(state.records) < config.num_tasks:  # Alg. 1, line 2
+        progress = state.progress
+        if progress is None:
+            state.progress = progress = _begin_task(family, state, config)  # line 3
+            if isinstance(state.search, ScreenedSearch) and on_step is not None:
+                on_step(state)  # screening may take as long as a phase
+        task = Task(family, state, progress, config, num_threads, reporter, on_step, on_phase)
+        if progress.phase is Phase.ZERO_SHOT:
+            _zero_shot(task)  # line 4
+        if progress.phase is Phase.SLBO:
+            _slbo(task)  # lines 5-7
+        told = _task_gradient(task, estimate_gradient)  # lines 9-11
+        state.search.tell(task.psi, told.gap, told.gradient)  # lines 8 and 12
+        state.progress = None
+        for call in (on_task, on_phase):  # the checkpoint comes last: what it covers is complete
+            if call is not None:
+                call(state)
+    return state
+
+
+def _begin_task(family: TaskFamily, state: MetaState, config: MetaTrainConfig) -> TaskProgress:
+    """Line 3: a random policy for the task that the search asks for."""
+    model, (generator,) = state.learner.model, spawn_generators(state.generator, 1)
+    psi = state.search.ask().to(model.weights[0].dtype)
+    solution = new_solution(model, psi, make_policy(family, config), config.virtual, [generator])
+    return TaskProgress(Phase.ZERO_SHOT if state.records else Phase.SLBO, 0, generator, solution)
+
+
+def _zero_shot(task: Task) -> None:
+    """Line 4, and the rollouts of theta_hat that line 9 needs."""
+    family, config, learner, progress = task.family, task.config, task.state.learner, task.progress
+    task.announce()
+    theta_hat = virtual_training(
+        family,
+        learner.model,
+        progress.solution,
+        config.num_zero_shot,
+        config.virtual,
+        task.generators,
+        learner=learner,
+        reporter=task.reporter,
+        samples=task.state.samples,
+        num_done=progress.num_done,
+        on_step=task.step_done,
+    )
+    # in the model as it is now: theta_hat is optimal for the one before SLBO
+    model_rollout = virtual_rollout(family, learner.model, theta_hat, task.num_lanes, task.generators)
+    task.state.samples.virtual += model_rollout.num_samples
+    progress.theta_hat = progress.solution = theta_hat
+    progress.model = learner.model.clone()
+    progress.rollouts = {"model": model_rollout, "hat": task.measure(theta_hat)}
+    task.end_phase(Phase.SLBO)
+
+
+def _slbo(task: Task) -> None:
+    """Lines 5-7, and the rollout of theta* that line 9 needs."""
+    progress = task.progress
+    task.announce()
+    progress.solution = slbo_adapt(
+        task.family,
+        task.state.learner,
+        progress.solution,
+        slbo_config(task.config, task.index),
+        task.config.virtual,
+        task.generators,
+        num_threads=task.num_threads,
+        reporter=task.reporter,
+        samples=task.state.samples,
+        num_done=progress.num_done,
+        on_step=task.step_done,
+    )
+    progress.rollouts["star"] = task.measure(progress.solution)
+    task.end_phase(Phase.GRADIENT)
+
+
+def _task_gradient(task: Task, estimate_gradient: Callable[..., TaskGradient]) -> Told:
+    """Lines 9-11; appends the record."""
+    state, progress, rollouts = task.state, task.progress, task.progress.rollouts
+    gradient = None
+    if progress.theta_hat is not None and state.search.uses_gradient:
+        assert progress.model is not None  # it comes with theta_hat
+        task.announce()
+        evidence = Evidence(
+            family=task.family,
+            theta_hat=progress.theta_hat,
+            theta_star=progress.solution,
+            hat_in_model=rollouts["model"],
+            hat_in_simulator=rollouts["hat"],
+            star_in_simulator=rollouts["star"],
+            model=progress.model,
+            config=task.config.gradient,
+            virtual=task.config.virtual,
+            updated_model=state.learner.model,
+        )
+        gradient = estimate_gradient(
+            evidence, task.generators, on_real=task.keep, num_threads=task.num_threads
+        )
+        state.samples.virtual += gradient.virtual_samples
+    elif progress.theta_hat is not None:
+        _draw_as_many(task, progress.theta_hat)
+    direction, cosine, fell_back = direction_to_follow(task, gradient)
+    parts = ("optimal", "adapted", "implicit", "total")
+    solve = gradient.solve if gradient else None
+    state.records.append(
+        TaskRecord(
+            index=task.index,
+            psi=[round(x, 6) for x in task.psi[0].tolist()],
+            return_model=task.mean_return("model"),
+            return_hat=task.mean_return("hat"),
+            return_star=task.mean_return("star"),
+            gradient={name: plain_numbers(getattr(gradient, name)[0]) for name in parts}
+            if gradient
+            else None,
+            split_half_cosine=cosine if cosine is not None and isfinite(cosine) else None,
+            fell_back=fell_back,
+            solve_status=solve.status.item().name if solve else None,
+            relative_residual=plain_numbers(solve.relative_residual)[0] if solve else None,
+            real_samples=state.samples.real,
+            virtual_samples=state.samples.virtual,
+        )
+    )
+    return tell(task, gradient, direction)
+
+
+def _draw_as_many(task: Task, theta_hat: Solution) -> None:
+    """The further real episodes that the gradient would have drawn, all of theta_hat; see the head of this page."""
+    num_episodes = num_gradient_episodes(task.config.gradient, task.family.box.size)
+    if num_episodes:
+        task.reporter.phase(f"{task.name}: further episodes")
+        task.keep(
+            real_rollout(task.family, theta_hat, num_episodes, task.generators, num_threads=task.num_threads)
+        )
+        task.advance()

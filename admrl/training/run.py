@@ -1,0 +1,246 @@
+"""A run of `admrl train`: meta-training into a run folder (`admrl.runs.folder`), a checkpoint never far behind.
+
+tasks.json       one record per finished task
+checkpoints/     model, optimiser, generators, search, the task in progress
+replay/          the real transitions D
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from admrl.config.checks import check_config, check_saving, check_seed
+from admrl.config.evaluation import EvaluationConfig
+from admrl.config.plain_data import from_dict
+from admrl.config.training import MetaTrainConfig, VirtualTrainingConfig
+from admrl.jobs.reporter import Reporter
+from admrl.runs.checkpoints import Checkpoint
+from admrl.runs.folder import TASKS, RunFolder
+from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS, Saver, writing
+from admrl.runs.versions import versions, weights_digest
+from admrl.solving.solution import make_policy
+from admrl.storage.files import write_json
+from admrl.training.adapter import ModelBasedAdapter, num_steps, relevant_settings
+from admrl.training.meta_training import meta_train
+from admrl.training.progress import num_steps_left
+from admrl.training.state import MetaState, new_state
+from admrl.training.state_file import dump_state, restore_state
+from dynamics.learner import ModelLearner
+from policy_opt.gaussian_policy import GaussianPolicy
+from task_families.family import TaskFamily
+
+METRICS = (
+    "return_model",
+    "return_real_noisy",
+    "model_loss",
+    "held_out_loss",
+    "split_half_cosine",
+    "rejected",
+    "real_samples",
+    "virtual_samples",
+)
+"""Columns of metrics.csv."""
+
+
+@dataclass(frozen=True)
+class TrainInfo:
+    """What a run was asked to do."""
+
+    family: str
+    variant: str
+    selector: str
+    preset: str
+    seed: int
+    config: MetaTrainConfig
+    versions: dict[str, str]
+
+
+class Run(RunFolder[TrainInfo, MetaState]):
+    """A run folder of `admrl train` in memory."""
+
+    kind = None  # config.json of these runs names none
+
+    @classmethod
+    def check_info(cls, data: Any) -> TrainInfo:
+        """See `RunFolder`."""
+        info: TrainInfo = from_dict(TrainInfo, data)
+        check_config(info.config)
+        check_seed(info.seed)
+        return info
+
+    @classmethod
+    def new_state(cls, family: TaskFamily, info: TrainInfo) -> MetaState:
+        """See `RunFolder`."""
+        return new_state(family, info.selector, info.config, info.seed)
+
+    def dump(self) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
+        """See `RunFolder`."""
+        return dump_state(self.state)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """See `RunFolder`."""
+        restore_state(self.state, self.family, self.info.config, checkpoint)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all tasks were trained on."""
+        return len(self.state.records) >= self.info.config.num_tasks
+
+    @property
+    def progress(self) -> str:
+        """For messages."""
+        return f"{len(self.state.records)} of {self.info.config.num_tasks} tasks are done"
+
+    @property
+    def steps_left(self) -> int:
+        """Steps that are still to be done, for progress bars."""
+        return num_steps_left(self.info.config, len(self.state.records), self.state.progress)
+
+    def save_records(self) -> None:
+        """Write tasks.json, a readable copy of what the checkpoint says about the finished tasks."""
+        write_json(self.path / TASKS, [r.to_dict() for r in self.state.records])
+
+    # -- as the evaluation sees it (`admrl.evaluation.evaluable_run`) -----------------------------------------------
+
+    @property
+    def learner(self) -> ModelLearner:
+        """The model and its data."""
+        return self.state.learner
+
+    @property
+    def policy(self) -> GaussianPolicy:
+        """The shape of its policies."""
+        return make_policy(self.family, self.info.config)
+
+    @property
+    def virtual(self) -> VirtualTrainingConfig:
+        """How its policies are trained in the model."""
+        return self.info.config.virtual
+
+    @property
+    def model_source(self) -> Run:
+        """Itself: other policies can be solved in its model."""
+        return self
+
+    @property
+    def visited_psi(self) -> np.ndarray:
+        """(n, k) tasks of the training, in order."""
+        return np.array([record.psi for record in self.state.records])
+
+    def adapter(self, config: EvaluationConfig, *, reporter: Reporter | None = None) -> ModelBasedAdapter:
+        """See `EvaluableRun`."""
+        return ModelBasedAdapter(self, config, reporter=reporter)
+
+    def num_steps(self, config: EvaluationConfig) -> int:
+        """See `EvaluableRun`."""
+        return num_steps(config)
+
+    def fingerprint(self, config: EvaluationConfig, seed: int) -> dict[str, Any]:
+        """See `EvaluableRun`."""
+        own, now = self.info.config, versions()
+        return {
+            "family": self.info.family,
+            "variant": self.info.variant,
+            "model": weights_digest(self.learner.model),
+            "num_data": len(self.learner.data[0]),
+            "seed": seed,
+            "policy_hidden_sizes": list(own.policy_hidden_sizes),
+            "fixed_log_std": own.fixed_log_std,
+            "virtual": asdict(own.virtual),
+            "fit": asdict(own.fit),
+            "evaluation": relevant_settings(config),
+            "versions": {p: now[p] for p in ("torch", "mujoco")},
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        """Where a table's numbers come from; see `Adapter.provenance`."""
+        return {
+            "run": str(self.path),
+            "selector": self.info.selector,
+            "seed": self.info.seed,
+            "preset": self.info.preset,
+            "training_real_samples": self.state.samples.real,
+            "training_virtual_samples": self.state.samples.virtual,
+            "training_versions": self.info.versions,
+        }
+
+
+def prepare_run(
+    path: Path | str,
+    *,
+    family: str,
+    variant: str,
+    selector: str,
+    preset: str,
+    seed: int,
+    config: MetaTrainConfig,
+) -> Run:
+    """Check everything, then make the run folder; nothing is written if anything is wrong.
+
+    Raises:
+        ValueError: names the argument, what was expected, what came and the remedy.
+        ImportError: the family's simulator is not installed.
+        StorageError: the folder cannot be written.
+    """
+    check_seed(seed)
+    return Run.create(Path(path), TrainInfo(family, variant, selector, preset, seed, config, versions()))
+
+
+def load_run(path: Path | str) -> Run:
+    """A run with its newest sound checkpoint; warns about newer ones that are damaged.
+
+    Raises:
+        ValueError: not a run folder, damaged files, or a run that has not finished a task yet.
+    """
+    run = Run.open(Path(path))
+    if not run.state.records:
+        raise ValueError(f"{path}: the run has not finished its first task, so there is nothing to use yet")
+    for note in run.notes:
+        warnings.warn(note, stacklevel=2)
+    return run
+
+
+def train_run(
+    run: Run,
+    reporter: Reporter,
+    *,
+    num_threads: int = 1,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    keep_checkpoints: int = KEEP_CHECKPOINTS,
+) -> None:
+    """Train until the run is finished, saving after every phase and between steps.
+
+    Args:
+        checkpoint_seconds: time between two checkpoints of one phase, longer where saving is slow; 0: every step.
+
+    Raises:
+        ValueError: another process writes into the folder.
+        StorageError: a file cannot be written; says which checkpoint is good.
+        Interrupted: a signal came (`admrl.jobs.interruption`), and the present state is saved.
+    """
+    check_saving(checkpoint_seconds, keep_checkpoints)
+    with writing(run, reporter, keep_checkpoints, columns=METRICS) as log:
+        if run.checkpoint is not None:
+            run.save_records()  # it may have been killed between the two
+        saver = Saver(run, log, checkpoint_seconds)
+        meta_train(
+            run.family,
+            run.state,
+            run.info.config,
+            num_threads=num_threads,
+            reporter=log,
+            on_step=saver.after_step,
+            on_phase=saver.after_phase,
+            on_task=lambda _: run.save_records(),
+        )
+
+
+def train_job(path: Path, reporter: Reporter) -> None:
+    """`train_run` of a run folder, in another process."""
+    train_run(Run.resume(path), reporter)

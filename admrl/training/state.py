@@ -1,0 +1,92 @@
+"""MetaState: all that a meta-training run needs to go on, as data; and the record of each of its tasks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from admrl.config.checks import check_config
+from admrl.config.training import MetaTrainConfig, check_sample_counts, check_screening
+from admrl.search import ScreenedSearch, Search, make_search
+from admrl.solving.samples import SampleCounts
+from admrl.training.progress import TaskProgress
+from admrl.training.screening import check_members
+from dynamics.learner import ModelLearner
+from task_families.family import TaskFamily
+from task_families.simulator import spawn_generators
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """What one task of the training showed; JSON-able.
+
+    Returns are undiscounted means over the episodes whose simulation stayed stable, None if none did.
+    """
+
+    index: int
+    psi: list[float]
+    return_model: float | None  # theta_hat in the model; None for the first task
+    return_hat: float | None  # theta_hat in the simulator
+    return_star: float | None  # theta* in the simulator
+    gradient: dict[str, list[float | None]] | None  # parts of Eq. 2 and their total; None: not finite
+    split_half_cosine: float | None
+    fell_back: bool  # the step ignored the implicit part
+    solve_status: str | None  # of the solve with the Hessian, if the estimator has one
+    relative_residual: float | None
+    real_samples: int  # since the start of the run
+    virtual_samples: int
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data."""
+        return asdict(self)
+
+
+@dataclass
+class MetaState:
+    """All that a meta-training run needs to go on."""
+
+    learner: ModelLearner
+    search: Search
+    generator: torch.Generator  # everything but the model's fit and the search
+    search_generator: torch.Generator
+    records: list[TaskRecord] = field(default_factory=list)
+    samples: SampleCounts = field(default_factory=SampleCounts)
+    progress: TaskProgress | None = None  # None between two tasks
+
+
+def new_state(
+    family: TaskFamily, selector: str, config: MetaTrainConfig, seed: int, dtype: torch.dtype = torch.float32
+) -> MetaState:
+    """Alg. 1, line 1. The three random streams (search, model, everything else) are independent, so two
+    selectors with one seed start from the same model and the same policy.
+
+    Raises:
+        ValueError: unknown selector, a first task outside the box, a setting outside its range, or a family
+            whose dynamics differ by task.
+    """
+    check_config(config)
+    check_sample_counts(config, family.horizon)
+    if family.psi_changes_dynamics:
+        raise ValueError(
+            f"family: the dynamics of {family.name} depend on the task, but this method learns one model for all "
+            "tasks (AdMRL section 3); choose a family that differs in rewards alone"
+        )
+    root = torch.Generator().manual_seed(seed)
+    search_generator, model_generator, generator = spawn_generators(root, 3)
+    learner = ModelLearner.make(family, config.dynamics, config.fit, model_generator, dtype=dtype)
+    first = (
+        family.first_psi if config.first_psi is None else torch.tensor(config.first_psi).to(family.first_psi)
+    )
+    search = make_search(
+        selector,
+        family.box,
+        family.box.check(first),
+        step_size=config.step_size,
+        generator=search_generator,
+        config=config.search,
+    )
+    if isinstance(search, ScreenedSearch):
+        check_screening(config, family.horizon)
+        check_members(learner.model, config.search.screen_by)
+    return MetaState(learner, search, generator, search_generator)
