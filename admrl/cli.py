@@ -128,7 +128,9 @@ def parse(arguments: list[str]) -> Command:
     import tyro
 
     kind, rest = command_class(arguments[0]), arguments[1:]
-    return tyro.cli(kind, args=rest, default=kind.defaults(rest), prog=f"admrl {arguments[0]}")
+    default = kind.defaults(rest)
+    options = {} if default is None else {"default": default}
+    return tyro.cli(kind, args=rest, prog=f"admrl {arguments[0]}", **options)  # type: ignore[call-overload]
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from task_families.conformance_envs import (
 from task_families.conformance_tools import (
     DOUBLE,
     ROUNDING,
-    ConformanceError,
     expect,
     random_actions,
+    run_checks,
     same,
     seeded,
     simulate,
@@ -40,17 +40,7 @@ def check_family(family: TaskFamily) -> tuple[str, ...]:
     Raises:
         ConformanceError: lists every check that failed, with expected and found.
     """
-    failures = []
-    for name, check in CHECKS.items():
-        try:
-            check(family)
-        except ConformanceError as error:
-            failures.append(f"{name}: {error}")
-        except Exception as error:
-            raise ConformanceError(f"{family.name}: {name} stopped with {error!r}") from error
-    if failures:
-        raise ConformanceError(f"{family.name}:\n  " + "\n  ".join(failures))
-    return tuple(CHECKS)
+    return run_checks(family.name, CHECKS, family)
 
 
 def declarations(family: TaskFamily) -> None:

@@ -1,8 +1,10 @@
-"""What the conformance checks of `check_family` and the tests work with: tasks, actions, states, simulations."""
+"""What conformance checks work with: how they run and fail; tasks, actions, states and simulations of families."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,8 +15,32 @@ DOUBLE = torch.float64
 ROUNDING = 1e-10  # BLAS sums in an order that depends on the batch
 
 
+Subject = TypeVar("Subject")
+
+
 class ConformanceError(AssertionError):
-    """A family breaks the contract of `TaskFamily`."""
+    """Something breaks its contract: a family, a search, an adapter."""
+
+
+def run_checks(
+    name: str, checks: Mapping[str, Callable[[Subject], None]], subject: Subject
+) -> tuple[str, ...]:
+    """Run every check on the subject; the names of the checks, all of them passed.
+
+    Raises:
+        ConformanceError: lists every check that failed, with expected and found.
+    """
+    failures = []
+    for title, check in checks.items():
+        try:
+            check(subject)
+        except ConformanceError as error:
+            failures.append(f"{title}: {error}")
+        except Exception as error:
+            raise ConformanceError(f"{name}: {title} stopped with {error!r}") from error
+    if failures:
+        raise ConformanceError(f"{name}:\n  " + "\n  ".join(failures))
+    return tuple(checks)
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from admrl.evaluation.adapted import Adapted
 from command_tools import run_command
 from fault_tools import (
     CONTEXT,
@@ -31,7 +32,6 @@ from rich.console import Console
 from admrl.commands.train import Train
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.presets import PRESETS
-from admrl.evaluation.adapted import Adapted
 from admrl.evaluation.evaluate_runs import check_runs
 from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.parallel import evaluate_in_parallel, lock_runs

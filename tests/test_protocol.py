@@ -6,10 +6,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from admrl.evaluation.adapted import COUNTS, model_errors, probe_scale
 
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.presets import PRESETS
-from admrl.evaluation.adapted import COUNTS, model_errors, probe_scale
 from admrl.evaluation.evaluate_runs import evaluate_gaps
 from admrl.evaluation.evaluator import adapt_and_score
 from admrl.evaluation.gap_table import GapTable

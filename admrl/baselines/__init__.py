@@ -27,6 +27,7 @@ _EXPORTS = {
     "Exploration": "admrl.evaluation.adapter",
     "Policy": "admrl.evaluation.adapter",
     "Tasks": "admrl.evaluation.adapter",
+    "check_adapter": "admrl.evaluation.conformance",
     "adapt_and_score": "admrl.evaluation.evaluator",
     "evaluate_adapters": "admrl.evaluation.tables",
     "ModelBasedAdapter": "admrl.training.adapter",

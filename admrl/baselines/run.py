@@ -35,6 +35,7 @@ from admrl.runs.versions import versions, weights_digest
 from admrl.solving.solution_file import dump_generators, like, load_generators
 from admrl.storage.files import DamagedFileError, plain_count, write_json
 from admrl.storage.sealed_file import check_tensor
+from admrl.streams import VERSION
 from task_families.choices import check_name
 from task_families.family import TaskFamily
 from task_families.registry import make
@@ -173,6 +174,7 @@ class BaselineRun(RunFolder[BaselineInfo, BaselineState]):
             "seed": seed,
             "config": asdict(self.info.config),
             "evaluation": {name: getattr(config, name) for name in names},
+            "streams": VERSION,
             "versions": {p: now[p] for p in ("torch", "mujoco")},
         }
 

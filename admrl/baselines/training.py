@@ -38,6 +38,7 @@ from admrl.evaluation.adapter import Act, Adapter, Policy
 from admrl.evaluation.evaluator import adapt_and_score
 from admrl.jobs.reporter import Reporter, Silent
 from admrl.solving.rollouts import episode_returns, gaussian_noise
+from admrl.streams import Purpose, stream
 from task_families.family import TaskFamily
 from task_families.registry import make
 from task_families.rollout import Rollout, collect
@@ -146,7 +147,7 @@ def new_baseline(family: TaskFamily, algorithm: str, config: BaselineConfig, see
         ValueError: see `check_baseline`.
     """
     check_baseline(config, algorithm, family)
-    weights, generator = spawn_generators(torch.Generator().manual_seed(seed), 2)
+    weights, generator = stream(seed, Purpose.NETWORKS), stream(seed, Purpose.BASELINE)
     train_psi, test_psi = task_sets(family, config)
     agent = make_agent(algorithm, family, config, weights)
     iteration = config.num_prior_steps + config.num_posterior_steps + config.num_extra_steps

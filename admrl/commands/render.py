@@ -143,16 +143,18 @@ class Render(Command):
     def _random_actions(self, family: TaskFamily) -> Act:
         import torch
 
-        generator = torch.Generator().manual_seed(self.seed + 1)
+        from admrl.streams import Purpose, stream
+
+        generator = stream(self.seed, Purpose.FILM_ACTIONS)
         return lambda t, obs: torch.randn(1, 1, family.act_size, generator=generator).clamp(-1, 1)
 
     def _solve(self, run: Run, psi: Tensor) -> Act:
         """The mean action of the policy that is optimal under the run's model (zero-shot)."""
-        import torch
         from rich.console import Console
 
         from admrl.jobs.display import Display, JobReporter
         from admrl.solving.adaptation import zero_shot
+        from admrl.streams import Purpose, stream
 
         virtual = run.virtual
         num_iterations = math.ceil(self.num_updates / virtual.num_policy_updates)
@@ -164,7 +166,7 @@ class Render(Command):
                 run.policy,
                 num_iterations,
                 virtual,
-                [torch.Generator().manual_seed(self.seed)],
+                [stream(self.seed, Purpose.FILM_POLICY)],
                 reporter=JobReporter("render", display.handle),
             )
         return lambda t, obs: solution.policy.mean(solution.theta, obs)

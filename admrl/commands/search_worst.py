@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from admrl.jobs.reporter import Reporter
     from admrl.search.base import Search
     from admrl.search.worst import WorstReport
+    from admrl.streams import Purpose
     from admrl.training.run import Run
 
 REPORT, STATE, BATCHES = "worst.json", "search.safetensors", "batches"
-CONFIRM_SEED = 1_000_003  # added to the seed of the search: fresh policies and episodes
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,9 @@ class SearchWorst(Command):
 
     def prepare(self) -> tuple[Run, Search]:
         """The run and the search; the folder exists afterwards."""
-        import torch
-
         from admrl.evaluation.reference_pooled import check_pooled
         from admrl.search.factory import make_search
+        from admrl.streams import Purpose, stream
         from admrl.training.run import load_run
 
         run = load_run(self.run)
@@ -110,7 +109,7 @@ class SearchWorst(Command):
         search = make_search(
             self.search,
             run.family.box,
-            generator=torch.Generator().manual_seed(self.seed),
+            generator=stream(self.seed, Purpose.WORST_SEARCH),
             budget=max(1, self.budget - self.num_probes),
         )
         if (self.folder / REPORT).exists():
@@ -129,13 +128,15 @@ class SearchWorst(Command):
 
         from admrl.jobs.display import Display, JobReporter
         from admrl.jobs.interruption import Interrupted, Interruptible, deferred_signals
+        from admrl.streams import Purpose
 
         (run, search), console = prepared, Console(markup=False)
         name = f"search-worst {run.path.name}"
         try:
             with deferred_signals(), Display(console, {name: self._num_steps(run)}) as display:
                 reporter = Interruptible(JobReporter(name, display.handle))
-                gap, confirm = self._gap(run, "search", reporter), self._gap(run, "confirm", reporter)
+                purposes = (Purpose.WORST_BATCH, Purpose.WORST_CONFIRM)
+                gap, confirm = (self._gap(run, purpose, reporter) for purpose in purposes)
                 report = self._find(run, search, gap, confirm)
         except Interrupted as interrupt:
             raise Interrupted(
@@ -157,27 +158,24 @@ class SearchWorst(Command):
         num_kept = len(list((self.folder / BATCHES).glob("*")))  # of an earlier, interrupted command
         return max(1, num_calls - num_kept) * (self.config.num_updates + num_pooled_steps(run, self.config))
 
-    def _gap(self, run: Run, part: str, reporter: Reporter) -> RunGap:
+    def _gap(self, run: Run, purpose: Purpose, reporter: Reporter) -> RunGap:
         from admrl.evaluation.worst_gap import RunGap
 
         return RunGap(
             run,
             self.config,
-            self.seed + (CONFIRM_SEED if part == "confirm" else 0),
+            self.seed,
             scale=self.scale,
             reporter=reporter,
             folder=self.folder / BATCHES,
-            name=part,
+            purpose=purpose,
         )
 
     def _find(self, run: Run, search: Search, gap: RunGap, confirm: RunGap) -> WorstReport:
-        import torch
-
         from admrl.search.storage import save_search
         from admrl.search.worst import find_worst
-        from task_families.simulator import spawn_generators
+        from admrl.streams import Purpose, stream
 
-        probes, _ = spawn_generators(torch.Generator().manual_seed(self.seed), 2)
         return find_worst(
             gap,
             run.family.box,
@@ -190,7 +188,7 @@ class SearchWorst(Command):
             confirm=confirm,
             difference=self.difference or None,
             confidence=self.confidence,
-            generator=probes,
+            generator=stream(self.seed, Purpose.WORST_PROBES),
             on_batch=lambda s: save_search(s, self.folder / STATE),
         )
 

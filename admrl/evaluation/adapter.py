@@ -56,7 +56,7 @@ class Tasks:
     """One per task, for everything that the adapter draws. Exploration draws from them, too."""
     sees: frozenset[str]
     fresh_generators: Callable[[int], list[torch.Generator]]
-    """One more per task for a purpose of its own, named by a number of 3 or more; the same whenever asked."""
+    """One more per task for a purpose of its own, which the adapter names by a number; the same whenever asked."""
     all_psi: Tensor  # (M, k), for the evaluator
     allow_outside: bool = False
 

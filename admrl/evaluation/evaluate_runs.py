@@ -7,9 +7,8 @@ from typing import Any
 
 from admrl.config.checks import check_config
 from admrl.config.evaluation import EvaluationConfig
-from admrl.evaluation.adapted import Adapted
 from admrl.evaluation.evaluable_run import EvaluableRun, ModelSource
-from admrl.evaluation.evaluator import evaluate_adapter
+from admrl.evaluation.evaluator import Adapted, evaluate_adapter
 from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.reference import Reference
 from admrl.evaluation.reference_pooled import NAME, PooledReference, check_pooled, pooled_reference

@@ -11,25 +11,50 @@ seed; scoring does not depend on the policy seed (`admrl.evaluation.scoring`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
-from admrl.evaluation.adapted import COUNTS, PROBE_LANES, Adapted, joined
 from admrl.evaluation.adapter import Adapter, AdapterError, Experience, Tasks, check_sees
 from admrl.evaluation.scoring import (
     action_noise,
     check_counts,
     score_policy,
     simulate,
-    task_generators,
 )
 from admrl.evaluation.task_lists import TaskList
 from admrl.jobs.reporter import Reporter, Silent
+from admrl.streams import Purpose, task_streams
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout
+
+COUNTS = ("adaptation", "held_out", "scoring", "virtual")
+
+
+PROBE_LANES = 2  # scoring episodes per task whose transitions all models are tested on
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted:
+    """Returns and costs of R policy seeds on M tasks at J sample counts."""
+
+    episode_return: np.ndarray  # (R, M, J, N) undiscounted, N episodes
+    counts: (
+        np.ndarray
+    )  # (R, M, J, 4) samples of each kind of COUNTS, since the start, per task and policy seed
+    probe: np.ndarray  # (M, P, 2 S + A) real (obs, act, next_obs) of the first seed's zero-shot policies
+
+
+def joined(parts: Sequence[Adapted]) -> Adapted:
+    """Batches of tasks put together again."""
+    return Adapted(
+        np.concatenate([p.episode_return for p in parts], axis=1),
+        np.concatenate([p.counts for p in parts], axis=1),
+        np.concatenate([p.probe for p in parts]),
+    )
 
 
 def evaluate_adapter(
@@ -95,9 +120,9 @@ def adapt_and_score(
     tasks = Tasks(
         family=family,
         sample_counts=counts,
-        generators=task_generators(seed, chosen, unit),
+        generators=task_streams(seed, Purpose.ADAPTATION, chosen, unit),
         sees=adapter.sees,
-        fresh_generators=lambda purpose: task_generators(seed + purpose, chosen, unit),
+        fresh_generators=lambda number: task_streams(seed, Purpose.ADAPTER, chosen, unit, number),
         all_psi=rows,
         allow_outside=allow_outside,
     )

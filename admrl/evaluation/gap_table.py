@@ -56,7 +56,7 @@ class GapTable:
     provenance: Provenance = Provenance()  # versions, seeds, sample counts
     test_set: str = ""  # name of the set of tasks
     box: np.ndarray | None = None  # (2, k) low and high ends of the training box
-    model_error: np.ndarray | None = None  # (M,) see `admrl.evaluation.adapted.model_errors`
+    model_error: np.ndarray | None = None  # (M,) see `admrl.evaluation.tables.model_errors`
 
     @property
     def adapted_return(self) -> np.ndarray:

@@ -19,12 +19,13 @@ from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.part_store import FOLDER, PartStore
 from admrl.evaluation.reference import Reference
 from admrl.evaluation.reference_pooled import PooledReference, num_pooled_steps, pooled_reference
-from admrl.evaluation.task_lists import TaskList, unit_keys
+from admrl.evaluation.task_lists import TaskList
 from admrl.jobs.pool import Job, run_jobs
 from admrl.jobs.reporter import Reporter
 from admrl.runs.lock import RunLock
 from admrl.storage.files import DamagedFileError, digest, make_folder
 from admrl.storage.sealed_file import check_tensor, read_sealed, write_sealed
+from admrl.streams import unit_keys
 
 Load = Callable[[Path], EvaluableRun]
 """Opens a run folder in another process, so it is a function of a module."""

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
-from admrl.evaluation.adapted import COUNTS, PROBE_LANES, Adapted
 from admrl.evaluation.evaluable_run import EvaluableRun
+from admrl.evaluation.evaluator import COUNTS, PROBE_LANES, Adapted
 from admrl.storage.files import DamagedFileError, digest, make_folder, write_json
 from admrl.storage.sealed_file import check_tensor, read_sealed, write_sealed
 

@@ -34,7 +34,7 @@ class Provenance:
     evaluation_key: str | None = None
     """Digest of everything that the numbers depend on."""
     samples: dict[str, list[int]] | None = None
-    """By kind (`admrl.evaluation.adapted.COUNTS`): of all tasks and policy seeds together, up to each n."""
+    """By kind (`admrl.evaluation.evaluator.COUNTS`): of all tasks and policy seeds together, up to each n."""
     scoring_real_samples: int | None = None
     evaluation_virtual_samples: int | None = None
     model_error_sample: str | None = None

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from admrl.config.plain_data import from_dict
 from admrl.evaluation.scoring import BestKnown, best_known_returns
-from admrl.evaluation.task_lists import unit_keys
 from admrl.storage.files import DamagedFileError, digest, parse_json, write_json
+from admrl.streams import unit_keys
 from task_families.family import TaskFamily
 
 FORMAT = "admrl reference 1"

@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from admrl.config.checks import check_lanes
 from admrl.config.evaluation import EvaluationConfig, evaluation_virtual
 from admrl.config.training import SlboConfig
 from admrl.evaluation.evaluable_run import ModelSource
-from admrl.evaluation.scoring import score_policy, task_generators
+from admrl.evaluation.scoring import score_policy
 from admrl.evaluation.task_lists import TaskList
 from admrl.jobs.reporter import Reporter, Silent
 from admrl.solving.adaptation import num_slbo_steps, slbo_adapt, zero_shot
 from admrl.solving.health import fit_or_restore
 from admrl.solving.rollouts import SolutionPolicy
 from admrl.solving.samples import SampleCounts
+from admrl.streams import Purpose, stream, task_streams
 
 NAME = "reference: SLBO on all tasks"
 
@@ -85,8 +85,8 @@ def pooled_reference(
     reporter, samples = reporter or Silent(), SampleCounts()
     sources = sorted(sources, key=lambda source: str(source.path))
     family, virtual, psi = sources[0].family, sources[0].virtual, tasks.psi
-    generators = task_generators(seed + 1, 1, family.box.to_unit(psi))
-    learner = sources[0].learner.fork([torch.Generator().manual_seed(seed + 1)])
+    generators = task_streams(seed, Purpose.POOLED, 1, family.box.to_unit(psi))
+    learner = sources[0].learner.fork([stream(seed, Purpose.POOLED_MODEL)])
     for source in sources[1:]:
         data = source.learner.data[0]
         learner.data[0].extend(data)

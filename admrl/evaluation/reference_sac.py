@@ -18,6 +18,7 @@ from admrl.evaluation.task_lists import TaskList
 from admrl.jobs.reporter import Reporter
 from admrl.runs.versions import versions
 from admrl.storage.files import make_folder, write_json
+from admrl.streams import Purpose, derived_seed
 from task_families.registry import make
 
 SAC_HINT = 'SAC needs stable-baselines3: pip install -c constraints.txt "admrl[sac]"'
@@ -70,7 +71,13 @@ def sac_job(
 
     reporter.phase(f"SAC, task {index + 1}/{len(tasks.psi)}, {config.sac_steps} steps")
     env = family.make_env(psi, allow_outside=tasks.allow_outside)
-    agent = SAC("MlpPolicy", env, gamma=family.gamma, seed=seed, device="cpu")
+    agent = SAC(
+        "MlpPolicy",
+        env,
+        gamma=family.gamma,
+        seed=derived_seed(seed, Purpose.REFERENCE_SAC) % 2**32,
+        device="cpu",
+    )
     agent.learn(config.sac_steps, callback=Progress())
     returns, _ = score_policy(family, _Deterministic(agent), psi[None], [0], config.num_episodes, 0)
     candidate = Candidate(

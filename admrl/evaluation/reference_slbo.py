@@ -10,14 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from admrl.config.checks import check_config, check_lanes
 from admrl.config.evaluation import ReferenceConfig
 from admrl.config.plain_data import from_dict
 from admrl.config.training import MetaTrainConfig, SlboConfig, VirtualTrainingConfig
 from admrl.evaluation.reference import Candidate, plain_returns
-from admrl.evaluation.scoring import score_policy, task_generators
+from admrl.evaluation.scoring import score_policy
 from admrl.evaluation.task_lists import TaskList
 from admrl.jobs.reporter import Reporter
 from admrl.runs.versions import versions
@@ -36,6 +34,7 @@ from admrl.solving.solution_file import (
 )
 from admrl.storage.files import DamagedFileError, make_folder, write_json
 from admrl.storage.sealed_file import read_sealed, write_sealed
+from admrl.streams import Purpose, stream, task_streams
 from dynamics.config import DynamicsConfig
 from dynamics.learner import ModelLearner
 from policy_opt.config import TrpoConfig
@@ -101,9 +100,9 @@ class _SlboTraining:
             trpo=TrpoConfig(fisher_fraction=0.25),
         )
         self.slbo = SlboConfig(1, config.num_iterations, config.num_samples)
-        generator = torch.Generator().manual_seed(seed)
+        generator = stream(seed, Purpose.REFERENCE_MODEL)
         self.learner = ModelLearner.make(family, DynamicsConfig(), POLICY.fit, generator)
-        self.generators = task_generators(seed, 1, family.box.to_unit(self.psi))
+        self.generators = task_streams(seed, Purpose.REFERENCE, 1, family.box.to_unit(self.psi))
         policy = make_policy(family, POLICY)
         self.solution = new_solution(self.learner.model, self.psi, policy, self.virtual, self.generators)
         self.num_done, self.samples = 0, SampleCounts()

@@ -17,13 +17,12 @@ from torch import Tensor
 from admrl.config.checks import check_config, check_lanes
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Act, AdapterError, Policy
-from admrl.evaluation.task_lists import unit_keys
 from admrl.solving.rollouts import episode_returns, gaussian_noise
+from admrl.streams import Purpose, task_streams
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout, collect
 
 NUM_FOLDS = 4  # of the episodes, in `best_known_returns`
-SCORING, LATENTS = 2, 4  # purposes of generators, added to the seed
 
 
 def score_policy(
@@ -46,10 +45,10 @@ def score_policy(
         dtype: of observations and noise; that of the policies.
     """
     unit = family.box.to_unit(psi)
-    generators = task_generators(seed + SCORING, 1, unit)
+    generators = task_streams(seed, Purpose.SCORING, 1, unit)
     shape = (len(psi), num_episodes)
     noise = action_noise(family, shape, generators, dtype)
-    latents = task_generators(seed + LATENTS, policy_seeds, unit[: len(psi) // len(policy_seeds)])
+    latents = task_streams(seed, Purpose.LATENTS, policy_seeds, unit[: len(psi) // len(policy_seeds)])
     rollout = simulate(family, psi, shape, policy.actor(noise, latents), generators, num_threads, dtype)
     return episode_returns(family, psi, rollout).double().numpy(), rollout
 
@@ -133,23 +132,6 @@ def best_known_returns(candidates: dict[str, np.ndarray]) -> tuple[np.ndarray, t
         counted[:, here] = pool[best, tasks][:, here]
     source = tuple(" / ".join(dict.fromkeys(names[c] for c in sorted(set(row)))) for row in chosen.tolist())
     return counted.mean(-1), source
-
-
-def task_generators(seed: int, policy_seeds: int | Sequence[int], unit: Tensor) -> list[torch.Generator]:
-    """One generator per (policy seed, task), seed-major.
-
-    Args:
-        policy_seeds: their number, or which ones.
-        unit: tasks (M, k) in unit coordinates. A task has the same generators wherever it stands in a grid.
-    """
-    keys = [[x % 2**32 for x in key] for key in unit_keys(unit)]
-    return [
-        torch.Generator().manual_seed(
-            int(np.random.SeedSequence([seed, r, *key]).generate_state(1, np.uint64)[0] >> 1)
-        )
-        for r in (range(policy_seeds) if isinstance(policy_seeds, int) else policy_seeds)
-        for key in keys
-    ]
 
 
 def check_counts(config: EvaluationConfig, family: TaskFamily) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
-from admrl.evaluation.adapted import COUNTS, Adapted, model_errors, probe_scale
 from admrl.evaluation.adapter import Adapter, describe_sees
-from admrl.evaluation.evaluator import evaluate_adapter
+from admrl.evaluation.evaluator import COUNTS, Adapted, evaluate_adapter
 from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.provenance import Provenance
 from admrl.evaluation.reference import Reference
@@ -171,3 +171,32 @@ def _provenance(
             **method.provenance,
         }
     )
+
+
+@torch.no_grad()
+def model_errors(model: DynamicsEnsemble, probe: Tensor, scale: Tensor) -> np.ndarray:
+    """One-step error of a model on real transitions of M tasks (AdMRL Fig. 6): (M,), per unit of scale.
+
+    Root mean square over coordinates of (predicted s' - true s') / scale, averaged over transitions and over the
+    members of the ensemble. Transitions of unstable simulations are left out; nan if none is left.
+
+    Args:
+        probe: (M, P, 2 S + A), see `Adapted`.
+        scale: (S,), e.g. the standard deviation of s' - s over the transitions of all tasks.
+    """
+    obs, act, next_obs = probe.to(model.weights[0]).split(
+        [model.obs_size, model.act_size, model.obs_size], -1
+    )
+    flat = [x.flatten(0, 1).expand(1, model.num_members, -1, -1) for x in (obs, act)]
+    predicted = model(*flat)[0].unflatten(1, probe.shape[:2])  # (E, M, P, S)
+    error = ((predicted - next_obs) / scale.to(predicted)).square().mean(-1).sqrt().mean(0)  # (M, P)
+    finite = probe.isfinite().all(-1)
+    total = torch.where(finite, error, torch.zeros_like(error)).double().sum(-1)
+    return (total / finite.sum(-1)).numpy()  # 0 / 0 is nan
+
+
+def probe_scale(probe: Tensor, obs_size: int) -> Tensor:
+    """Standard deviation of s' - s over transitions (..., 2 S + A) of all tasks: (S,), at least 1e-6."""
+    rows = probe.flatten(0, -2)
+    rows = rows[rows.isfinite().all(-1)]
+    return (rows[:, -obs_size:] - rows[:, :obs_size]).std(0).clamp(min=1e-6)

@@ -132,11 +132,6 @@ def choose_tasks(
     return named_tasks(family, tasks)
 
 
-def unit_keys(unit: Tensor) -> list[tuple[int, ...]]:
-    """What identifies tasks (M, k) in files and random streams: their unit coordinates in millionths."""
-    return [tuple(round(1e6 * x) for x in row) for row in unit.double().tolist()]
-
-
 def _is_number(word: str) -> bool:
     try:
         float(word)

@@ -24,8 +24,9 @@ from admrl.jobs.reporter import Reporter
 from admrl.search.objective import scaled_gap
 from admrl.storage.files import digest, make_folder
 from admrl.storage.sealed_file import check_tensor, read_sealed, write_sealed
+from admrl.streams import Purpose, derived_seed
 
-CALLS_APART = 7919  # between the seeds of two calls
+NAMES = {Purpose.WORST_BATCH: "search", Purpose.WORST_CONFIRM: "confirm"}  # of files
 
 
 class Batch(NamedTuple):
@@ -54,16 +55,17 @@ class RunGap:
         num_threads: int = 1,
         reporter: Reporter | None = None,
         folder: Path | None = None,
-        name: str = "batch",
+        purpose: Purpose = Purpose.WORST_BATCH,
     ) -> None:
         """
         Args:
-            folder: keep every batch there under this name; where the same calls come again, e.g. after an
+            folder: keep every batch there; where the same calls come again, e.g. after an
                 interruption, they are answered from there.
+            purpose: of the calls' policies and episodes, WORST_BATCH or WORST_CONFIRM.
         """
         self._run, self._config, self._seed, self._scale = run, config, seed, scale
         self._num_threads, self._reporter = num_threads, reporter
-        self._folder, self._name = folder, name
+        self._folder, self._purpose = folder, purpose
         self.num_calls = 0
         self.num_policies = 0
         self.real_samples = 0
@@ -72,11 +74,11 @@ class RunGap:
 
     def __call__(self, psi: Tensor) -> Tensor:
         """See the class."""
-        seed = self._seed + CALLS_APART * self.num_calls
+        seed = derived_seed(self._seed, self._purpose, self.num_calls)
         if self._folder is None:
             batch = self._evaluate(psi, seed)
         else:
-            file = self._folder / f"{self._name}-{self.num_calls:03d}{SUFFIX}"
+            file = self._folder / f"{NAMES[self._purpose]}-{self.num_calls:03d}{SUFFIX}"
             key = self._key(psi, seed)
             batch = self._read(file, key) or self._write(file, key, self._evaluate(psi, seed))
         self.num_calls += 1

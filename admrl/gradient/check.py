@@ -25,11 +25,11 @@ from admrl.jobs.reporter import Reporter, Silent
 from admrl.solving.adaptation import slbo_adapt, zero_shot
 from admrl.solving.rollouts import real_rollout, virtual_rollout
 from admrl.solving.solution import Solution
+from admrl.streams import Purpose, stream
 from dynamics.ensemble import DynamicsEnsemble
 from dynamics.learner import ModelLearner
 from policy_opt.gaussian_policy import GaussianPolicy
 from task_families.family import TaskFamily
-from task_families.simulator import spawn_generators
 
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
@@ -132,7 +132,7 @@ def solve_task(
     """theta_hat (zero-shot in the frozen model) and theta* (SLBO on a copy of the learner) of a task psi (1, k). The
     learner stays as it is."""
     reporter = reporter or Silent()
-    generators = spawn_generators(torch.Generator().manual_seed(seed), 2)
+    generators = [stream(seed, Purpose.CHECK_SOLUTION, i) for i in range(2)]
     model, virtual, mine = learner.model.clone(), config.virtual, generators[:1]
     psi = psi.to(model.weights[0])
     reporter.phase("theta_hat")
@@ -169,7 +169,7 @@ def check_gradient(
     draw = partial(_draw, family, solved, virtual, num_threads)
     reporter.phase("truth")
     settings, members = replace(config, estimator="resolve", resolve=plan.truth), solved.model.num_members
-    exact, _ = draw(settings, plan.truth_lanes // members * members, 10_000_019 + plan.seed)
+    exact, _ = draw(settings, plan.truth_lanes // members * members, stream(plan.seed, Purpose.CHECK_TRUTH))
     reporter.advance()
     lanes = config.num_samples // family.horizon
     rows = []
@@ -178,7 +178,7 @@ def check_gradient(
         found = []
         for i in range(plan.draws_of(name)):
             settings = replace(config, estimator=name)  # type: ignore[arg-type]
-            found.append(draw(settings, lanes, 1000 * plan.seed + i))
+            found.append(draw(settings, lanes, stream(plan.seed, Purpose.CHECK_DRAW, i)))
             reporter.advance()
         rows.append(_rows(name, [g for g, _ in found], [s for _, s in found], scale))
     return GradientCheck(
@@ -204,10 +204,10 @@ def _draw(
     num_threads: int,
     config: TaskGradientConfig,
     num_lanes: int,
-    number: int,
+    generator: torch.Generator,
 ) -> tuple[TaskGradient, float]:
     """One estimate from fresh rollouts, and the seconds that it took without them."""
-    generators = spawn_generators(torch.Generator().manual_seed(number), 1)
+    generators = [generator]
     in_model = virtual_rollout(family, solved.model, solved.theta_hat, num_lanes, generators)
     hat, star = (
         real_rollout(family, s, num_lanes, generators, num_threads=num_threads)

@@ -51,6 +51,7 @@ _EXPORTS = {
     "find_worst": "admrl.search.worst",
     "load_search": "admrl.search.storage",
     "make_search": "admrl.search.factory",
+    "check_search": "admrl.search.conformance",
     "mass_bound": "admrl.search.worst",
     "save_search": "admrl.search.storage",
     "scaled_gap": "admrl.search.objective",

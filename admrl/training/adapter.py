@@ -31,7 +31,7 @@ from admrl.solving.solution import refresh_normalizer
 from admrl.solving.virtual_training import virtual_training
 from dynamics.learner import ModelLearner
 
-FORK = 3  # purpose of the generators of the tasks' models
+FORKED_MODELS = 0  # names the generators of the tasks' models
 NOT_OURS = (  # settings of an evaluation that no number of this method depends on
     "num_policy_seeds",
     "tasks_per_batch",
@@ -102,7 +102,7 @@ class ModelBasedAdapter:
     def observe(self, experience: Experience) -> None:
         """See `Adapter`: fit the tasks' models and train the policies in them."""
         if self._learner is None:  # a model and data for every task
-            self._learner = self._run.learner.fork(self._tasks.fresh_generators(FORK))
+            self._learner = self._run.learner.fork(self._tasks.fresh_generators(FORKED_MODELS))
             self._before = num_held_out(self._learner)
         self._num_stages += 1
         self._samples.real += experience.rollout.num_samples

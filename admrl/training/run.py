@@ -26,6 +26,7 @@ from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS, Saver, writin
 from admrl.runs.versions import versions, weights_digest
 from admrl.solving.solution import make_policy
 from admrl.storage.files import write_json
+from admrl.streams import VERSION
 from admrl.training.adapter import ModelBasedAdapter, num_steps, relevant_settings
 from admrl.training.meta_training import meta_train
 from admrl.training.progress import num_steps_left
@@ -155,6 +156,7 @@ class Run(RunFolder[TrainInfo, MetaState]):
             "virtual": asdict(own.virtual),
             "fit": asdict(own.fit),
             "evaluation": relevant_settings(config),
+            "streams": VERSION,
             "versions": {p: now[p] for p in ("torch", "mujoco")},
         }
 

@@ -10,11 +10,11 @@ from admrl.config.checks import check_config
 from admrl.config.training import MetaTrainConfig, check_sample_counts, check_screening
 from admrl.search import ScreenedSearch, Search, make_search
 from admrl.solving.samples import SampleCounts
+from admrl.streams import Purpose, stream
 from admrl.training.progress import TaskProgress
 from admrl.training.screening import check_members
 from dynamics.learner import ModelLearner
 from task_families.family import TaskFamily
-from task_families.simulator import spawn_generators
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def new_state(
             f"family: the dynamics of {family.name} depend on the task, but this method learns one model for all "
             "tasks (AdMRL section 3); choose a family that differs in rewards alone"
         )
-    root = torch.Generator().manual_seed(seed)
-    search_generator, model_generator, generator = spawn_generators(root, 3)
+    purposes = (Purpose.SEARCH, Purpose.MODEL, Purpose.TRAINING)
+    search_generator, model_generator, generator = (stream(seed, purpose) for purpose in purposes)
     learner = ModelLearner.make(family, config.dynamics, config.fit, model_generator, dtype=dtype)
     first = (
         family.first_psi if config.first_psi is None else torch.tensor(config.first_psi).to(family.first_psi)
