@@ -13,8 +13,6 @@ from task_families.family import TaskFamily
 
 DOUBLE = torch.float64
 ROUNDING = 1e-10  # BLAS sums in an order that depends on the batch
-
-
 Subject = TypeVar("Subject")
 
 

@@ -19,8 +19,6 @@ from torch import Tensor
 from task_families.choices import check_name
 
 KINDS = ("uniform", "gaussian", "gaussian_task", "boundary")
-
-
 MAX_REJECTIONS = 10_000  # draws per wanted task before a condition counts as unsatisfiable
 
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from admrl.baselines.static import FunctionPolicy, StaticAdapter
     from admrl.baselines.subprocess_policy import SubprocessPolicy
     from admrl.evaluation.adapter import Adapter, AdapterError, Experience, Exploration, Policy, Tasks
+    from admrl.evaluation.evaluate_runs import evaluate_adapters
     from admrl.evaluation.evaluator import adapt_and_score
-    from admrl.evaluation.tables import evaluate_adapters
     from admrl.training.adapter import ModelBasedAdapter
 
 _EXPORTS = {
@@ -29,7 +29,7 @@ _EXPORTS = {
     "Tasks": "admrl.evaluation.adapter",
     "check_adapter": "admrl.evaluation.conformance",
     "adapt_and_score": "admrl.evaluation.evaluator",
-    "evaluate_adapters": "admrl.evaluation.tables",
+    "evaluate_adapters": "admrl.evaluation.evaluate_runs",
     "ModelBasedAdapter": "admrl.training.adapter",
     "PearlAdapter": "admrl.baselines.pearl",
     "CrlAdapter": "admrl.baselines.crl",

@@ -27,9 +27,10 @@ from admrl.config.checks import check_saving, check_seed
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.plain_data import from_dict
 from admrl.evaluation.adapter import Adapter
+from admrl.evaluation.evaluable_run import EvaluableRun
 from admrl.jobs.reporter import Reporter
 from admrl.runs.checkpoints import Checkpoint
-from admrl.runs.folder import CURVE, RunFolder
+from admrl.runs.folder import CURVE
 from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS, Saver, writing
 from admrl.runs.versions import versions, weights_digest
 from admrl.solving.solution_file import dump_generators, like, load_generators
@@ -53,11 +54,7 @@ METRICS = (
     "head_variance",
     "real_samples",
 )
-
-
 KIND = "baseline"  # in config.json
-
-
 AGENT, OPTIMIZER, REPLAY = "agent.", "optimizer.", "replay."  # beginnings of the names of tensors
 
 
@@ -80,7 +77,7 @@ class BaselineInfo:
         return self.algorithm
 
 
-class BaselineRun(RunFolder[BaselineInfo, BaselineState]):
+class BaselineRun(EvaluableRun[BaselineInfo, BaselineState]):
     """A run folder of `admrl train-baseline` in memory."""
 
     kind = KIND
@@ -137,16 +134,6 @@ class BaselineRun(RunFolder[BaselineInfo, BaselineState]):
         return num_steps(self.info.config) - self.state.step
 
     # -- as the evaluation sees it (`admrl.evaluation.evaluable_run`) -----------------------------------------------
-
-    @property
-    def model_source(self) -> None:
-        """It has no model that other policies could be solved in."""
-        return None
-
-    @property
-    def visited_psi(self) -> None:
-        """It trains on all of its tasks at once."""
-        return None
 
     def adapter(
         self,

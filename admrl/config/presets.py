@@ -16,8 +16,6 @@ _PAPER = MetaTrainConfig(
     virtual=VirtualTrainingConfig(trpo=TrpoConfig(fisher_fraction=0.25)),
     dynamics=DynamicsConfig(hidden_sizes=(1000, 1000), num_members=1),
 )
-
-
 _LAPTOP = MetaTrainConfig(
     num_tasks=6,
     num_zero_shot=6,
@@ -32,8 +30,6 @@ _LAPTOP = MetaTrainConfig(
         resolve=ResolveConfig(num_updates=5, num_replicates=2, num_episodes=2),
     ),
 )
-
-
 _SMOKE = MetaTrainConfig(
     num_tasks=3,
     num_zero_shot=1,
@@ -49,7 +45,5 @@ _SMOKE = MetaTrainConfig(
         resolve=ResolveConfig(num_updates=1, num_replicates=2, num_episodes=2, num_virtual_episodes=1),
     ),
 )
-
-
 PRESETS = {"smoke": _SMOKE, "laptop": _LAPTOP, "paper": _PAPER}
 """smoke: seconds, proves the installation; laptop: minutes; paper: Table 1 and App. C, hours."""

@@ -27,11 +27,7 @@ SEARCHES = (
 
 
 OBJECTIVES = ("worst", "cvar", "softmax", "mean")
-
-
 SCALES = ("absolute", "ratio")
-
-
 SCREEN_SCORES = ("return", "disagreement")
 
 

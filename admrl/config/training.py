@@ -16,11 +16,7 @@ from dynamics.config import DynamicsConfig, FitConfig, RolloutPrecision
 from policy_opt.config import TrpoConfig, ValueConfig
 
 SELECTORS = SEARCHES
-
-
 Estimator = Literal["reinforce", "per_step", "causal", "pathwise", "mixed", "fisher", "resolve"]
-
-
 ESTIMATOR_NAMES: tuple[str, ...] = get_args(Estimator)
 
 

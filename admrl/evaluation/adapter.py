@@ -23,8 +23,6 @@ from task_families.family import TaskFamily
 from task_families.rollout import Rollout
 
 SEES = ("rewards", "psi", "reward function", "offline data")
-
-
 Act = Callable[[int, Tensor], Tensor]  # (t, obs (M, N, S)) -> act (M, N, A)
 
 

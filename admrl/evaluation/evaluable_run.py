@@ -1,8 +1,8 @@
-"""EvaluableRun: what the evaluation asks of a run folder. It does not ask what kind of run it is."""
+"""EvaluableRun: a run folder whose method is judged. The evaluation does not ask what kind of run it is."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from abc import abstractmethod
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,8 +11,7 @@ from admrl.config.evaluation import EvaluationConfig
 from admrl.config.training import VirtualTrainingConfig
 from admrl.evaluation.adapter import Adapter
 from admrl.jobs.reporter import Reporter
-from admrl.runs.folder import RunInfo
-from admrl.runs.lock import RunLock
+from admrl.runs.folder import Info, RunFolder, State
 from dynamics.learner import ModelLearner
 from policy_opt.gaussian_policy import GaussianPolicy
 from task_families.family import TaskFamily
@@ -21,13 +20,8 @@ from task_families.family import TaskFamily
 class ModelSource(Protocol):
     """A learned model and how policies are solved in it: what a reference run can start from."""
 
-    @property
-    def path(self) -> Path:
-        """Where it lies."""
-
-    @property
-    def family(self) -> TaskFamily:
-        """Of the tasks."""
+    path: Any  # where it lies, for messages and for an order among sources
+    family: TaskFamily
 
     @property
     def learner(self) -> ModelLearner:
@@ -42,37 +36,20 @@ class ModelSource(Protocol):
         """How policies are trained in the model."""
 
 
-class EvaluableRun(Protocol):
-    """A run folder whose method is evaluated; every kind of run satisfies it."""
-
-    path: Path
-    family: TaskFamily
-    lock: RunLock | None
-
-    @property
-    def info(self) -> RunInfo:
-        """What it was asked to do."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether there is nothing left to train."""
-
-    @property
-    def progress(self) -> str:
-        """How far it is, for messages."""
-
-    @property
-    def resume_command(self) -> str:
-        """The command that goes on with it."""
+class EvaluableRun(RunFolder[Info, State]):
+    """What every kind of run tells the evaluation."""
 
     @property
     def model_source(self) -> ModelSource | None:
         """Its model, if the method has one that other policies can be solved in."""
+        return None
 
     @property
     def visited_psi(self) -> np.ndarray | None:
         """Tasks of the training (n, k) in order, if it takes one after the other."""
+        return None
 
+    @abstractmethod
     def adapter(self, config: EvaluationConfig, *, reporter: Reporter | None = None) -> Adapter:
         """The method as it is tested.
 
@@ -80,11 +57,14 @@ class EvaluableRun(Protocol):
             ValueError: the settings are impossible for it; names the setting.
         """
 
+    @abstractmethod
     def fingerprint(self, config: EvaluationConfig, seed: int) -> dict[str, Any]:
         """Everything that the numbers of its adapter's evaluation depend on, as plain data."""
 
+    @abstractmethod
+    def provenance(self) -> dict[str, Any]:
+        """Where a table's numbers come from; see `Adapter.provenance`."""
+
+    @abstractmethod
     def num_steps(self, config: EvaluationConfig) -> int:
         """Calls of `Reporter.advance` in the evaluation of one batch of tasks, for progress bars."""
-
-    def release(self) -> None:
-        """Release its lock, if it is held."""

@@ -1,22 +1,22 @@
-"""Evaluating run folders on a common set of tasks with a common A*."""
+"""Evaluating run folders, or any adapters, on a common set of tasks with a common A*, in this process."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from admrl.config.checks import check_config
 from admrl.config.evaluation import EvaluationConfig
+from admrl.evaluation.adapter import Adapter
 from admrl.evaluation.evaluable_run import EvaluableRun, ModelSource
-from admrl.evaluation.evaluator import Adapted, evaluate_adapter
+from admrl.evaluation.evaluator import evaluate_adapter
 from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.reference import Reference
-from admrl.evaluation.reference_pooled import NAME, PooledReference, check_pooled, pooled_reference
+from admrl.evaluation.reference_pooled import check_pooled, pooled_reference
 from admrl.evaluation.scoring import check_counts
-from admrl.evaluation.tables import Method, best_of, gap_tables
+from admrl.evaluation.tables import Method, best_of, gap_tables, run_tables
 from admrl.evaluation.task_lists import TaskList, grid_tasks
 from admrl.jobs.reporter import Reporter
-from admrl.storage.files import digest
+from task_families.family import TaskFamily
 
 
 def evaluate_gaps(
@@ -108,53 +108,45 @@ def model_sources(runs: Sequence[EvaluableRun]) -> list[ModelSource]:
     return [source for run in runs if (source := run.model_source) is not None]
 
 
-def run_tables(
-    runs: Sequence[EvaluableRun],
-    tasks: TaskList,
-    adapted: Sequence[Adapted],
+def evaluate_adapters(
+    family: TaskFamily,
+    adapters: Sequence[Adapter],
+    tasks: Sequence[int] | TaskList,
     config: EvaluationConfig,
-    seed: int,
     *,
-    pooled: PooledReference | None = None,
+    seed: int = 0,
     reference: Reference | None = None,
+    num_threads: int = 1,
+    reporter: Reporter | None = None,
 ) -> list[GapTable]:
-    """One table per run from the episodes of all candidates; see `evaluate_gaps`."""
-    family = runs[0].family
+    """Sub-optimality gaps of any adapters on a set of tasks of one family, A* common to all.
+
+    The tables stand beside those of `evaluate_gaps` if A* is the same, that is with the same reference.
+
+    Args:
+        tasks: grid cells per task parameter, corners included; or any list of tasks.
+        reference: A*; None: the best that any of the adapters reached, which is a bound from below.
+
+    Raises:
+        ValueError: no adapter, two of one name, impossible counts, or tasks without a reference.
+        AdapterError: see `adapt_and_score`.
+    """
+    names = [adapter.name for adapter in adapters]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"adapters: expected at least one, each with a name of its own; got {names}")
+    chosen = tasks if isinstance(tasks, TaskList) else grid_tasks(family, tasks)
+    known = None if reference is None else reference.best_known(family, chosen.psi)  # refuses before any work
     methods = [
-        _method(run, a, label, config, seed)
-        for run, a, label in zip(runs, adapted, method_labels(runs), strict=True)
+        Method(
+            adapter.name,
+            adapter.name,
+            adapter.sees,
+            adapter.provenance(),
+            evaluate_adapter(
+                family, adapter, chosen, config, seed, num_threads=num_threads, reporter=reporter
+            ),
+        )
+        for adapter in adapters
     ]
-    if reference is not None:
-        known = reference.best_known(family, tasks.psi)
-    else:
-        origin: dict[str, Any] = {
-            "kind": "best of the runs evaluated together",
-            "runs": sorted(str(run.path) for run in runs),
-        }
-        further, drawn = ({}, 0) if pooled is None else ({NAME: pooled.episode_return}, pooled.real_samples)
-        known = best_of(methods, origin, further=further, real_samples=drawn)
-    return gap_tables(family, tasks, methods, known, config, seed)
-
-
-def _method(run: EvaluableRun, adapted: Adapted, label: str, config: EvaluationConfig, seed: int) -> Method:
-    adapter, source = run.adapter(config), run.model_source
-    return Method(
-        label=label,
-        name=str(run.path),
-        sees=adapter.sees,
-        provenance=adapter.provenance(),
-        adapted=adapted,
-        visited_psi=run.visited_psi,
-        model=None if source is None else source.learner.model,
-        evaluation_key=digest(run.fingerprint(config, seed)),
-    )
-
-
-def method_labels(runs: Sequence[EvaluableRun]) -> list[str]:
-    """The shortest names that tell the runs apart: selector, selector and seed, or the folder."""
-    short = [run.info.selector for run in runs]
-    long = [f"{run.info.selector}, seed {run.info.seed}" for run in runs]
-    return [
-        s if short.count(s) == 1 else l if long.count(l) == 1 else str(run.path)
-        for s, l, run in zip(short, long, runs, strict=True)
-    ]
+    origin = {"kind": "best of the methods evaluated together", "methods": sorted(names)}
+    return gap_tables(family, chosen, methods, known or best_of(methods, origin), config, seed)

@@ -32,8 +32,6 @@ from task_families.family import TaskFamily
 from task_families.rollout import Rollout
 
 COUNTS = ("adaptation", "held_out", "scoring", "virtual")
-
-
 PROBE_LANES = 2  # scoring episodes per task whose transitions all models are tested on
 
 

@@ -42,8 +42,6 @@ from task_families.family import TaskFamily
 from task_families.registry import make
 
 POLICY = MetaTrainConfig()  # its policy shape
-
-
 ROWS = "rows."  # the beginning of the data's names
 
 

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
-from admrl.evaluation.adapter import Adapter, describe_sees
-from admrl.evaluation.evaluator import COUNTS, Adapted, evaluate_adapter
+from admrl.evaluation.adapter import describe_sees
+from admrl.evaluation.evaluable_run import EvaluableRun
+from admrl.evaluation.evaluator import COUNTS, Adapted
 from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.provenance import Provenance
 from admrl.evaluation.reference import Reference
+from admrl.evaluation.reference_pooled import NAME, PooledReference
 from admrl.evaluation.scoring import BestKnown, best_known_returns
-from admrl.evaluation.task_lists import TaskList, grid_tasks
-from admrl.jobs.reporter import Reporter
+from admrl.evaluation.task_lists import TaskList
 from admrl.runs.versions import versions
 from admrl.storage.files import digest
 from dynamics.ensemble import DynamicsEnsemble
@@ -42,48 +43,56 @@ class Method:
     evaluation_key: str | None = None
 
 
-def evaluate_adapters(
-    family: TaskFamily,
-    adapters: Sequence[Adapter],
-    tasks: Sequence[int] | TaskList,
+def run_tables(
+    runs: Sequence[EvaluableRun],
+    tasks: TaskList,
+    adapted: Sequence[Adapted],
     config: EvaluationConfig,
+    seed: int,
     *,
-    seed: int = 0,
+    pooled: PooledReference | None = None,
     reference: Reference | None = None,
-    num_threads: int = 1,
-    reporter: Reporter | None = None,
 ) -> list[GapTable]:
-    """Sub-optimality gaps of any adapters on a set of tasks of one family, A* common to all.
-
-    The tables stand beside those of `evaluate_gaps` if A* is the same, that is with the same reference.
-
-    Args:
-        tasks: grid cells per task parameter, corners included; or any list of tasks.
-        reference: A*; None: the best that any of the adapters reached, which is a bound from below.
-
-    Raises:
-        ValueError: no adapter, two of one name, impossible counts, or tasks without a reference.
-        AdapterError: see `adapt_and_score`.
-    """
-    names = [adapter.name for adapter in adapters]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"adapters: expected at least one, each with a name of its own; got {names}")
-    chosen = tasks if isinstance(tasks, TaskList) else grid_tasks(family, tasks)
-    known = None if reference is None else reference.best_known(family, chosen.psi)  # refuses before any work
+    """One table per run from the episodes of all candidates; see `evaluate_gaps`."""
+    family = runs[0].family
     methods = [
-        Method(
-            adapter.name,
-            adapter.name,
-            adapter.sees,
-            adapter.provenance(),
-            evaluate_adapter(
-                family, adapter, chosen, config, seed, num_threads=num_threads, reporter=reporter
-            ),
-        )
-        for adapter in adapters
+        _method(run, a, label, config, seed)
+        for run, a, label in zip(runs, adapted, method_labels(runs), strict=True)
     ]
-    origin = {"kind": "best of the methods evaluated together", "methods": sorted(names)}
-    return gap_tables(family, chosen, methods, known or best_of(methods, origin), config, seed)
+    if reference is not None:
+        known = reference.best_known(family, tasks.psi)
+    else:
+        origin: dict[str, Any] = {
+            "kind": "best of the runs evaluated together",
+            "runs": sorted(str(run.path) for run in runs),
+        }
+        further, drawn = ({}, 0) if pooled is None else ({NAME: pooled.episode_return}, pooled.real_samples)
+        known = best_of(methods, origin, further=further, real_samples=drawn)
+    return gap_tables(family, tasks, methods, known, config, seed)
+
+
+def _method(run: EvaluableRun, adapted: Adapted, label: str, config: EvaluationConfig, seed: int) -> Method:
+    adapter, source = run.adapter(config), run.model_source
+    return Method(
+        label=label,
+        name=str(run.path),
+        sees=adapter.sees,
+        provenance=adapter.provenance(),
+        adapted=adapted,
+        visited_psi=run.visited_psi,
+        model=None if source is None else source.learner.model,
+        evaluation_key=digest(run.fingerprint(config, seed)),
+    )
+
+
+def method_labels(runs: Sequence[EvaluableRun]) -> list[str]:
+    """The shortest names that tell the runs apart: selector, selector and seed, or the folder."""
+    short = [run.info.selector for run in runs]
+    long = [f"{run.info.selector}, seed {run.info.seed}" for run in runs]
+    return [
+        s if short.count(s) == 1 else l if long.count(l) == 1 else str(run.path)
+        for s, l, run in zip(short, long, runs, strict=True)
+    ]
 
 
 def best_of(

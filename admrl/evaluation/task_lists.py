@@ -15,20 +15,10 @@ from task_families.choices import check_name
 from task_families.family import TaskFamily
 
 MAX_TASKS = 10_000
-
-
 NAMES = ("paper", "ood")
-
-
 GRIDS = {1: (12,), 2: (6, 6), 3: (4, 4, 3)}  # AdMRL section 5: 6 x 6 and 4 x 4 x 3
-
-
 NUM_BOUNDARY = 20  # AdMRL section 5, tasks on the boundary of a high-dimensional box
-
-
 OUTER = {"ant2d": 5 / 3}  # AdMRL section 5.3: trained on [-3, 3]^2, tested up to [-5, 5]^2
-
-
 OUTER_GRID = (8, 8)  # of the outer box; 48 of its points lie outside [-3, 3]^2, at 3.57 and at 5 m/s
 
 

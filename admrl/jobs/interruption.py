@@ -16,8 +16,6 @@ from types import FrameType
 from admrl.jobs.reporter import Reporter
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
 _received: int | None = None
 
 

@@ -26,8 +26,6 @@ CURVES = (
     ("return_real_noisy", "real return of the exploring policy"),
     ("held_out_loss", "held-out model loss"),
 )
-
-
 INTERVAL_NOTE = "bars: 95 % bootstrap interval over training seeds"
 
 
@@ -176,67 +174,53 @@ def plot_paths(records: Sequence[RunRecords], comparison: Comparison, path: Path
     )
     low, high = first.box if first.box is not None else (first.psi.min(0), first.psi.max(0))
     for (above, below), run in zip(axes.T, chosen, strict=True):
-        psi, gradient, cosine = run.psi[:, :2], run.gradients[:, :2], run.split_half
-        # the search climbs in unit coordinates, where a unit of psi_i is (high - low) / 2 long
-        step = gradient * ((high - low) / 2)[:2] ** 2
-        length = np.abs(step / (high - low)[:2]).max(1, keepdims=True)
-        arrow = np.divide(step, length, out=np.full_like(step, np.nan), where=length > 0) * 0.16
-        above.plot(*psi.T, "-", color="0.7", linewidth=1, zorder=1)
-        above.add_patch(plt.Rectangle(low[:2], *(high - low)[:2], fill=False, edgecolor="0.4", linewidth=1))
-        for i, (p, a, c) in enumerate(zip(psi, arrow, cosine, strict=True)):
-            agree = np.isfinite(c) and c > 0
-            above.plot(
-                *p,
-                "o",
-                ms=11,
-                color="#0072b2" if agree else "white",
-                markeredgecolor="#0072b2",
-                zorder=2,
-                clip_on=False,
-            )
-            above.annotate(
-                str(i + 1),
-                p,
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white" if agree else "black",
-                zorder=4,
-            )
-            if np.isfinite(a).all():
-                above.annotate(
-                    "", p + a, p, zorder=3, annotation_clip=False,
-                    arrowprops={
-                        "arrowstyle": "->",
-                        "color": "#d55e00",
-                        "linewidth": 1.6,
-                        "linestyle": "-" if agree else ":",
-                    },
-                )  # fmt: skip
-        above.set_xlim(low[0] - 0.2 * (high - low)[0], high[0] + 0.2 * (high - low)[0])
-        above.set_ylim(low[1] - 0.2 * (high - low)[1], high[1] + 0.2 * (high - low)[1])
+        _draw_path(above, run, low, high)
         above.set_xlabel(_label(comparison, 0))
         above.set_ylabel(_label(comparison, 1))
-        above.set_title(f"{run.selector}, seed {run.seed}", fontsize=10)
-        number = np.arange(1, len(cosine) + 1)
-        below.axhline(0, color="0.5", linewidth=0.8)
-        below.bar(
-            number,
-            np.nan_to_num(cosine),
-            color=["#0072b2" if c > 0 else "white" for c in cosine],
-            edgecolor="#0072b2",
-        )
-        below.set_ylim(-1.05, 1.05)
-        below.set_xlim(0.3, len(cosine) + 0.7)
-        below.set_xticks(number if len(number) <= 12 else number[:: len(number) // 6])
-        below.set_xlabel("task of the training")
-        below.set_ylabel("split-half cosine")
+        _draw_agreement(below, run.split_half)
     figure.supxlabel(
         "arrows: direction of the task gradient (lengths mean nothing); filled, solid: the halves of its data agree",
         fontsize=8, color="0.35",
     )  # fmt: skip
     save_figure(figure, Path(path))
     return True
+
+
+def _draw_path(axis: plt.Axes, run: RunRecords, low: np.ndarray, high: np.ndarray) -> None:
+    """Tasks of a training in the plane of the first two parameters, an arrow along each gradient."""
+    psi, cosine, span = run.psi[:, :2], run.split_half, (high - low)[:2]
+    # the search climbs in unit coordinates, where a unit of psi_i is (high - low) / 2 long
+    step = run.gradients[:, :2] * (span / 2) ** 2
+    length = np.abs(step / span).max(1, keepdims=True)
+    arrow = np.divide(step, length, out=np.full_like(step, np.nan), where=length > 0) * 0.16
+    axis.plot(*psi.T, "-", color="0.7", linewidth=1, zorder=1)
+    axis.add_patch(plt.Rectangle(low[:2], *span, fill=False, edgecolor="0.4", linewidth=1))
+    for i, (p, a, c) in enumerate(zip(psi, arrow, cosine, strict=True)):
+        agree = bool(np.isfinite(c) and c > 0)
+        fill = "#0072b2" if agree else "white"
+        axis.plot(*p, "o", ms=11, color=fill, markeredgecolor="#0072b2", zorder=2, clip_on=False)
+        ink = "white" if agree else "black"
+        axis.annotate(str(i + 1), p, ha="center", va="center", fontsize=7, color=ink, zorder=4)
+        if np.isfinite(a).all():
+            line = "-" if agree else ":"
+            look = {"arrowstyle": "->", "color": "#d55e00", "linewidth": 1.6, "linestyle": line}
+            axis.annotate("", p + a, p, zorder=3, annotation_clip=False, arrowprops=look)
+    axis.set_xlim(low[0] - 0.2 * span[0], high[0] + 0.2 * span[0])
+    axis.set_ylim(low[1] - 0.2 * span[1], high[1] + 0.2 * span[1])
+    axis.set_title(f"{run.selector}, seed {run.seed}", fontsize=10)
+
+
+def _draw_agreement(axis: plt.Axes, cosine: np.ndarray) -> None:
+    """Cosine of the gradients of two halves of the data, a bar for every task (n,)."""
+    number = np.arange(1, len(cosine) + 1)
+    colour = ["#0072b2" if c > 0 else "white" for c in cosine]
+    axis.axhline(0, color="0.5", linewidth=0.8)
+    axis.bar(number, np.nan_to_num(cosine), color=colour, edgecolor="#0072b2")
+    axis.set_ylim(-1.05, 1.05)
+    axis.set_xlim(0.3, len(cosine) + 0.7)
+    axis.set_xticks(number if len(number) <= 12 else number[:: len(number) // 6])
+    axis.set_xlabel("task of the training")
+    axis.set_ylabel("split-half cosine")
 
 
 def plot_learning_curves(records: Sequence[RunRecords], path: Path | str) -> bool:

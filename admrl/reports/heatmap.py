@@ -19,8 +19,6 @@ matplotlib.use("Agg", force=False)
 
 
 TEXT_SHIFTS = (0.0, 0.27, -0.27)  # of a cell's text, in cells
-
-
 WORST, BOX = "#d62728", "0.1"
 
 

@@ -6,7 +6,6 @@ Needs no network: styles, script and pictures are inside the file. Everything th
 from __future__ import annotations
 
 import base64
-import html
 import json
 import math
 from collections.abc import Sequence
@@ -17,15 +16,10 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib import colormaps
 from matplotlib.colors import Normalize, to_hex
-from matplotlib.ticker import MaxNLocator
 
 from admrl.reports.comparison import Comparison, Row
-from admrl.reports.style import COLOURS, styles
-
-CHART = {"width": 520, "height": 300, "left": 64, "right": 12, "top": 30, "bottom": 46}  # pixels
-
-
-DASHES = {"-": "", "--": "7 4", "-.": "8 3 2 3", ":": "2 3"}
+from admrl.reports.style import COLOURS
+from admrl.reports.svg_chart import svg_chart
 
 
 def render_report(
@@ -66,8 +60,8 @@ def render_report(
         provenance=provenance,
         maps=[_map_group(comparison, j) for j in range(len(first.num_samples))],
         charts=[
-            _chart(comparison, summary, "worst gap", "worst-case gap, return per episode"),
-            _chart(comparison, summary, "mean return", "average return per episode"),
+            svg_chart(comparison, summary, "worst gap", "worst-case gap, return per episode"),
+            svg_chart(comparison, summary, "mean return", "average return per episode"),
         ],
         figures=[
             {"name": file.stem, "caption": caption, "data": base64.b64encode(file.read_bytes()).decode()}
@@ -149,68 +143,3 @@ def _map_cell(
         "text": f"{mean[m]:z.0f}",
         "tip": "\n".join(lines),
     }
-
-
-def _chart(comparison: Comparison, summary: Sequence[Row], statistic: str, label: str) -> str:
-    """A small line chart as SVG; every point carries its numbers."""
-    rows = [r for r in summary if r["statistic"] == statistic]
-    if not rows:
-        return ""
-    c = CHART
-    samples = comparison.first.num_samples.astype(float)
-    ends = np.array([[r["value"], r["low"], r["high"]] for r in rows])
-    low, high = float(np.nanmin(ends)), float(np.nanmax(ends))
-    pad = 0.08 * (high - low) or 1.0
-    low, high = low - pad, high + pad
-    span = max(float(np.ptp(samples)), 1.0)
-    look = styles([m.name for m in comparison.methods])
-
-    def x(n: float) -> float:
-        share = (n - samples.min()) / span if np.ptp(samples) > 0 else 0.5
-        return c["left"] + 24 + share * (c["width"] - c["left"] - c["right"] - 48)
-
-    def y(v: float) -> float:
-        return c["top"] + (high - v) / (high - low) * (c["height"] - c["top"] - c["bottom"])
-
-    parts = [
-        f'<svg width="{c["width"]}" height="{c["height"]}" role="img" aria-label="{html.escape(label)}">'
-    ]
-    for v in MaxNLocator(4).tick_values(low, high)[1:-1]:
-        end = c["width"] - c["right"]
-        parts.append(
-            f'<line x1="{c["left"]}" x2="{end}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="#e4e4e4"/>'
-            f'<text x="{c["left"] - 6}" y="{y(v) + 4:.1f}" text-anchor="end">{v:g}</text>'
-        )
-    for n in samples:
-        parts.append(f'<text x="{x(n):.1f}" y="{c["height"] - 26}" text-anchor="middle">{n:.0f}</text>')
-    middle = (c["left"] + c["width"]) / 2
-    parts.append(
-        f'<text x="{middle}" y="{c["height"] - 8}" text-anchor="middle">real samples of the test task n</text>'
-    )
-    parts.append(f'<text x="{c["left"] - 56}" y="14">{html.escape(label)}</text>')
-    for i, method in enumerate(comparison.methods):
-        colour, _, line = look[method.name]
-        mine = [r for r in rows if r["method"] == method.name]
-        shift = (i - (len(comparison.methods) - 1) / 2) * 9
-        points = " ".join(f"{x(r['n']) + shift:.1f},{y(r['value']):.1f}" for r in mine)
-        dash = f' stroke-dasharray="{DASHES[line]}"' if DASHES[line] else ""
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
-        for r in mine:
-            px, py = x(r["n"]) + shift, y(r["value"])
-            tip = f"{method.name}, n = {r['n']}\n{statistic} {r['value']:.1f}"
-            if math.isfinite(r["low"]):
-                parts.append(
-                    f'<line x1="{px:.1f}" x2="{px:.1f}" y1="{y(r["low"]):.1f}" y2="{y(r["high"]):.1f}" '
-                    f'stroke="{colour}" stroke-width="1.4"/>'
-                )
-                tip += f"\n95 % interval {r['low']:.1f} to {r['high']:.1f}"
-            parts.append(
-                f'<circle class="tip" cx="{px:.1f}" cy="{py:.1f}" r="5" fill="{colour}" '
-                f'data-tip="{html.escape(tip)}"/>'
-            )
-        key = c["left"] + 10 + i * 120
-        parts.append(
-            f'<line x1="{key}" x2="{key + 22}" y1="24" y2="24" stroke="{colour}" stroke-width="2"{dash}/>'
-            f'<text x="{key + 27}" y="28">{html.escape(method.name)}</text>'
-        )
-    return "".join([*parts, "</svg>"])

@@ -21,17 +21,9 @@ from scipy.stats import bootstrap, mannwhitneyu, trim_mean, ttest_rel
 from task_families.choices import check_name
 
 RESAMPLING = ("stratified", "runs")
-
-
 NUM_RESAMPLES = 2000
-
-
 CONFIDENCE = 0.95
-
-
 CVAR_SHARE = 0.1  # of the tasks, the worst ones
-
-
 Statistic = Callable[[np.ndarray], np.ndarray]  # (..., S, M) -> (...)
 
 

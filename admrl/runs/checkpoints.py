@@ -22,11 +22,7 @@ from admrl.storage.files import DamagedFileError, StorageError, storage_error
 from admrl.storage.sealed_file import read_sealed, write_sealed
 
 CHECKPOINTS, REPLAY = "checkpoints", "replay"
-
-
 SUFFIX, COPY, DAMAGED = ".ckpt", ".copy", ".damaged"
-
-
 FORMAT = 1
 
 

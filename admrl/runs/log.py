@@ -15,17 +15,6 @@ from typing import Any
 from admrl.jobs.reporter import Reporter
 from admrl.storage.files import storage_error
 
-METRICS = (
-    "return_model",
-    "return_real_noisy",
-    "model_loss",
-    "held_out_loss",
-    "split_half_cosine",
-    "rejected",
-    "real_samples",
-    "virtual_samples",
-)
-
 
 @dataclass(frozen=True)
 class LogPosition:
@@ -91,7 +80,7 @@ class RunLog:
         reporter: Reporter,
         position: LogPosition | None,
         *,
-        columns: tuple[str, ...] = METRICS,
+        columns: tuple[str, ...],
     ) -> None:
         """
         Args:

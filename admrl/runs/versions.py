@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -22,19 +23,34 @@ def weights_digest(model: torch.nn.Module) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of everything that results depend on; physics differs between MuJoCo versions."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "machine": platform.machine()}
     for package in ("admrl", "torch", "mujoco", "gymnasium", "numpy", "scipy"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
-    try:
-        here = Path(__file__).parent
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, timeout=5
-        )
-        if commit.returncode == 0:
-            found["commit"] = commit.stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        found["commit"] = "unknown (git did not answer)"
+    if commit := _commit():
+        found["commit"] = commit
     return found
+
+
+def _commit() -> str | None:
+    """Of the source tree that this file is tracked in; None for an installed package, wherever it lies."""
+    here = Path(__file__)
+    try:
+        if _git("ls-files", "--error-unmatch", here.name, cwd=here.parent) is None:
+            return None
+        return _git("describe", "--always", "--dirty", cwd=here.parent)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown (git did not answer)"
+
+
+def _git(*arguments: str, cwd: Path) -> str | None:
+    """What git prints; None if it fails."""
+    answer = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, timeout=5)
+    return answer.stdout.strip() if answer.returncode == 0 else None

@@ -42,14 +42,8 @@ from task_families.rollout import Rollout
 DIVERGED = (
     10.0  # held-out loss, in standard deviations of one-step differences, and relative to before the fit
 )
-
-
 CHECK_ROWS = 512  # held-out rows that the check looks at; all of them would cost a tenth of the fit
-
-
 MIN_SHARE = 0.5  # of a task's steps that must be left for an update
-
-
 MOVED = 10 * MIN_STD  # a coordinate with a smaller standard deviation never moved: its limit means nothing
 
 

@@ -24,11 +24,7 @@ from torch import Tensor
 from admrl.storage.files import DamagedFileError, parse_json, write_bytes
 
 MAGIC = b"admrl/1 sha256 "
-
-
 HEADER_SIZE = len(MAGIC) + 64 + 1
-
-
 META = "meta.json"
 
 

@@ -19,9 +19,10 @@ from admrl.config.checks import check_config, check_saving, check_seed
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.plain_data import from_dict
 from admrl.config.training import MetaTrainConfig, VirtualTrainingConfig
+from admrl.evaluation.evaluable_run import EvaluableRun
 from admrl.jobs.reporter import Reporter
 from admrl.runs.checkpoints import Checkpoint
-from admrl.runs.folder import TASKS, RunFolder
+from admrl.runs.folder import TASKS
 from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS, Saver, writing
 from admrl.runs.versions import versions, weights_digest
 from admrl.solving.solution import make_policy
@@ -62,7 +63,7 @@ class TrainInfo:
     versions: dict[str, str]
 
 
-class Run(RunFolder[TrainInfo, MetaState]):
+class Run(EvaluableRun[TrainInfo, MetaState]):
     """A run folder of `admrl train` in memory."""
 
     kind = None  # config.json of these runs names none

@@ -30,11 +30,7 @@ from task_families.family import TaskFamily
 from task_families.rollout import Rollout
 
 ROLLOUTS = ("model", "hat", "star")
-
-
 ROLLOUT_FIELDS = tuple(Rollout.__dataclass_fields__)
-
-
 SEARCH, OLD_MODEL = "search.", "old_model."  # beginnings of the names of tensors
 
 
