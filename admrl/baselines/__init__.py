@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from admrl.baselines.static import FunctionPolicy, StaticAdapter
     from admrl.baselines.subprocess_policy import SubprocessPolicy
     from admrl.evaluation.adapter import Adapter, AdapterError, Experience, Exploration, Policy, Tasks
+    from admrl.evaluation.conformance import check_adapter
     from admrl.evaluation.evaluate_runs import evaluate_adapters
     from admrl.evaluation.evaluator import adapt_and_score
     from admrl.training.adapter import ModelBasedAdapter

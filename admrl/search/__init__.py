@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from admrl.search.bayesian import GaussianProcessSearch
     from admrl.search.botorch_search import BotorchSearch
     from admrl.search.cma_es import CmaSearch
+    from admrl.search.conformance import check_search
     from admrl.search.cross_entropy import CrossEntropySearch
     from admrl.search.factory import make_search
     from admrl.search.guided import GuidedSearch
