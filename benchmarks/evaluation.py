@@ -27,10 +27,10 @@ from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig, evaluation_virtual
 from admrl.config.presets import PRESETS
-from admrl.evaluation.scoring import task_generators
 from admrl.solving.rollouts import real_rollout
 from admrl.solving.solution import Solution, make_policy, new_solution
 from admrl.solving.virtual_training import virtual_update
+from admrl.streams import Purpose, task_streams
 from dynamics.learner import ModelLearner
 from task_families import make
 
@@ -50,7 +50,7 @@ def make_learner() -> ModelLearner:
 
 def first_solution(learner: ModelLearner, psi: Tensor) -> tuple[Solution, list[torch.Generator]]:
     """Random policies and the generators of M tasks."""
-    generators = task_generators(0, 1, FAMILY.box.to_unit(psi))
+    generators = task_streams(0, Purpose.ADAPTATION, 1, FAMILY.box.to_unit(psi))
     policy = make_policy(FAMILY, LAPTOP)
     device = learner.model.weights[0].device
     return new_solution(learner.model, psi.to(device), policy, LAPTOP.virtual, generators), generators
@@ -104,8 +104,8 @@ def main() -> None:
         write(arguments.json, rows)
         return  # the fit of the models stays on the CPU
     few = psi[:: max(1, len(psi) // config.tasks_per_batch)][: config.tasks_per_batch]
-    forked = learner.fork(task_generators(3, 1, FAMILY.box.to_unit(few)))
-    single = learner.fork(task_generators(3, 1, FAMILY.box.to_unit(few[:1])))
+    forked = learner.fork(task_streams(0, Purpose.ADAPTER, 1, FAMILY.box.to_unit(few)))
+    single = learner.fork(task_streams(0, Purpose.ADAPTER, 1, FAMILY.box.to_unit(few[:1])))
     steps, seconds = (4 if arguments.quick else 20), {}
     for name, one in (("batch", forked), ("single", single)):
         one.fit(1)

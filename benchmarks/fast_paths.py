@@ -28,9 +28,9 @@ from torch import Tensor
 
 from admrl.config.presets import PRESETS
 from admrl.config.training import MetaTrainConfig, VirtualTrainingConfig
-from admrl.evaluation.scoring import task_generators
 from admrl.solving.adaptation import zero_shot
 from admrl.solving.rollouts import episode_returns, real_rollout
+from admrl.streams import Purpose, task_streams
 from admrl.training.meta_training import meta_train
 from admrl.training.state import new_state
 from policy_opt import GaussianPolicy, TrpoConfig
@@ -91,12 +91,14 @@ def compare(family_name: str, quick: bool) -> list[Row]:
     def train(virtual: VirtualTrainingConfig, seed: int) -> tuple[Tensor, float]:
         """Real returns (seeds, tasks) and the seconds of training."""
         tasks = psi.repeat(num_seeds, 1)
-        generators = task_generators(seed, num_seeds, family.box.to_unit(psi))
+        generators = task_streams(seed, Purpose.ADAPTATION, num_seeds, family.box.to_unit(psi))
         policy = GaussianPolicy(family.obs_size, family.act_size)
         start = time.perf_counter()
         solution = zero_shot(family, model, tasks, policy, 1, virtual, generators)
         seconds = time.perf_counter() - start
-        score = real_rollout(family, solution, 40, task_generators(99, num_seeds, family.box.to_unit(psi)))
+        score = real_rollout(
+            family, solution, 40, task_streams(0, Purpose.SCORING, num_seeds, family.box.to_unit(psi))
+        )
         return episode_returns(family, tasks, score).mean(1).view(num_seeds, num_tasks), seconds
 
     base, seconds = train(plain, 0)

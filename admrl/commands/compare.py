@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -25,7 +25,7 @@ class Compare(Command):
     run folders; nothing is computed again. The report opens from the disk, without network.
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")] = ()
     """Run folders of one family that `admrl evaluate` has been given together, or with one --reference."""
     out: Path = Path("report")
     """Folder to write into; files of the same names are replaced."""

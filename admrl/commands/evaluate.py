@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -32,7 +32,7 @@ class Evaluate(Command):
     gaps/NAME.json into each run folder. Interrupted, the same command goes on after the last finished batch.
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")] = ()
     """Run folders of one family; evaluated together they share one reference A*."""
     tasks: str = "paper"
     """Test tasks: "paper" (6 x 6, 4 x 4 x 3, or 20 on the boundary), "ood" (Ant2D, around the box), or a file."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -30,7 +30,7 @@ class Gradcheck(Command):
     times, and writes gradcheck.json and gradcheck.png into the run folder. The run itself does not change.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run folder."""
     psi: tuple[float, ...] | None = None
     """The task. Default: the last one of the training."""

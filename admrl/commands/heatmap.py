@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -20,7 +20,7 @@ FORMATS = (".png", ".pdf", ".svg")
 class Heatmap(Command):
     """Draw the gap heat maps of evaluated runs side by side on one colour scale."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")] = ()
     """Run folders (or table files) that `admrl evaluate` has been given together."""
     out: Path = Path("gap.png")
     """Figure to write: .png, .pdf or .svg."""

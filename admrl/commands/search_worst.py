@@ -6,7 +6,7 @@ import math
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -38,7 +38,7 @@ class SearchWorst(Command):
     Interrupted, the same command goes on after the last finished batch.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run folder."""
     search: str = "default"
     """How tasks are searched: default, gp, multistart, cem, uniform, grid, ...; see docs/search.md."""
