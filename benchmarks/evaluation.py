@@ -65,8 +65,8 @@ def updates(learner: ModelLearner, psi: Tensor, config: EvaluationConfig, num: i
     for step in range(num + 1):
         if step == 1:
             begin = clock()
-        solution, returns = virtual_update(FAMILY, learner.model, solution, num_lanes, virtual, generators)
-        returns.cpu()  # waits for a GPU
+        solution, report = virtual_update(FAMILY, learner.model, solution, num_lanes, virtual, generators)
+        report.returns.cpu()  # waits for a GPU
     return clock() - begin
 
 

@@ -36,13 +36,13 @@ import torch
 from admrl.config.presets import PRESETS
 from admrl.config.training import ESTIMATOR_NAMES, ResolveConfig, TaskGradientConfig, VirtualTrainingConfig
 from admrl.gradient import ESTIMATORS, task_gradient
-from admrl.gradient.check import check_gradient, solve_task
+from admrl.gradient.check import CheckPlan, check_gradient, solve_task
 from admrl.gradient.estimators import Evidence
 from admrl.gradient.implicit import hessian_of
 from admrl.gradient.pathwise import pathwise_return
 from admrl.reports.gradient_checks import plot_gradient_checks
 from admrl.solving.rollouts import real_rollout, stochastic_actor, virtual_rollout
-from admrl.solving.solution import Solution, new_solution
+from admrl.solving.solution import Solution, make_policy, new_solution
 from admrl.training.meta_training import meta_train
 from admrl.training.state import new_state
 from dynamics import DynamicsConfig, DynamicsEnsemble, FitConfig, ModelLearner, VirtualEnv
@@ -146,8 +146,7 @@ def cost(quick: bool, estimators: Sequence[str]) -> list[Row]:
         for estimator in estimators:
             if estimator in SLOW and (quick or hidden[0] > 256):
                 continue
-            start = time.perf_counter()
-            task_gradient(
+            evidence = Evidence(
                 family,
                 solution,
                 solution,
@@ -158,8 +157,9 @@ def cost(quick: bool, estimators: Sequence[str]) -> list[Row]:
                 updated_model=model,
                 config=replace(config, estimator=estimator),  # type: ignore[arg-type]
                 virtual=VirtualTrainingConfig(num_samples=200 * num_lanes),
-                generators=spawn_generators(torch.Generator().manual_seed(2), 1),
             )
+            start = time.perf_counter()
+            task_gradient(evidence, spawn_generators(torch.Generator().manual_seed(2), 1))
             seconds = time.perf_counter() - start
             rows.append(row(f"{estimator}, {name}, k = {k}, {hidden[0]} x {hidden[1]} model", seconds, "s"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -232,11 +232,14 @@ def lq(num_draws: int) -> list[Row]:
     )
     found: dict[str, list[float]] = {name: [] for name in ESTIMATOR_NAMES}
     for draw in range(num_draws):
+        real = sample(False, 40_000, 1000 + draw)  # v is nearly exact, as in facts: H and B are compared
         data = Evidence(
             family,
             theta_hat,
+            theta_hat,
             sample(True, 500, draw),
-            sample(False, 40_000, 1000 + draw),  # v is nearly exact, as in facts: H and B are compared
+            real,
+            real,
             model,
             config,
             VirtualTrainingConfig(num_samples=10_000),
@@ -244,18 +247,9 @@ def lq(num_draws: int) -> list[Row]:
         for name in ESTIMATOR_NAMES:
             if name == "resolve":
                 few = sample(False, 8, draw)
-                value_found = task_gradient(
-                    family,
-                    theta_hat,
-                    theta_hat,
-                    hat_in_model=few,
-                    hat_in_simulator=few,
-                    star_in_simulator=few,
-                    model=model,
-                    config=config,
-                    virtual=data.virtual,
-                    generators=spawn_generators(torch.Generator().manual_seed(draw), 1),
-                ).implicit
+                small = replace(data, hat_in_model=few, hat_in_simulator=few, star_in_simulator=few)
+                generators = spawn_generators(torch.Generator().manual_seed(draw), 1)
+                value_found = task_gradient(small, generators).implicit
             else:
                 value_found = ESTIMATORS[name](data).value
             found[name].append(float(torch.cosine_similarity(value_found[0], exact, dim=0)))
@@ -308,18 +302,10 @@ def fidelity(
     virtual = replace(config.virtual, num_samples=samples)
     for number, task in enumerate(tasks):
         start = time.perf_counter()
-        theta_hat, theta_star, model, updated = solve_task(
-            family, state.learner, torch.tensor([task]), config, seed=number
-        )
+        policy, psi = make_policy(family, config), torch.tensor([task])
+        solved_task = solve_task(family, state.learner, psi, config, seed=number, policy=policy)
         solved = time.perf_counter() - start
-        check = check_gradient(
-            family,
-            theta_hat,
-            theta_star,
-            model=model,
-            updated_model=updated,
-            config=config.gradient,
-            virtual=virtual,
+        plan = CheckPlan(
             estimators=names,
             num_draws={n: slow_draws if n in SLOW else draws for n in names},
             truth=ResolveConfig(num_updates=1, num_replicates=2)
@@ -328,6 +314,7 @@ def fidelity(
             truth_lanes=8 if quick else 400,
             seed=3,
         )
+        check = check_gradient(family, solved_task, plan, config.gradient, virtual)
         checks.append(check.to_dict() | {"virtual_training_seconds": solved})
         truth = check.truth
         print(f"{name} {tuple(task)}: truth {truth}", flush=True)
