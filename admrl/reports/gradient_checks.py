@@ -29,6 +29,11 @@ STYLES = {
 }
 
 
+def look(estimator: str) -> tuple[str, str]:
+    """Colour and marker; estimators that are not listed share one."""
+    return STYLES.get(estimator, ("#000000", "*"))
+
+
 def plot_gradient_checks(checks: Sequence[dict[str, Any]], path: Path | str) -> None:
     """One row per checked task: the implicit part of every draw beside the truth, the fidelity of the total against
     its cost, and the implicit part against the damping.
@@ -44,9 +49,11 @@ def plot_gradient_checks(checks: Sequence[dict[str, Any]], path: Path | str) -> 
         _implicit(row[0], check)
         _fidelity(row[1], check)
         _damping(row[2], check)
+    drawn = {d["estimator"] for check in checks for d in check["draws"]}
+    names = [*(n for n in STYLES if n in drawn), *sorted(drawn - set(STYLES))]
     handles = [
         plt.Line2D([], [], color=c, marker=m, linestyle="", markeredgecolor="0.2", label=n)
-        for n, (c, m) in STYLES.items()
+        for n, (c, m) in ((n, look(n)) for n in names)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     save_figure(figure, Path(path))
@@ -71,7 +78,7 @@ def _implicit(axis: Axes, check: dict[str, Any]) -> None:
         )
         limit = max(limit, abs(low), abs(low + height))
         for x, draws in enumerate(check["draws"]):
-            colour, marker = STYLES[draws["estimator"]]
+            colour, marker = look(draws["estimator"])
             values = [v[i] for v in draws["implicit"]]
             axis.scatter(
                 x + shift + np.linspace(-0.1, 0.1, len(values)) / k,
@@ -93,7 +100,7 @@ def _implicit(axis: Axes, check: dict[str, Any]) -> None:
 def _fidelity(axis: Axes, check: dict[str, Any]) -> None:
     truth = np.array(check["truth"]["total"])
     for draws in check["draws"]:
-        colour, marker = STYLES[draws["estimator"]]
+        colour, marker = look(draws["estimator"])
         total = np.array(draws["total"])
         cosine = total @ truth / (np.linalg.norm(total, axis=1) * np.linalg.norm(truth) + 1e-30)
         seconds = np.median(draws["seconds"])
@@ -115,7 +122,7 @@ def _fidelity(axis: Axes, check: dict[str, Any]) -> None:
 
 def _damping(axis: Axes, check: dict[str, Any]) -> None:
     for draws in check["draws"]:
-        colour, marker = STYLES[draws["estimator"]]
+        colour, marker = look(draws["estimator"])
         path = draws["implicit_at"]
         for i, style in zip(range(len(check["truth"]["implicit"])), ("-", "--", ":"), strict=False):
             if path:
