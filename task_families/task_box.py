@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from task_families.choices import check_name
-from task_families.task_space import KINDS, TaskSet, unit_grid
+from task_families.task_space import KINDS, TaskSet, real, slack, unit_grid
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,18 @@ class TaskBox:
 
     def project(self, psi: Tensor) -> Tensor:
         """Euclidean projection of psi (..., k) onto the box."""
+        psi = real(psi, self.low)
         return torch.minimum(torch.maximum(psi, self.low.to(psi)), self.high.to(psi))
 
     def to_unit(self, psi: Tensor) -> Tensor:
         """psi (..., k) -> unit coordinates (..., k), [-1, 1] inside the box."""
+        psi = real(psi, self.low)
         low, high = self.low.to(psi), self.high.to(psi)
         return (psi - low) / (high - low) * 2 - 1
 
     def from_unit(self, unit: Tensor) -> Tensor:
         """Inverse of `to_unit`."""
+        unit = real(unit, self.low)
         low, high = self.low.to(unit), self.high.to(unit)
         return low + (unit + 1) / 2 * (high - low)
 
@@ -71,7 +74,7 @@ class TaskBox:
         Raises:
             ValueError: not one count per task parameter, or a count below 1.
         """
-        return self.from_unit(unit_grid(shape, self.names)).to(self.low.dtype)
+        return self.project(self.from_unit(unit_grid(shape, self.names)).to(self.low.dtype))
 
     def sample(self, n: int, kind: str, generator: torch.Generator) -> Tensor:
         """n tasks (n, k) drawn independently.
@@ -91,7 +94,7 @@ class TaskBox:
         if kind == "boundary":
             face = torch.randint(2 * self.size, (n,), generator=generator)
             unit[torch.arange(n), face // 2] = (face % 2 * 2 - 1).to(dtype)
-        return self.from_unit(unit)
+        return self.project(self.from_unit(unit))  # rounded, it may lie outside
 
     def fixed(self, n: int, seed: int, kind: str = "uniform") -> Tensor:
         """n tasks (n, k) that depend on the seed alone: a training set drawn once."""
@@ -102,7 +105,7 @@ class TaskBox:
         return TaskSet(self, (predicate,))
 
     def check(self, psi: Tensor, *, allow_outside: bool = False) -> Tensor:
-        """psi as (M, k), unchanged, if every task is finite and lies in the box.
+        """psi as (M, k), unchanged (whole numbers as real ones), if every task is finite and lies in the box.
 
         Args:
             allow_outside: accept finite tasks outside the box, for out-of-distribution evaluation.
@@ -110,7 +113,7 @@ class TaskBox:
         Raises:
             ValueError: wrong shape, not finite, or outside the box; names the coordinate.
         """
-        psi = torch.atleast_2d(psi)
+        psi = torch.atleast_2d(real(psi, self.low))
         if psi.dim() != 2 or psi.shape[-1] != self.size:
             raise ValueError(
                 f"psi: expected shape (M, {self.size}) for ({', '.join(self.names)}), got {tuple(psi.shape)}"
@@ -118,7 +121,8 @@ class TaskBox:
         if allow_outside:
             bad, remedy = ~psi.isfinite(), "even allow_outside=True needs finite numbers"
         else:
-            bad = ~((psi >= self.low.to(psi) - 1e-6) & (psi <= self.high.to(psi) + 1e-6))
+            low, high, more = self.low.to(psi), self.high.to(psi), slack(psi, self.low, self.high)
+            bad = ~((psi >= low - more) & (psi <= high + more))
             remedy = (
                 "use box.project(psi) for the nearest task, or allow_outside=True to evaluate "
                 "out of distribution"

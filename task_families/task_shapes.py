@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from task_families.task_space import TaskSpace, _Space, unit_grid
+from task_families.task_space import TaskSpace, _Space, real, slack, unit_grid
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,11 @@ class TaskBall(_Space):
 
     def project(self, psi: Tensor) -> Tensor:
         """center + (psi - center) min(1, radius / |psi - center|)"""
+        psi = real(psi, self.center)
         offset = psi - self.center.to(psi)
         norm = offset.norm(dim=-1, keepdim=True)
+        far = offset.abs().amax(-1, keepdim=True)  # of 1e20 in float32, the sum of squares is infinite
+        norm = torch.where(norm.isinf(), far * (offset / far).norm(dim=-1, keepdim=True), norm)
         # untouched inside, up to rounding: the projection of a projection is itself, bit for bit
         outside = norm > self.radius * (1 + 4 * torch.finfo(psi.dtype).eps)
         return torch.where(outside, self.center.to(psi) + offset * (self.radius / norm), psi)
@@ -99,8 +102,11 @@ class TaskSimplex(_Space):
 
     def project(self, psi: Tensor) -> Tensor:
         """max(psi - tau, 0) with the tau that makes the sum right (found by sorting; Held et al. 1974)."""
+        psi = real(psi, self.low)
         eps = 8 * len(self.names) * torch.finfo(psi.dtype).eps * self.total
         feasible = ((psi.sum(-1, keepdim=True) - self.total).abs() <= eps) & (psi >= 0).all(-1, keepdim=True)
+        # a number added to all coordinates changes nothing, and what is below the largest by total or more becomes 0
+        psi, given = (psi - psi.amax(-1, keepdim=True)).clamp_min(-self.total), psi
         ordered = psi.sort(dim=-1, descending=True).values
         count = torch.arange(1, self.size + 1, device=psi.device).to(psi)
         tau = (ordered.cumsum(-1) - self.total) / count
@@ -108,7 +114,7 @@ class TaskSimplex(_Space):
         inside = (psi - tau.gather(-1, num_positive - 1)).clamp_min(0)
         # far outside, rounding of tau is large against total: restore the sum
         inside = inside * (self.total / inside.sum(-1, keepdim=True))
-        return torch.where(feasible, psi, inside)
+        return torch.where(feasible, given, inside)
 
     def from_cube(self, cube: Tensor) -> Tensor:
         """Exponential numbers divided by their sum are uniform on the simplex."""
@@ -162,6 +168,7 @@ class TaskCircle(_Space):
 
     def project(self, psi: Tensor) -> Tensor:
         """The same direction within the turn."""
+        psi = real(psi, self.low)
         low, high = self.low.to(psi), self.high.to(psi)
         wrapped = (low + torch.remainder(psi - low, 2 * math.pi)).clamp(low, high)
         return torch.where((psi >= low) & (psi <= high), psi, wrapped)
@@ -213,8 +220,9 @@ class TaskChoice(_Space):
 
     def project(self, psi: Tensor) -> Tensor:
         """The nearest task in unit coordinates; the first of them if several are."""
+        psi = real(psi, self.low)
         tasks = self.tasks.to(psi)
-        square = (self.to_unit(psi)[..., None, :] - self.to_unit(tasks)).square().sum(-1)
+        square = (self.to_unit(psi.double())[..., None, :] - self.to_unit(tasks.double())).square().sum(-1)
         return tasks[square.argmin(-1)]
 
     def from_cube(self, cube: Tensor) -> Tensor:
@@ -266,10 +274,14 @@ class TaskProduct(_Space):
         return "the product of " + " x ".join(type(part).__name__ for part in self.parts)
 
     def _map(self, method: str, x: Tensor) -> Tensor:
-        pieces = x.split([part.size for part in self.parts], dim=-1)
+        pieces = real(x, self.low).split([part.size for part in self.parts], dim=-1)
         return torch.cat(
             [getattr(part, method)(piece) for part, piece in zip(self.parts, pieces, strict=True)], dim=-1
         )
+
+    def _slack(self, psi: Tensor) -> Tensor:
+        parts = [p._slack(psi) if isinstance(p, _Space) else slack(psi, p.low, p.high) for p in self.parts]
+        return torch.cat(parts)
 
     def project(self, psi: Tensor) -> Tensor:
         """Each part on its own."""

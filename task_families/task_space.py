@@ -22,6 +22,24 @@ KINDS = ("uniform", "gaussian", "gaussian_task", "boundary")
 MAX_REJECTIONS = 10_000  # draws per wanted task before a condition counts as unsatisfiable
 
 
+TOLERANCE = 1e-6  # of the enclosing box's half-range: how far outside a task may lie and still be accepted
+
+
+def real(psi: Tensor, low: Tensor) -> Tensor:
+    """psi as real numbers: whole numbers get the space's dtype, or its bounds would be cut to whole numbers."""
+    return psi if psi.is_floating_point() else psi.to(low.dtype)
+
+
+def slack(psi: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """(k,) how far outside [low, high] a coordinate of psi may lie: TOLERANCE, and what rounding may have done.
+
+    Relative to the box in either way, so that it means the same for boxes of every size and place.
+    """
+    eps = max(torch.finfo(psi.dtype).eps, torch.finfo(low.dtype).eps)
+    largest = torch.maximum(low.abs(), high.abs())
+    return (TOLERANCE * (high - low) / 2 + eps * largest).to(psi)
+
+
 @dataclass(frozen=True)
 class TaskSet:
     """The tasks of a box that satisfy all predicates; sampled by rejection."""
@@ -77,9 +95,6 @@ class TaskSet:
         """The points of the box's grid that satisfy the predicates: (at most prod(shape), k)."""
         psi = self.box.grid(shape)
         return psi[self.contains(psi)]
-
-
-TOLERANCE = 1e-6  # of the enclosing box's half-range: how far outside a task may lie and still be accepted
 
 
 class TaskSpace(Protocol):
@@ -172,12 +187,12 @@ class _Space(ABC):
 
     def to_unit(self, psi: Tensor) -> Tensor:
         """See `TaskSpace.to_unit`."""
-        center = (self.low + self.high) / 2
+        psi, center = real(psi, self.low), (self.low + self.high) / 2
         return (psi - center.to(psi)) / self._half_range.to(psi)
 
     def from_unit(self, unit: Tensor) -> Tensor:
         """Inverse of `to_unit`."""
-        center = (self.low + self.high) / 2
+        unit, center = real(unit, self.low), (self.low + self.high) / 2
         return center.to(unit) + self._half_range.to(unit) * unit
 
     def embed(self, psi: Tensor) -> Tensor:
@@ -200,7 +215,7 @@ class _Space(ABC):
         if kind in ("uniform", "boundary"):
             cube = torch.rand(shape, generator=generator, dtype=torch.float64)
             psi = self.from_cube(cube) if kind == "uniform" else self._boundary(cube, generator)
-            return psi.to(dtype)
+            return self.project(psi.to(dtype))  # rounded, it may lie outside
         noise = torch.randn(shape, generator=generator, dtype=dtype)
         return self.project(noise if kind == "gaussian_task" else self.from_unit(noise))
 
@@ -217,21 +232,25 @@ class _Space(ABC):
         """See `TaskBox.restrict`."""
         return TaskSet(self, (predicate,))
 
+    def _slack(self, psi: Tensor) -> Tensor:
+        """(k,) `slack`; the rounding of one coordinate moves the projection of the others."""
+        return slack(psi, self.low, self.high).amax().expand(self.size)
+
     def check(self, psi: Tensor, *, allow_outside: bool = False) -> Tensor:
         """psi as (M, k), unchanged, if every task is finite and lies in the set; see `TaskBox.check`.
 
         Raises:
             ValueError: wrong shape, not finite, or outside the set; names the nearest task.
         """
-        psi = torch.atleast_2d(psi)
+        psi = torch.atleast_2d(real(psi, self.low))
         if psi.dim() != 2 or psi.shape[-1] != self.size:
             raise ValueError(
                 f"psi: expected shape (M, {self.size}) for ({', '.join(self.names)}), got {tuple(psi.shape)}"
             )
         bad = ~psi.isfinite().all(-1)
         if not allow_outside:
-            distance = (self.to_unit(psi) - self.to_unit(self.project(psi))).abs().amax(-1)
-            bad |= ~(distance <= TOLERANCE)
+            distance = (psi - self.project(psi)).abs()
+            bad |= ~(distance <= self._slack(psi)).all(-1)
         if bool(bad.any()):
             row = int(bad.nonzero()[0])
             where = ", ".join(f"{x:g}" for x in psi[row].tolist())
