@@ -43,7 +43,16 @@ def problem(name: str, seed: int) -> SyntheticGap:
     return branin() if name == "branin" else hartmann6()
 
 
-def run(search_name: str, problem_name: str, seed: int, budget: int, gradients: bool) -> list[float]:
+def fails(gap: SyntheticGap, psi: torch.Tensor) -> torch.Tensor:
+    """(n,) bool: the half of the box along its first coordinate in which the optimum is not."""
+    grid = gap.space.grid((60, 60)) if gap.space.size == 2 else gap.space.fixed(20_000, 0)
+    best = gap.space.to_unit(grid[gap(grid).argmax()])[0]
+    return gap.space.to_unit(psi.double())[:, 0] * best.sign() < 0
+
+
+def run(
+    search_name: str, problem_name: str, seed: int, budget: int, gradients: bool, failing: bool = False
+) -> list[float]:
     """Best share of the optimum after each evaluation."""
     gap = problem(problem_name, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -54,8 +63,10 @@ def run(search_name: str, problem_name: str, seed: int, budget: int, gradients: 
     for _ in range(budget):
         psi = search.ask()
         value, slope = gap.with_gradient(psi)
+        if failing:
+            value = torch.where(fails(gap, psi), torch.nan, value)
         search.tell(psi, value, slope if gradients and search.uses_gradient else None)
-        best.append(gap.share(search.best().gap))
+        best.append(gap.share(search.best().gap) if bool(search.history.known.any()) else 0.0)
         if best[-1] >= DONE:
             break
     return best
@@ -71,6 +82,7 @@ def main() -> None:
     parser.add_argument("--searches", nargs="*", default=None, help="names; default: all that are installed")
     parser.add_argument("--problems", nargs="*", default=PROBLEMS)
     parser.add_argument("--no-gradients", action="store_true")
+    parser.add_argument("--failing", action="store_true", help="evaluations fail in half of the box")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     names = arguments.searches or [name for name in SEARCHES if name not in NOT_HERE]
@@ -83,7 +95,8 @@ def main() -> None:
         check_name("--problems", name, PROBLEMS)
     rows, hits = [], {}
     print(
-        f"{seeds} seeds, {budget} evaluations, {'without' if arguments.no_gradients else 'with'} gradients; "
+        f"{seeds} seeds, {budget} evaluations, {'without' if arguments.no_gradients else 'with'} gradients"
+        f"{', half of the box fails' if arguments.failing else ''}; "
         "runs that reach 99 %, median share of the optimum, median evaluations of those runs, time an evaluation"
     )
     for problem_name in problems:
@@ -91,7 +104,9 @@ def main() -> None:
             start, shares = time.perf_counter(), []
             try:
                 for seed in range(arguments.first_seed, arguments.first_seed + seeds):
-                    shares.append(run(name, problem_name, seed, budget, not arguments.no_gradients))
+                    shares.append(
+                        run(name, problem_name, seed, budget, not arguments.no_gradients, arguments.failing)
+                    )
             except ImportError as error:
                 print(f"{problem_name:10s} {name:14s} left out: {error}", file=sys.stderr)
                 continue

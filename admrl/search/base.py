@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Protocol
 
 import torch
@@ -171,12 +172,16 @@ class Search(ABC):
 
         Raises:
             ValueError: n is not a positive number.
+            FloatingPointError: what was told made the search propose a task that is not finite.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise ValueError(f"ask: expected a number of tasks, 1 or more, got {n!r}")
+        n = _whole(n)
         if (missing := n - len(self._waiting)) > 0:
             psi, tags = self._propose(missing)
             psi = self.space.project(psi.to(self.space.low.dtype))
+            if not bool(psi.isfinite().all()):
+                raise FloatingPointError(
+                    f"{type(self).__name__} proposed a task that is not finite: {psi.tolist()}"
+                )
             self._waiting, self._tags = torch.cat([self._waiting, psi]), torch.cat([self._tags, tags])
         return self._waiting[:n].clone()
 
@@ -350,6 +355,13 @@ class Search(ABC):
             free[row] = False
             rows.append(row)
         return torch.tensor(rows, dtype=torch.long)
+
+
+def _whole(n: Any) -> int:
+    """A number of tasks; numpy's whole numbers are numbers, too."""
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
+        raise ValueError(f"ask: expected a number of tasks, 1 or more, got {n!r}")
+    return int(n)
 
 
 def _is_like(value: Tensor, pattern: Tensor) -> bool:

@@ -24,6 +24,7 @@ NUM_CANDIDATES = 256  # Sobol points that the acquisition is compared at
 NUM_LOCAL = 128  # further candidates around the best tasks
 NUM_POLISHED = 6  # candidates whose acquisition is then climbed
 POLISH_STEPS = 25
+FAILED_STD = 0.2  # of the gap that stands for a failed evaluation, in standard deviations of the gaps
 MARGIN = 2e-3  # of the range of the gaps: a smaller improvement is not worth an evaluation
 
 
@@ -129,6 +130,7 @@ class GaussianProcessSearch(Search):
                 evidence.append(value)
             self._kernel, self._fitted_at = int(torch.tensor(evidence).argmax()), len(data.y)
         kernel = KERNELS[self._kernel]
+        data = self._with_failures(data)
         posterior = Posterior(kernel, self._hyper[kernel], data)
         if waiting is not None and len(waiting):
             z = self.space.embed(waiting)
@@ -156,6 +158,19 @@ class GaussianProcessSearch(Search):
             (known.gap - center) / spread,
             slope,
             (known.standard_error / spread).square() + self._drift**2 * age,
+        )
+
+    def _with_failures(self, data: Data) -> Data:
+        """Tasks whose evaluation failed count as the smallest gap, roughly, so that what is near them is left alone;
+        they take no part in the fit of the hyperparameters, because they are no gaps."""
+        z = self.space.embed(self.history.psi[~self.history.known])
+        if not len(z):
+            return data
+        return Data(
+            torch.cat([data.z, z]),
+            torch.cat([data.y, data.y.min().expand(len(z))]),
+            torch.cat([data.slope, torch.full_like(z, torch.nan)]),
+            torch.cat([data.variance, torch.full_like(z[:, 0], FAILED_STD**2)]),
         )
 
     def _embedded_slope(self, known: Observations) -> Tensor:

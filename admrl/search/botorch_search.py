@@ -132,6 +132,14 @@ class BotorchSearch(Search):
         center, spread = known.standard()
         y = ((known.gap - center) / spread)[:, None]
         slope = known.gradient * unit_scale(self.space) / spread
+        variance = (known.standard_error / spread).square()[:, None] if self.is_noisy else None
+        failed = self.space.to_unit(self.history.psi[~self.history.known])
+        if len(failed):  # they count as the smallest gap, flat, so that what is near them is left alone
+            x, y = torch.cat([x, failed]), torch.cat([y, y.min().expand(len(failed), 1)])
+            slope = torch.cat([slope, torch.zeros_like(failed)])
+            variance = (
+                None if variance is None else torch.cat([variance, variance.mean().expand(len(failed), 1)])
+            )
         fell_back = False
         if not bool(slope.isnan().any()):
             weights = torch.zeros(1 + self.space.size, dtype=torch.float64)
@@ -141,7 +149,6 @@ class BotorchSearch(Search):
                 return model, ScalarizedPosteriorTransform(weights), False
             except botorch.exceptions.ModelFittingError:
                 fell_back = True
-        variance = (known.standard_error / spread).square()[:, None] if self.is_noisy else None
         model = botorch.models.SingleTaskGP(x, y, variance, outcome_transform=None)
         return _fitted(model), None, fell_back
 

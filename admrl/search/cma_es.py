@@ -40,7 +40,7 @@ class CmaSearch(Search):
             ValueError: see `Search`; a step size that is not positive, a population below 2, or k = 1.
         """
         super().__init__(space, generator, first)
-        self._cma = _import_cma()
+        _import_cma()
         if not step_size > 0 or (population is not None and population < 2):
             raise ValueError(
                 f"CmaSearch: expected step_size > 0 and population >= 2, got {step_size} and {population}"
@@ -67,7 +67,7 @@ class CmaSearch(Search):
         if self._population is not None:
             options["popsize"] = self._population
         start = self.space.to_unit(center)[0].clamp(-0.99, 0.99).numpy()
-        self._strategy = self._cma.CMAEvolutionStrategy(start, self._step_size, options)
+        self._strategy = _import_cma().CMAEvolutionStrategy(start, self._step_size, options)
         self._next_generation()
 
     def _next_generation(self) -> None:

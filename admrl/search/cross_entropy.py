@@ -10,6 +10,8 @@ and phi moves towards their mean and variance, weighted by p_0 / p_phi (so that 
 Differs from the paper:
 1. Beta distributions with two free parameters; RoML chooses a one-parameter family for each environment.
 2. The variance of each coordinate has a floor, so that the search goes on.
+3. The weights are flattened where they would leave a single task.
+4. A failed evaluation counts as the smallest gap of its batch.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from torch.distributions import Beta
 from admrl.search.base import Observations, Search
 from task_families.task_space import TaskSpace
 
+LEAST_SHARE = 0.5  # of the selected tasks that must count, as an effective number
 EDGE = 1e-4  # draws stay this far from the cube's faces, where a Beta density may be infinite
 
 
@@ -122,8 +125,9 @@ class CrossEntropySearch(Search):
 
     def _learn(self, told: Observations, tags: Tensor) -> None:
         ours = tags >= 0
-        rows = torch.stack([tags.double(), told.gap], dim=1)[ours & told.known]
-        self._nominal_gaps = torch.cat([self._nominal_gaps, rows[self._nominal[rows[:, 0].long()], 1]])
+        rows = torch.stack([tags.double(), told.gap], dim=1)[ours]  # nan: failed
+        known = rows[~rows[:, 1].isnan()]
+        self._nominal_gaps = torch.cat([self._nominal_gaps, known[self._nominal[known[:, 0].long()], 1]])
         self._answered = torch.cat([self._answered, rows])
         if len(self._answered) >= self._batch_size:
             self._update()
@@ -131,12 +135,15 @@ class CrossEntropySearch(Search):
 
     def _update(self) -> None:
         draws, gap = self._answered[:, 0].long(), self._answered[:, 1]
+        if bool(gap.isnan().all()):
+            return
+        gap = torch.where(gap.isnan(), gap.nan_to_num(nan=torch.inf).min(), gap)  # failed: none is smaller
         q = gap.quantile(1 - self._batch_alpha)
         if len(self._nominal_gaps):
             q = torch.minimum(q, self._nominal_gaps.quantile(1 - self._alpha))
         chosen = draws[gap >= q]
-        weight = self._log_weight[chosen].exp() if self._weighted else torch.ones(len(chosen)).double()
-        weight = (weight / weight.sum())[:, None]
+        log_weight = self._log_weight[chosen] if self._weighted else torch.zeros(len(chosen)).double()
+        weight = _balanced(log_weight)[:, None]
         cube = self._cube[chosen]
         mean = (weight * cube).sum(0)
         variance = (weight * (cube - mean).square()).sum(0)
@@ -146,6 +153,22 @@ class CrossEntropySearch(Search):
         self._variance = torch.minimum(
             variance.clamp_min(self._smallest**2), 0.95 * self._mean * (1 - self._mean)
         )
+
+
+def _balanced(log_weight: Tensor) -> Tensor:
+    """Weights (n,) proportional to exp(t log_weight) with the largest t <= 1 that leaves LEAST_SHARE of n effective.
+
+    In many dimensions the weights p_0 / p_phi differ by many powers of e, and a single task would decide alone.
+    """
+
+    def enough(t: float) -> bool:
+        return 1 / float(torch.softmax(t * log_weight, 0).square().sum()) >= LEAST_SHARE * len(log_weight)
+
+    low, high = 0.0, 1.0
+    for _ in range(0 if enough(1.0) else 30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if enough(middle) else (low, middle)
+    return torch.softmax((1.0 if enough(1.0) else low) * log_weight, dim=0)
 
 
 def _concentrations(beta: Beta) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from task_families.task_space import TaskSpace
 RULES = ("plain", "momentum", "normalised", "adam")
 MOMENTUM = 0.9
 ADAM = (0.9, 0.999, 1e-8)
+LONGEST = 1e6  # step, unit coordinates: far beyond every space
 GROW, SHRINK = 1.5, 0.5  # of a climber's step after a success and after a failure
 
 
@@ -85,7 +86,7 @@ class ProjectedAscent(Search):
     def _propose(self, n: int) -> tuple[Tensor, Tensor]:
         if bool(self._slope.isnan().any()):  # Alg. 1, line 8
             return self.space.sample(n, "uniform", self.generator), no_tags(n)
-        unit = project_unit(self.space, self._unit + self._step(self._slope))
+        unit = project_unit(self.space, self._unit + _bounded(self._step(self._slope)))
         return self.space.from_unit(unit)[None], no_tags(n)  # Alg. 1, line 12
 
     def _learn(self, told: Observations, tags: Tensor) -> None:
@@ -130,6 +131,13 @@ class ProjectedAscent(Search):
         self._unit, self._slope = state["unit"], state["slope"]
         self._moment, self._square = state["moment"], state["square"]
         self._num_steps = int(state["num_steps"])
+
+
+def _bounded(step: Tensor) -> Tensor:
+    """A step (k,) of at most LONGEST, in the same direction: a gradient of 1e300 has no length in numbers."""
+    size = step.nan_to_num(nan=torch.nan, posinf=1e300, neginf=-1e300)
+    largest = size.abs().max()
+    return size if float(largest) <= LONGEST else size / largest * LONGEST
 
 
 class MultiStartAscent(Search):

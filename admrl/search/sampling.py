@@ -78,9 +78,15 @@ class GridSearch(Search):
         return len(self.history)
 
     def _propose(self, n: int) -> tuple[Tensor, Tensor]:
-        rows = (self._count + torch.arange(n)) % len(self._grid)
-        self._count += n
-        return self._grid[self._order[rows]], no_tags(n)
+        failed = self.history.psi[~self.history.known].to(self._grid)
+        sound = ~(self._grid[:, None] == failed).all(-1).any(1)  # what failed is not asked for again
+        rows: list[int] = []
+        while len(rows) < n:
+            row = int(self._order[self._count % len(self._grid)])
+            self._count += 1
+            if bool(sound[row]) or not bool(sound.any()):
+                rows.append(row)
+        return self._grid[rows], no_tags(n)
 
     def _state(self) -> dict[str, Tensor]:
         return {"order": self._order, "count": torch.tensor(self._count)}
