@@ -360,7 +360,8 @@ class Search(ABC):
 def _whole(n: Any) -> int:
     """A number of tasks; numpy's whole numbers are numbers, too."""
     if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
-        raise ValueError(f"ask: expected a number of tasks, 1 or more, got {n!r}")
+        shown = str(n) if isinstance(n, Integral) and not isinstance(n, bool) else repr(n)
+        raise ValueError(f"ask: expected a number of tasks, 1 or more, got {shown}")
     return int(n)
 
 
