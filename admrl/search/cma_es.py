@@ -60,7 +60,7 @@ class CmaSearch(Search):
         center = self.space.from_cube(torch.from_numpy(rng.uniform(size=(1, self.space.size))))
         options: dict[str, Any] = {
             "seed": np.nan,  # its noise is ours
-            "randn": lambda *shape: rng.standard_normal(shape),
+            "randn": _Normal(rng),
             "verbose": -9,
             "bounds": [-1, 1],
         }
@@ -119,6 +119,16 @@ class CmaSearch(Search):
             self._gaps = gaps.clone()
             self._finish_generation()
         self._gaps, self._given = state["gaps"], int(state["counts"][1])
+
+
+class _Normal:
+    """Standard normal numbers from a generator of ours, called as numpy.random.randn is; a class, to be pickled."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+
+    def __call__(self, *shape: int) -> Any:
+        return self._rng.standard_normal(shape)
 
 
 def _import_cma() -> Any:
