@@ -27,6 +27,7 @@ from torch import Tensor
 from admrl.runs.checkpoints import Checkpoint, CheckpointStore
 from admrl.runs.lock import HOLDER, LOCK, RunLock
 from admrl.storage.files import DamagedFileError, parse_json, write_json
+from admrl.streams import VERSION
 from task_families.family import TaskFamily
 from task_families.registry import make
 
@@ -195,9 +196,17 @@ class RunFolder(ABC, Generic[Info, State]):
         """A run folder to write into, see `open`; the caller releases its lock.
 
         Raises:
-            ValueError: not a run folder, damaged files, or another process writes there.
+            ValueError: not a run folder, damaged files, random streams of another version, or another process writes
+                there.
         """
-        cls.read_info(path)  # before a lock is left in a folder that is not ours
+        info = cls.read_info(path)  # before a lock is left in a folder that is not ours
+        if (streams := info.versions.get("streams")) != str(VERSION):
+            raise ValueError(
+                f"{path}: expected a run whose random streams are of version {VERSION}, got {streams or 1}: this "
+                "version of admrl would go on with other random numbers; go on with the version that began it "
+                f"(admrl {info.versions.get('admrl')}, commit {info.versions.get('commit', 'unknown')}), or train "
+                "again; what it has learned can be evaluated as it is"
+            )
         lock = RunLock(path)
         try:
             return cls.open(path, lock=lock)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from admrl.streams import VERSION
+
 
 def weights_digest(model: torch.nn.Module) -> str:
     """Identifies the numbers of a model."""
@@ -28,7 +30,7 @@ def versions() -> dict[str, str]:
 
 @cache
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "machine": platform.machine()}
+    found = {"python": platform.python_version(), "machine": platform.machine(), "streams": str(VERSION)}
     for package in ("admrl", "torch", "mujoco", "gymnasium", "numpy", "scipy"):
         try:
             found[package] = version(package)

@@ -1,13 +1,18 @@
 """Random streams by purpose: independent, stable, and never shared between a training and its scoring."""
 
 import itertools
+import json
 
+import pytest
 import torch
 
 from admrl.config.evaluation import ReferenceConfig
+from admrl.config.presets import PRESETS
 from admrl.evaluation.reference_slbo import _SlboTraining
 from admrl.evaluation.task_lists import TaskList
+from admrl.run_kinds import load_any_run
 from admrl.streams import Purpose, derived_seed, stream, task_streams
+from admrl.training.run import Run, prepare_run
 from task_families import make
 
 
@@ -57,3 +62,24 @@ def test_every_purpose_is_used():
     text = "\n".join(p.read_text(encoding="utf-8") for p in Path(admrl.__file__).parent.rglob("*.py"))
     assert [p.name for p in Purpose if f"Purpose.{p.name}" not in text] == []
     assert stream(0, Purpose.MODEL).initial_seed() == derived_seed(0, Purpose.MODEL)
+
+
+def test_a_run_of_other_streams_is_read_but_not_gone_on_with(tmp_path):
+    """Going on with other random numbers would give a run that no command repeats."""
+    run = prepare_run(
+        tmp_path / "run",
+        family="linear_quadratic",
+        variant="released",
+        selector="uniform",
+        preset="laptop",
+        seed=0,
+        config=PRESETS["smoke"],
+    )
+    file = run.path / "config.json"
+    config = json.loads(file.read_text())
+    del config["versions"]["streams"]  # as the first version wrote it
+    file.write_text(json.dumps(config))
+    assert load_any_run(run.path).info.seed == 0
+    with pytest.raises(ValueError, match=r"streams are of version 2, got 1.*evaluated as it is"):
+        Run.resume(run.path)
+    assert sorted(p.name for p in run.path.iterdir()) == ["config.json"]
