@@ -10,7 +10,6 @@ from admrl.config.evaluation import ReferenceConfig
 from admrl.config.presets import PRESETS
 from admrl.evaluation.reference_slbo import _SlboTraining
 from admrl.evaluation.task_lists import TaskList
-from admrl.run_kinds import load_any_run
 from admrl.streams import Purpose, derived_seed, stream, task_streams
 from admrl.training.run import Run, prepare_run
 from task_families import make
@@ -79,7 +78,7 @@ def test_a_run_of_other_streams_is_read_but_not_gone_on_with(tmp_path):
     config = json.loads(file.read_text())
     del config["versions"]["streams"]  # as the first version wrote it
     file.write_text(json.dumps(config))
-    assert load_any_run(run.path).info.seed == 0
+    assert Run.open(run.path).info.seed == 0
     with pytest.raises(ValueError, match=r"streams are of version 2, got 1.*evaluated as it is"):
         Run.resume(run.path)
     assert sorted(p.name for p in run.path.iterdir()) == ["config.json"]
