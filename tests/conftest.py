@@ -1,7 +1,16 @@
 """Shared fixtures."""
 
+import os
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+
+# From inside tests/, tests/admrl would be taken for admrl, here and in every interpreter that a test starts.
+HERE = Path(__file__).parent
+sys.path[:] = [path for path in sys.path if Path(path).resolve() != HERE]
+os.environ["PYTHONSAFEPATH"] = "1"
 
 
 def pytest_configure(config):

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from imports import check_modules
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("task_families", "dynamics", "policy_opt", "admrl")
@@ -70,9 +71,11 @@ def test_no_cycles_inside_a_package(package):
 
 
 def test_policy_opt_needs_torch_alone():
+    blocked = ("mujoco", "gymnasium", "matplotlib", "rich", "tyro", "safetensors")
+    check_modules(blocked)
     code = (
         "import sys\n"
-        "for name in ('mujoco', 'gymnasium', 'matplotlib', 'rich', 'tyro', 'safetensors'): sys.modules[name] = None\n"
+        f"for name in {blocked}: sys.modules[name] = None\n"
         "import policy_opt\n"
         "for name in policy_opt.__all__: getattr(policy_opt, name)\n"
     )
@@ -96,6 +99,32 @@ def test_no_unsafe_loading_anywhere():
             for forbidden in ("pickle.load", "weights_only=False", "eval(", "exec("):
                 assert not re.search(rf"(?<![\w.]){re.escape(forbidden)}", text), f"{file}: {forbidden}"
             assert not re.search(r"torch\.load\((?![^()]*weights_only=True\))", text), f"{file}: torch.load"
+
+
+def test_nothing_in_the_packages_unpacks_archives_uses_a_shell_or_unpickles():
+    """By the syntax tree: calls that could execute or write what a file says."""
+    forbidden = {"extractall", "extract", "system", "popen", "unpack_archive", "loads_pickle", "Unpickler"}
+    seen = 0
+    for package in PACKAGES:
+        for file in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    names = [a.name for a in node.names] + [getattr(node, "module", None)]
+                    unwanted = {"pickle", "shelve", "marshal", "dill", "zipfile", "tarfile"}
+                    if file == ROOT / "admrl" / "baselines" / "sb3.py":
+                        unwanted -= {
+                            "zipfile"
+                        }  # two members into memory, of limited size; nothing is extracted
+                    assert not unwanted & set(names), file
+                if not isinstance(node, ast.Call):
+                    continue
+                seen += 1
+                name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                assert name not in forbidden, f"{file}:{node.lineno}: {name}"
+                for keyword in node.keywords:
+                    value = getattr(keyword.value, "value", None)
+                    assert (keyword.arg, value) not in {("shell", True), ("allow_pickle", True)}, file
+    assert seen > 1000
 
 
 def test_equation_map_of_the_readme_is_true():

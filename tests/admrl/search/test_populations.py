@@ -1,0 +1,95 @@
+"""Populations, replay, mixtures and grids against numbers worked out by hand."""
+
+import math
+
+import numpy as np
+import torch
+from search_tools import BOX, generator
+
+from admrl.search import (
+    ArchiveReplay,
+    CrossEntropySearch,
+    GridSearch,
+    MixtureSearch,
+    RandomSearch,
+    make_search,
+)
+
+
+def test_cross_entropy_aims_at_the_tail():
+    """Gap = a uniform coordinate. Its 20 % tail is [0.8, 1] with mean 0.9, its 1 % tail has mean 0.995."""
+    for alpha, low, high in ((0.2, 0.85, 0.95), (0.01, 0.95, 1.0)):
+        search = CrossEntropySearch(BOX, generator(2), alpha=alpha, batch_size=60)
+        for _ in range(20):
+            psi = search.ask(60)
+            search.tell(psi, psi[:, 0])
+        mean = search.distribution.mean
+        assert low < float(mean[0]) < high
+        assert abs(float(mean[1]) - 0.5) < 0.25  # the other coordinate does not matter
+
+
+def test_cross_entropy_draws_its_own_distribution():
+    search = CrossEntropySearch(BOX, generator(4), nominal_share=0.0)
+    search._mean, search._variance = torch.tensor([0.3, 0.7]).double(), torch.tensor([0.01, 0.04]).double()
+    cube = (search.ask(4000) / torch.tensor([1.0, 4.0])).double()
+    # standard errors of 4000 draws: 0.003 of the mean, 3 % of the variance
+    torch.testing.assert_close(cube.mean(0), search._mean, atol=0.012, rtol=0)
+    torch.testing.assert_close(cube.var(0), search._variance, atol=0, rtol=0.15)
+
+
+def test_replay_probabilities_by_hand():
+    search = ArchiveReplay(
+        BOX, generator(), RandomSearch(BOX, None, "uniform", generator(1)), temperature=0.5, staleness=0.25
+    )
+    tasks = torch.tensor([[0.1, 1.0], [0.5, 2.0], [0.9, 3.0]]).double()
+    for task, gap in zip(tasks, (2.0, 5.0, 1.0), strict=True):
+        search.add(task[None], gap)
+    # ranks 2, 1, 3 with exponent -2: 1/4, 1, 1/9; ages 2, 1, 0
+    score = np.array([1 / 4, 1, 1 / 9])
+    expected = 0.75 * score / score.sum() + 0.25 * np.array([2, 1, 0]) / 3
+    np.testing.assert_allclose(search.probabilities().numpy(), expected, rtol=1e-12)
+    search.add(tasks[1:2], -3.0)  # visited again: its score is the last gap
+    assert len(search.probabilities()) == 3 and float(search._score[-1]) == -3.0
+    search.add(tasks[:1], math.nan)
+    assert len(search.probabilities()) == 3
+
+
+def test_replay_share_and_capacity():
+    inner = RandomSearch(BOX, None, "uniform", generator(1))
+    search = ArchiveReplay(BOX, generator(), inner, replay_share=0.3, capacity=20)
+    num_again = 0
+    for _ in range(600):
+        psi = search.ask()
+        again = len(search.history) and bool((search.history.psi - psi).abs().amax(1).min() < 1e-12)
+        num_again += bool(again)
+        search.tell(psi, float(psi[0, 0]))
+    assert abs(num_again / 600 - 0.3) < 0.06  # three standard errors
+    assert len(search._score) == 20 and float(search._score.min()) > 0.8
+
+
+def test_mixture_has_its_shares_and_tells_everybody():
+    parts = (
+        (0.25, RandomSearch(BOX, None, "uniform", generator(1))),
+        (0.75, GridSearch(BOX, generator(2), shape=(2, 2))),
+    )
+    search = MixtureSearch(BOX, generator(), parts)
+    for _ in range(400):
+        psi = search.ask()
+        search.tell(psi, 0.0)
+    corners = ((search.history.psi == BOX.low) | (search.history.psi == BOX.high)).all(1)
+    assert abs(float(corners.double().mean()) - 0.75) < 0.07  # three standard errors
+    assert all(len(component.history) == 400 for component in search.components)
+
+
+def test_grid_covers_before_it_repeats():
+    search = GridSearch(BOX, generator(), shape=(3, 4))
+    first, again = search.ask(12), search.ask(24)[12:]
+    assert len(torch.unique(first, dim=0)) == 12
+    assert torch.equal(first, again)
+
+
+def test_grid_by_name_is_as_fine_as_the_budget_allows():
+    """12 x 12 for 144 to 168 evaluations of two parameters."""
+    for budget, points in ((144, 144), (168, 144), (169, 169)):
+        search = make_search("grid", BOX, generator=generator(), budget=budget)
+        assert len(torch.unique(search.ask(budget), dim=0)) == points

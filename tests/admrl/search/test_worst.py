@@ -1,0 +1,188 @@
+"""The report of the worst tasks: bounds, intervals, differences, and searches whose answer is known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from search_tools import BOX, DOUBLE, generator, two_hills
+
+from admrl.search import RandomSearch, find_worst, make_search, mass_bound
+from admrl.search.worst import bootstrap_interval, central_difference, projected_norm
+from task_families import TaskBall, make
+
+
+def test_mass_bound_by_hand_and_in_practice():
+    assert mass_bound(torch.zeros(300), 0.95).mass == pytest.approx(0.00994, abs=1e-5)
+    assert math.isinf(mass_bound(torch.tensor([1.0, math.nan])).largest)
+    # the mass above the largest of 20 uniform numbers is 1 - max; it exceeds the bound in 10 % of trials
+    draws = torch.rand(4000, 20, generator=generator(), dtype=DOUBLE)
+    bounds = [mass_bound(row, 0.9) for row in draws]
+    above = sum(1 - b.largest > b.mass for b in bounds) / 4000
+    assert above == pytest.approx(0.1, abs=0.015)  # three standard errors
+    for gaps, confidence in ((torch.zeros(0), 0.9), (torch.zeros(3), 1.0)):
+        with pytest.raises(ValueError, match="expected"):
+            mass_bound(gaps, confidence)
+
+
+def noisy(seed):
+    """8 replicates with noise of 0.1."""
+    source = generator(seed)
+    return lambda psi: (
+        two_hills(psi)[:, None] + 0.1 * torch.randn(len(psi), 8, generator=source, dtype=DOUBLE)
+    )
+
+
+def test_find_worst_reports_two_distinct_hills_with_intervals():
+    search = make_search("default", BOX, generator=generator(1))
+    report = find_worst(
+        noisy(0), BOX, search, budget=70, batch=2, num_probes=20, top=2, min_distance=0.3,
+        confirm=noisy(1), difference=0.05, generator=generator(2),
+    )  # fmt: skip
+    first, second = report.tasks
+    assert first.psi == pytest.approx((0.25, 1.0), abs=0.1) and second.psi == pytest.approx(
+        (0.75, 3.0), abs=0.3
+    )
+    for task, truth in ((first, 2.0), (second, 1.0)):
+        assert task.low < task.gap < task.high and task.low - 0.1 < truth < task.high + 0.1
+        assert task.gradient_norm is not None and task.gradient_error > 0
+    assert report.num_evaluations == 70 and report.num_failed == 0
+    assert report.num_starts == 20 and report.bound.num_probes == 20
+    assert report.bound.mass == pytest.approx(1 - 0.05 ** (1 / 20))
+    text = "\n".join(report.lines())
+    assert "worst of 20 starts" in text and "95% confidence" in text
+
+
+def test_few_replicates_do_not_make_a_gap_exact():
+    """Two policies that agree by chance: their standard error comes from the other tasks."""
+    told = []
+
+    class Spy(RandomSearch):
+        def tell(self, psi, gap, gradient=None, info=None):
+            told.append(info["standard_error"])
+            super().tell(psi, gap, gradient, info)
+
+    source = generator(3)
+
+    def gap(psi):
+        luck = torch.randn(len(psi), 2, generator=source, dtype=DOUBLE)
+        luck[0] = 0.0
+        return luck
+
+    find_worst(gap, BOX, Spy(BOX, None, "uniform", generator()), budget=400, batch=400, generator=generator())
+    error = torch.cat(told)
+    # of one degree of freedom of its own and six of all tasks': sqrt(6 / 7 * 1 / 2) where the own says 0
+    assert float(error[0]) == pytest.approx((6 / 7 / 2) ** 0.5, rel=0.1) and float(error.min()) > 0.5
+    assert float(error.square().mean()) == pytest.approx(0.5, rel=0.15)
+
+
+@pytest.mark.slow
+def test_default_finds_a_noisy_summit():
+    """Wide hill of height 1, noise of 0.5 a policy: 36 tasks of two policies each, mean of eight searches."""
+
+    def hill(psi):
+        z = BOX.to_unit(psi.double())
+        return torch.exp(-(z - torch.tensor([0.5, -0.4])).square().sum(-1) / (2 * 0.5**2))
+
+    found = []
+    for seed in range(8):
+        source = generator(seed)
+
+        def gap(psi, source=source, replicates=2):
+            return hill(psi)[:, None] + 0.5 * torch.randn(
+                len(psi), replicates, generator=source, dtype=DOUBLE
+            )
+
+        search = make_search("default", BOX, generator=generator(seed))
+        report = find_worst(gap, BOX, search, budget=36, batch=6, top=3, confirm=lambda p: gap(p, replicates=8),
+                            generator=generator(seed))  # fmt: skip
+        found.append(float(hill(torch.tensor(report.tasks[0].psi)[None])))
+    assert sum(found) / 8 > 0.85
+
+
+def test_find_worst_survives_failures_and_takes_gradients(tmp_path):
+    def gap(psi):
+        value = two_hills(psi)
+        return torch.where(psi[:, 1] > 3.5, torch.nan, value), torch.zeros_like(psi)
+
+    report = find_worst(
+        gap,
+        BOX,
+        make_search("uniform", BOX, generator=generator()),
+        budget=60,
+        batch=7,
+        generator=generator(),
+    )
+    assert report.num_failed > 0 and report.bound is None
+    assert report.tasks[0].low is None and report.tasks[0].gradient_norm == 0.0
+    report.save(tmp_path / "worst.json")
+    assert (tmp_path / "worst.json").stat().st_size > 100
+    with pytest.raises(ValueError, match="all 5 evaluations failed"):
+        find_worst(
+            lambda psi: psi[:, 0] * math.nan,
+            BOX,
+            make_search("uniform", BOX, generator=generator()),
+            budget=5,
+            generator=generator(),
+        )
+    with pytest.raises(ValueError, match="num_probes from 0 to budget"):
+        find_worst(gap, BOX, make_search("uniform", BOX, generator=generator()), budget=5, num_probes=6,
+                   generator=generator())  # fmt: skip
+    with pytest.raises(ValueError, match=r"expected \(1,\) or \(1, R\)"):
+        find_worst(lambda psi: torch.zeros(3), BOX, make_search("uniform", BOX, generator=generator()), budget=1,
+                   generator=generator())  # fmt: skip
+
+
+def test_projected_gradient_norm():
+    ball = TaskBall(torch.zeros(2).double(), 2.0, ("x", "y"), ("m", "m"))
+    slope = torch.tensor([3.0, 4.0]).double()
+    inside, top = torch.zeros(2).double(), slope / 5
+    assert projected_norm(ball, inside, slope) == pytest.approx(5.0)
+    # on the sphere, pointing outwards: nothing is left, up to the curvature times t |g|
+    assert projected_norm(ball, top, slope) == pytest.approx(0.0, abs=1e-3)
+    assert projected_norm(ball, top, torch.tensor([-4.0, 3.0]).double()) == pytest.approx(5.0, rel=1e-3)
+    assert projected_norm(BOX, torch.tensor([1.0, 0.0]).double(), slope) == pytest.approx(4.0)
+
+
+def test_differences_at_the_border_are_one_sided():
+    psi = torch.tensor([[1.0, 2.0], [0.5, 1.0]]).double()
+    slope, error = central_difference(lambda p: 3 * p[:, 0] - p[:, 1] ** 2, BOX, psi, 0.1)
+    # per unit coordinate, of which 0.5 and 2 of psi make one; a quadratic's central difference is exact
+    torch.testing.assert_close(slope, torch.tensor([[1.5, -8.0], [1.5, -4.0]]).double())
+    assert error is None
+
+    def replicates(p):
+        return 3 * p[:, :1] + torch.tensor([-1.0, 1.0]).double()
+
+    slope, error = central_difference(replicates, BOX, psi, 0.1)
+    torch.testing.assert_close(slope, torch.tensor([[1.5, 0.0], [1.5, 0.0]]).double())
+    # variance 2 of two replicates on either side: a difference has a standard error of sqrt 2, over 0.1 and 0.2
+    torch.testing.assert_close(error, 2**0.5 / torch.tensor([0.1, 0.2]).double())
+
+
+def test_bootstrap_intervals_cover():
+    """Of 200 intervals of 90 % for the mean of 30 normal numbers, 84 to 95 % cover it."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for i in range(200):
+        low, high = bootstrap_interval(rng.normal(1.0, 2.0, 30), 0.9, i)
+        covered += low < 1.0 < high
+    assert 0.84 <= covered / 200 <= 0.95
+    assert bootstrap_interval(np.array([2.0, 2.0]), 0.9, 0) == (2.0, 2.0)
+    assert bootstrap_interval(np.array([2.0]), 0.9, 0) == (None, None)
+
+
+def test_find_worst_on_the_linear_quadratic_family():
+    """The closed-form gap of a wrong model is convex: its worst task is a corner, the best of the four."""
+    family = make("linear_quadratic")
+    model = type(family.dynamics)(0.95 * family.dynamics.A, 0.9 * family.dynamics.B, family.dynamics.c + 0.02)
+
+    def gap(psi):
+        values = torch.stack([family.gap(p, model, sigma=0.3) for p in psi.double()])
+        return values, torch.stack([family.gap_gradient(p, model, sigma=0.3) for p in psi.double()])
+
+    corners = gap(family.box.grid((2, 2)))[0]
+    search = make_search("default", family.box, generator=generator())
+    report = find_worst(gap, family.box, search, budget=20, top=1, generator=generator())
+    assert report.tasks[0].gap == pytest.approx(float(corners.max()), rel=1e-3)
+    assert report.tasks[0].gradient_norm < 1e-3
