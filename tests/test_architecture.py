@@ -21,17 +21,9 @@ MAY_IMPORT = {
 
 
 def imports(file):
-    """(top-level package, full module name) of every import in a file, but for those of type annotations."""
+    """(top-level package, full module name) of every import in a file."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    for_types = {
-        id(node)
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
-        for node in ast.walk(block)
-    }
     for node in ast.walk(tree):
-        if id(node) in for_types:
-            continue
         if isinstance(node, ast.Import):
             yield from ((alias.name.split(".")[0], alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -45,29 +37,6 @@ def test_import_rule(package):
         for top, _ in imports(file):
             if top in PACKAGES and top != package:
                 assert top in MAY_IMPORT[package], f"{file.relative_to(ROOT)} imports {top}"
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_no_cycles_inside_a_package(package):
-    edges = {}
-    for file in (ROOT / package).rglob("*.py"):
-        name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
-        if file.name == "__init__.py" and file.parent == ROOT / package:
-            continue  # the lazy exports
-        edges[name.removesuffix(".__init__")] = {m for _, m in imports(file) if m.startswith(package + ".")}
-    done, path = set(), []
-
-    def visit(name):
-        assert name not in path, "cycle: " + " -> ".join([*path[path.index(name) :], name])
-        if name in done or name not in edges:
-            return
-        path.append(name)
-        for target in edges[name]:
-            visit(target)
-        done.add(path.pop())
-
-    for name in edges:
-        visit(name)
 
 
 def test_policy_opt_needs_torch_alone():

@@ -20,8 +20,9 @@ from admrl.baselines import (
 from admrl.config.evaluation import evaluation_virtual
 from admrl.config.training import SlboConfig
 from admrl.evaluation.adapter import SEES
-from admrl.evaluation.scoring import score_policy, task_generators
+from admrl.evaluation.scoring import score_policy
 from admrl.solving.rollouts import SolutionPolicy
+from admrl.streams import Purpose, task_streams
 from admrl.training.adapter import stage_virtual
 
 
@@ -36,9 +37,9 @@ def tasks_for(adapter, psi=OPPOSITE, seed=0):
     return Tasks(
         family=FAMILY,
         sample_counts=(0, 40, 80),
-        generators=task_generators(seed, 1, unit),
+        generators=task_streams(seed, Purpose.ADAPTATION, 1, unit),
         sees=adapter.sees,
-        fresh_generators=lambda purpose: task_generators(seed + purpose, 1, unit),
+        fresh_generators=lambda number: task_streams(seed, Purpose.ADAPTER, 1, unit, number),
         all_psi=psi,
     )
 
@@ -119,14 +120,14 @@ def test_our_method_as_an_adapter_is_the_papers_protocol_bit_by_bit(adapters):
     adapter, seed = adapters["uniform (ours)"], 4
     run, rows = adapter._run, OPPOSITE.repeat(2, 1)
     unit = FAMILY.box.to_unit(OPPOSITE)
-    generators = task_generators(seed, 2, unit)
+    generators = task_streams(seed, Purpose.ADAPTATION, 2, unit)
     virtual = evaluation_virtual(run.virtual, CONFIG)
     solution = zero_shot(FAMILY, run.learner.model, rows, run.policy, 1, virtual, generators)
 
     def returns():
         return score_policy(FAMILY, SolutionPolicy(solution), rows, [0, 1], CONFIG.num_episodes, seed)[0]
 
-    expected, learner = [returns()], run.learner.fork(task_generators(seed + 3, 2, unit))
+    expected, learner = [returns()], run.learner.fork(task_streams(seed, Purpose.ADAPTER, 2, unit, 0))
     slbo = SlboConfig(1, CONFIG.num_stage_iterations, CONFIG.num_stage_samples)
     for _ in range(CONFIG.num_stages):
         virtual = stage_virtual(run.virtual, CONFIG)

@@ -13,10 +13,11 @@ from admrl.config.evaluation import EvaluationConfig
 from admrl.config.presets import PRESETS
 from admrl.evaluation.evaluate_runs import evaluate_gaps
 from admrl.evaluation.gap_table import GapTable
-from admrl.evaluation.scoring import best_known_returns, score_policy, task_generators
+from admrl.evaluation.scoring import best_known_returns, score_policy
 from admrl.search import Objective
 from admrl.solving.rollouts import SolutionPolicy
 from admrl.solving.solution import new_solution
+from admrl.streams import Purpose, task_streams
 from admrl.training.meta_training import meta_train
 from admrl.training.run import Run, TrainInfo
 from admrl.training.state import new_state
@@ -224,7 +225,7 @@ def test_cells_do_not_depend_on_the_batch(run):
 def test_scoring_gives_every_method_the_same_start_states(run):
     family, model = run.family, run.state.learner.model
     psi = family.box.grid((2, 1))
-    generators = task_generators(0, 1, family.box.to_unit(psi))
+    generators = task_streams(0, Purpose.ADAPTATION, 1, family.box.to_unit(psi))
     one = new_solution(model, psi, run.policy, run.info.config.virtual, generators)
     scores = [score_policy(family, SolutionPolicy(one), psi, [0], 6, 0)[0] for _ in range(2)]
     np.testing.assert_array_equal(*scores)
@@ -234,9 +235,9 @@ def test_scoring_gives_every_method_the_same_start_states(run):
 def test_a_task_has_the_same_generators_in_every_grid(run):
     box = run.family.box
     corners, fine = box.to_unit(box.grid((2, 2))), box.to_unit(box.grid((3, 3)))
-    first = task_generators(0, 1, corners)[1].get_state()
-    assert torch.equal(first, task_generators(0, 1, fine)[2].get_state())
-    assert not torch.equal(first, task_generators(0, 1, fine)[1].get_state())
+    first = task_streams(0, Purpose.ADAPTATION, 1, corners)[1].get_state()
+    assert torch.equal(first, task_streams(0, Purpose.ADAPTATION, 1, fine)[2].get_state())
+    assert not torch.equal(first, task_streams(0, Purpose.ADAPTATION, 1, fine)[1].get_state())
 
 
 @pytest.mark.parametrize(

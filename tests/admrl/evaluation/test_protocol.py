@@ -6,19 +6,20 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from admrl.evaluation.adapted import COUNTS, model_errors, probe_scale
 
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.presets import PRESETS
 from admrl.evaluation.evaluate_runs import evaluate_gaps
-from admrl.evaluation.evaluator import adapt_and_score
+from admrl.evaluation.evaluator import COUNTS, adapt_and_score
 from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.part_store import PartStore
-from admrl.evaluation.scoring import best_known_returns, score_policy, task_generators
-from admrl.evaluation.task_lists import TaskList, unit_keys
+from admrl.evaluation.scoring import best_known_returns, score_policy
+from admrl.evaluation.tables import model_errors, probe_scale
+from admrl.evaluation.task_lists import TaskList
 from admrl.reports.heatmap import plot_gap_heatmap
 from admrl.solving.rollouts import SolutionPolicy
 from admrl.solving.solution import new_solution
+from admrl.streams import Purpose, task_streams, unit_keys
 from admrl.training.meta_training import meta_train
 from admrl.training.run import Run, TrainInfo
 from admrl.training.state import new_state
@@ -204,7 +205,7 @@ def test_heat_map_of_the_linear_quadratic_family_is_the_closed_form(tmp_path, mo
         dtype=torch.float64,
     )
     policy = GaussianPolicy(4, 2, hidden_sizes=(), fixed_log_std=float(np.log(sigma)))
-    generators = task_generators(0, 1, family.box.to_unit(psi))
+    generators = task_streams(0, Purpose.TRAINING, 1, family.box.to_unit(psi))
     start = new_solution(model, psi, policy, config.virtual, generators)
     start = replace(start, policy=policy)  # without a normaliser
     num = 2000

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from admrl.evaluation.task_lists import choose_tasks, grid_tasks, named_tasks, read_tasks, unit_keys
+from admrl.evaluation.task_lists import choose_tasks, grid_tasks, named_tasks, read_tasks
+from admrl.streams import unit_keys
 from task_families import make
 
 

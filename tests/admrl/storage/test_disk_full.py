@@ -18,7 +18,7 @@ from fault_tools import (
     train_with_small_files,
 )
 
-from admrl.evaluation.adapted import Adapted
+from admrl.evaluation.evaluator import Adapted
 from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.part_store import PartStore
 from admrl.jobs.interruption import Interrupted, deferred_signals
@@ -101,7 +101,7 @@ def test_disk_full_in_every_kind_of_write_is_a_clear_error(tiny_disk, clean):
     (folder / "other").mkdir()
     run = Run.open(path)
     number, tasks = run.checkpoint.number, (path / "tasks.json").read_bytes()
-    log = RunLog(run.path, Silent(), None)
+    log = RunLog(run.path, Silent(), None, columns=())
     kinds = writers(folder, run, log)
     ballast = fill()
     for name, write in kinds.items():

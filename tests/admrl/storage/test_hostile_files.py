@@ -11,11 +11,11 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from admrl.evaluation.adapted import Adapted
 from fault_tools import small_run, train
 from safetensors.torch import load, save
 
 from admrl.config.evaluation import EvaluationConfig
+from admrl.evaluation.evaluator import Adapted
 from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.part_store import PartStore
 from admrl.evaluation.provenance import Provenance
