@@ -11,6 +11,7 @@ import sys
 import textwrap
 import warnings
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -64,6 +65,9 @@ def _run(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
         return
+    if arguments[0] in ("-V", "--version"):
+        print(f"admrl {version('admrl')}")
+        return
     from admrl.commands.command import CommandFailed
     from admrl.commands.flags import in_flags
     from admrl.storage.files import StorageError
@@ -100,7 +104,7 @@ def overview() -> str:
             "commands:",
             *rows,
             "",
-            "admrl COMMAND --help explains the options of each.",
+            "admrl COMMAND --help explains the options of each; admrl --version.",
         ]
     )
 
@@ -131,7 +135,3 @@ def parse(arguments: list[str]) -> Command:
     default = kind.defaults(rest)
     options = {} if default is None else {"default": default}
     return tyro.cli(kind, args=rest, prog=f"admrl {arguments[0]}", **options)  # type: ignore[call-overload]
-
-
-if __name__ == "__main__":
-    main()

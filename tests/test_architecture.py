@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from imports import check_modules
 
+import admrl
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("task_families", "dynamics", "policy_opt", "admrl")
 MAY_IMPORT = {
@@ -54,10 +56,17 @@ def test_policy_opt_needs_torch_alone():
 @pytest.mark.parametrize("package", PACKAGES)
 def test_public_names_exist(package):
     module = import_module(package)
+    assert set(module.__all__) <= set(dir(module))
     for name in module.__all__:
         assert getattr(module, name) is not None
     with pytest.raises(AttributeError):
         module.no_such_name  # noqa: B018
+
+
+def test_the_version_and_the_module_on_the_command_line():
+    command = [sys.executable, "-m", "admrl", "--version"]
+    assert subprocess.check_output(command, text=True, timeout=60).strip() == f"admrl {admrl.__version__}"
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", admrl.__version__)
 
 
 def test_no_unsafe_loading_anywhere():

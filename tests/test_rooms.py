@@ -20,6 +20,7 @@ ORDER = (  # rooms of admrl: each may import those before it
     {"run_kinds"},
     {"commands"},
     {"cli"},
+    {"__main__"},
 )
 MAX_LEVELS, MAX_TOP_FILES, MAX_FILES, MAX_FUNCTION = 9, 8, 20, 60
 
