@@ -25,6 +25,7 @@ from admrl.config.training import (
 from admrl.jobs.reporter import Silent
 from admrl.runs.folder import create_run
 from admrl.runs.lock import RunLock
+from admrl.runs.versions import versions
 from admrl.storage.files import StorageError
 from admrl.storage.sealed_file import read_sealed
 from admrl.training.run import Run, TrainInfo, train_run
@@ -77,7 +78,7 @@ class SignalAt(Silent):
 
 def small_run(path: Path, family: str = "linear_quadratic", config=SMALL, selector="adversarial") -> Path:
     """A run folder with nothing done."""
-    create_run(path, TrainInfo(family, "released", selector, "smoke", 3, config, {}))
+    create_run(path, TrainInfo(family, "released", selector, "smoke", 3, config, versions()))
     return path
 
 

@@ -14,6 +14,7 @@ from admrl.config.presets import PRESETS
 from admrl.evaluation.evaluate_runs import evaluate_gaps
 from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.scoring import best_known_returns, score_policy
+from admrl.runs.versions import versions
 from admrl.search import Objective
 from admrl.solving.rollouts import SolutionPolicy
 from admrl.solving.solution import new_solution
@@ -195,7 +196,7 @@ def test_a_table_whose_parts_do_not_match_is_refused(tmp_path):
 def run(tmp_path_factory):
     """A tiny trained Hopper2D run, in memory."""
     family, config = make("hopper2d"), replace(PRESETS["smoke"], num_tasks=1)
-    info = TrainInfo("hopper2d", "released", "uniform", "smoke", 0, config, {})
+    info = TrainInfo("hopper2d", "released", "uniform", "smoke", 0, config, versions())
     state = meta_train(family, new_state(family, "uniform", config, seed=0), config)
     return Run(tmp_path_factory.mktemp("run"), info, family, state)
 

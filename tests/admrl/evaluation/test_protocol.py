@@ -17,6 +17,7 @@ from admrl.evaluation.scoring import best_known_returns, score_policy
 from admrl.evaluation.tables import model_errors, probe_scale
 from admrl.evaluation.task_lists import TaskList
 from admrl.reports.heatmap import plot_gap_heatmap
+from admrl.runs.versions import versions
 from admrl.solving.rollouts import SolutionPolicy
 from admrl.solving.solution import new_solution
 from admrl.streams import Purpose, task_streams, unit_keys
@@ -48,7 +49,7 @@ def runs(tmp_path_factory):
     family, config = make("hopper2d"), replace(PRESETS["smoke"], num_tasks=1)
     made = []
     for seed in (0, 1):
-        info = TrainInfo("hopper2d", "released", "uniform", "smoke", seed, config, {})
+        info = TrainInfo("hopper2d", "released", "uniform", "smoke", seed, config, versions())
         state = meta_train(family, new_state(family, "uniform", config, seed=seed), config)
         made.append(Run(tmp_path_factory.mktemp(f"run{seed}"), info, family, state))
     return made

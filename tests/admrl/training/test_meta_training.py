@@ -19,6 +19,7 @@ from admrl.config.training import (
 )
 from admrl.gradient import gap_gradient
 from admrl.runs.folder import create_run
+from admrl.runs.versions import versions
 from admrl.training.meta_training import meta_train
 from admrl.training.run import Run, TrainInfo, load_run
 from admrl.training.state import new_state
@@ -156,7 +157,7 @@ def test_selectors_have_equal_real_budgets(estimator):
 def test_same_seed_gives_bit_identical_runs_and_resuming_gives_the_same(tmp_path, family_name):
     family = make(family_name)
     config = PRESETS["smoke"]
-    info = TrainInfo(family_name, "released", "adversarial", "smoke", 5, config, {})
+    info = TrainInfo(family_name, "released", "adversarial", "smoke", 5, config, versions())
     create_run(tmp_path / "run", info)
 
     def run(**kwargs):
@@ -192,7 +193,9 @@ def assert_same_model(one, other):
 
 def test_every_setting_survives_the_run_folder(tmp_path):
     config = replace(PRESETS["smoke"], first_psi=(0.5, -0.5), fixed_log_std=-1.0)
-    info = TrainInfo("linear_quadratic", "released", "uniform", "smoke", 1, config, {"torch": "x"})
+    info = TrainInfo(
+        "linear_quadratic", "released", "uniform", "smoke", 1, config, versions() | {"torch": "x"}
+    )
     create_run(tmp_path / "run", info)
     assert Run.read_info(tmp_path / "run") == info
 

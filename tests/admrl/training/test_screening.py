@@ -12,6 +12,7 @@ from admrl.config.search import SCREEN_SCORES, SearchConfig
 from admrl.config.training import DynamicsConfig, FitConfig, TaskGradientConfig, VirtualTrainingConfig
 from admrl.jobs.reporter import Silent
 from admrl.runs.folder import create_run
+from admrl.runs.versions import versions
 from admrl.solving.samples import SampleCounts
 from admrl.solving.solution import make_policy
 from admrl.training.meta_training import meta_train
@@ -184,7 +185,7 @@ def test_training_with_screening_counts_its_samples_and_resumes_exactly(tmp_path
         f"task {i}/3: screening 12 tasks" for i in (2, 3)
     ]
 
-    info = TrainInfo("linear_quadratic", "released", "screened", "smoke", 2, config, {})
+    info = TrainInfo("linear_quadratic", "released", "screened", "smoke", 2, config, versions())
     create_run(tmp_path / "run", info)
 
     class Stop(Exception):
@@ -214,7 +215,9 @@ def test_training_with_every_kind_of_search_resumes_exactly(tmp_path, selector):
         replace(LQ, num_tasks=4, search=replace(LQ.search, num_initial=2)),
     )
     whole = meta_train(family, new_state(family, selector, config, seed=3), config)
-    create_run(tmp_path / "run", TrainInfo("linear_quadratic", "released", selector, "smoke", 3, config, {}))
+    create_run(
+        tmp_path / "run", TrainInfo("linear_quadratic", "released", selector, "smoke", 3, config, versions())
+    )
     unfinished = Run.open(tmp_path / "run")
     meta_train(family, unfinished.state, replace(config, num_tasks=2))
     unfinished.save()
