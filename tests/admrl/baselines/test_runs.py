@@ -225,7 +225,7 @@ def test_baselines_are_evaluated_beside_our_runs_with_one_reference(tmp_path, mo
     assert "rewards" in (tmp_path / "report" / "provenance.csv").read_text()
     alone = evaluate_gaps([ours], (2, 2), config)[0]
     assert np.array_equal(alone.episode_return, tables[1].episode_return), "ours does not depend on theirs"
-    with pytest.raises(ValueError, match=r"no A\*: .*admrl reference --family point_robot"):
+    with pytest.raises(ValueError, match=r"no A\*: .*reference of point_robot with `admrl reference`"):
         evaluate_gaps([theirs], (2, 2), config)
 
 
