@@ -172,7 +172,6 @@ def test_train_evaluate_heatmap(tmp_path):
         "config.json",
         "tasks.json",
         "metrics.csv",
-        "events.jsonl",
         "checkpoints",
         "replay",
         "tensorboard",
