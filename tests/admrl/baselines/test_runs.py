@@ -140,7 +140,9 @@ def test_first_episodes_may_hold_one_action_and_contexts_may_stay():
         act = state.replay.columns()["rows"][: 3 * num_initial, 2:4].unflatten(0, (-1, horizon))
         held = bool((act == act[:, :1]).all())
         assert held == (initial == "constant") and float(act.abs().max()) <= 1
-        inside = act[:, 0][act[:, 0].abs().amin(-1) < 1]  # two episodes can share a corner of the clipped actions
+        inside = act[:, 0][
+            act[:, 0].abs().amin(-1) < 1
+        ]  # two episodes can share a corner of the clipped actions
         assert len(inside) > len(act) // 2
         assert len(inside.unique(dim=0)) == len(inside), "every episode has an action of its own"
         again = config.num_prior_steps + config.num_posterior_steps
