@@ -60,8 +60,8 @@ def worst(family, model) -> tuple[float, torch.Tensor]:
 def exact_estimator(family, state):
     """The task gradient of the present model with exact expectations instead of rollouts."""
 
-    def estimate(_family, theta_hat, theta_star, **_):
-        model, psi = as_affine(state.learner.model), theta_hat.psi
+    def estimate(evidence, _generators, **_):
+        model, psi = as_affine(state.learner.model), evidence.psi
 
         def eta(dynamics):
             def function(theta, task):
