@@ -84,31 +84,38 @@ def exact_estimator(family, state):
     return estimate
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+def ascent_corner(family, model, psi) -> torch.Tensor:
+    """The corner of the box that the closed-form gap climbs towards from psi, by central differences."""
+    steps = 1e-5 * torch.eye(2, dtype=torch.float64)
+    rise = [family.gap(psi + h, model, sigma=SIGMA) - family.gap(psi - h, model, sigma=SIGMA) for h in steps]
+    return torch.stack(rise).sign()
+
+
+@pytest.mark.parametrize("seed", [3, 4])
 @pytest.mark.slow
-def test_adversary_climbs_to_the_worst_task_and_training_closes_its_gap(seed):
+def test_adversary_climbs_to_a_corner_and_training_closes_the_gap(seed):
     """Alg. 1 with exact expectations in lines 9-11; everything else is learned from samples.
 
-    The gap is a convex quadratic of psi, so ascent may also end in another corner than the worst one: seed 0 of
-    the seeds 0 to 5 does.
+    The gap is a convex quadratic of psi, so that ascent ends in the corner that its gradient shows, which need not
+    be the worst one.
     """
     family = make("linear_quadratic")
     state = new_state(family, "adversarial", LQ, seed=seed, dtype=torch.float64)
     untrained, _ = worst(family, state.learner.model)
-    seen, steps = [], []
+    largest, steps = [], []
 
     def look(s):
         model, psi = as_affine(s.learner.model), torch.tensor(s.records[-1].psi).double()
-        seen.append(worst(family, s.learner.model))
+        largest.append(worst(family, s.learner.model)[0])
         found = s.search.ask()[0]
-        steps.append((found, [float(family.gap(p, model, sigma=SIGMA)) for p in (psi, found)]))
+        gaps = [float(family.gap(p, model, sigma=SIGMA)) for p in (psi, found)]
+        steps.append((found, ascent_corner(family, model, psi), gaps))
 
     meta_train(family, state, LQ, on_task=look, estimate_gradient=exact_estimator(family, state))
-    found, (before, after) = steps[1]  # the first gradient step, after task 2
+    found, corner, (before, after) = steps[1]  # the first gradient step, after task 2
+    torch.testing.assert_close(found, corner)
     assert after > 2 * before
-    assert bool((found.abs() == 1).all()), "a corner of the box,"
-    torch.testing.assert_close(found, seen[1][1])  # the one where the closed-form gap is largest
-    assert 0 < seen[-1][0] < 0.1 * untrained
+    assert 0 < largest[-1] < 0.1 * untrained
 
 
 def test_first_task_has_no_zero_shot_policy_and_redraws_psi():
