@@ -81,9 +81,17 @@ def task_streams(
         unit: tasks (M, k) in unit coordinates. A task has the same generators wherever it stands in a list.
         keys: tell several of these apart.
     """
+    seeds = task_seeds(seed, purpose, policy_seeds, unit, *keys)
+    return [torch.Generator().manual_seed(s) for s in seeds]
+
+
+def task_seeds(
+    seed: int, purpose: Purpose, policy_seeds: int | Sequence[int], unit: Tensor, *keys: int
+) -> list[int]:
+    """The seeds of `task_streams`; what a task is cannot be read from them."""
     chosen = range(policy_seeds) if isinstance(policy_seeds, int) else policy_seeds
     tasks = unit_keys(unit)
-    return [stream(seed, purpose, *keys, r, *task) for r in chosen for task in tasks]
+    return [derived_seed(seed, purpose, *keys, r, *task) for r in chosen for task in tasks]
 
 
 def unit_keys(unit: Tensor) -> list[tuple[int, ...]]:

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from admrl.streams import Purpose, stream, task_seeds, task_streams
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout
 
@@ -42,24 +44,77 @@ class Policy(Protocol):
         """
 
 
-@dataclass(frozen=True, eq=False)
-class Tasks:
-    """M tasks, as far as an adapter may see them."""
+class FamilyView:
+    """What every adapter may know of a family: its name, sizes, discount, horizon and limits of actions.
 
-    family: TaskFamily
-    """For its sizes, horizon and limits."""
+    All else, its reward and its simulator above all, is withheld: samples are counted by the evaluator, and what an
+    adapter may know of a task it declares. The box of the tasks is there for those who see psi.
+    """
+
+    PUBLIC = (
+        "name",
+        "variant",
+        "obs_size",
+        "act_size",
+        "act_limit",
+        "act_low",
+        "act_high",
+        "gamma",
+        "horizon",
+        "psi_changes_dynamics",
+    )
+
+    def __init__(self, family: TaskFamily, sees: frozenset[str]) -> None:
+        shown = (*self.PUBLIC, "box") if "psi" in sees else self.PUBLIC
+        self.__dict__.update({name: getattr(family, name) for name in shown if hasattr(family, name)})
+
+    def __getattr__(self, name: str) -> Any:
+        # called for what is not there
+        if name.startswith("__"):
+            raise AttributeError(name)  # protocols of the language, such as copy's
+        advice = {"reward": "declare the reward function and call `tasks.reward`", "box": "declare psi"}
+        raise AdapterError(
+            f"the adapter asked for family.{name}, which is withheld; expected one of {', '.join(vars(self))}"
+            + (f"; {advice[name]}" if name in advice else "")
+        )
+
+
+class Tasks:
+    """M tasks, as far as an adapter may see them: what it does not declare is not in here."""
+
+    family: FamilyView
+    """Its sizes, horizon and limits."""
     sample_counts: tuple[int, ...]
     """n of every A_n that will be scored, ascending from 0; a multiple of the horizon each."""
     generators: list[torch.Generator]
     """One per task, for everything that the adapter draws. Exploration draws from them, too."""
     sees: frozenset[str]
-    fresh_generators: Callable[[int], list[torch.Generator]]
-    """One more per task for a purpose of its own, which the adapter names by a number; the same whenever asked."""
-    all_psi: Tensor  # (M, k), for the evaluator
-    allow_outside: bool = False
+    allow_outside: bool
+
+    def __init__(
+        self,
+        family: TaskFamily,
+        psi: Tensor,
+        sees: frozenset[str],
+        *,
+        sample_counts: tuple[int, ...],
+        generators: list[torch.Generator],
+        seeds: Sequence[int],
+        allow_outside: bool = False,
+    ) -> None:
+        """
+        Args:
+            psi: (M, k)
+            seeds: one per task, of `fresh_generators`.
+        """
+        self.family, self.sees = FamilyView(family, sees), sees
+        self.sample_counts, self.generators, self.allow_outside = sample_counts, generators, allow_outside
+        self._seeds = tuple(seeds)
+        self._psi = psi.clone() if "psi" in sees else None
+        self._reward = partial(_reward_of, family, psi.clone()) if "reward function" in sees else None
 
     def __len__(self) -> int:
-        return len(self.all_psi)
+        return len(self._seeds)
 
     @property
     def psi(self) -> Tensor:
@@ -68,8 +123,9 @@ class Tasks:
         Raises:
             AdapterError: not declared.
         """
-        self._require("psi")
-        return self.all_psi
+        if self._psi is None:
+            raise self._withheld("psi")
+        return self._psi
 
     def reward(self, obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
         """r_psi of every task, (M, ..., S) -> (M, ...), for adapters that declare the reward function.
@@ -77,16 +133,58 @@ class Tasks:
         Raises:
             AdapterError: not declared.
         """
-        self._require("reward function")
-        psi = self.all_psi.to(obs)
-        return self.family.reward(psi.view(len(psi), *[1] * (obs.dim() - 2), -1), obs, act, next_obs)
+        if self._reward is None:
+            raise self._withheld("reward function")
+        return self._reward(obs, act, next_obs)
 
-    def _require(self, what: str) -> None:
-        if what not in self.sees:
-            raise AdapterError(
-                f"the adapter asked for the task's {what}, but declares to see only "
-                f"{describe_sees(self.sees)}; declare it in `sees`, and tables will say so"
-            )
+    def fresh_generators(self, number: int) -> list[torch.Generator]:
+        """One more per task for a purpose of its own, which the adapter names by a number; the same whenever
+        asked."""
+        return [stream(seed, Purpose.ADAPTER, number) for seed in self._seeds]
+
+    def _withheld(self, what: str) -> AdapterError:
+        return AdapterError(
+            f"the adapter asked for the task's {what}, but declares to see only "
+            f"{describe_sees(self.sees)}; declare it in `sees`, and tables will say so"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        # called for what is not there
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise AdapterError(
+            f"the adapter asked for tasks.{name}, which there is not; expected family, sample_counts, generators, "
+            "sees, allow_outside, fresh_generators, or psi and reward where they are declared"
+        )
+
+
+def tasks_for(
+    family: TaskFamily,
+    psi: Tensor,
+    sees: frozenset[str],
+    seed: int,
+    *,
+    policy_seeds: int | Sequence[int],
+    sample_counts: tuple[int, ...],
+    allow_outside: bool = False,
+) -> Tasks:
+    """Tasks (M, k) for R policy seeds, R M in all, seed-major, each with its own random streams."""
+    unit = family.box.to_unit(psi)
+    chosen = range(policy_seeds) if isinstance(policy_seeds, int) else policy_seeds
+    return Tasks(
+        family,
+        psi.repeat(len(chosen), 1),
+        frozenset(sees),
+        sample_counts=sample_counts,
+        generators=task_streams(seed, Purpose.ADAPTATION, chosen, unit),
+        seeds=task_seeds(seed, Purpose.ADAPTER, chosen, unit),
+        allow_outside=allow_outside,
+    )
+
+
+def _reward_of(family: TaskFamily, psi: Tensor, obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
+    psi = psi.to(obs)
+    return family.reward(psi.view(len(psi), *[1] * (obs.dim() - 2), -1), obs, act, next_obs)
 
 
 @dataclass(frozen=True, eq=False)

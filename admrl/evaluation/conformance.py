@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
-from admrl.evaluation.adapter import Adapter, AdapterError, Policy, Tasks, check_sees
+from admrl.evaluation.adapter import Adapter, AdapterError, Policy, check_sees, tasks_for
 from admrl.evaluation.evaluator import COUNTS, Adapted, adapt_and_score
 from admrl.evaluation.scoring import score_policy
-from admrl.streams import Purpose, task_streams
 from task_families.conformance_tools import expect, run_checks
 from task_families.family import TaskFamily
 
@@ -38,17 +37,10 @@ class Subject:
 
     def begin(self) -> None:
         """The adapter at the beginning of the two tasks."""
-        unit = self.family.box.to_unit(self.psi)
         stages = range(self.config.num_stages + 1)
-        tasks = Tasks(
-            family=self.family,
-            sample_counts=tuple(n * self.config.num_stage_samples for n in stages),
-            generators=task_streams(0, Purpose.ADAPTATION, 1, unit),
-            sees=self.adapter.sees,
-            fresh_generators=lambda number: task_streams(0, Purpose.ADAPTER, 1, unit, number),
-            all_psi=self.psi,
-        )
-        self.adapter.begin(tasks)
+        counts = tuple(n * self.config.num_stage_samples for n in stages)
+        sees = frozenset(self.adapter.sees)
+        self.adapter.begin(tasks_for(self.family, self.psi, sees, 0, policy_seeds=1, sample_counts=counts))
 
     def actions(self, policy: Policy) -> Tensor:
         """What the policies do in one and the same state (2, A), with the same noise for both tasks."""

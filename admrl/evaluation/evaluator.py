@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
-from admrl.evaluation.adapter import Adapter, AdapterError, Experience, Tasks, check_sees
+from admrl.evaluation.adapter import (
+    Adapter,
+    AdapterError,
+    Experience,
+    Tasks,
+    check_sees,
+    describe_sees,
+    tasks_for,
+)
 from admrl.evaluation.scoring import (
     action_noise,
     check_counts,
@@ -27,7 +35,6 @@ from admrl.evaluation.scoring import (
 )
 from admrl.evaluation.task_lists import TaskList
 from admrl.jobs.reporter import Reporter, Silent
-from admrl.streams import Purpose, task_streams
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout
 
@@ -113,21 +120,16 @@ def adapt_and_score(
     check_counts(config, family)
     psi = family.box.check(psi, allow_outside=allow_outside)
     chosen = range(config.num_policy_seeds) if policy_seeds is None else policy_seeds
-    rows, unit = psi.repeat(len(chosen), 1), family.box.to_unit(psi)  # (R M, k), seed-major
+    rows = psi.repeat(len(chosen), 1)  # (R M, k), seed-major
     counts = tuple(stage * config.num_stage_samples for stage in range(config.num_stages + 1))
-    tasks = Tasks(
-        family=family,
-        sample_counts=counts,
-        generators=task_streams(seed, Purpose.ADAPTATION, chosen, unit),
-        sees=adapter.sees,
-        fresh_generators=lambda number: task_streams(seed, Purpose.ADAPTER, chosen, unit, number),
-        all_psi=rows,
-        allow_outside=allow_outside,
+    sees = frozenset(adapter.sees)
+    tasks = tasks_for(
+        family, psi, sees, seed, policy_seeds=chosen, sample_counts=counts, allow_outside=allow_outside
     )
     adapter.begin(tasks)
     returns, costs = [], []
     for before, n in zip((0, *counts), counts, strict=False):
-        _adapt(adapter, tasks, before, n, num_threads, dtype, reporter or Silent())
+        _adapt(family, adapter, rows, tasks, sees, before, n, num_threads, dtype, reporter or Silent())
         scored, rollout = score_policy(
             family,
             adapter.adapted(),
@@ -143,6 +145,11 @@ def adapt_and_score(
         returns.append(scored)
         num_scored = len(returns) * config.num_episodes * family.horizon
         costs.append(_costs(adapter, len(rows), n, num_scored))
+    if frozenset(adapter.sees) != sees:
+        raise AdapterError(
+            f"{adapter.name}: sees: it declared {describe_sees(sees)} when it began and "
+            f"{describe_sees(adapter.sees)} afterwards; declare once what it sees"
+        )
     shape = (len(chosen), len(psi), len(counts))
     return Adapted(
         episode_return=np.stack(returns, axis=1).reshape(*shape, config.num_episodes),
@@ -152,8 +159,11 @@ def adapt_and_score(
 
 
 def _adapt(
+    family: TaskFamily,
     adapter: Adapter,
+    psi: Tensor,
     tasks: Tasks,
+    sees: frozenset[str],
     num_seen: int,
     n: int,
     num_threads: int,
@@ -161,7 +171,6 @@ def _adapt(
     reporter: Reporter,
 ) -> None:
     """Real episodes until n samples of every task are counted."""
-    family = tasks.family
     if num_seen < n:
         reporter.phase(f"{adapter.name}: adaptation to n = {n}, {len(tasks)} policies")
     while num_seen < n:
@@ -173,20 +182,18 @@ def _adapt(
                 f"each task, but {n - num_seen} samples are left until n = {n}; ask for 1 to "
                 f"{(n - num_seen) // family.horizon} (Tasks.sample_counts says when the policies are scored)"
             )
-        shape = (len(tasks), exploration.num_episodes)
-        act = exploration.policy.actor(action_noise(family, shape, tasks.generators, dtype), tasks.generators)
-        rollout = simulate(family, tasks.all_psi, shape, act, tasks.generators, num_threads, dtype)
-        adapter.observe(Experience(rollout, _reward(tasks, rollout)))
+        shape, generators = (len(tasks), exploration.num_episodes), tasks.generators
+        act = exploration.policy.actor(action_noise(family, shape, generators, dtype), generators)
+        rollout = simulate(family, psi, shape, act, generators, num_threads, dtype)
+        reward = _reward(family, psi, rollout) if "rewards" in sees else None
+        adapter.observe(Experience(rollout, reward))
         num_seen += num_samples
         reporter.advance(real_samples=num_seen * len(tasks))
 
 
-def _reward(tasks: Tasks, rollout: Rollout) -> Tensor | None:
+def _reward(family: TaskFamily, psi: Tensor, rollout: Rollout) -> Tensor:
     """(M, N, T) for adapters that declare rewards."""
-    if "rewards" not in tasks.sees:
-        return None
-    psi = tasks.all_psi.to(rollout.obs)[:, None, None]
-    return tasks.family.reward(psi, rollout.obs, rollout.act, rollout.next_obs)
+    return family.reward(psi.to(rollout.obs)[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
 
 
 def _costs(adapter: Adapter, num_rows: int, n: int, num_scored: int) -> np.ndarray:

@@ -13,16 +13,15 @@ from admrl.baselines import (
     Exploration,
     ModelBasedAdapter,
     StaticAdapter,
-    Tasks,
     adapt_and_score,
     evaluate_adapters,
 )
 from admrl.config.evaluation import evaluation_virtual
 from admrl.config.training import SlboConfig
-from admrl.evaluation.adapter import SEES
+from admrl.evaluation.adapter import SEES, tasks_for
 from admrl.evaluation.scoring import score_policy
 from admrl.solving.rollouts import SolutionPolicy
-from admrl.streams import Purpose, task_streams
+from admrl.streams import Purpose, stream, task_seeds, task_streams
 from admrl.training.adapter import stage_virtual
 
 
@@ -32,16 +31,11 @@ def adapters(tmp_path_factory):
     return {name: make(tmp_path_factory.mktemp("run") / "run") for name, make in FACTORIES.items()}
 
 
-def tasks_for(adapter, psi=OPPOSITE, seed=0):
-    unit = FAMILY.box.to_unit(psi)
-    return Tasks(
-        family=FAMILY,
-        sample_counts=(0, 40, 80),
-        generators=task_streams(seed, Purpose.ADAPTATION, 1, unit),
-        sees=adapter.sees,
-        fresh_generators=lambda number: task_streams(seed, Purpose.ADAPTER, 1, unit, number),
-        all_psi=psi,
-    )
+def begun(adapter):
+    """The adapter at the beginning of the two tasks."""
+    counts = (0, 40, 80)
+    adapter.begin(tasks_for(FAMILY, OPPOSITE, adapter.sees, 0, policy_seeds=1, sample_counts=counts))
+    return adapter
 
 
 def actions(policy, psi=OPPOSITE):
@@ -54,8 +48,7 @@ def actions(policy, psi=OPPOSITE):
 @pytest.mark.parametrize("name", FACTORIES)
 class TestEveryAdapter:
     def test_no_observations_leave_the_first_policy_unchanged(self, adapters, name):
-        adapter = adapters[name]
-        adapter.begin(tasks_for(adapter))
+        adapter = begun(adapters[name])
         first = actions(adapter.adapted())
         adapter.explore()
         assert torch.equal(actions(adapter.adapted()), first)
@@ -71,8 +64,7 @@ class TestEveryAdapter:
         assert np.array_equal(returns, again)
 
     def test_handed_out_policies_stay_as_they_were(self, adapters, name):
-        adapter = adapters[name]
-        adapter.begin(tasks_for(adapter))
+        adapter = begun(adapters[name])
         policy = adapter.adapted()
         first = actions(policy)
         adapt_and_score(FAMILY, adapter, OPPOSITE, CONFIG, 3)
@@ -127,7 +119,8 @@ def test_our_method_as_an_adapter_is_the_papers_protocol_bit_by_bit(adapters):
     def returns():
         return score_policy(FAMILY, SolutionPolicy(solution), rows, [0, 1], CONFIG.num_episodes, seed)[0]
 
-    expected, learner = [returns()], run.learner.fork(task_streams(seed, Purpose.ADAPTER, 2, unit, 0))
+    forked = [stream(s, Purpose.ADAPTER, 0) for s in task_seeds(seed, Purpose.ADAPTER, 2, unit)]
+    expected, learner = [returns()], run.learner.fork(forked)
     slbo = SlboConfig(1, CONFIG.num_stage_iterations, CONFIG.num_stage_samples)
     for _ in range(CONFIG.num_stages):
         virtual = stage_virtual(run.virtual, CONFIG)
@@ -175,25 +168,87 @@ def test_actions_that_no_simulator_should_see_are_refused(function, message):
 class Curious(StaticAdapter):
     """Looks at what it does not declare."""
 
-    what = "psi"
-
     def begin(self, tasks):
         super().begin(tasks)
-        obs = torch.zeros(len(tasks), 2)
-        if self.what == "psi":
-            self.seen = tasks.psi
-        else:
-            self.seen = tasks.reward(obs, obs, obs)
+        self.seen = self.look(tasks)
 
 
-@pytest.mark.parametrize("what", ["psi", "reward function"])
-def test_what_is_not_declared_is_withheld(what):
+def reward_of(tasks):
+    obs = torch.zeros(len(tasks), 2)
+    return tasks.reward(obs, obs, obs)
+
+
+@pytest.mark.parametrize(
+    ("look", "message", "declared"),
+    [
+        (lambda t: t.psi, "the task's psi, but declares to see only nothing", "psi"),
+        (reward_of, "the task's reward function, but declares to see only nothing", "reward function"),
+        (lambda t: t.family.box, "family.box, which is withheld.*declare psi", "psi"),
+        (lambda t: t.all_psi, "tasks.all_psi, which there is not", None),
+        (lambda t: t.family.reward, "family.reward, which is withheld.*call `tasks.reward`", None),
+        (lambda t: t.family.make_simulator, "family.make_simulator, which is withheld", None),
+        (lambda t: t.family.make_env, "family.make_env, which is withheld", None),
+        (lambda t: t.family.reset, "family.reset, which is withheld", None),
+    ],
+)
+def test_what_is_not_declared_is_withheld(look, message, declared):
     curious = Curious.of_function("curious", go_right)
-    curious.what = what
-    with pytest.raises(AdapterError, match=f"asked for the task's {what}, but declares to see only nothing"):
+    curious.look = look
+    with pytest.raises(AdapterError, match=f"the adapter asked for {message}"):
         adapt_and_score(FAMILY, curious, OPPOSITE, CONFIG, 0)
-    curious.sees = frozenset({what})
-    adapt_and_score(FAMILY, curious, OPPOSITE, CONFIG, 0)
+    if declared is not None:
+        curious.sees = frozenset({declared})
+        adapt_and_score(FAMILY, curious, OPPOSITE, CONFIG, 0)
+
+
+def reachable(value, seen):
+    """Everything that can be reached from a value through attributes, containers, closures and bound arguments."""
+    if id(value) in seen or isinstance(value, type | str | bytes):
+        return
+    seen[id(value)] = value
+    parts = []
+    if isinstance(value, dict):
+        parts = [*value.keys(), *value.values()]
+    elif isinstance(value, list | tuple | set | frozenset):
+        parts = list(value)
+    elif not isinstance(value, torch.Tensor | torch.Generator | int | float):
+        parts = [getattr(value, "__dict__", {}), getattr(value, "__self__", None)]
+        parts += [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+        parts += [getattr(value, "args", ()), getattr(value, "keywords", {})] if callable(value) else []
+    for part in parts:
+        reachable(part, seen)
+
+
+@pytest.mark.parametrize("sees", [frozenset(), frozenset({"rewards"}), frozenset({"psi"})])
+def test_no_task_is_hidden_anywhere_in_what_an_adapter_is_given(sees):
+    """Nor in a private attribute or a closure, be it as psi, in unit coordinates or in millionths."""
+    found = {}
+
+    class Searching(StaticAdapter):
+        def begin(self, tasks):
+            super().begin(tasks)
+            reachable(vars(tasks), found)
+
+    searching = Searching.of_function("searching", go_right)
+    searching.sees = sees
+    psi = torch.tensor([[0.123457, -0.654321]])
+    adapt_and_score(FAMILY, searching, psi, CONFIG, 0)
+    flat = [x for t in found.values() if isinstance(t, torch.Tensor) for x in t.flatten().tolist()]
+    flat += [x for x in found.values() if isinstance(x, int | float) and not isinstance(x, bool)]
+    unit = FAMILY.box.to_unit(psi)[0].tolist()
+    told = [*psi[0].tolist(), *unit, *(round(1e6 * u) for u in unit)]
+    assert any(abs(x - secret) < 1e-5 for x in flat for secret in told) == ("psi" in sees)
+
+
+def test_a_declaration_that_changes_on_the_way_is_refused():
+    class Changing(StaticAdapter):
+        def observe(self, experience):
+            self.sees = frozenset()
+
+    changing = Changing.of_function("changing", go_right)
+    changing.sees = frozenset({"psi"})
+    with pytest.raises(AdapterError, match="declared psi when it began and nothing afterwards"):
+        adapt_and_score(FAMILY, changing, OPPOSITE, CONFIG, 0)
 
 
 def test_rewards_are_the_true_ones_for_those_who_declare_them():

@@ -111,3 +111,10 @@ def test_unknown_declarations_and_overrun_budgets_are_found():
     greedy.explore = lambda: Exploration(greedy.adapted(), 3)
     with pytest.raises(ConformanceError, match=r"explore\(\) asked for 3 episodes"):
         check_adapter(greedy, FAMILY, config=replace(CONFIG, num_stages=1), psi=OPPOSITE)
+
+
+@pytest.mark.parametrize("look", [lambda t: t.psi, lambda t: t.all_psi, lambda t: t.family.reward])
+def test_looking_at_what_is_not_declared_is_found(look):
+    adapter = StaticAdapter("curious", lambda tasks: look(tasks))
+    with pytest.raises(ConformanceError, match="the adapter asked for"):
+        check_adapter(adapter, FAMILY, config=CONFIG, psi=OPPOSITE)
