@@ -72,7 +72,7 @@ def _csv_rows(file: Path, text: str, names: Sequence[str]) -> list[NumberRow]:
     lines = [(i, cells) for i, cells in lines if cells]
     if lines and _is_header(lines[0][1], names):
         lines = lines[1:]
-    rows = []
+    rows: list[NumberRow] = []
     for i, cells in lines:
         where = f"{file}, row {i}"
         try:
