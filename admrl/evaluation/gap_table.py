@@ -164,6 +164,8 @@ def _table_fields(data: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("expected at least one task, policy seed and episode")
     if not (np.isfinite(psi).all() and np.isfinite(num_samples).all()):
         raise ValueError("psi, num_samples: expected finite numbers")
+    if (num_samples != num_samples.round()).any():
+        raise ValueError(f"num_samples: expected whole numbers, got {num_samples.tolist()}")
     checked: dict[str, Any] = {
         "psi": psi,
         "num_samples": num_samples.astype(int),
@@ -202,9 +204,17 @@ def _grid_shape(grid: Any, num_tasks: int) -> tuple[int, ...] | None:
 def _array(data: dict[str, Any], name: str, num_axes: int) -> np.ndarray:
     """Numbers (None is nan) with so many axes, below 1e15 in size."""
     try:
+        if not _only_numbers(data[name]):  # numpy would read texts and truth values as numbers
+            raise ValueError("a text, a truth value or an object among them")
         array = np.array(data[name], dtype=float)
     except ValueError as error:
         raise ValueError(f"{name}: expected numbers, rows of equal length") from error
     if array.ndim != num_axes or bool((np.abs(array) > 1e15).any()):
         raise ValueError(f"{name}: expected {num_axes} axes of numbers of sensible size")
     return array
+
+
+def _only_numbers(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_only_numbers(x) for x in value)
+    return value is None or type(value) in (int, float)

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from admrl.storage.files import parse_json
+from admrl.storage.number_rows import NumberRow, read_number_rows
 from task_families.choices import check_name
 from task_families.family import TaskFamily
+from task_families.task_space import TaskSpace
 
 MAX_TASKS = 10_000
 NAMES = ("paper", "ood")
@@ -74,37 +75,46 @@ def named_tasks(family: TaskFamily, name: str) -> TaskList:
     return TaskList(f"boundary-{NUM_BOUNDARY}", box.fixed(NUM_BOUNDARY, 0, "boundary"))
 
 
-def read_tasks(family: TaskFamily, file: Path, *, allow_outside: bool = False) -> TaskList:
-    """Tasks from a .json file (a list of lists) or a .csv file (one task per line; a line of names is skipped).
+def read_tasks(family: TaskFamily, file: Path | str, *, allow_outside: bool = False) -> TaskList:
+    """Tasks from a .json file (a list of lists) or a .csv file (one task per line); see `admrl.storage.number_rows`.
 
     Raises:
-        ValueError: no such file, not a list of numbers, tasks of the wrong size, outside the box, or twice the same.
+        ValueError: no such file, not a list of numbers, tasks of the wrong size, outside the box, or twice the same;
+            names the file, the row and the column.
     """
+    file, box = Path(file), family.box
     if not file.is_file():
         raise ValueError(f"tasks: expected {', '.join(NAMES)} or a file of tasks, got {file} (no such file)")
-    expected = f"expected {family.box.size} numbers per task ({', '.join(family.box.names)})"
-    try:
-        text = file.read_text(encoding="utf-8")
-        if file.suffix == ".json":
-            rows = [[float(x) for x in row] for row in parse_json(text)]
-        else:
-            lines = [line.split("#")[0].replace(",", " ").split() for line in text.splitlines()]
-            lines = [line for line in lines if line]
-            if lines and not _is_number(lines[0][0]):
-                lines = lines[1:]
-            rows = [[float(x) for x in line] for line in lines]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file}: {expected}, in JSON or CSV; {error}") from error
-    if not rows or any(len(row) != family.box.size for row in rows):
-        raise ValueError(f"{file}: {expected}, got {[len(row) for row in rows][:5] or 'no task'}")
-    psi = torch.tensor(rows, dtype=torch.float64).to(family.box.low.dtype)
-    if len(psi) > MAX_TASKS:
-        raise ValueError(f"{file}: expected at most {MAX_TASKS} tasks, got {len(psi)}")
-    if len(psi.unique(dim=0)) < len(psi):
-        raise ValueError(f"{file}: a task is listed twice; list each one once")
-    family.box.check(psi, allow_outside=allow_outside)
+    rows = read_number_rows(file, box.names)
+    if not rows:
+        raise ValueError(
+            f"{file}: expected {box.size} numbers per task ({', '.join(box.names)}), got no task"
+        )
+    if len(rows) > MAX_TASKS:
+        raise ValueError(f"{file}: expected at most {MAX_TASKS} tasks, got {len(rows)}")
+    psi = torch.tensor([row.numbers for row in rows], dtype=torch.float64).to(box.low.dtype)
+    _check_rows(box, rows, psi, allow_outside)
+    first: dict[tuple[float, ...], NumberRow] = {}
+    for row, task in zip(rows, psi.tolist(), strict=True):
+        if (there := first.setdefault(tuple(task), row)) is not row:
+            raise ValueError(
+                f"{row.where}: the task of row {there.number} is listed twice; list each one once"
+            )
     name = "".join(c if c.isalnum() else "-" for c in file.stem)
     return TaskList(name, psi, None, allow_outside)
+
+
+def _check_rows(box: TaskSpace, rows: Sequence[NumberRow], psi: Tensor, allow_outside: bool) -> None:
+    """Refuse tasks psi (M, k) that the family does not have; says in which row of the file they are."""
+    try:
+        box.check(psi, allow_outside=allow_outside)
+    except ValueError:
+        for row, task in zip(rows, psi, strict=True):
+            try:
+                box.check(task, allow_outside=allow_outside)
+            except ValueError as error:
+                raise ValueError(f"{row.where}: {error}") from error
+        raise
 
 
 def choose_tasks(
@@ -120,11 +130,3 @@ def choose_tasks(
     if Path(tasks).suffix or Path(tasks).is_file():
         return read_tasks(family, Path(tasks), allow_outside=allow_outside)
     return named_tasks(family, tasks)
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True

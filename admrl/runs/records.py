@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from admrl.runs.folder import TASKS, read_config
-from admrl.storage.files import parse_json
+from admrl.storage.files import parse_json, plain_number
 
 METRICS_FILE = "metrics.csv"
 
@@ -54,9 +54,12 @@ def read_records(path: Path) -> RunRecords:
     if not file.is_file():
         raise ValueError(f"{path}: the run has not finished its first task; there is nothing to compare yet")
     try:
-        tasks = parse_json(file.read_bytes())
+        tasks = [dict(t) for t in parse_json(file.read_bytes())]
+        for i, task in enumerate(tasks, start=1):
+            for x in task["psi"]:
+                plain_number(x, f"psi of task {i}")
         metrics = _columns(path / METRICS_FILE)
-        return RunRecords(str(config["selector"]), int(config["seed"]), [dict(t) for t in tasks], metrics)
+        return RunRecords(str(config["selector"]), int(config["seed"]), tasks, metrics)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: damaged records ({error})") from error
 
@@ -65,7 +68,7 @@ def _columns(file: Path) -> dict[str, np.ndarray]:
     """The numeric columns of a metrics file; none if there is no file."""
     if not file.is_file():
         return {}
-    with open(file, newline="", encoding="utf-8") as opened:
+    with open(file, newline="", encoding="utf-8-sig") as opened:
         rows = list(csv.DictReader(opened))
     names = [name for name in (rows[0] if rows else {}) if name != "phase"]
     return {n: np.array([float(row[n]) if row.get(n) else math.nan for row in rows]) for n in names}

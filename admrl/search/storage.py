@@ -19,6 +19,7 @@ from admrl.storage.files import parse_json, write_bytes, write_text
 FORMAT = "admrl search 1"
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.int64)}
 DTYPES |= {"bool": torch.bool, "uint8": torch.uint8}
+WORDS = ("nan", "inf", "-inf")  # JSON has no such numbers
 
 
 def state_to_json(state: Mapping[str, Tensor]) -> str:
@@ -44,12 +45,7 @@ def state_from_json(text: str) -> dict[str, Tensor]:
         data = parse_json(text)
         if data["format"] != FORMAT:
             raise ValueError(f"unknown format {data['format']!r}, expected {FORMAT!r}")
-        return {
-            name: torch.tensor(
-                [float(v) if isinstance(v, str) else v for v in x["data"]], dtype=DTYPES[x["dtype"]]
-            ).reshape(x["shape"])
-            for name, x in data["state"].items()
-        }
+        return {name: _tensor(name, x) for name, x in data["state"].items()}
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(f"not the state of a search: {error}") from error
 
@@ -89,6 +85,18 @@ def _checked(path: Path | str) -> Path:
     if (path := Path(path)).suffix not in (".json", ".safetensors"):
         raise ValueError(f"{path}: expected a name ending in .json or .safetensors")
     return path
+
+
+def _tensor(name: str, entry: Any) -> Tensor:
+    """Inverse of what `state_to_json` makes of a tensor: torch would read 1.5 as the whole number 1, True as 1.0."""
+    dtype, shape = DTYPES[entry["dtype"]], entry["shape"]
+    values = [float(v) if isinstance(v, str) and v in WORDS else v for v in entry["data"]]
+    kind = bool if dtype == torch.bool else float if dtype.is_floating_point else int
+    if any(type(v) not in (kind, int if kind is float else kind) for v in values):
+        raise ValueError(f"{name}: expected {kind.__name__} values, got {entry['data']!r:.60}")
+    if any(type(n) is not int or n < 0 for n in shape) or math.prod(shape) != len(values):
+        raise ValueError(f"{name}: expected {len(values)} values, got the shape {shape!r:.60}")
+    return torch.tensor(values, dtype=dtype).reshape(shape)
 
 
 def _word(value: Any) -> Any:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -94,13 +95,13 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def parse_json(content: bytes | str) -> Any:
-    """JSON from anywhere.
+    """JSON from anywhere, with or without a byte-order mark.
 
     Raises:
         ValueError: not JSON, not UTF-8, or nested without end.
     """
     try:
-        return json.loads(content)
+        return json.loads(content.removeprefix("\ufeff") if isinstance(content, str) else content)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -138,6 +139,6 @@ def plain_number(value: Any, name: str) -> float:
     Raises:
         ValueError: it is something else.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:  # false for nan, too
         raise ValueError(f"{name}: expected a number, got {value!r:.40}")
     return float(value)

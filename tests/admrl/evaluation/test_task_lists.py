@@ -55,10 +55,10 @@ def test_lists_from_files(tmp_path):
     ("content", "message"),
     [
         ("", "expected 2 numbers per task .* got no task"),
-        ("1 2 3", "got \\[3\\]"),
-        ("1 1.5\n1 1.5", "listed twice"),
-        ("1 nan", "target height = nan"),
-        ("velocity height\n1 x", "could not convert"),
+        ("1 2 3", "row 1: expected 2 numbers .*, got 3"),
+        ("1 1.5\n\n1 1.5", "row 3: the task of row 1 is listed twice"),
+        ("1 1.5\n1 nan", "row 2: psi: target height = nan"),
+        ("velocity height\n1 x", r"row 2, column 2 \(target height\): expected a number, got 'x'"),
     ],
 )
 def test_bad_lists_are_refused(tmp_path, content, message):
@@ -85,3 +85,11 @@ def test_a_task_has_the_same_key_in_every_set():
     box = make("ant2d").box
     coarse, fine = unit_keys(box.to_unit(box.grid((2, 2)))), unit_keys(box.to_unit(box.grid((3, 3))))
     assert set(coarse) < set(fine) and len(set(fine)) == 9
+
+
+def test_a_task_outside_is_named_by_its_row(tmp_path):
+    (tmp_path / "tasks.csv").write_text(
+        "\ufeffvelocity, height\n# slow\n1, 1.5\n\n9, 1.5\n", encoding="utf-8"
+    )
+    with pytest.raises(ValueError, match=r"tasks\.csv, row 5: psi: target velocity = 9 m/s"):
+        read_tasks(make("hopper2d"), str(tmp_path / "tasks.csv"))

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from table_tools import toy_table
 
 import admrl
+from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.task_lists import read_tasks
 from admrl.runs.records import read_records
 from admrl.search import RandomSearch, load_search
+from admrl.search.storage import state_from_json, state_to_json
 from admrl.search.worst import WorstReport, mass_bound
-from admrl.storage.files import parse_json, without_nan, write_json
+from admrl.storage.files import DamagedFileError, parse_json, without_nan, write_json
 from task_families import make
 
 DEEP = "[" * 100_000
@@ -74,3 +77,43 @@ def test_no_page_reads_or_writes_json_files_by_itself():
         }
         name = str(file.relative_to(root))
         assert used <= allowed.get(name, set()), f"{name}: json.{', json.'.join(sorted(used))}"
+
+
+def test_a_byte_order_mark_is_no_part_of_json():
+    for content in ("\ufeff[1]", b"\xef\xbb\xbf[1]"):
+        assert parse_json(content) == [1]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("psi", [["1", "2"], [1, 3], [2, 1], [2, 2]]),
+        ("psi", [[True, False], [1, 3], [2, 1], [2, 2]]),
+        ("optimal_return", ["10", 8, 9, 6]),
+        ("num_samples", [0.5]),
+    ],
+)
+def test_a_table_takes_no_texts_nor_truth_values_for_numbers(tmp_path, field, value):
+    """numpy reads "1" and true as 1, and cuts 0.5 to 0."""
+    toy_table().save(tmp_path / "table.json")
+    data = json.loads((tmp_path / "table.json").read_text())
+    (tmp_path / "table.json").write_text(json.dumps(data | {field: value}))
+    with pytest.raises(DamagedFileError, match=f"{field}: expected"):
+        GapTable.load(tmp_path / "table.json")
+
+
+@pytest.mark.parametrize("change", [{"data": [1.5]}, {"data": [True]}, {"data": ["1"]}, {"shape": [-1]}])
+def test_a_search_takes_only_what_it_wrote(change):
+    """torch reads 1.5 and True as the whole number 1."""
+    data = json.loads(state_to_json({"counts": torch.tensor([1])}))
+    data["state"]["counts"] |= change
+    with pytest.raises(ValueError, match="counts: expected"):
+        state_from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize("psi", [["0.5"], [True], [None]])
+def test_records_take_only_numbers(tmp_path, psi):
+    (tmp_path / "config.json").write_text(json.dumps({"selector": "uniform", "seed": 0}))
+    (tmp_path / "tasks.json").write_text(json.dumps([{"psi": [0.5]}, {"psi": psi}]))
+    with pytest.raises(ValueError, match="psi of task 2: expected a number"):
+        read_records(tmp_path)
