@@ -35,20 +35,9 @@ TRUST = (
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     name: getattr(nn, name)
     for name in (
-        *(
-            "CELU",
-            "ELU",
-            "GELU",
-            "Hardsigmoid",
-            "Hardswish",
-            "Hardtanh",
-            "LeakyReLU",
-            "LogSigmoid",
-            "Mish",
-            "ReLU",
-        ),
-        *("ReLU6", "SELU", "Sigmoid", "SiLU", "Softplus", "Softsign", "Tanh", "Tanhshrink"),
-    )
+        "CELU ELU GELU Hardsigmoid Hardswish Hardtanh LeakyReLU LogSigmoid Mish ReLU ReLU6 SELU Sigmoid SiLU Softplus "
+        "Softsign Tanh Tanhshrink"
+    ).split()
 }
 # these change training alone, or the value functions, or only images
 IRRELEVANT = {

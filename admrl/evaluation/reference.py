@@ -123,18 +123,19 @@ class Reference:
             trainings[key] = max(trainings.get(key, 0), c.real_samples)
         return sum(trainings.values())
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the file atomically."""
-        write_json(path, {"format": FORMAT, **asdict(self)})
+        write_json(Path(path), {"format": FORMAT, **asdict(self)})
 
     @classmethod
-    def load(cls, path: Path) -> Reference:
+    def load(cls, path: Path | str) -> Reference:
         """Read a file.
 
         Raises:
             ValueError: no such file.
             DamagedFileError: not a reference file.
         """
+        path = Path(path)
         if not path.is_file():
             raise ValueError(f"reference: no such file: {path}; `admrl reference --out {path}` makes one")
         try:

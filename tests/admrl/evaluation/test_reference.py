@@ -67,8 +67,9 @@ def test_extending_keeps_everything_and_counts_revisions(tmp_path):
     assert reference.revision == 1 and reference.extended([candidate()]) is reference
     better = reference.extended([candidate(returns=(3.0, 3.0)), candidate(seed=1)])
     assert better.revision == 2 and len(better.candidates) == 2 and better.digest != reference.digest
-    better.save(tmp_path / "a.json")
-    assert Reference.load(tmp_path / "a.json") == better
+    for path in (tmp_path / "a.json", str(tmp_path / "b.json")):  # as text, too
+        better.save(path)
+        assert Reference.load(path) == better
 
 
 def test_missing_references_are_named():
