@@ -33,11 +33,27 @@ TRUST = (
     "if you trust the file, trust=True loads it with stable-baselines3 itself, which runs what it contains"
 )
 ACTIVATIONS: dict[str, type[nn.Module]] = {
-    name: getattr(nn, name)
-    for name in (
-        "CELU ELU GELU Hardsigmoid Hardswish Hardtanh LeakyReLU LogSigmoid Mish ReLU ReLU6 SELU Sigmoid SiLU Softplus "
-        "Softsign Tanh Tanhshrink"
-    ).split()
+    kind.__name__: kind
+    for kind in (
+        nn.CELU,
+        nn.ELU,
+        nn.GELU,
+        nn.Hardsigmoid,
+        nn.Hardswish,
+        nn.Hardtanh,
+        nn.LeakyReLU,
+        nn.LogSigmoid,
+        nn.Mish,
+        nn.ReLU,
+        nn.ReLU6,
+        nn.SELU,
+        nn.Sigmoid,
+        nn.SiLU,
+        nn.Softplus,
+        nn.Softsign,
+        nn.Tanh,
+        nn.Tanhshrink,
+    )
 }
 # these change training alone, or the value functions, or only images
 IRRELEVANT = {
