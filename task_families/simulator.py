@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from task_families.action_bounds import ActionBounds
 from task_families.task_space import TaskSpace
 
 
@@ -42,7 +43,10 @@ class Simulated(Protocol):
     horizon: int
     obs_size: int
     act_size: int
-    act_limit: float | None
+
+    @property
+    def action_bounds(self) -> ActionBounds:
+        """See `TaskFamily.action_bounds`."""
 
     def make_simulator(
         self,

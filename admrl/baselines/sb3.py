@@ -135,7 +135,7 @@ def _layers(
         )
         if not fits or weight is None or bias is None or size not in (None, weight.shape[1]):
             raise ValueError(f"{path}: its layers do not fit together at {name}; {TRUST}")
-        linear = nn.Linear(weight.shape[1], weight.shape[0])
+        linear = nn.Linear(weight.shape[1], weight.shape[0], dtype=torch.float32)
         linear.weight.data, linear.bias.data = weight.float().clone(), bias.float().clone()
         layers += [linear, activation()]
         size = weight.shape[0]
@@ -157,7 +157,9 @@ def _bounds(path: Path, data: dict[str, Any], end: str) -> Tensor:
     space = data.get("action_space")
     text = str(space.get(end)) if isinstance(space, dict) else ""
     try:
-        return torch.tensor([float(word) for word in text.strip("[]").replace(",", " ").split()])
+        return torch.tensor(
+            [float(word) for word in text.strip("[]").replace(",", " ").split()], dtype=torch.float32
+        )
     except ValueError as error:
         raise ValueError(
             f"{path}: cannot read the bounds of its action space ({text:.60}); {TRUST}"

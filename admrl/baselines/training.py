@@ -39,6 +39,7 @@ from admrl.evaluation.evaluator import adapt_and_score
 from admrl.jobs.reporter import Reporter, Silent
 from admrl.solving.rollouts import episode_returns, gaussian_noise
 from admrl.streams import Purpose, stream
+from task_families.action_bounds import ActionBounds
 from task_families.family import TaskFamily
 from task_families.registry import make
 from task_families.rollout import Rollout, collect
@@ -247,9 +248,12 @@ def _test(state: BaselineState, num_threads: int) -> dict[str, float]:
 class ConstantActions:
     """A policy that holds one random action through each episode."""
 
+    def __init__(self, bounds: ActionBounds) -> None:
+        self._bounds = bounds
+
     def actor(self, noise: Tensor, generators: Sequence[torch.Generator]) -> Act:
         """See `Policy.actor`."""
-        return lambda t, obs: noise[0].clamp(-1, 1)
+        return lambda t, obs: self._bounds.from_unit(noise[0].clamp(-1, 1))
 
 
 # -- sampling -----------------------------------------------------------------------------------------------------
@@ -260,7 +264,9 @@ def _sample_everything(state: BaselineState, num_threads: int) -> dict[str, floa
     num_lanes = state.config.num_initial_steps // state.family.horizon
     tasks = torch.arange(len(state.train_psi))
     if state.config.initial_actions == "constant":
-        returns = _record(state, tasks, num_lanes, num_threads, ConstantActions(), to_context=True)
+        returns = _record(
+            state, tasks, num_lanes, num_threads, ConstantActions(state.family.action_bounds), to_context=True
+        )
     else:
         returns = _episodes(state, tasks, num_lanes, num_threads, use_posterior=False)
     return {"return_real_noisy": returns}
@@ -309,10 +315,11 @@ def _record(
     transitions = at, rollout.obs, rollout.act, rollout.next_obs
     shown = state.family.reward(*transitions)
     reward = shown if state.rl_family is state.family else state.rl_family.reward(*transitions)
+    unit = state.family.action_bounds.to_unit(rollout.act)
     for m, task in enumerate(tasks.tolist()):
         columns = [
             x[m].flatten(0, 1)
-            for x in (rollout.obs, rollout.act, rollout.next_obs, reward, shown, rollout.terminated)
+            for x in (rollout.obs, unit, rollout.next_obs, reward, shown, rollout.terminated)
         ]
         sound = columns[2].isfinite().all(-1)  # the last step of a simulation that broke down is left out
         obs, act, next_obs, r, c, terminated = (x[sound] for x in columns)
@@ -332,13 +339,15 @@ def _rollout(
 ) -> Rollout:
     """One horizon of every lane."""
     generators, shape = spawn_generators(generator, len(psi)), (len(psi), num_lanes)
-    noise = gaussian_noise(shape, family.horizon, family.act_size, generators, torch.zeros(()))
+    noise = gaussian_noise(
+        shape, family.horizon, family.act_size, generators, torch.zeros((), dtype=torch.float32)
+    )
     act = policy.actor(noise, generators)
     simulator = family.make_simulator(shape, num_threads=num_threads, psi=psi)
     return collect(
         simulator,
         family,
-        lambda t, obs: (act(t, obs), torch.full(shape, torch.nan)),
+        lambda t, obs: (act(t, obs), torch.full(shape, torch.nan, dtype=torch.float32)),
         family.horizon,
         generators,
     )
