@@ -1,6 +1,6 @@
 """Replay of many tasks in one preallocated tensor, sampled without a loop; a context is a set of rows of it.
 
-A row is [obs, unit action, next_obs, reward, context reward, terminated, in a context], written once, in order of arrival.
+A row is [obs, unit action, next_obs, reward, context reward, terminated, in a context], written once, as they arrive.
 Three tables hold row numbers by task: all of the task (the RL buffer), those of its present context (PEARL's encoder
 buffer, cleared before a task is sampled again), and those of all its contexts, cleared or not.
 
