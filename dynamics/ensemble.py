@@ -3,7 +3,7 @@
     s' = s + mean_d + std_d * net([(s - mean_s) / std_s, clip(a)])
 
 with running statistics of states and of their one-step differences, and a in units of the family's limits
-(`task_families.action_bounds`). K is 1 while all tasks share the model,
+(`task_families.simulator.ActionBounds`). K is 1 while all tasks share the model,
 and the number of tasks once each has fine-tuned its own copy. E = 1 is the model of the paper.
 
 Differs from the paper:

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from task_families.action_bounds import ActionBounds, Limit
 from task_families.choices import check_name
-from task_families.simulator import Simulator
+from task_families.simulator import ActionBounds, Limit, Simulator
 from task_families.task_box import TaskBox as TaskBox
 from task_families.task_space import TaskSpace
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from admrl.baselines.sac import Actor, tanh_gaussian
 from admrl.evaluation.adapter import Act
-from task_families.action_bounds import ActionBounds
+from task_families.simulator import ActionBounds
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,11 +39,10 @@ from admrl.evaluation.evaluator import adapt_and_score
 from admrl.jobs.reporter import Reporter, Silent
 from admrl.solving.rollouts import episode_returns, gaussian_noise
 from admrl.streams import Purpose, stream
-from task_families.action_bounds import ActionBounds
 from task_families.family import TaskFamily
 from task_families.registry import make
 from task_families.rollout import Rollout, collect
-from task_families.simulator import spawn_generators
+from task_families.simulator import ActionBounds, spawn_generators
 
 UPDATES_PER_STEP = 50
 TASK_SEED = 1337  # of the published task sets, and of those that are drawn here

@@ -12,8 +12,8 @@ from admrl.config.training import MetaTrainConfig, VirtualTrainingConfig
 from dynamics.ensemble import DynamicsEnsemble
 from policy_opt.gaussian_policy import GaussianPolicy
 from policy_opt.value import ValueFunction
-from task_families.action_bounds import ActionBounds
 from task_families.family import TaskFamily
+from task_families.simulator import ActionBounds
 
 
 @dataclass(frozen=True, eq=False)
