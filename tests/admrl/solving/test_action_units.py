@@ -34,7 +34,12 @@ def trained(estimator, limits):
     meta_train(family, state, config)
     record = state.records[-1]
     numbers = [*record.psi, record.return_model, record.return_hat, record.return_star]
-    numbers += [float(state.learner.held_out_loss().mean())]
+    data = state.learner.data[0]  # so few lanes hold nothing out
+    rows = [x[None, None].expand(1, 2, -1, -1) for x in (data.obs, data.act)]
+    with torch.no_grad():
+        error = (state.learner.model(*rows) - data.next_obs).square().mean().sqrt()
+    numbers += [float(error)]
+    assert np.isfinite(numbers).all()
     return np.array(numbers), torch.cat([p.detach().flatten() for p in state.learner.model.parameters()])
 
 
