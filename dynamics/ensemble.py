@@ -2,7 +2,8 @@
 
     s' = s + mean_d + std_d * net([(s - mean_s) / std_s, clip(a)])
 
-with running statistics of states and of their one-step differences. K is 1 while all tasks share the model,
+with running statistics of states and of their one-step differences, and a in units of the family's limits
+(`task_families.simulator.ActionBounds`). K is 1 while all tasks share the model,
 and the number of tasks once each has fine-tuned its own copy. E = 1 is the model of the paper.
 
 Differs from the paper:
@@ -43,7 +44,8 @@ class DynamicsEnsemble(nn.Module):
         super().__init__()
         self.config = config
         self.num_members = config.num_members
-        self.obs_size, self.act_size, self.act_limit = family.obs_size, family.act_size, family.act_limit
+        self.obs_size, self.act_size = family.obs_size, family.act_size
+        self.action_bounds = family.action_bounds
         sizes = (self.obs_size + self.act_size, *config.hidden_sizes, self.obs_size)
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for layer, (i, o) in enumerate(pairwise(sizes)):
@@ -92,12 +94,10 @@ class DynamicsEnsemble(nn.Module):
         if derivatives == "none":
             weights, biases = [W.detach() for W in weights], [b.detach() for b in biases]
         networks = relu_networks(weights, biases, derivatives)
-        limit, num_members = self.act_limit, self.num_members
+        to_unit, num_members = self.action_bounds.clamped_to_unit(mean), self.num_members
 
         def difference(obs: Tensor, act: Tensor) -> Tensor:
-            if limit is not None:
-                act = act.clamp(-limit, limit)
-            x = torch.cat([(obs - mean) / std, act], dim=-1).flatten(0, 1).to(dtype)  # (K E, R, in)
+            x = torch.cat([(obs - mean) / std, to_unit(act)], dim=-1).flatten(0, 1).to(dtype)  # (K E, R, in)
             return networks(x).to(mean.dtype).unflatten(0, (-1, num_members))
 
         return difference

@@ -155,7 +155,7 @@ def held_out_loss(
     columns = []
     num_rows = min(max_rows, *(len(d.starts(config.num_horizon, held_out=True)) for d in data))
     if num_rows == 0:
-        return torch.full((model.num_models, model.num_members), torch.nan)
+        return torch.full((model.num_models, model.num_members), torch.nan, dtype=model.weights[0].dtype)
     for d in data:
         rows = d.starts(config.num_horizon, held_out=True)
         even = torch.linspace(0, len(rows) - 1, num_rows, dtype=torch.float64)

@@ -59,6 +59,7 @@ def gaussian_mlp_policy_hessian(
     sizes = policy.mlp.sizes
     layers = [(W[0], b[0]) for W, b in policy.mlp.layers(theta.detach()[None, : policy.mlp.num_params])]
     log_std = policy.log_std(theta.detach()[None])[0]
+    act = policy.to_unit(act)
     x = policy.normalize(obs[None])[0]
     scaled = (weights / len(obs)).detach()
 

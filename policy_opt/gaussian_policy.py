@@ -21,8 +21,10 @@ class GaussianPolicy:
     """pi_theta(a | s) = N(mean_theta(s), diag(exp(2 log_std))).
 
     theta is the network's flat parameters, then log_std (A) unless it is fixed. Observations are normalised
-    as (s - obs_mean) / obs_std before the network; without a normaliser they are used as they are.
-    In the shapes below ... stands for one or more sample axes.
+    as (s - obs_mean) / obs_std before the network; without a normaliser they are used as they are. The network's mean
+    and log_std are in units of act_scale from act_center, so that theta does not depend on the unit of actions; all
+    actions and densities below are in the actions' own units. In the shapes below ... stands for one or more sample
+    axes.
     """
 
     obs_size: int
@@ -31,6 +33,8 @@ class GaussianPolicy:
     fixed_log_std: float | None = None
     obs_mean: Tensor | None = None  # (S,) or (M, S)
     obs_std: Tensor | None = None
+    act_center: Tensor | None = None  # (A,); None: 0
+    act_scale: Tensor | None = None  # (A,) above 0; None: 1
 
     @cached_property
     def mlp(self) -> Mlp:
@@ -46,8 +50,26 @@ class GaussianPolicy:
         """The same policy shape with another observation normaliser (S,) or (M, S)."""
         return replace(self, obs_mean=mean, obs_std=std)
 
+    def with_action_units(self, center: Tensor, scale: Tensor) -> GaussianPolicy:
+        """The same policy shape with actions in units of scale (A,) from center (A,)."""
+        return replace(self, act_center=center, act_scale=scale)
+
+    def in_units(self) -> GaussianPolicy:
+        """The policy of the actions that `to_unit` gives."""
+        return self if self.act_scale is None else replace(self, act_center=None, act_scale=None)
+
+    def to_unit(self, act: Tensor) -> Tensor:
+        """act (..., A) -> (act - act_center) / act_scale."""
+        if self.act_center is None or self.act_scale is None:
+            return act
+        return (act - self.act_center.to(act)) / self.act_scale.to(act)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Differences of actions (..., A) from units of act_scale to the actions' own."""
+        return x if self.act_scale is None else x * self.act_scale.to(x)
+
     def init(self, generators: Sequence[torch.Generator], *, dtype: torch.dtype = torch.float32) -> Tensor:
-        """theta (M, p), one generator per task: near-zero mean, sigma 1 (released AdMRL code)."""
+        """theta (M, p), one generator per task: mean near act_center, sigma act_scale (released AdMRL code: 0, 1)."""
         theta = self.mlp.init(generators, output_scale=0.01, dtype=dtype)
         if self.fixed_log_std is None:
             theta = torch.cat([theta, theta.new_zeros(len(theta), self.act_size)], dim=-1)
@@ -66,6 +88,13 @@ class GaussianPolicy:
 
     def mean_function(self, theta: Tensor) -> Callable[[Tensor], Tensor]:
         """`mean` with the parameters looked up once, for many calls: obs (M, N, S) -> (M, N, A)."""
+        unit = self._unit_mean(theta)
+        if self.act_center is None or self.act_scale is None:
+            return unit
+        center, scale = self.act_center.to(theta), self.act_scale.to(theta)
+        return lambda obs: torch.addcmul(center, scale, unit(obs))
+
+    def _unit_mean(self, theta: Tensor) -> Callable[[Tensor], Tensor]:
         network = self.mlp.function(theta[..., : self.mlp.num_params])
         if self.obs_mean is None or self.obs_std is None:
             return network
@@ -73,7 +102,7 @@ class GaussianPolicy:
         return lambda obs: network((obs - mean) / std)
 
     def log_std(self, theta: Tensor) -> Tensor:
-        """theta (M, p) -> (M, A)."""
+        """Logarithm of the standard deviation in units of act_scale: theta (M, p) -> (M, A)."""
         if self.fixed_log_std is None:
             return theta[..., -self.act_size :]
         return theta.new_full((*theta.shape[:-1], self.act_size), self.fixed_log_std)
@@ -89,24 +118,36 @@ class GaussianPolicy:
         log_prob = (
             -0.5 * noise.square().sum(-1) - log_std.sum(-1) - 0.5 * math.log(2 * math.pi) * self.act_size
         )
-        return log_std.exp() * noise, log_prob
+        return self.scaled(log_std.exp() * noise), self._in_own_units(log_prob)
+
+    def noise(self, theta: Tensor, obs: Tensor, act: Tensor) -> Tensor:
+        """The standard normal noise with which `sample` chose act: (M, ..., S), (M, ..., A) -> (M, ..., A)."""
+        unit = self.in_units()
+        return (self.to_unit(act) - unit.mean(theta, obs)) / _align(unit.log_std(theta).exp(), obs)
 
     def log_prob(self, theta: Tensor, obs: Tensor, act: Tensor) -> Tensor:
         """log pi_theta(act | obs): (M, ..., S), (M, ..., A) -> (M, ...)."""
-        return gaussian_log_prob(self.mean(theta, obs), _align(self.log_std(theta), obs), act)
+        mean, log_std = self.in_units().mean(theta, obs), _align(self.log_std(theta), obs)
+        return self._in_own_units(gaussian_log_prob(mean, log_std, self.to_unit(act)))
+
+    def _in_own_units(self, log_density: Tensor) -> Tensor:
+        """A log density per unit action as one per action."""
+        return log_density if self.act_scale is None else log_density - self.act_scale.log().sum()
 
     def kl(self, theta_old: Tensor, theta_new: Tensor, obs: Tensor) -> Tensor:
         """KL(pi_old || pi_new) in each state, nats: obs (M, ..., S) -> (M, ...)."""
+        unit = self.in_units()
         return gaussian_kl(
-            self.mean(theta_old, obs),
+            unit.mean(theta_old, obs),
             _align(self.log_std(theta_old), obs),
-            self.mean(theta_new, obs),
+            unit.mean(theta_new, obs),
             _align(self.log_std(theta_new), obs),
         )
 
     def entropy(self, theta: Tensor) -> Tensor:
         """Differential entropy, nats, the same in every state: (M, p) -> (M,)."""
-        return self.log_std(theta).sum(-1) + 0.5 * self.act_size * (1 + math.log(2 * math.pi))
+        entropy = self.log_std(theta).sum(-1) + 0.5 * self.act_size * (1 + math.log(2 * math.pi))
+        return -self._in_own_units(-entropy)
 
 
 def gaussian_log_prob(mean: Tensor, log_std: Tensor, act: Tensor) -> Tensor:

@@ -55,7 +55,8 @@ def trpo_step(
     Returns:
         theta (M, p) and a report. A task whose gradient, step or line search is not finite is rejected.
     """
-    obs, act, advantage = obs.flatten(1, -2), act.flatten(1, -2), advantage.flatten(1)
+    obs, act, advantage = obs.flatten(1, -2), policy.to_unit(act.flatten(1, -2)), advantage.flatten(1)
+    policy = policy.in_units()  # ratios, KL and gradients do not depend on the units
     parts = []
     for rows in task_blocks(theta, obs.shape[1]):
         block = policy

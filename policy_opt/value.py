@@ -39,8 +39,10 @@ class ValueFunction:
         """
         generator = torch.Generator().manual_seed(0)
         size = obs_mean.shape[-1]
-        directions = torch.randn(size, config.num_features, generator=generator) / size**0.5
-        offsets = torch.rand(config.num_features, generator=generator) * 4 - 2
+        directions = (
+            torch.randn(size, config.num_features, generator=generator, dtype=torch.float32) / size**0.5
+        )
+        offsets = torch.rand(config.num_features, generator=generator, dtype=torch.float32) * 4 - 2
         return cls(directions.to(obs_mean), offsets.to(obs_mean), obs_mean, obs_std, config.ridge)
 
     def init(self, num_tasks: int) -> Tensor:

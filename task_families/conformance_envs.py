@@ -27,7 +27,8 @@ def environment_agrees(family: TaskFamily) -> None:
     step = num_ended = 0
     obs, _ = env.reset(seed=3)
     for _ in range(2000):
-        act = rng.normal(size=family.act_size).astype(np.float32)
+        unit = torch.from_numpy(rng.normal(size=family.act_size))
+        act = family.action_bounds.from_unit(unit).numpy().astype(np.float32)
         next_obs, reward, terminated, truncated, _ = env.step(act)
         step += 1
         columns = [torch.from_numpy(x).double() for x in (obs, act, next_obs)]

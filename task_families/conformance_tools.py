@@ -52,8 +52,9 @@ def tasks_of(family: TaskFamily, n: int, seed: int) -> Tensor:
 
 
 def random_actions(family: TaskFamily, *shape: int, seed: int, scale: float = 1.0) -> Tensor:
-    """scale N(0, 1) actions (*shape, A) float64; many lie beyond the limits."""
-    return scale * torch.randn(*shape, family.act_size, generator=seeded(seed), dtype=DOUBLE)
+    """scale N(0, 1) actions (*shape, A) float64, in units of the limits; many lie beyond them."""
+    unit = scale * torch.randn(*shape, family.act_size, generator=seeded(seed), dtype=DOUBLE)
+    return family.action_bounds.from_unit(unit)
 
 
 def start_states(family: TaskFamily, shape: tuple[int, ...], seed: int) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from task_families.choices import check_name
-from task_families.simulator import Simulator
+from task_families.simulator import ActionBounds, Limit, Simulator
 from task_families.task_box import TaskBox as TaskBox
 from task_families.task_space import TaskSpace
 
@@ -44,10 +44,26 @@ class TaskFamily(ABC):
     obs_size: int
     act_size: int
     act_limit: float | None = 1.0  # the simulator clamps actions to +-act_limit; None: it does not
+    act_low: Limit = None  # instead of act_limit: one number, or one per coordinate; see `action_bounds`
+    act_high: Limit = None
 
     def __init__(self, variant: str = "released") -> None:
         check_name(f"variant of {self.name}", variant, self.variants)
         self.variant = variant
+
+    @property
+    def action_bounds(self) -> ActionBounds:
+        """Where the simulator clamps actions: at act_low and act_high, or, where neither is set, at +-act_limit.
+
+        `reward` is given actions in these units, as they were chosen, beyond the limits, too.
+
+        Raises:
+            ValueError: limits that are none; says why.
+        """
+        low, high = self.act_low, self.act_high
+        if low is None and high is None and self.act_limit is not None:
+            low, high = -self.act_limit, self.act_limit
+        return ActionBounds.make(self.act_size, low, high)
 
     @abstractmethod
     def reward(self, psi: Tensor, obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:

@@ -42,9 +42,10 @@ class TaskEnv(gymnasium.Env):
         self.psi = family.box.check(psi, allow_outside=allow_outside)[0]
         self.family = family
         self.render_mode = render_mode
-        limit = np.inf if family.act_limit is None else family.act_limit
+        bounds = family.action_bounds
+        low, high = (end.numpy().astype(np.float32) for end in (bounds.low, bounds.high))
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (family.obs_size,), np.float32)
-        self.action_space = gymnasium.spaces.Box(-limit, limit, (family.act_size,), np.float32)
+        self.action_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
         self._simulator = family.make_simulator((1, 1), dtype=torch.float64, psi=self.psi[None])
         self._generator = torch.Generator()
         self._obs = torch.zeros(family.obs_size, dtype=torch.float64)

@@ -1,7 +1,10 @@
-"""What simulates M x N lanes of a family, and what one lane of it needs to be an environment."""
+"""What simulates M x N lanes of a family, where it clamps actions, and what one lane needs to be an environment."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -14,6 +17,96 @@ def spawn_generators(generator: torch.Generator, n: int) -> list[torch.Generator
     """n independent generators, seeded from one: a task's noise then does not depend on its neighbours."""
     seeds = torch.randint(2**62, (n,), generator=generator, device=generator.device)
     return [torch.Generator(generator.device).manual_seed(int(seed)) for seed in seeds]
+
+
+Limit = float | Sequence[float] | Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class ActionBounds:
+    """The simulator clamps action i to [low_i, high_i]; an infinite end is not clamped.
+
+        unit action = (action - center) / scale,     center = (low + high) / 2,   scale = (high - low) / 2
+
+    per coordinate; one that is not limited on both sides stays in its own unit (center 0, scale 1). Simulators,
+    rewards, rollouts, environments and policies from elsewhere speak the family's units; policies, exploration noise,
+    learned models and replays work in unit actions: results do not depend on the unit of a family's actions.
+    """
+
+    low: Tensor  # (A,) float64
+    high: Tensor  # (A,) float64
+
+    @classmethod
+    def make(cls, act_size: int, low: Limit, high: Limit) -> ActionBounds:
+        """Bounds of actions with A numbers; None: no limit, one number: of every coordinate.
+
+        Raises:
+            ValueError: another number of them, nan, or a low that is not below its high.
+        """
+        ends = [
+            cls._end(act_size, "act_low", low, -torch.inf),
+            cls._end(act_size, "act_high", high, torch.inf),
+        ]
+        if not bool((ends[0] < ends[1]).all()):
+            raise ValueError(
+                f"act_low, act_high: expected every low below its high, got {ends[0].tolist()} and {ends[1].tolist()}"
+            )
+        return cls(*ends)
+
+    @staticmethod
+    def _end(act_size: int, name: str, limit: Limit, otherwise: float) -> Tensor:
+        end = torch.as_tensor(otherwise if limit is None else limit, dtype=torch.float64)
+        if end.shape not in ((), (act_size,)):
+            raise ValueError(
+                f"{name}: expected a number, or one for each of the {act_size} coordinates of an action, got {limit}"
+            )
+        return end.expand(act_size).clone()
+
+    @cached_property
+    def _is_limited(self) -> Tensor:
+        """(A,) bool, on both sides."""
+        return self.low.isfinite() & self.high.isfinite()
+
+    @cached_property
+    def center(self) -> Tensor:
+        """(A,) float64; see the class."""
+        return torch.where(self._is_limited, (self.low + self.high) / 2, 0.0)
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """(A,) float64, above 0."""
+        return torch.where(self._is_limited, (self.high - self.low) / 2, 1.0)
+
+    @cached_property
+    def are_finite(self) -> bool:
+        """Whether every coordinate is limited on both sides."""
+        return bool(self._is_limited.all())
+
+    @cached_property
+    def are_unit(self) -> bool:
+        """Whether unit actions are the family's actions."""
+        return bool((self.center == 0).all() & (self.scale == 1).all())
+
+    def to_unit(self, act: Tensor) -> Tensor:
+        """Actions (..., A) -> unit actions."""
+        return act if self.are_unit else (act - self.center.to(act)) / self.scale.to(act)
+
+    def from_unit(self, unit: Tensor) -> Tensor:
+        """Inverse of `to_unit`."""
+        return unit if self.are_unit else torch.addcmul(self.center.to(unit), self.scale.to(unit), unit)
+
+    def clamped_to_unit(self, like: Tensor) -> Callable[[Tensor], Tensor]:
+        """Actions (..., A) -> clamped unit actions, with like's dtype and device looked up once, for many calls."""
+        low, high, center, scale = (x.to(like) for x in (self.low, self.high, self.center, self.scale))
+        low, high = (low - center) / scale, (high - center) / scale
+        are_free = bool((low.isinf() & high.isinf()).all())
+
+        def clamp(unit: Tensor) -> Tensor:
+            if self.are_finite:
+                return unit.clamp(-1.0, 1.0)
+            return unit if are_free else unit.clamp(low, high)
+
+        return clamp if self.are_unit else lambda act: clamp((act - center) / scale)
 
 
 class Simulator(Protocol):
@@ -42,7 +135,10 @@ class Simulated(Protocol):
     horizon: int
     obs_size: int
     act_size: int
-    act_limit: float | None
+
+    @property
+    def action_bounds(self) -> ActionBounds:
+        """See `TaskFamily.action_bounds`."""
 
     def make_simulator(
         self,

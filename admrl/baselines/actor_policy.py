@@ -10,6 +10,7 @@ from torch import Tensor
 
 from admrl.baselines.sac import Actor, tanh_gaussian
 from admrl.evaluation.adapter import Act
+from task_families.simulator import ActionBounds
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +21,7 @@ class ActorPolicy:
     mean: Tensor  # (M, L) or (M, N, L)
     std: Tensor  # the same shape; 0: z is the mean
     known: Tensor  # (M, c): psi, a one-hot code, or nothing (M, 0)
+    bounds: ActionBounds  # the network's -1 and 1
     heads: Tensor | None = None  # (M, 2 A, h + 1), see `Actor.forward`
     deterministic: bool = True
     """Act by tanh(mu), as PEARL is tested; otherwise sample."""
@@ -27,7 +29,9 @@ class ActorPolicy:
     def actor(self, noise: Tensor, generators: Sequence[torch.Generator]) -> Act:
         """See `Policy.actor`."""
         num_lanes, size = noise.shape[2], self.mean.shape[-1]
-        draws = torch.stack([torch.randn(num_lanes, size, generator=g) for g in generators])  # (M, N, L)
+        draws = torch.stack(
+            [torch.randn(num_lanes, size, generator=g, dtype=torch.float32) for g in generators]
+        )  # (M, N, L)
         mean, std = (x if x.dim() == 3 else x[:, None] for x in (self.mean, self.std))
         known = self.known[:, None].expand(-1, num_lanes, -1)
         condition = torch.cat([mean + std * draws, known], dim=-1)  # (M, N, c)
@@ -35,6 +39,7 @@ class ActorPolicy:
         @torch.no_grad()
         def act(t: int, obs: Tensor) -> Tensor:
             mu, log_std = self.network(obs, condition, self.heads)
-            return torch.tanh(mu) if self.deterministic else tanh_gaussian(mu, log_std, noise[t])[0]
+            unit = torch.tanh(mu) if self.deterministic else tanh_gaussian(mu, log_std, noise[t])[0]
+            return self.bounds.from_unit(unit)
 
         return act

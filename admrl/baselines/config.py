@@ -347,9 +347,10 @@ def check_baseline(config: BaselineConfig, algorithm: str, family: Any) -> None:
         raise ValueError(
             "config.num_prior_steps: expected at least one episode, since the context of a task is cleared before"
         )
-    if family.act_limit != 1.0:
+    if not family.action_bounds.are_finite:
         raise ValueError(
-            f"{family.name} has actions without the limits -1 and 1, which tanh policies need; choose another family"
+            f"{family.name} has actions without finite limits, which tanh policies need; choose another family, or "
+            "set act_limit (or act_low and act_high)"
         )
     for name, most in zip(("num_tasks", "num_test_tasks"), PUBLISHED.get(family.name, ()), strict=False):
         if getattr(config, name) > most:

@@ -32,7 +32,10 @@ class Posterior:
     @classmethod
     def prior(cls, num_tasks: int, latent_size: int) -> Posterior:
         """N(0, I)"""
-        return cls(torch.zeros(num_tasks, latent_size), torch.ones(num_tasks, latent_size))
+        return cls(
+            torch.zeros(num_tasks, latent_size, dtype=torch.float32),
+            torch.ones(num_tasks, latent_size, dtype=torch.float32),
+        )
 
     def draw(self, noise: Tensor) -> Tensor:
         """z = mu + sigma noise, differentiable."""

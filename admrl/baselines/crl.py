@@ -66,7 +66,7 @@ class Crl(Pearl):
     ) -> None:
         super().__init__(family, config, psi, generator, sees_psi=False)
         shared = self._shared_head()
-        self.own = nn.Parameter(torch.zeros(len(psi), *shared.shape))  # (K, 2 A, h + 1)
+        self.own = nn.Parameter(torch.zeros(len(psi), *shared.shape, dtype=torch.float32))  # (K, 2 A, h + 1)
         row_size = 2 * family.obs_size + family.act_size + 1
         self.adapter = SetNetwork(row_size, config.crl.hidden_sizes, shared.numel(), generator)
 

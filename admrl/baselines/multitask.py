@@ -38,6 +38,7 @@ class MultiTaskSac(nn.Module):
         """psi: (K, k) training tasks."""
         super().__init__()
         self.config, self.box, self.num_tasks = config, family.box, len(psi)
+        self.bounds = family.action_bounds
         self.register_buffer("train_psi", psi.double(), persistent=False)
         self.register_buffer("train_known", self.known(psi), persistent=False)
         size = self.train_known.shape[1]
@@ -50,7 +51,7 @@ class MultiTaskSac(nn.Module):
             ValueError: a one-hot code for a task that is no training task.
         """
         if self.config.task_input == "none":
-            return torch.zeros(len(psi), 0)
+            return torch.zeros(len(psi), 0, dtype=torch.float32)
         if self.config.task_input == "psi":
             return self.box.to_unit(psi).float()
         unit, trained = self.box.to_unit(psi.double()), self.box.to_unit(self.train_psi)
@@ -78,7 +79,7 @@ class MultiTaskSac(nn.Module):
         """One gradient step on a meta-batch of tasks, drawn with replacement."""
         tasks = torch.randint(self.num_tasks, (self.config.meta_batch,), generator=generator)
         batch = replay.sample(tasks, self.config.sac.batch_size, generator)
-        noise = torch.randn(2, *batch.act.shape, generator=generator)
+        noise = torch.randn(2, *batch.act.shape, generator=generator, dtype=torch.float32)
         return self.sac.step(optimizers, batch, self.train_known[tasks], noise)
 
     def collection_policy(
@@ -94,8 +95,8 @@ class MultiTaskSac(nn.Module):
         return self._policy(self.train_known[tasks], deterministic=False)
 
     def _policy(self, known: Tensor, *, deterministic: bool) -> ActorPolicy:
-        nothing = torch.zeros(len(known), 0)
-        return ActorPolicy(self.sac.actor, nothing, nothing, known, deterministic=deterministic)
+        nothing = torch.zeros(len(known), 0, dtype=torch.float32)
+        return ActorPolicy(self.sac.actor, nothing, nothing, known, self.bounds, deterministic=deterministic)
 
 
 def multitask_adapter(
@@ -104,7 +105,7 @@ def multitask_adapter(
     """The deterministic policy; A_n is the same for every n."""
 
     def policy(tasks: Tasks) -> Policy:
-        known = agent.known(tasks.psi) if agent.sees_psi else torch.zeros(len(tasks), 0)
+        known = agent.known(tasks.psi) if agent.sees_psi else torch.zeros(len(tasks), 0, dtype=torch.float32)
         return agent._policy(known, deterministic=True)
 
     sees = frozenset({"psi"}) if agent.sees_psi else frozenset()

@@ -51,7 +51,7 @@ class Pearl(nn.Module):
         """
         super().__init__()
         self.config, self.sees_psi = config, sees_psi
-        self.box, self.num_tasks = family.box, len(psi)
+        self.box, self.bounds, self.num_tasks = family.box, family.action_bounds, len(psi)
         episodes, horizon = config.context.num_episodes, family.horizon
         self.window = None if episodes is None else (episodes * horizon, horizon)  # of training contexts
         self.register_buffer("train_known", self.known(psi), persistent=False)
@@ -63,7 +63,9 @@ class Pearl(nn.Module):
 
     def known(self, psi: Tensor) -> Tensor:
         """What the policy is told of tasks psi (M, k): unit coordinates, or nothing (M, 0)."""
-        return self.box.to_unit(psi).float() if self.sees_psi else torch.zeros(len(psi), 0)
+        return (
+            self.box.to_unit(psi).float() if self.sees_psi else torch.zeros(len(psi), 0, dtype=torch.float32)
+        )
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """What each optimiser trains: the critic's loss trains the encoder through z."""
@@ -80,9 +82,11 @@ class Pearl(nn.Module):
         config = self.config
         tasks = torch.randint(self.num_tasks, (config.meta_batch,), generator=generator)
         posterior = self.sample_posterior(replay, tasks, generator, window=self.window)
-        z = posterior.draw(torch.randn(posterior.mean.shape, generator=generator))  # one z for each task
+        z = posterior.draw(
+            torch.randn(posterior.mean.shape, generator=generator, dtype=torch.float32)
+        )  # one z for each task
         batch = replay.sample(tasks, config.sac.batch_size, generator)
-        noise = torch.randn(2, *batch.act.shape, generator=generator)
+        noise = torch.randn(2, *batch.act.shape, generator=generator, dtype=torch.float32)
         kl = posterior.kl_to_prior()
         metrics = self.sac.step(
             optimizers,
@@ -135,7 +139,9 @@ class Pearl(nn.Module):
             q = self.sample_posterior(replay, tasks.repeat_interleave(num_lanes), generator)
         mean, std = (x.view(len(tasks), num_lanes, size) for x in (q.mean, q.variance.sqrt()))
         heads = self.train_heads(tasks)
-        return ActorPolicy(self.sac.actor, mean, std, self.train_known[tasks], heads, deterministic=False)
+        return ActorPolicy(
+            self.sac.actor, mean, std, self.train_known[tasks], self.bounds, heads, deterministic=False
+        )
 
 
 class PearlAdapter:
@@ -155,7 +161,11 @@ class PearlAdapter:
     def begin(self, tasks: Tasks) -> None:
         """See `Adapter`: an empty context."""
         self._tasks = tasks
-        known = self._agent.known(tasks.psi) if self._agent.sees_psi else torch.zeros(len(tasks), 0)
+        known = (
+            self._agent.known(tasks.psi)
+            if self._agent.sees_psi
+            else torch.zeros(len(tasks), 0, dtype=torch.float32)
+        )
         self._known, self._num_episodes = known, 0
         self._rows: Tensor | None = None  # (M, n, .)
 
@@ -172,7 +182,8 @@ class PearlAdapter:
         if reward is None:
             raise AdapterError(f"{self.name}: needs rewards")
         next_obs = rollout.next_obs if self._agent.config.context.has_next_obs else None
-        rows = context_rows(rollout.obs, rollout.act, reward[..., None], next_obs).flatten(1, 2).float()
+        act = self._agent.bounds.to_unit(rollout.act)
+        rows = context_rows(rollout.obs, act, reward[..., None], next_obs).flatten(1, 2).float()
         finite = rows.isfinite().all(
             -1
         )  # a simulation that broke down says nothing: a sound row counts twice
@@ -193,7 +204,7 @@ class PearlAdapter:
         wanted, seen = config.max_test_transitions or config.num_transitions, self._rows.shape[1]
         if seen <= wanted:
             return self._rows
-        return self._rows[:, torch.linspace(0, seen - 1, wanted).round().long()]
+        return self._rows[:, torch.linspace(0, seen - 1, wanted, dtype=torch.float32).round().long()]
 
     def _prior(self) -> Posterior:
         return Posterior.prior(len(self._known), self._agent.config.context.latent_size)
@@ -206,8 +217,16 @@ class PearlAdapter:
 
     def _policy(self, q: Posterior, *, sample: bool, deterministic: bool = True) -> Policy:
         std = q.variance.sqrt() if sample else torch.zeros_like(q.variance)
-        actor = self._agent.sac.actor
-        return ActorPolicy(actor, q.mean, std, self._known, self._heads(), deterministic=deterministic)
+        agent = self._agent
+        return ActorPolicy(
+            agent.sac.actor,
+            q.mean,
+            std,
+            self._known,
+            agent.bounds,
+            self._heads(),
+            deterministic=deterministic,
+        )
 
     def _heads(self) -> Tensor | None:
         """Output layers of the test tasks; PEARL has one for all."""

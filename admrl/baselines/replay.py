@@ -1,6 +1,6 @@
 """Replay of many tasks in one preallocated tensor, sampled without a loop; a context is a set of rows of it.
 
-A row is [obs, act, next_obs, reward, context reward, terminated, in a context], written once, in order of arrival.
+A row is [obs, unit action, next_obs, reward, context reward, terminated, in a context], written once, as they arrive.
 Three tables hold row numbers by task: all of the task (the RL buffer), those of its present context (PEARL's encoder
 buffer, cleared before a task is sampled again), and those of all its contexts, cleared or not.
 
@@ -67,7 +67,9 @@ class MultiTaskReplay:
     def __init__(self, num_tasks: int, capacity: int, obs_size: int, act_size: int) -> None:
         """capacity: rows of all tasks together; the training knows how many it will write."""
         self._widths = [obs_size, act_size, obs_size, 1, 1, 1, 1]
-        self._rows = torch.empty(capacity, sum(self._widths))  # memory is taken when it is written
+        self._rows = torch.empty(
+            capacity, sum(self._widths), dtype=torch.float32
+        )  # memory is taken when it is written
         self._task = torch.empty(capacity, dtype=torch.int64)
         self.size = 0
         self.all, self.context, self.all_contexts = (RowTable(num_tasks) for _ in range(3))
@@ -90,7 +92,7 @@ class MultiTaskReplay:
             ValueError: more rows than the replay was made for.
         """
         columns = [obs, act, next_obs, reward[:, None], context_reward[:, None], terminated[:, None].float()]
-        columns += [torch.full((len(obs), 1), float(to_context))]
+        columns += [torch.full((len(obs), 1), float(to_context), dtype=torch.float32)]
         new = torch.cat([c.to(self._rows) for c in columns], dim=-1)
         end = self.size + len(new)
         if end > len(self._rows):

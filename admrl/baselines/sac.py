@@ -64,7 +64,7 @@ class Mlp(nn.Module):
         self, sizes: Sequence[int], generator: torch.Generator, output_range: float = OUTPUT_RANGE
     ) -> None:
         super().__init__()
-        layers = [Linear(i, o, device=generator.device) for i, o in pairwise(sizes)]
+        layers = [Linear(i, o, device=generator.device, dtype=torch.float32) for i, o in pairwise(sizes)]
         for layer in layers[:-1]:
             # the released code takes the number of outputs for the fan-in
             uniform(layer.weight, 1 / math.sqrt(layer.out_features), generator)
@@ -167,7 +167,7 @@ class Sac(nn.Module):
             self.followed = nn.ModuleList([self.q1, self.q2])
         self.targets.requires_grad_(False)
         start = 0.0 if config.temperature is None else math.log(max(config.temperature, 1e-30))
-        self.log_alpha = nn.Parameter(torch.tensor(start, device=generator.device))
+        self.log_alpha = nn.Parameter(torch.tensor(start, device=generator.device, dtype=torch.float32))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """What each optimiser trains."""

@@ -42,7 +42,7 @@ from admrl.streams import Purpose, stream
 from task_families.family import TaskFamily
 from task_families.registry import make
 from task_families.rollout import Rollout, collect
-from task_families.simulator import spawn_generators
+from task_families.simulator import ActionBounds, spawn_generators
 
 UPDATES_PER_STEP = 50
 TASK_SEED = 1337  # of the published task sets, and of those that are drawn here
@@ -247,9 +247,12 @@ def _test(state: BaselineState, num_threads: int) -> dict[str, float]:
 class ConstantActions:
     """A policy that holds one random action through each episode."""
 
+    def __init__(self, bounds: ActionBounds) -> None:
+        self._bounds = bounds
+
     def actor(self, noise: Tensor, generators: Sequence[torch.Generator]) -> Act:
         """See `Policy.actor`."""
-        return lambda t, obs: noise[0].clamp(-1, 1)
+        return lambda t, obs: self._bounds.from_unit(noise[0].clamp(-1, 1))
 
 
 # -- sampling -----------------------------------------------------------------------------------------------------
@@ -260,7 +263,9 @@ def _sample_everything(state: BaselineState, num_threads: int) -> dict[str, floa
     num_lanes = state.config.num_initial_steps // state.family.horizon
     tasks = torch.arange(len(state.train_psi))
     if state.config.initial_actions == "constant":
-        returns = _record(state, tasks, num_lanes, num_threads, ConstantActions(), to_context=True)
+        returns = _record(
+            state, tasks, num_lanes, num_threads, ConstantActions(state.family.action_bounds), to_context=True
+        )
     else:
         returns = _episodes(state, tasks, num_lanes, num_threads, use_posterior=False)
     return {"return_real_noisy": returns}
@@ -309,10 +314,11 @@ def _record(
     transitions = at, rollout.obs, rollout.act, rollout.next_obs
     shown = state.family.reward(*transitions)
     reward = shown if state.rl_family is state.family else state.rl_family.reward(*transitions)
+    unit = state.family.action_bounds.to_unit(rollout.act)
     for m, task in enumerate(tasks.tolist()):
         columns = [
             x[m].flatten(0, 1)
-            for x in (rollout.obs, rollout.act, rollout.next_obs, reward, shown, rollout.terminated)
+            for x in (rollout.obs, unit, rollout.next_obs, reward, shown, rollout.terminated)
         ]
         sound = columns[2].isfinite().all(-1)  # the last step of a simulation that broke down is left out
         obs, act, next_obs, r, c, terminated = (x[sound] for x in columns)
@@ -332,13 +338,15 @@ def _rollout(
 ) -> Rollout:
     """One horizon of every lane."""
     generators, shape = spawn_generators(generator, len(psi)), (len(psi), num_lanes)
-    noise = gaussian_noise(shape, family.horizon, family.act_size, generators, torch.zeros(()))
+    noise = gaussian_noise(
+        shape, family.horizon, family.act_size, generators, torch.zeros((), dtype=torch.float32)
+    )
     act = policy.actor(noise, generators)
     simulator = family.make_simulator(shape, num_threads=num_threads, psi=psi)
     return collect(
         simulator,
         family,
-        lambda t, obs: (act(t, obs), torch.full(shape, torch.nan)),
+        lambda t, obs: (act(t, obs), torch.full(shape, torch.nan, dtype=torch.float32)),
         family.horizon,
         generators,
     )

@@ -146,7 +146,10 @@ class Render(Command):
         from admrl.streams import Purpose, stream
 
         generator = stream(self.seed, Purpose.FILM_ACTIONS)
-        return lambda t, obs: torch.randn(1, 1, family.act_size, generator=generator).clamp(-1, 1)
+        bounds = family.action_bounds
+        return lambda t, obs: bounds.from_unit(
+            torch.randn(1, 1, family.act_size, generator=generator, dtype=torch.float32).clamp(-1, 1)
+        )
 
     def _solve(self, run: Run, psi: Tensor) -> Act:
         """The mean action of the policy that is optimal under the run's model (zero-shot)."""

@@ -57,6 +57,8 @@ class FamilyView:
         "obs_size",
         "act_size",
         "act_limit",
+        "act_low",
+        "act_high",
         "gamma",
         "horizon",
         "psi_changes_dynamics",

@@ -58,8 +58,7 @@ def replay(
     """
     policy, theta, (num_tasks, num_lanes, num_steps) = solution.policy, solution.theta, rollout.log_prob.shape
     members = model.num_members
-    sigma = policy.log_std(theta).exp()[:, None, None]
-    noise = ((rollout.act - policy.mean(theta, rollout.obs)) / sigma).repeat(1, members, 1, 1)
+    noise = policy.noise(theta, rollout.obs, rollout.act).repeat(1, members, 1, 1)
     # member e has the lanes e N ... e N + N - 1
     env = VirtualEnv(model, family, (num_tasks, num_lanes * members), derivatives="none")
     starts = rollout.obs[:, :, 0].repeat(1, members, 1)

@@ -122,8 +122,7 @@ def pathwise_return(
     steps = min(horizon or family.horizon, part.obs.shape[2])
     policy, theta = solution.policy, solution.theta
     with torch.no_grad():
-        sigma = policy.log_std(theta).exp()[:, None, None]
-        noise = (part.act - policy.mean(theta, part.obs)) / sigma
+        noise = policy.noise(theta, part.obs, part.act)
     return PathwiseReturn(
         family=family,
         model=frozen,

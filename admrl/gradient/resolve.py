@@ -136,8 +136,8 @@ def _solve_again(
 def _directions(k: int, num_directions: int, generator: torch.Generator) -> Tensor:
     """Orthonormal rows (D, k): the axes, or a random subspace."""
     if num_directions == k:
-        return torch.eye(k)
-    q, _ = torch.linalg.qr(torch.randn(k, num_directions, generator=generator))
+        return torch.eye(k, dtype=torch.float32)
+    q, _ = torch.linalg.qr(torch.randn(k, num_directions, generator=generator, dtype=torch.float32))
     return q.T
 
 

@@ -14,6 +14,7 @@ from admrl.solving.solution import Solution
 from dynamics.config import RolloutPrecision
 from dynamics.ensemble import DynamicsEnsemble
 from dynamics.virtual_env import VirtualEnv
+from policy_opt.gaussian_policy import GaussianPolicy
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout, collect
 
@@ -72,7 +73,7 @@ class SolutionPolicy:
         if self.noise is not None and self.noise.noise_scale > 0:
             num_steps, *shape, act_size = noise.shape
             drive = gaussian_noise((shape[0], shape[1]), num_steps, act_size, generators, noise)
-            act = _disturbed(act, ornstein_uhlenbeck(self.noise, drive))
+            act = _disturbed(self.solution.policy, act, ornstein_uhlenbeck(self.noise, drive))
         return lambda t, obs: act(t, obs)[0]
 
 
@@ -128,15 +129,19 @@ def _with_noise(
 ) -> Callable[[int, Tensor], tuple[Tensor, Tensor]]:
     """Adds exploration noise."""
     drive = gaussian_noise(shape, num_steps, solution.policy.act_size, generators, solution.theta)
-    return _disturbed(act, ornstein_uhlenbeck(config, drive))
+    return _disturbed(solution.policy, act, ornstein_uhlenbeck(config, drive))
 
 
 def _disturbed(
-    act: Callable[[int, Tensor], tuple[Tensor, Tensor]], disturbance: Callable[[int], Tensor]
+    policy: GaussianPolicy,
+    act: Callable[[int, Tensor], tuple[Tensor, Tensor]],
+    disturbance: Callable[[int], Tensor],
 ) -> Callable[[int, Tensor], tuple[Tensor, Tensor]]:
+    """Adds a disturbance in units of the policy's action limits."""
+
     def noisy(t: int, obs: Tensor) -> tuple[Tensor, Tensor]:
         action, log_prob = act(t, obs)
-        return action + disturbance(t), torch.full_like(log_prob, torch.nan)
+        return action + policy.scaled(disturbance(t)), torch.full_like(log_prob, torch.nan)
 
     return noisy
 

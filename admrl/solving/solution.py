@@ -13,6 +13,7 @@ from dynamics.ensemble import DynamicsEnsemble
 from policy_opt.gaussian_policy import GaussianPolicy
 from policy_opt.value import ValueFunction
 from task_families.family import TaskFamily
+from task_families.simulator import ActionBounds
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +42,22 @@ def new_solution(
     config: VirtualTrainingConfig,
     generators: Sequence[torch.Generator],
 ) -> Solution:
-    """Random policies (Alg. 1, line 3) and zero value functions, with the model's present normaliser."""
+    """Random policies (Alg. 1, line 3) and zero value functions, with the model's present normaliser.
+
+    The policies act in units of the model's action bounds.
+    """
     mean, std = _normalizer(model)
-    policy, value = policy.with_normalizer(mean, std), ValueFunction.make(mean, std, config.value)
+    policy = with_actions(policy.with_normalizer(mean, std), model.action_bounds, mean)
+    value = ValueFunction.make(mean, std, config.value)
     theta = policy.init(generators, dtype=mean.dtype).to(mean.device)
     return Solution(psi.to(mean), policy, theta, value, value.init(len(psi)))
+
+
+def with_actions(policy: GaussianPolicy, bounds: ActionBounds, like: Tensor) -> GaussianPolicy:
+    """The policy shape with actions in units of the bounds, of like's dtype and device."""
+    if bounds.are_unit:
+        return policy
+    return policy.with_action_units(bounds.center.to(like), bounds.scale.to(like))
 
 
 def refresh_normalizer(solution: Solution, model: DynamicsEnsemble) -> Solution:

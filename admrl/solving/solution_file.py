@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from admrl.solving.solution import Solution
+from admrl.solving.solution import Solution, with_actions
 from admrl.storage.sealed_file import check_tensor
 from dynamics.learner import ModelLearner
 from policy_opt.config import ValueConfig
@@ -43,7 +43,8 @@ def load_solution(
     """
     size = (family.obs_size,)
     mean, std = (check_tensor(tensors, f"{prefix}.{k}", size, dtype) for k in ("obs_mean", "obs_std"))
-    policy, value = policy.with_normalizer(mean, std), ValueFunction.make(mean, std, config)
+    policy = with_actions(policy.with_normalizer(mean, std), family.action_bounds, mean)
+    value = ValueFunction.make(mean, std, config)
     return Solution(
         psi=check_tensor(tensors, f"{prefix}.psi", (num_tasks, family.box.size), dtype),
         policy=policy,

@@ -268,7 +268,7 @@ def test_the_command_line_from_training_to_report(tmp_path, monkeypatch, capsys)
         ([], "expected one of: pearl, crl, sac, mt-joint, pearl-mt"),
         (["pearl", "--family", "point_robt"], "did you mean 'point_robot'"),
         (["pearl", "--preset", "lapto"], "did you mean 'laptop'"),
-        (["pearl", "--family", "linear_quadratic"], "without the limits -1 and 1"),
+        (["pearl", "--family", "linear_quadratic"], "without finite limits"),
         (
             ["pearl", "--config.num-prior-steps", "30"],
             "a multiple of 20 (whole episodes of point_robot), got 30",

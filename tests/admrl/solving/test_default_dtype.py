@@ -1,0 +1,65 @@
+"""torch's default type is the user's: every method trains under float64 as under float32."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from admrl.baselines.config import ALGORITHMS, preset_config
+from admrl.baselines.training import new_baseline, train_baseline
+from admrl.config.presets import PRESETS
+from admrl.training.meta_training import meta_train
+from admrl.training.state import new_state
+from task_families import make
+
+
+@pytest.fixture
+def double_by_default():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_baselines_train_in_float32(algorithm, double_by_default):
+    config = replace(preset_config("smoke", "point_robot", algorithm), num_iterations=1)
+    state = new_baseline(make("point_robot"), algorithm, config, 0)
+    train_baseline(state)
+    weights = [p for p in state.agent.parameters() if p.is_floating_point()]
+    assert {p.dtype for p in weights} == {torch.float32}
+    assert all(bool(p.isfinite().all()) for p in weights)
+
+
+@pytest.mark.parametrize("estimator", ["resolve", "mixed"])
+def test_meta_training_trains_in_float32(estimator, double_by_default):
+    smoke = PRESETS["smoke"]
+    config = replace(
+        smoke,
+        num_tasks=2,
+        slbo=replace(smoke.slbo, num_samples=80),
+        virtual=replace(smoke.virtual, num_samples=80),
+        gradient=replace(smoke.gradient, num_samples=80, estimator=estimator),
+    )
+    family = make("point_robot")
+    state = new_state(family, "adversarial", config, 0)
+    meta_train(family, state, config)
+    assert {p.dtype for p in state.learner.model.parameters()} == {torch.float32}
+    assert state.records[-1].gradient is not None
+
+
+def test_the_same_numbers_where_the_tasks_are_given_in_one_type():
+    """LQ's box is float64 whatever the default, so that every stream is the same."""
+    returns = []
+    for dtype in (torch.float32, torch.float64):
+        torch.set_default_dtype(dtype)
+        try:
+            smoke, family = PRESETS["smoke"], make("linear_quadratic")
+            config = replace(smoke, num_tasks=1)
+            state = new_state(family, "adversarial", config, 0)
+            meta_train(family, state, config)
+            returns.append((state.records[-1].return_star, state.learner.data[0].obs))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert returns[0][0] == returns[1][0]
+    assert torch.equal(returns[0][1], returns[1][1])
