@@ -10,8 +10,8 @@ All steps are taken in the unit coordinates u of the space and projected back. W
 alpha is, for the first two, in unit coordinates per unit of the gap; for the others, a length in unit coordinates.
 
 A step whose evaluation failed (a gap of nan) is taken back: the next one starts from the same task, without the
-momentum that led astray, and is half as long. Where that does not help, a new start is drawn from the part of the space
-in which the nearest task told did not fail.
+momentum that led astray, and is half as long. Where that does not help, a new start is drawn from the part of the
+space in which the nearest task told did not fail.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def check_step_size(step_size: float) -> None:
 class ProjectedAscent(Search):
     """One task that moves. Without a gradient (the first task of a training) the next task is drawn uniformly.
 
-    See the head of this page for evaluations that fail. In Alg. 1 the gap is the discounted return per horizon step: with alpha = 2, a gap that grows by 0.1 reward per
+    See the head of this page for evaluations that fail.
+
+    In Alg. 1 the gap is the discounted return per horizon step: with alpha = 2, a gap that grows by 0.1 reward per
     step from one end of the box to the other moves the task by 0.1.
     """
 
