@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -130,6 +130,8 @@ class Search(ABC):
     """
 
     uses_gradient = False
+    added_state: ClassVar[frozenset[str]] = frozenset()
+    """Entries of `_state` that states of earlier versions lack: they are then as in a new search."""
 
     def __init__(self, space: TaskSpace, generator: torch.Generator, first: Tensor | None = None) -> None:
         """
@@ -292,6 +294,7 @@ class Search(ABC):
         if wrong := [name for name, length in lengths.items() if len(state[name]) != length]:
             raise ValueError(f"{type(self).__name__}: {wrong[0]}: its length does not fit the others'")
         own = {name.removeprefix("own."): value for name, value in state.items() if name.startswith("own.")}
+        own |= {name: value for name, value in self._state().items() if name in self.added_state - set(own)}
         if different := set(own) ^ set(self._state()):
             raise ValueError(
                 f"{type(self).__name__}: the state is of another search or setting ({sorted(different)[0]!r})"

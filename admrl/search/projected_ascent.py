@@ -8,6 +8,10 @@ All steps are taken in the unit coordinates u of the space and projected back. W
     adam        u <- P(u + alpha m_hat / (sqrt(v_hat) + eps))                            (Kingma & Ba 2015)
 
 alpha is, for the first two, in unit coordinates per unit of the gap; for the others, a length in unit coordinates.
+
+A step whose evaluation failed (a gap of nan) is taken back: the next one starts from the same task, without the
+momentum that led astray, and is half as long. Where that does not help, a new start is drawn from the part of the
+space in which the nearest task told did not fail.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ MOMENTUM = 0.9
 ADAM = (0.9, 0.999, 1e-8)
 LONGEST = 1e6  # step, unit coordinates: far beyond every space
 GROW, SHRINK = 1.5, 0.5  # of a climber's step after a success and after a failure
+SHORTEST = 1 / 16  # of the rule's step: below it an ascent whose steps fail starts elsewhere
+MOST_DRAWS = 1000  # of a start: the part that seems sound may be small
 
 
 def check_step_size(step_size: float) -> None:
@@ -38,11 +44,14 @@ def check_step_size(step_size: float) -> None:
 class ProjectedAscent(Search):
     """One task that moves. Without a gradient (the first task of a training) the next task is drawn uniformly.
 
+    See the head of this page for evaluations that fail.
+
     In Alg. 1 the gap is the discounted return per horizon step: with alpha = 2, a gap that grows by 0.1 reward per
     step from one end of the box to the other moves the task by 0.1.
     """
 
     uses_gradient = True
+    added_state = frozenset({"scale"})
 
     def __init__(
         self,
@@ -72,6 +81,7 @@ class ProjectedAscent(Search):
         self._moment = torch.zeros(space.size, dtype=torch.float64)
         self._square = torch.zeros(space.size, dtype=torch.float64)
         self._num_steps = 0
+        self._scale = 1.0  # of the rule's step, less than 1 after failures
 
     def ask(self, n: int = 1) -> Tensor:
         """The task (1, k).
@@ -85,26 +95,47 @@ class ProjectedAscent(Search):
 
     def _propose(self, n: int) -> tuple[Tensor, Tensor]:
         if bool(self._slope.isnan().any()):  # Alg. 1, line 8
-            return self.space.sample(n, "uniform", self.generator), no_tags(n)
-        unit = project_unit(self.space, self._unit + _bounded(self._step(self._slope)))
-        return self.space.from_unit(unit)[None], no_tags(n)  # Alg. 1, line 12
+            return self._new_start(), no_tags(n)
+        step = self._scale * _bounded(self._step(self._slope))
+        return self.space.from_unit(project_unit(self.space, self._unit + step))[None], no_tags(n)  # line 12
+
+    def _new_start(self) -> Tensor:
+        """A uniform task (1, k), drawn again while the nearest task told is one that failed."""
+        z, failed = self.space.embed(self.history.psi), ~self.history.known
+        psi = self.space.sample(1, "uniform", self.generator)
+        if bool(failed.all()):  # nothing is known to be better
+            return psi
+        for _ in range(MOST_DRAWS):
+            if not bool(failed[torch.cdist(self.space.embed(psi.double()), z).argmin()]):
+                break
+            psi = self.space.sample(1, "uniform", self.generator)
+        return psi
 
     def _learn(self, told: Observations, tags: Tensor) -> None:
         if bool((tags == ADDED).all()):  # somebody else's task does not move this one
             return
-        self._unit = self.space.to_unit(told.psi[-1])
-        self._slope = told.gradient[-1] * unit_scale(self.space)
-        if bool(self._slope.isnan().any()):  # a new start
-            self._moment.zero_()
-            self._square.zero_()
-            self._num_steps = 0
+        last = told[-1:]
+        if not bool(last.known) and self._scale * SHRINK >= SHORTEST and not bool(self._slope.isnan().any()):
+            self._scale *= SHRINK  # once more from where it stands
+            self._forget()
+        elif bool(last.gradient.isnan().any()):  # a new start
+            self._slope, self._scale = torch.full_like(self._slope, torch.nan), 1.0
+            self._forget()
             return
-        gradient = self._slope
+        else:
+            self._unit = self.space.to_unit(last.psi[0])
+            self._slope = last.gradient[0] * unit_scale(self.space)
+            self._scale = min(GROW * self._scale, 1.0)
         first, second = (MOMENTUM, 0.0) if self._rule == "momentum" else ADAM[:2]
         weight = 1.0 if self._rule == "momentum" else 1 - first
-        self._moment = first * self._moment + weight * gradient
-        self._square = second * self._square + (1 - second) * gradient.square()
+        self._moment = first * self._moment + weight * self._slope
+        self._square = second * self._square + (1 - second) * self._slope.square()
         self._num_steps += 1
+
+    def _forget(self) -> None:
+        """The past of the steps."""
+        self._moment, self._square = torch.zeros_like(self._moment), torch.zeros_like(self._square)
+        self._num_steps = 0
 
     def _step(self, gradient: Tensor) -> Tensor:
         if self._rule == "plain":
@@ -125,12 +156,13 @@ class ProjectedAscent(Search):
             "moment": self._moment,
             "square": self._square,
             "num_steps": torch.tensor(self._num_steps),
+            "scale": torch.tensor(self._scale, dtype=torch.float64),
         }
 
     def _load(self, state: Mapping[str, Tensor]) -> None:
         self._unit, self._slope = state["unit"], state["slope"]
         self._moment, self._square = state["moment"], state["square"]
-        self._num_steps = int(state["num_steps"])
+        self._num_steps, self._scale = int(state["num_steps"]), float(state["scale"])
 
 
 def _bounded(step: Tensor) -> Tensor:

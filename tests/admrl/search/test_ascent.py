@@ -43,3 +43,39 @@ def test_multi_start_climbs_every_hill_once():
         near = BOX.to_unit(search.history.psi - center + BOX.low + (BOX.high - BOX.low) / 2).norm(dim=1) < 0.1
         assert bool(near.any()) and float(search.history.gap[near].max()) > 0.99 * float(height)
     assert search.num_starts >= 12
+
+
+def test_a_step_that_fails_is_taken_back_and_halved():
+    """It was followed by a uniform task, wherever the ascent stood."""
+    search = ProjectedAscent(BOX, torch.tensor([[0.5, 2.0]]).double(), 0.4, generator(), rule="adam")
+    search.tell(search.ask(), 1.0, torch.tensor([[0.2, -0.1]]).double())
+    for length in (0.4, 0.2, 0.1, 0.05, 0.025):  # from the centre, unit coordinate 0
+        expected = torch.tensor([[length, -length]]).double()
+        torch.testing.assert_close(BOX.to_unit(search.ask()), expected, rtol=1e-6, atol=1e-6)
+        search.tell(search.ask(), torch.nan)
+    for _ in range(50):  # elsewhere: nearer to what is known than to what failed
+        start = search._new_start()
+        z = BOX.embed(search.history.psi)
+        assert bool(search.history.known[torch.cdist(BOX.embed(start), z).argmin()])
+
+
+def test_a_step_grows_again_after_failures():
+    search = ProjectedAscent(BOX, torch.tensor([[0.5, 2.0]]).double(), 0.2, generator(), rule="normalised")
+    slope = torch.tensor([[0.2, 0.0]]).double()
+    search.tell(search.ask(), 1.0, slope)
+    search.tell(search.ask(), torch.nan)  # 0.2 -> 0.1
+    places = []
+    for _ in range(3):
+        places.append(float(BOX.to_unit(search.ask())[0, 0]))
+        search.tell(search.ask(), 1.0, slope)
+    assert places == pytest.approx([0.1, 0.25, 0.45])  # steps of 0.1, 0.15, 0.2
+
+
+def test_states_of_earlier_versions_have_no_scale():
+    old = ProjectedAscent(BOX, torch.tensor([[0.5, 2.0]]).double(), 0.2, generator(), rule="adam")
+    old.tell(old.ask(), 1.0, torch.tensor([[0.2, 0.1]]).double())
+    state = old.state_dict()
+    del state["own.scale"]
+    new = ProjectedAscent(BOX, torch.tensor([[0.1, 2.0]]).double(), 0.2, generator(7), rule="adam")
+    new.load_state_dict(state)
+    assert torch.equal(new.ask(), old.ask())
