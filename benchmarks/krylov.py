@@ -117,7 +117,7 @@ def report_products(report: Report, problem: Problem, repeats: int) -> None:
     v = torch.randn(NUM_COLUMNS, POLICY.num_params, generator=generator)
     flop = problem.product_flop()
     operators: dict[str, Callable[[Tensor], Tensor]] = {"hand-written pass": problem.fast()}
-    for mode in ("reverse_over_reverse", "linearize", "forward_over_reverse"):
+    for mode in ("reverse_over_reverse", "forward_over_reverse"):
         operators[f"policy_hessian {mode}"] = policy_hessian(
             problem.log_prob, problem.theta, problem.weights, form="per_step", mode=mode
         )

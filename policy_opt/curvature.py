@@ -11,7 +11,6 @@ ordinary Hessian, at theta, of one importance-ratio function (see `importance_re
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from policy_opt.linear_operator import Matvec, VectorSpace, batched
 
-Mode = Literal["reverse_over_reverse", "forward_over_reverse", "linearize"]
+Mode = Literal["reverse_over_reverse", "forward_over_reverse"]
 Form = Literal["per_step", "causal", "whole_trajectory"]
 ScalarFunction = Callable[[Any], Tensor]
 
@@ -36,17 +35,9 @@ def _forward_over_reverse(gradient: Matvec, theta: Any) -> Matvec:
     return lambda v: torch.func.jvp(gradient, (theta,), (v,))[1]
 
 
-def _linearize(gradient: Matvec, theta: Any) -> Matvec:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node", category=UserWarning)
-        _, product = torch.func.linearize(gradient, theta)
-    return lambda v: product(v)
-
-
 MODES: dict[Mode, Callable[[Matvec, Any], Matvec]] = {
     "reverse_over_reverse": _reverse_over_reverse,
     "forward_over_reverse": _forward_over_reverse,
-    "linearize": _linearize,
 }
 
 
@@ -60,8 +51,8 @@ def hessian_operator(f: ScalarFunction, theta: Any, *, mode: Mode = "reverse_ove
         reverse_over_reverse: the graph of the gradient is kept, a product is one backward pass. The default:
             fastest to prepare and as fast as any a product; holds that graph in memory.
         forward_over_reverse: nothing is kept, each product costs a gradient and its tangent.
-        linearize: `torch.func.linearize` traces the tangent once; as fast a product, but tracing is slow for
-            long graphs.
+    (`torch.func.linearize` is not offered: in torch 2.13 its product is wrong from the second call on for
+    several common layers, and crashes on others.)
 
     Raises:
         ValueError: f is not scalar-valued, or v does not have theta's structure, shapes, dtype and device.

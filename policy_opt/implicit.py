@@ -14,6 +14,7 @@ The solves never differentiate through the iterations of the inner solver. Formu
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,24 +23,44 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from policy_opt.linear_operator import LinearMap, Matvec, batched, linear_map
+from policy_opt.linear_operator import (
+    LinearMap,
+    Matvec,
+    VectorSpace,
+    batched,
+    host_value,
+    linear_map,
+    wide_norm,
+)
 from policy_opt.linear_solve import normal_cg
-from policy_opt.solve_loop import warn_if_failed
-from policy_opt.solve_result import LinearSolveResult
+from policy_opt.solve_loop import COMPILED, is_capturing, warn_if_failed
+from policy_opt.solve_result import LinearSolveResult, LinearSolveWarning
 
 Optimality = Callable[..., Any]
+ROOT_TOLERANCE = 1e-3
 Solve = Callable[[Matvec, Any], LinearSolveResult]
 
 
 class RootDerivative(NamedTuple):
-    """A derivative of theta_hat(psi) and the linear solve behind it, whose status is yours to read."""
+    """A derivative of theta_hat(psi), the linear solve behind it, and two numbers that say what it is worth."""
 
     value: Any
     solve: LinearSolveResult
+    optimality_norm: Tensor
+    """|F(theta_hat, psi)|, in units of F; the theorem holds where it is 0."""
+    relative_residual: Tensor
+    """(...) of the system of the theorem itself, which `normal_cg` does not see: near 1 where dF/dtheta is
+    singular and no derivative exists."""
 
 
 def root_vjp(
-    optimality: Optimality, theta_hat: Any, psi: Any, cotangent: Any, *, solve: Solve | None = None
+    optimality: Optimality,
+    theta_hat: Any,
+    psi: Any,
+    cotangent: Any,
+    *,
+    solve: Solve | None = None,
+    tolerance: float = ROOT_TOLERANCE,
 ) -> RootDerivative:
     """c' (d theta_hat / d psi), shaped as psi, by one solve with (dF/dtheta)'.
 
@@ -49,6 +70,8 @@ def root_vjp(
         solve: (matvec, b) -> LinearSolveResult, for example `functools.partial(minres, rtol=1e-8)` when
             dF/dtheta is symmetric. None: `normal_cg` with both products of dF/dtheta, right for every
             invertible dF/dtheta.
+        tolerance: above it a `LinearSolveWarning` says that |F(theta_hat, psi)| (theta_hat is not a root), or
+            the relative residual of the system of the theorem (dF/dtheta is singular), is too large.
 
     Returns the derivative and the solve; check `.solve.ok` (nothing is raised for a failed solve).
     Raises ValueError for vectors that do not fit theta_hat.
@@ -57,11 +80,18 @@ def root_vjp(
     answer = _solve(LinearMap(jacobian.rmatvec, jacobian.matvec), cotangent, solve)
     pull_back = torch.func.vjp(lambda p: optimality(theta_hat, p), psi)[1]
     pull = batched(lambda y: pull_back(y)[0], theta_hat, "cotangent")
-    return RootDerivative(_negative(pull(answer.solution)), answer)
+    value = _negative(pull(answer.solution))
+    return _judged(value, answer, jacobian.rmatvec, cotangent, optimality(theta_hat, psi), tolerance)
 
 
 def root_jvp(
-    optimality: Optimality, theta_hat: Any, psi: Any, tangent: Any, *, solve: Solve | None = None
+    optimality: Optimality,
+    theta_hat: Any,
+    psi: Any,
+    tangent: Any,
+    *,
+    solve: Solve | None = None,
+    tolerance: float = ROOT_TOLERANCE,
 ) -> RootDerivative:
     """(d theta_hat / d psi) t, shaped as theta_hat, by a solve with dF/dtheta.
 
@@ -71,8 +101,41 @@ def root_jvp(
     push = batched(
         lambda t: torch.func.jvp(lambda p: optimality(theta_hat, p), (psi,), (t,))[1], psi, "tangent"
     )
-    answer = _solve(_jacobian(optimality, theta_hat, psi), _negative(push(tangent)), solve)
-    return RootDerivative(answer.solution, answer)
+    jacobian, right = _jacobian(optimality, theta_hat, psi), _negative(push(tangent))
+    answer = _solve(jacobian, right, solve)
+    return _judged(answer.solution, answer, jacobian.matvec, right, optimality(theta_hat, psi), tolerance)
+
+
+def _judged(
+    value: Any, answer: LinearSolveResult, matvec: Matvec, b: Any, optimality: Any, tolerance: float
+) -> RootDerivative:
+    """The derivative with |F| and the residual of A y = b recomputed (one product), and a warning above the
+    tolerance."""
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance: expected a number >= 0, got {tolerance}; inf never warns")
+    vectors = VectorSpace(b, "cotangent or tangent")
+    right = vectors.flatten(b, "cotangent or tangent").detach()
+    product = vectors.flatten(matvec(answer.solution), "optimality").detach()
+    scale = wide_norm(right)
+    residual = wide_norm(right - product) / torch.where(scale > 0, scale, 1.0)
+    leaves = [wide_norm(leaf.detach().reshape(-1)) for leaf in pytree.tree_leaves(optimality)]
+    size = torch.stack(leaves).norm()
+    for number, meaning in (
+        (
+            size,
+            "|F(theta_hat, psi)|: theta_hat is not a root, so the theorem does not apply; solve F = 0 more",
+        ),
+        (residual, "the relative residual of the linear system: dF/dtheta is singular or the solve failed"),
+    ):
+        plain = host_value(number)
+        if not is_capturing(plain.device) and not bool((plain <= tolerance).all()):
+            warnings.warn(
+                f"the derivative of a root is not to be trusted: expected at most {tolerance:g}, got "
+                f"{float(plain.max()):.2e} for {meaning}",
+                LinearSolveWarning,
+                stacklevel=3,
+            )
+    return RootDerivative(value, answer, size, residual)
 
 
 def _jacobian(optimality: Optimality, theta_hat: Any, psi: Any) -> LinearMap:
@@ -115,7 +178,14 @@ def custom_root(
 
     def decorate(solver: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(solver)
-        def root(*args: Any) -> Any:
+        def root(*args: Any, **keywords: Any) -> Any:
+            if keywords:
+                raise ValueError(
+                    f"{', '.join(keywords)}: expected positional arguments, got keywords; optimality(theta, *args) "
+                    "takes the solver's arguments in their order"
+                )
+            if torch.compiler.is_compiling():
+                raise RuntimeError(COMPILED)
             return _root(_RootProblem(optimality, solver, solve), args)
 
         return root
@@ -151,6 +221,11 @@ def _root(problem: _RootProblem, args: Any) -> Any:
             [next(rest) if yes else leaf for leaf, yes in zip(leaves, is_active, strict=True)], tree
         )
 
+    if not active and any(isinstance(leaf, float) for leaf in leaves):
+        raise ValueError(
+            "args: expected at least one floating tensor to differentiate, got Python floats alone; pass "
+            "torch.tensor(x), since a float carries no derivative"
+        )
     structure = _Structure()
     out = _ImplicitRoot.apply(problem, rebuild, structure, *active)
     return structure.unflatten(out)
@@ -182,6 +257,13 @@ class _ImplicitRoot(torch.autograd.Function):
         with torch.enable_grad():  # the solver may use autograd for itself
             theta_hat = problem.solver(*rebuild([leaf.detach() for leaf in active]))
         leaves, tree = pytree.tree_flatten(theta_hat)
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+                got = f"a tensor of {leaf.dtype}" if isinstance(leaf, Tensor) else type(leaf).__name__
+                raise ValueError(
+                    f"solver: expected theta_hat alone, floating tensors in a pytree, got {got} in its answer; "
+                    "return statuses and counts another way"
+                )
         structure.tree = tree
         return tuple(leaf.detach() for leaf in leaves)
 
@@ -201,7 +283,7 @@ class _ImplicitRoot(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         # y = (dF/dtheta)'^-1 c;  gradient = - y' dF/dargs
         active, theta = _ImplicitRoot._point(ctx)
-        c = ctx.structure.unflatten(cotangents)
+        c = ctx.structure.unflatten([g.contiguous() for g in cotangents])  # `sum` sends expanded ones
         y = _root(_linear_problem(ctx.problem, transposed=True), (theta, ctx.rebuild(active), c))
         pull_back = torch.func.vjp(lambda *a: ctx.problem.optimality(theta, *ctx.rebuild(a)), *active)[1]
         return (None, None, None, *(-g for g in pull_back(y)))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from policy_opt.linear_operator import Matvec, Operator, VectorSpace, norm
+from policy_opt.linear_operator import Matvec, Operator, VectorSpace, wide_norm
 
 NUM_RITZ_STEPS = (
     12  # products spent on |A| for a relative damping; the estimate is then within a few per cent
@@ -26,7 +26,7 @@ class LanczosProcess:
     def __init__(self, operator: Operator, b: Tensor, max_steps: int) -> None:
         self.operator = operator
         b = b.detach()
-        self.start_norm = norm(b.double())
+        self.start_norm = wide_norm(b)
         first = b / torch.where(self.start_norm > 0, self.start_norm, 1.0).to(b.dtype)[..., None]
         self.basis = torch.zeros_like(first)[..., None, :].repeat_interleave(max_steps + 1, dim=-2)
         self.basis[..., 0, :] = first
@@ -37,14 +37,16 @@ class LanczosProcess:
     def extend(self) -> tuple[Tensor, Tensor]:
         """One product. A system whose Krylov space is used up gets beta = 0 and zero vectors from then on."""
         k = len(self.alphas)
+        w = self.operator(self.basis[..., k, :]).detach()
+        if k == 0:  # under a vmap over the operator alone the basis must get its axis before it is written to
+            self.basis = self.basis + torch.zeros_like(w)[..., None, :]
         v = self.basis[..., : k + 1, :]  # (..., k+1, p)
-        w = self.operator(v[..., -1, :]).detach()
         alpha = torch.zeros_like(self.start_norm)
         for _ in range(2):  # "twice is enough" (Parlett): orthogonal to rounding
             overlap = v @ w[..., None]  # (..., k+1, 1)
             w = w - (v.mT @ overlap)[..., 0]
             alpha = alpha + overlap[..., -1, 0].double()
-        beta = norm(w).double()
+        beta = wide_norm(w)
         self.scale = torch.maximum(self.scale, torch.hypot(alpha, beta))
         rounding = torch.finfo(w.dtype).eps * self.operator.vectors.size**0.5 * self.scale
         beta = torch.where(beta <= rounding, 0.0, beta)
@@ -211,21 +213,35 @@ def extreme_eigenvalues(
     """Lanczos estimates of the extreme eigenvalues of symmetric A from a random start shaped as `like`.
 
     The Ritz values lie inside the spectrum; an eigenvalue is within the reported error |A u - theta u| of
-    each (Parlett, "The Symmetric Eigenvalue Problem", 1980, section 4.5).
+    each (Parlett, "The Symmetric Eigenvalue Problem", 1980, section 4.5), to which the rounding of the
+    products, eps sqrt(p) |A|, is added. A Krylov space that is used up early holds every distinct eigenvalue
+    that the start has a part of: with probability one, all of them.
+
+    Raises:
+        ValueError: num_steps below 1, or `like` is not a floating tensor or pytree.
     """
+    if num_steps < 1:
+        raise ValueError(f"num_steps: expected an integer >= 1, got {num_steps}; 50 is the default")
     vectors = VectorSpace(like, "like")
     start = torch.randn(vectors.flat_shape, generator=generator, dtype=vectors.dtype, device=vectors.device)
     process = LanczosProcess(Operator(matvec, vectors), start, min(num_steps, vectors.size))
     for _ in range(process.basis.shape[-2] - 1):
         process.extend()
     alphas, betas = torch.stack(process.alphas, -1), torch.stack(process.betas, -1)
-    square = (
-        torch.diag_embed(alphas)
-        + torch.diag_embed(betas[..., :-1], 1)
-        + torch.diag_embed(betas[..., :-1], -1)
-    )
+    # The steps after the space is used up (beta = 0) are zero vectors, whose alpha = 0 is no eigenvalue.
+    is_used_up = (betas == 0).cumsum(-1)
+    own = (is_used_up - (betas == 0).to(is_used_up.dtype)) == 0  # (..., k)
+    last_beta = torch.where(is_used_up[..., -1] > 0, 0.0, betas[..., -1])
+    above = 1 + 4 * (alphas.abs() + 2 * betas).amax(-1, keepdim=True)  # Gershgorin: sorts to the end
+    coupling = torch.where(own[..., 1:], betas[..., :-1], 0.0)
+    square = torch.diag_embed(torch.where(own, alphas, above))
+    square = square + torch.diag_embed(coupling, 1) + torch.diag_embed(coupling, -1)
     theta, s = torch.linalg.eigh(square)
-    error = betas[..., -1:] * s[..., -1, :].abs()  # (..., k)
+    last = own.sum(-1, keepdim=True) - 1  # (..., 1)
+    largest = theta.gather(-1, last)[..., 0]
+    rounding = torch.finfo(vectors.dtype).eps * vectors.size**0.5
+    rounding = rounding * torch.maximum(theta[..., 0].abs(), largest.abs())
+    error = last_beta[..., None] * s[..., -1, :].abs() + rounding[..., None]  # (..., k)
     return ExtremeEigenvalues(
-        theta[..., 0], theta[..., -1], error[..., 0], error[..., -1], process.operator.num_products
+        theta[..., 0], largest, error[..., 0], error.gather(-1, last)[..., 0], process.operator.num_products
     )

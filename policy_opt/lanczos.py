@@ -28,7 +28,14 @@ from policy_opt.krylov_basis import (
     ritz_values_of,
     tridiagonal,
 )
-from policy_opt.linear_operator import Matvec, Operator, VectorSpace, check_symmetric, norm
+from policy_opt.linear_operator import (
+    Matvec,
+    Operator,
+    VectorSpace,
+    check_symmetric,
+    host_value,
+    wide_norm,
+)
 from policy_opt.solve_loop import (
     CONVERGED,
     MAX_STEPS,
@@ -36,7 +43,6 @@ from policy_opt.solve_loop import (
     STAGNATED,
     AnyRunning,
     Settings,
-    host_value,
     implicit_zero,
     is_capturing,
     warn_if_failed,
@@ -77,13 +83,13 @@ class LanczosResult(LinearSolveResult):
         shift = (
             as_damping(damping, b) + relative_damping * largest_magnitude(self.ritz_values) ** context.power
         )
-        x = _combine(self, norm(b.double()), shift, context.power, self.num_steps)
+        x = _combine(self, wide_norm(b), shift, context.power, self.num_steps)
         residual = _residual(operator, b, x, shift.to(b.dtype), context.power)
-        size, scale = norm(residual), norm(b)
+        size, scale = wide_norm(residual), wide_norm(b)
         tolerance = (rtol * scale).clamp_min(context.settings.atol)
         code = torch.where(size <= tolerance, CONVERGED, MAX_STEPS)
         code = torch.where(size.isfinite(), code, NONFINITE)
-        relative = size / torch.where(scale > 0, scale, 1.0)
+        relative = (size / torch.where(scale > 0, scale, 1.0)).to(b.dtype)
         values = {f.name: getattr(self, f.name) for f in fields(LinearSolveResult)}
         values |= dict(
             solution=vectors.unflatten(torch.where((code == NONFINITE)[..., None], torch.nan, x)),
@@ -91,7 +97,7 @@ class LanczosResult(LinearSolveResult):
             relative_residual=relative,
             num_products=operator.num_products,
             residual_history=relative[..., None],
-            damping=shift.to(b.dtype).expand_as(scale),
+            damping=shift.to(b.dtype).expand(scale.shape),
         )
         return LinearSolveResult(**values)
 
@@ -263,7 +269,7 @@ class _Run:
         self.basis = self.process.basis[..., : self.alphas.shape[-1] + 1, :]
         self.x = _combine(self, self.process.start_norm, self.damping.detach(), power, self.num_steps)
         self.residual = _residual(self.operator, self.b, self.x, self.damping.to(self.b.dtype), power)
-        self.residual_norm = norm(self.residual.detach()).double()
+        self.residual_norm = wide_norm(self.residual.detach())
         is_within = self.residual_norm <= self.tolerance
         is_used_up = self.betas[..., -1] == 0
         may_go_on = (self.residual_norm <= 0.5 * before) & ~is_used_up

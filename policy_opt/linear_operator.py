@@ -8,9 +8,11 @@ preconditioner, and a check of symmetry.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -31,6 +33,28 @@ def norm(a: Tensor) -> Tensor:
     return torch.linalg.vector_norm(a, dim=-1)
 
 
+def wide_norm(a: Tensor) -> Tensor:
+    """Euclidean norm over the last axis in float64, (..., p) -> (...), without under- or overflow of squares:
+    float64 vectors are brought near 1 by powers of two, which rounds nothing."""
+    if a.dtype != torch.float64 or a.shape[-1] == 0:
+        return torch.linalg.vector_norm(a, dim=-1, dtype=torch.float64)
+    largest = a.abs().amax(-1)
+    exponent = torch.frexp(largest).exponent.clamp(-1000, 1000)
+    scale = torch.ldexp(torch.ones_like(largest), torch.where(largest.isfinite(), exponent, 0))
+    return torch.linalg.vector_norm(a / scale[..., None], dim=-1) * scale
+
+
+def host_value(mask: Tensor) -> Tensor:
+    """The plain tensor below torch.func's wrappers, so that `any` may be asked inside vmap.
+
+    Leaving a masked loop early changes no result, so reading through the wrapper is safe here.
+    """
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(mask):
+        mask = functorch.get_unwrapped(mask)
+    return mask
+
+
 class VectorSpace:
     """The space that b lives in: how to flatten a vector of the user's kind, and back.
 
@@ -45,10 +69,19 @@ class VectorSpace:
             )
         for leaf in leaves:
             if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+                if isinstance(leaf, Tensor) and leaf.is_complex():
+                    raise ValueError(
+                        f"{name}: expected real floating-point tensors, got {leaf.dtype}; state a complex system "
+                        "as a real one of twice the size: [[Re A, -Im A], [Im A, Re A]] (Re x, Im x) = (Re b, Im b)"
+                    )
                 got = f"a tensor of {leaf.dtype}" if isinstance(leaf, Tensor) else type(leaf).__name__
                 raise ValueError(
                     f"{name}: expected floating-point tensors, got {got}; convert it, for example with "
                     ".double()"
+                )
+            if leaf.layout != torch.strided:
+                raise ValueError(
+                    f"{name}: expected a dense tensor, got the layout {leaf.layout}; use .to_dense()"
                 )
         self.dtype, self.device = leaves[0].dtype, leaves[0].device
         for leaf in leaves[1:]:
@@ -131,6 +164,8 @@ def check_symmetric(
 
     A negative answer is certain; a positive one holds with probability one up to rounding.
     """
+    if num_probes < 1:
+        raise ValueError(f"num_probes: expected an integer >= 1, got {num_probes}; 2 is the default")
     vectors = VectorSpace(like, "like")
     operator = Operator(matvec, vectors)
     for _ in range(num_probes):
@@ -138,7 +173,7 @@ def check_symmetric(
         left, right = operator(v), operator(u)
         scale = norm(u) * norm(left) + norm(v) * norm(right)
         defect = (dot(u, left) - dot(right, v)).abs()
-        if bool((defect > 10 * torch.finfo(vectors.dtype).eps ** 0.75 * scale).any()):
+        if bool(host_value(defect > 10 * torch.finfo(vectors.dtype).eps ** 0.75 * scale).any()):
             raise ValueError(
                 "matvec: expected a symmetric operator, got <u, Av> - <Au, v> = "
                 f"{float(defect.max()):.2e} at scale "
@@ -148,7 +183,11 @@ def check_symmetric(
 
 
 def _gaussian(vectors: VectorSpace, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(vectors.flat_shape, generator=generator, dtype=vectors.dtype, device=vectors.device)
+    shape, dtype, device = vectors.flat_shape, vectors.dtype, vectors.device
+    if generator is None and torch._C._functorch.maybe_current_level() is not None:
+        # vmap refuses torch's own random numbers; probes may be the same for every element of its axis
+        return torch.as_tensor(np.random.default_rng().standard_normal(shape), dtype=dtype, device=device)
+    return torch.randn(shape, generator=generator, dtype=dtype, device=device)
 
 
 class LinearMap(NamedTuple):
@@ -248,6 +287,8 @@ def hutchinson_diagonal(
 
     Bekas, Kokiopoulou, Saad, "An estimator for the diagonal of a matrix", 2007. Exact for a diagonal A.
     """
+    if num_probes < 1:
+        raise ValueError(f"num_probes: expected an integer >= 1, got {num_probes}; 32 is the default")
     vectors = VectorSpace(like, "like")
     operator = Operator(matvec, vectors)
     total = torch.zeros(vectors.flat_shape, dtype=vectors.dtype, device=vectors.device)
@@ -262,6 +303,12 @@ def diagonal_preconditioner(diagonal: Any, *, damping: float = 0.0, floor: float
     is positive definite, whatever the noise of the estimate). `diagonal` and v are tensors or pytrees
     alike."""
     leaves = [leaf.abs() for leaf in pytree.tree_leaves(diagonal)]
-    lowest = floor * max(float(leaf.max()) for leaf in leaves)
+    largest = max(float(leaf.max()) for leaf in leaves)
+    lowest = floor * largest
+    if not (lowest + damping > 0 and math.isfinite(largest)):
+        raise ValueError(
+            f"diagonal: expected finite numbers, not all zero (or damping > 0), got {largest} as the largest; "
+            "a zero diagonal says nothing about the inverse: solve without a preconditioner"
+        )
     scale = pytree.tree_map(lambda d: 1 / (d.abs().clamp_min(lowest) + damping), diagonal)
     return lambda v: pytree.tree_map(torch.mul, v, scale)

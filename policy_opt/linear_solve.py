@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from policy_opt.krylov_basis import resolve_damping
-from policy_opt.linear_operator import Matvec, Operator, VectorSpace, check_symmetric, dot, norm
+from policy_opt.linear_operator import Matvec, Operator, VectorSpace, check_symmetric, dot, host_value, norm
 from policy_opt.minres_step import Minres
 from policy_opt.solve_loop import (
     CONVERGED,
@@ -32,7 +32,6 @@ from policy_opt.solve_loop import (
     Iterate,
     Problem,
     Settings,
-    host_value,
     is_capturing,
     solve,
 )
@@ -61,7 +60,10 @@ class _CGMemory(NamedTuple):
 class ConjugateGradient:
     """One conjugate-gradient step for the shared loop."""
 
-    trust_radius: float | None = None
+    trust_radius: float | Tensor | None = None
+
+    def scaled(self, scale: Tensor) -> ConjugateGradient:
+        return self if self.trust_radius is None else ConjugateGradient(self.trust_radius * scale)
 
     def start(self, problem: Problem, x: Tensor, r: Tensor) -> Iterate:
         z = problem.precondition(r)
@@ -115,7 +117,7 @@ class ConjugateGradient:
         )
 
 
-def _step_to_border(x: Tensor, p: Tensor, radius: float) -> Tensor:
+def _step_to_border(x: Tensor, p: Tensor, radius: float | Tensor) -> Tensor:
     """The tau >= 0 with |x + tau p| = radius, for |x| <= radius."""
     x_p, p_p = dot(x, p), dot(p, p)
     room = (radius**2 - dot(x, x)).clamp_min(0)

@@ -42,6 +42,9 @@ class _MinresMemory(NamedTuple):
 class Minres:
     """One MINRES step for the shared loop."""
 
+    def scaled(self, scale: Tensor) -> Minres:
+        return self
+
     def start(self, problem: Problem, x: Tensor, r: Tensor) -> Iterate:
         z = problem.precondition(r)
         r_z, size, zeros = dot(r, z), norm(r), torch.zeros_like(x)

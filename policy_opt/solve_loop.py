@@ -20,6 +20,8 @@ through the recomputed residual does the rest, whatever tensors `matvec` closes 
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import warnings
 from collections import deque
 from collections.abc import Callable
@@ -29,7 +31,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from policy_opt.linear_operator import Matvec, Operator, norm
+from policy_opt.linear_operator import Matvec, Operator, host_value, norm
 from policy_opt.solve_result import CODE, RUNNING, LinearSolveResult, LinearSolveWarning, SolveStatus
 
 CONVERGED, MAX_STEPS, STAGNATED = (
@@ -58,6 +60,10 @@ class Method(Protocol):
 
     def step(self, problem: Problem, now: Iterate) -> Iterate: ...
 
+    def scaled(self, scale: Tensor) -> Method:
+        """The method for scale x instead of x, scale (...)."""
+        ...
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -82,17 +88,6 @@ def select(mask: Tensor, new: Any, old: Any) -> Any:
         return torch.where(mask[..., None] if new.dim() > mask.dim() else mask, new, old)
     parts = [select(mask, a, b) for a, b in zip(new, old, strict=True)]
     return type(new)(*parts)
-
-
-def host_value(mask: Tensor) -> Tensor:
-    """The plain tensor below torch.func's wrappers, so that `any` may be asked inside vmap.
-
-    Leaving a masked loop early changes no result, so reading through the wrapper is safe here.
-    """
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(mask):
-        mask = functorch.get_unwrapped(mask)
-    return mask
 
 
 class AnyRunning:
@@ -199,16 +194,17 @@ class Settings:
     """What a solve was asked for, apart from A, b and x0."""
 
     rtol: float
-    atol: float
+    atol: float | Tensor
     max_steps: int | None
     preconditioner: Matvec | None
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(
-                    f"{name}: expected a number >= 0, got {getattr(self, name)}; 0 asks for the exact answer"
-                )
+            value = getattr(self, name)
+            if isinstance(value, Tensor) and name == "atol":
+                continue  # rescaled by `solve`, checked before
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+                raise ValueError(f"{name}: expected a number >= 0, got {value}; 0 asks for the exact answer")
         if self.max_steps is not None and self.max_steps < 0:
             raise ValueError(f"max_steps: expected an integer >= 0, got {self.max_steps}; None means 10 p")
 
@@ -222,13 +218,20 @@ def solve(
     differentiable: bool = True,
 ) -> LinearSolveResult:
     """Run `method` on the flat system and report; the user's kind of vectors is restored in the result."""
+    if torch.compiler.is_compiling():
+        raise RuntimeError(COMPILED)
     vectors = operator.vectors
+    scale = _scale_of_extreme(b.detach())
+    if scale is not None:
+        return _solve_scaled(scale, method, operator, b, x0, settings, differentiable)
     size_of_b = norm(b.detach())
+    if x0 is not None:  # A x = 0 is solved by zero, whatever the start: a tolerance of rtol 0 is not reached
+        x0 = torch.where((size_of_b > 0)[..., None] | ~x0.isfinite(), x0, 0.0)
     user = settings.preconditioner
     problem = Problem(
         operator=operator,
         b=b,
-        tolerance=(settings.rtol * size_of_b).clamp_min(settings.atol),
+        tolerance=tolerance_for(settings, size_of_b),
         max_steps=10 * vectors.size if settings.max_steps is None else settings.max_steps,
         preconditioner=None
         if user is None
@@ -250,6 +253,56 @@ def solve(
         min_curvature=done.min_curvature,
         damping=damping.expand_as(size_of_b),
         direction=vectors.unflatten(done.direction),
+    )
+
+
+def tolerance_for(settings: Settings, size_of_b: Tensor) -> Tensor:
+    """max(rtol |b|, atol), (...)."""
+    atol = torch.as_tensor(settings.atol, dtype=size_of_b.dtype, device=size_of_b.device)
+    return torch.maximum(settings.rtol * size_of_b, atol)
+
+
+def _scale_of_extreme(b: Tensor) -> Tensor | None:
+    """Powers of two (...) that bring each system's b near 1, or None where no square of b can leave the range
+    of its precision (then nothing is scaled, and nothing is paid)."""
+    if b.numel() == 0 or is_capturing(b.device):
+        return None
+    largest = b.abs().amax(-1)
+    exponent = torch.frexp(largest).exponent
+    limit = 20 if b.dtype == torch.float16 else 40 if b.dtype in (torch.float32, torch.bfloat16) else 400
+    is_extreme = (exponent.abs() > limit) & (largest > 0) & largest.isfinite()
+    if not bool(host_value(is_extreme).any()):
+        return None
+    room = math.frexp(torch.finfo(b.dtype).max)[1] - 2
+    power = torch.where(is_extreme, -exponent, 0).clamp(-room, room)
+    return torch.ldexp(torch.ones_like(largest), power)
+
+
+def _solve_scaled(
+    scale: Tensor,
+    method: Method,
+    operator: Operator,
+    b: Tensor,
+    x0: Tensor | None,
+    settings: Settings,
+    differentiable: bool,
+) -> LinearSolveResult:
+    """A (scale x) = scale b: the same iterates, since powers of two round nothing, without under- or
+    overflow."""
+    answer = solve(
+        method.scaled(scale),
+        operator,
+        b * scale[..., None],
+        None if x0 is None else x0 * scale[..., None],
+        dataclasses.replace(settings, atol=settings.atol * scale),
+        differentiable,
+    )
+
+    def unscaled(vector: Any) -> Any:
+        return operator.vectors.unflatten(operator.vectors.flatten(vector, "x") / scale[..., None])
+
+    return dataclasses.replace(
+        answer, solution=unscaled(answer.solution), direction=unscaled(answer.direction)
     )
 
 
@@ -283,21 +336,30 @@ def implicit_zero(
     residual: Tensor, inverse: Callable[[Tensor], Tensor], inverse_transposed: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Zero in value; `inverse` applied to tangents, `inverse_transposed` to cotangents. First derivatives
-    only: a second one raises RuntimeError (the solves close over tensors of the outermost transform)."""
-    level = _transform_level()
+    only: a second one raises RuntimeError (the solves close over tensors of the outermost transform).
 
-    def at_same_level(apply: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    A pull-back that is called after its transform has ended (`torch.func.vjp`) finds the plain tensors; but
+    tensors batched by a `vmap` that has ended would be read with the wrong axes, so that is refused too.
+    """
+    level, is_batched = _transform_level(), _has_level("Vmap")
+
+    def at_its_level(apply: Callable[[Tensor], Tensor], strict: bool) -> Callable[[Tensor], Tensor]:
         def checked(vector: Tensor) -> Tensor:
-            if _transform_level() < level:
+            if strict and _transform_level() < level:
                 raise RuntimeError(SECOND_DERIVATIVE)
             return apply(vector)
 
         return checked
 
-    zero: Tensor = _ImplicitZero.apply(residual, at_same_level(inverse), at_same_level(inverse_transposed))
+    forward, reverse = at_its_level(inverse, True), at_its_level(inverse_transposed, is_batched)
+    zero: Tensor = _ImplicitZero.apply(residual, forward, reverse)
     return zero
 
 
+COMPILED = (
+    "a solve inside torch.compile: its implicit derivative would be lost in the traced program; call it "
+    "outside, or wrap the function that solves with torch.compiler.disable"
+)
 SECOND_DERIVATIVE = (
     "a linear solve that closes over its operator has first derivatives only; for second derivatives "
     "pass the "
@@ -308,6 +370,12 @@ SECOND_DERIVATIVE = (
 def _transform_level() -> int:
     level = torch._C._functorch.maybe_current_level()
     return 0 if level is None else level
+
+
+def _has_level(kind: str, at_least: int = 1) -> bool:
+    """True inside so many transforms of torch.func of one kind ("Vmap", "Grad", "Jvp")."""
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return sum(level.key() == getattr(torch._C._functorch.TransformType, kind) for level in stack) >= at_least
 
 
 class _ImplicitZero(torch.autograd.Function):
@@ -321,6 +389,7 @@ class _ImplicitZero(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         residual, ctx.inverse, ctx.inverse_transposed = inputs
         ctx.save_for_backward(residual)
+        ctx.save_for_forward(residual)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Any:
@@ -332,7 +401,10 @@ class _ImplicitZero(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
-        return ctx.inverse(tangent)
+        if _has_level("Jvp", at_least=2):  # torch drops the outer tangents inside a custom function's jvp
+            raise RuntimeError(SECOND_DERIVATIVE)
+        value: Tensor = _FirstDerivativeOnly.apply(ctx.inverse(tangent), tangent, *ctx.saved_tensors)
+        return value
 
 
 class _FirstDerivativeOnly(torch.autograd.Function):
@@ -351,4 +423,8 @@ class _FirstDerivativeOnly(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Any:
+        raise RuntimeError(SECOND_DERIVATIVE)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
         raise RuntimeError(SECOND_DERIVATIVE)
