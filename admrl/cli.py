@@ -26,7 +26,7 @@ COMMANDS = {  # name: (page, class, what `admrl --help` says)
     "quickstart": (
         "quickstart",
         "Quickstart",
-        "Two trainings on Hopper2D, and one figure with the gaps of both.",
+        "Two trainings, by default on Hopper2D, and one figure with the gaps of both.",
     ),
     "train": ("train", "Train", "Meta-train on a family of tasks (Alg. 1)."),
     "train-baseline": ("train_baseline", "TrainBaseline", "Meta-train PEARL, CRL or multi-task SAC."),

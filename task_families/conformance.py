@@ -20,6 +20,7 @@ from task_families.conformance_envs import (
 from task_families.conformance_tools import (
     DOUBLE,
     ROUNDING,
+    ConformanceError,
     expect,
     random_actions,
     run_checks,
@@ -41,6 +42,22 @@ def check_family(family: TaskFamily) -> tuple[str, ...]:
         ConformanceError: lists every check that failed, with expected and found.
     """
     return run_checks(family.name, CHECKS, family)
+
+
+def require_conformance(family: TaskFamily) -> None:
+    """`check_family` up to the first check that fails.
+
+    Raises:
+        ValueError: names the check, with expected and found.
+    """
+    for title, check in CHECKS.items():
+        try:
+            run_checks(family.name, {title: check}, family)
+        except ConformanceError as error:
+            told = " ".join(str(error).split())
+            raise ValueError(
+                f"family: {told}; nothing was trained. `task_families.check_family` lists all failures"
+            ) from error
 
 
 def declarations(family: TaskFamily) -> None:

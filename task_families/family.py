@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from task_families.choices import check_name
+from task_families.choices import Origin, check_name
 from task_families.simulator import ActionBounds, Limit, Simulator
 from task_families.task_box import TaskBox as TaskBox
 from task_families.task_space import TaskSpace
@@ -36,6 +36,9 @@ class TaskFamily(ABC):
     formula: ClassVar[str] = ""  # r_psi in one line, for tables; the page has the whole story
     variants: ClassVar[tuple[str, ...]] = ("released",)
     psi_changes_dynamics: ClassVar[bool] = False  # then make_simulator needs psi
+    origin: Origin | None = (
+        None  # of the code, for a family that the user named (`task_families.make` sets it)
+    )
 
     box: TaskSpace  # a TaskBox in every family of this package
     first_psi: Tensor  # (k,) the task that meta-training starts from

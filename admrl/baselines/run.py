@@ -30,6 +30,7 @@ from admrl.evaluation.adapter import Adapter
 from admrl.evaluation.evaluable_run import EvaluableRun
 from admrl.jobs.reporter import Reporter
 from admrl.runs.checkpoints import Checkpoint
+from admrl.runs.families import NOBODY, NamedFamily, code_key, new_family, source_of
 from admrl.runs.folder import CURVE
 from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS, Saver, writing
 from admrl.runs.versions import versions, weights_digest
@@ -70,6 +71,8 @@ class BaselineInfo:
     seed: int
     config: BaselineConfig
     versions: dict[str, str]
+    source: dict[str, str] | None = None
+    """Of a family from outside this package; see `admrl.runs.families`."""
 
     @property
     def selector(self) -> str:
@@ -85,10 +88,11 @@ class BaselineRun(EvaluableRun[BaselineInfo, BaselineState]):
     @classmethod
     def check_info(cls, data: Any) -> BaselineInfo:
         """See `RunFolder`."""
-        info: BaselineInfo = from_dict(BaselineInfo, data)
+        info: BaselineInfo = from_dict(BaselineInfo, {"source": None, **data})
         check_name("algorithm", info.algorithm, ALGORITHMS)
         check_seed(info.seed)
-        check_baseline(info.config, info.algorithm, make(info.family, variant=info.variant))
+        if info.source is None:  # else `new_state` checks it, once the family is named
+            check_baseline(info.config, info.algorithm, make(info.family, variant=info.variant))
         return info
 
     @classmethod
@@ -156,6 +160,7 @@ class BaselineRun(EvaluableRun[BaselineInfo, BaselineState]):
         return {
             "family": self.info.family,
             "variant": self.info.variant,
+            **code_key(self.family),
             "algorithm": self.info.algorithm,
             "model": weights_digest(self.state.agent),
             "seed": seed,
@@ -177,6 +182,7 @@ class BaselineRun(EvaluableRun[BaselineInfo, BaselineState]):
             "training_gradient_steps": self.state.num_updates,
             "training_config": asdict(self.info.config),
             "training_versions": self.info.versions,
+            **code_key(self.family),
         }
 
 
@@ -184,13 +190,16 @@ def prepare_baseline(
     path: Path | str,
     *,
     algorithm: str,
-    family: str,
+    family: str | TaskFamily,
     variant: str,
     preset: str,
     seed: int,
     config: BaselineConfig,
 ) -> BaselineRun:
     """Check everything, then make the run folder; nothing is written if anything is wrong.
+
+    Args:
+        family: see `task_families.make`; or the family itself, made with that variant.
 
     Raises:
         ValueError: names the argument, what was expected, what came and the remedy.
@@ -199,26 +208,29 @@ def prepare_baseline(
     """
     check_name("algorithm", algorithm, ALGORITHMS)
     check_seed(seed)
-    info = BaselineInfo(KIND, family, variant, algorithm, preset, seed, config, versions())
-    return BaselineRun.create(Path(path), info)
+    new = new_family(family, variant)
+    info = BaselineInfo(
+        KIND, new.name, new.variant, algorithm, preset, seed, config, versions(), source_of(new)
+    )
+    return BaselineRun.create(Path(path), info, new)
 
 
-def open_baseline(path: Path | str) -> BaselineRun:
+def open_baseline(path: Path | str, named: NamedFamily = NOBODY) -> BaselineRun:
     """A run at its newest sound checkpoint, or at its beginning if it has none; see `RunFolder.open`.
 
     Raises:
         ValueError: not a run folder, damaged files, or a checkpoint of another run.
     """
-    return BaselineRun.open(Path(path))
+    return BaselineRun.open(Path(path), named=named)
 
 
-def load_baseline(path: Path | str) -> BaselineRun:
+def load_baseline(path: Path | str, named: NamedFamily = NOBODY) -> BaselineRun:
     """`open_baseline` of a run that can be used; warns about newer checkpoints that are damaged.
 
     Raises:
         ValueError: see `open_baseline`; or a run that has made no gradient step yet.
     """
-    run = open_baseline(path)
+    run = open_baseline(path, named)
     if run.state.num_updates == 0:
         raise ValueError(f"{path}: the run has made no gradient step yet, so there is nothing to use")
     for note in run.notes:

@@ -40,7 +40,6 @@ from admrl.jobs.reporter import Reporter, Silent
 from admrl.solving.rollouts import episode_returns, gaussian_noise
 from admrl.streams import Purpose, stream
 from task_families.family import TaskFamily
-from task_families.registry import make
 from task_families.rollout import Rollout, collect
 from task_families.simulator import ActionBounds, spawn_generators
 
@@ -156,7 +155,7 @@ def new_baseline(family: TaskFamily, algorithm: str, config: BaselineConfig, see
     return BaselineState(
         algorithm=algorithm,
         family=family,
-        rl_family=make(family.name, variant="dense") if config.train_on_dense else family,
+        rl_family=type(family)(variant="dense") if config.train_on_dense else family,
         config=config,
         seed=seed,
         agent=agent,

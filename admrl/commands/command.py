@@ -53,6 +53,18 @@ def value_of(option: str, arguments: list[str], default: str) -> str:
     return default
 
 
+def check_own_family(family: str | None) -> None:
+    """Refuse what names no family, as far as that shows without importing anything.
+
+    Raises:
+        ValueError: says what was expected.
+    """
+    from task_families.registry import check_family_name
+
+    if family is not None:
+        check_family_name(family)
+
+
 def at_least(command: Command, **bounds: float) -> None:
     """Refuse fields below a bound.
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from admrl.commands.command import Command, at_least
+from admrl.commands.command import Command, at_least, check_own_family
 from admrl.config.checks import check_config, check_seed
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.search import OBJECTIVES, SCALES
@@ -56,10 +57,15 @@ class Evaluate(Command):
     """Of the softmax, in standard deviations of the gaps."""
     scale: str = "absolute"
     """Gaps of that number: absolute (A* - A), or ratio (A* - A) / |A*|."""
+    family: str | None = None
+    """The family of the runs, where it is not one of this package: FILE.py:NAME, MODULE:NAME or a registered name."""
+    accept_changed: bool = False
+    """Open runs although the file of their family has changed since they were made."""
     config: EvaluationConfig = EvaluationConfig()
 
     def check(self) -> None:
         """See `Command`."""
+        check_own_family(self.family)
         check_name("objective", self.objective, OBJECTIVES)
         check_name("scale", self.scale, SCALES)
         at_least(self, num_workers=1)
@@ -78,10 +84,12 @@ class Evaluate(Command):
         from admrl.evaluation.reference import Reference
         from admrl.evaluation.task_lists import choose_tasks
         from admrl.run_kinds import load_any_run
+        from admrl.runs.families import NamedFamily
         from admrl.search.objective import Objective
 
         Objective(self.objective, self.alpha, self.temperature)
-        runs = [load_any_run(path) for path in self.runs]
+        named = NamedFamily(self.family, self.accept_changed)
+        runs = [load_any_run(path, named) for path in self.runs]
         for run in runs:
             if not run.finished:
                 raise ValueError(f"{run.path}: {run.progress}; finish it with: {run.resume_command}")
@@ -101,6 +109,7 @@ class Evaluate(Command):
         from admrl.evaluation.parallel import evaluate_in_parallel
         from admrl.jobs.interruption import Interrupted
         from admrl.run_kinds import load_any_run
+        from admrl.runs.families import NamedFamily
         from admrl.search.objective import Objective
 
         (runs, tasks, reference), console = prepared, Console(markup=False)
@@ -114,7 +123,7 @@ class Evaluate(Command):
                 self.num_workers,
                 console,
                 name=name,
-                load=load_any_run,
+                load=partial(load_any_run, named=NamedFamily(self.family, self.accept_changed)),
                 reference=reference,
             )
         except Interrupted as interrupt:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from admrl.commands.command import Command, at_least
+from admrl.commands.command import Command, at_least, check_own_family
 from admrl.config.checks import check_seed
 from admrl.config.training import ESTIMATOR_NAMES, ResolveConfig
 from task_families.choices import check_name
@@ -46,9 +46,14 @@ class Gradcheck(Command):
     """Real episodes of each of them."""
     seed: int = 0
     """Seed of the solutions, the draws and the truth."""
+    family: str | None = None
+    """The family of the run, where it is not one of this package: FILE.py:NAME, MODULE:NAME or a registered name."""
+    accept_changed: bool = False
+    """Open the run although the file of its family has changed since it was made."""
 
     def check(self) -> None:
         """See `Command`."""
+        check_own_family(self.family)
         for name in self.estimators:
             check_name("estimators", name, ESTIMATOR_NAMES)
         check_seed(self.seed)
@@ -60,7 +65,7 @@ class Gradcheck(Command):
 
         from admrl.training.run import load_run
 
-        run = load_run(self.run)
+        run = load_run(self.run, family=self.family, accept_changed=self.accept_changed)
         psi = torch.tensor([self.psi or run.state.records[-1].psi])
         return run, run.family.box.check(psi.to(run.family.box.low))
 
@@ -95,7 +100,7 @@ def check_job(path: str, psi: list[list[float]], command: Gradcheck, reporter: R
     from admrl.runs.versions import versions
     from admrl.training.run import load_run
 
-    run = load_run(path)
+    run = load_run(path, family=command.family, accept_changed=command.accept_changed)
     config, family = run.info.config, run.family
     solved = solve_task(
         family, run.learner, torch.tensor(psi), config, command.seed, policy=run.policy, reporter=reporter

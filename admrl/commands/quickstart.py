@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from admrl.commands.command import Command, at_least
+from admrl.commands.command import Command, at_least, check_own_family
 from admrl.config.checks import check_seed
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.presets import PRESETS
@@ -26,7 +27,7 @@ SMOKE_EVALUATION = EvaluationConfig(
 
 @dataclass(frozen=True)
 class Quickstart(Command):
-    """Adversarial and uniform meta-training on Hopper2D, and one figure with the gaps of both.
+    """Adversarial and uniform meta-training on a family, by default Hopper2D, and one figure with the gaps of both.
 
     Trains twice with equal real budgets, the same seed and the same initial policies, evaluates both on a common
     grid of tasks, prints a table and draws quickstart.png. Real MuJoCo; about 10 minutes on two cores.
@@ -34,10 +35,12 @@ class Quickstart(Command):
 
     out: Path = Path("quickstart")
     """Folder for the two runs, the tables and the figure; must not exist or be empty."""
+    family: str = "hopper2d"
+    """Task family, or your own: FILE.py:NAME, MODULE:NAME, or a name that an installed package has registered."""
     seed: int = 0
     """Seed of both trainings and of the evaluation."""
-    grid: tuple[int, int] = (4, 4)
-    """Tasks per task parameter on the evaluation grid."""
+    grid: tuple[int, ...] | None = None
+    """Tasks per task parameter on the evaluation grid, e.g. 4 4. Default: 4 of each, 12 of a single one."""
     preset: str = "laptop"
     """smoke (seconds, proves the installation), laptop or paper (hours)."""
     num_workers: int = 2
@@ -45,22 +48,26 @@ class Quickstart(Command):
 
     def check(self) -> None:
         """See `Command`."""
+        check_own_family(self.family)
         check_name("preset", self.preset, tuple(PRESETS))
         at_least(self, num_workers=1)
         check_seed(self.seed)
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise ValueError(f"out: {self.out} is not empty; nothing was changed. Choose another `out`")
-        if min(self.grid) < 2:
+        if self.grid is not None and min(self.grid, default=0) < 2:
             raise ValueError(f"grid: expected at least 2 2, got {' '.join(map(str, self.grid))}")
 
     def prepare(self) -> list[Run]:
         """The two runs; their folders exist afterwards."""
+        from admrl.runs.families import new_family
         from admrl.training.run import prepare_run
 
+        family = new_family(self.family, "released")
+        family.box.grid(self._grid(family.box.size))  # refuses one that does not fit, before any training
         return [
             prepare_run(
                 self.out / selector,
-                family="hopper2d",
+                family=family,
                 variant="released",
                 selector=selector,
                 preset=self.preset,
@@ -70,21 +77,27 @@ class Quickstart(Command):
             for selector in SELECTORS
         ]
 
+    def _grid(self, num_parameters: int) -> tuple[int, ...]:
+        """The evaluation grid of so many task parameters."""
+        return self.grid or ((12,) if num_parameters == 1 else (4,) * num_parameters)
+
     def execute(self, runs: list[Run]) -> None:
         """Train both, evaluate both, print the table, draw the figure."""
         from rich.console import Console
 
         from admrl.jobs.interruption import Interrupted
+        from admrl.runs.families import family_option
 
         console, started = Console(markup=False), time.monotonic()
         try:
             self._train(runs, console)
             figure = self._evaluate(runs, console)
         except Interrupted as interrupt:
-            folders = " ".join(str(run.path) for run in runs)
+            folders = " ".join(str(run.path) for run in runs) + family_option(runs[0].info.source)
+            grid = " ".join(map(str, self._grid(runs[0].family.box.size)))
             raise Interrupted(
-                f"everything is saved. Continue by hand: admrl train --resume {runs[0].path}, "
-                f"the same for {runs[1].path}, then: admrl evaluate {folders} --grid {' '.join(map(str, self.grid))}",
+                f"everything is saved. Continue by hand: {runs[0].resume_command}, "
+                f"the same for {runs[1].path}, then: admrl evaluate {folders} --grid {grid}",
                 interrupt.signum,
             ) from None
         minutes = (time.monotonic() - started) / 60
@@ -92,6 +105,7 @@ class Quickstart(Command):
 
     def _train(self, runs: list[Run], console: Console) -> None:
         from admrl.jobs.pool import Job, num_cores, run_jobs
+        from admrl.runs.families import NamedFamily
         from admrl.training.run import train_job
 
         if num_cores() < self.num_workers:
@@ -99,7 +113,10 @@ class Quickstart(Command):
                 f"{self.num_workers} workers on {num_cores()} core(s): this will take longer", style="yellow"
             )
         console.print("1/2 meta-training, equal budgets, the same seed and initial policies", highlight=False)
-        jobs = [Job(r.info.selector, train_job, (r.path,), r.steps_left, saves_itself=True) for r in runs]
+        named = NamedFamily(self.family if runs[0].info.source else None)
+        jobs = [
+            Job(r.info.selector, train_job, (r.path, named), r.steps_left, saves_itself=True) for r in runs
+        ]
         run_jobs(jobs, self.num_workers, console)
 
     def _evaluate(self, runs: list[Run], console: Console) -> Path:
@@ -108,18 +125,19 @@ class Quickstart(Command):
         from admrl.evaluation.parallel import evaluate_in_parallel, lock_runs
         from admrl.reports.heatmap import plot_gap_heatmap
         from admrl.run_kinds import load_any_run
-        from admrl.training.run import load_run
+        from admrl.runs.families import NamedFamily
 
         config = EvaluationConfig() if self.preset != "smoke" else SMOKE_EVALUATION
-        trained = [load_run(run.path) for run in runs]
-        tasks = check_runs(trained, self.grid, config)
+        load = partial(load_any_run, named=NamedFamily(self.family if runs[0].info.source else None))
+        trained = [load(run.path) for run in runs]
+        tasks = check_runs(trained, self._grid(runs[0].family.box.size), config)
         console.print(
             f"2/2 evaluation on {len(tasks.psi)} tasks, {config.num_policy_seeds} policies each",
             highlight=False,
         )
         lock_runs(trained)
         tables = evaluate_in_parallel(
-            trained, tasks, config, self.seed, self.num_workers, console, name=tasks.name, load=load_any_run
+            trained, tasks, config, self.seed, self.num_workers, console, name=tasks.name, load=load
         )
         print_tables(tables, console)
         print_notes(tables, console)

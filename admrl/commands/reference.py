@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from admrl.commands.command import Command, at_least
+from admrl.commands.command import Command, at_least, check_own_family
 from admrl.config.checks import check_config, check_seed
 from admrl.config.evaluation import REFERENCE_METHODS, ReferenceConfig
 from task_families.choices import check_name
-from task_families.registry import names
 
 if TYPE_CHECKING:
     from admrl.evaluation.reference_plan import Plan
@@ -26,7 +25,7 @@ class ReferenceReturns(Command):
     """
 
     family: str = "hopper2d"
-    """Task family."""
+    """Task family, or your own: FILE.py:NAME, MODULE:NAME."""
     out: Path | None = None
     """The file; an existing one is extended. Default: reference-FAMILY.json."""
     tasks: str = "paper"
@@ -47,7 +46,7 @@ class ReferenceReturns(Command):
 
     def check(self) -> None:
         """See `Command`."""
-        check_name("family", self.family, names())
+        check_own_family(self.family)
         at_least(self, num_workers=1)
         for name, values in (("methods", self.methods), ("seeds", self.seeds)):
             if not values or len(set(values)) < len(values):

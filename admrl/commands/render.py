@@ -9,10 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from admrl.commands.command import Command, CommandFailed, at_least
+from admrl.commands.command import Command, CommandFailed, at_least, check_own_family
 from admrl.config.checks import check_seed
-from task_families.choices import check_name
-from task_families.registry import names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,11 +42,13 @@ class Render(Command):
     """
 
     family: str | None = None
-    """Task family with a MuJoCo body. Default: the run's, or hopper2d."""
+    """Task family with a MuJoCo body, or your own: FILE.py:NAME, MODULE:NAME. Default: the run's, or hopper2d."""
     psi: tuple[float, ...] | None = None
     """The task, one number per task parameter. Default: the family's first task."""
     run: Path | None = None
     """Run folder whose model the policy is solved in."""
+    accept_changed: bool = False
+    """Open the run although the file of its family has changed since it was made."""
     out: Path | None = None
     """File to write, .gif or .mp4 (needs admrl[video]), beside FILE-strip.png. Default: FAMILY.gif, or film.gif."""
     variant: str = "released"
@@ -65,8 +65,7 @@ class Render(Command):
     def check(self) -> None:
         """See `Command`."""
         file = self.file
-        if self.family is not None:
-            check_name("family", self.family, names())
+        check_own_family(self.family)
         if file.suffix not in FORMATS:
             raise ValueError(f"out: expected a file ending in {' or '.join(FORMATS)}, got {file}")
         if not file.parent.is_dir():
@@ -83,7 +82,7 @@ class Render(Command):
     @property
     def file(self) -> Path:
         """Where the film goes."""
-        return self.out or Path(f"{self.family or 'film'}.gif")
+        return self.out or Path(f"{(self.family or 'film').rpartition(':')[2]}.gif")
 
     def prepare(self) -> Scene:
         """The family, the task and the file to write.
@@ -102,11 +101,9 @@ class Render(Command):
         from admrl.training.run import load_run
         from task_families.registry import make
 
-        run = None if self.run is None else load_run(self.run)
-        if run is not None and self.family not in (None, run.info.family):
-            raise ValueError(
-                f"family: the run {self.run} is of {run.info.family}, got {self.family}; leave it out"
-            )
+        run = None
+        if self.run is not None:
+            run = load_run(self.run, family=self.family, accept_changed=self.accept_changed)
         family = run.family if run is not None else make(self.family or "hopper2d", variant=self.variant)
         psi = family.first_psi if self.psi is None else torch.tensor(self.psi, dtype=family.box.low.dtype)
         psi = family.box.check(psi, allow_outside=self.allow_outside)

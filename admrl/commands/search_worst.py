@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from admrl.commands.command import Command, CommandFailed, at_least
+from admrl.commands.command import Command, CommandFailed, at_least, check_own_family
 from admrl.config.checks import check_config, check_seed
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.search import SCALES, SEARCHES
@@ -64,10 +64,15 @@ class SearchWorst(Command):
     """Film the worst tasks, if the family has a body."""
     out: Path | None = None
     """Folder to write to. Default: RUN/worst."""
+    family: str | None = None
+    """The family of the run, where it is not one of this package: FILE.py:NAME, MODULE:NAME or a registered name."""
+    accept_changed: bool = False
+    """Open the run although the file of its family has changed since it was made."""
     config: EvaluationConfig = EvaluationConfig()
 
     def check(self) -> None:
         """See `Command`."""
+        check_own_family(self.family)
         check_name("search", self.search, SEARCHES)
         check_name("scale", self.scale, SCALES)
         check_seed(self.seed)
@@ -103,7 +108,7 @@ class SearchWorst(Command):
         from admrl.streams import Purpose, stream
         from admrl.training.run import load_run
 
-        run = load_run(self.run)
+        run = load_run(self.run, family=self.family, accept_changed=self.accept_changed)
         run.adapter(self.config)  # refuses impossible counts
         check_pooled([run], self.config)
         search = make_search(
@@ -234,6 +239,8 @@ class SearchWorst(Command):
 
         for number, task in enumerate(report.tasks, start=1):
             film = Render(
+                family=self.family,
+                accept_changed=self.accept_changed,
                 run=self.run,
                 psi=task.psi,
                 seed=self.seed,

@@ -6,17 +6,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from admrl.commands.command import Command, at_least, value_of
+from admrl.commands.command import Command, at_least, check_own_family, value_of
 from admrl.config.checks import check_saving, check_seed
 from admrl.config.presets import PRESETS
 from admrl.config.training import SELECTORS, MetaTrainConfig
 from task_families.choices import check_name
-from task_families.registry import names
 
 if TYPE_CHECKING:
     from admrl.training.run import Run
 
-ALLOWED_WITH_RESUME = ("resume", "num_threads", "checkpoint_seconds", "keep_checkpoints")
+ALLOWED_WITH_RESUME = (
+    "resume",
+    "family",
+    "accept_changed",
+    "num_threads",
+    "checkpoint_seconds",
+    "keep_checkpoints",
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,8 @@ class Train(Command):
     """Meta-train on a family of tasks (Alg. 1): adversarially chosen tasks, or random ones for comparison."""
 
     family: str = "hopper2d"
-    """Task family."""
+    """Task family (docs/task_families.md), or your own, whose code is then run: FILE.py:NAME, MODULE:NAME, or a name
+    that an installed package has registered."""
     selector: str = "adversarial"
     """How the next task is chosen: adversarial (the paper's), uniform, gaussian, screened, default, ...; see
     docs/search.md. Settings: --config.search.*"""
@@ -38,6 +45,8 @@ class Train(Command):
     """Run folder; must not exist or be empty. Default: runs/FAMILY-SELECTOR-SEED."""
     resume: Path | None = None
     """Continue this run folder where it stopped, bit-identically on one thread; its own settings apply."""
+    accept_changed: bool = False
+    """Continue although the file of the run's family has changed since."""
     checkpoint_seconds: float = 30.0
     """Seconds between two checkpoints within a phase (the end of every phase has its own); 0: after every step."""
     keep_checkpoints: int = 3
@@ -56,9 +65,9 @@ class Train(Command):
     def check(self) -> None:
         """See `Command`."""
         at_least(self, num_threads=1)
+        check_own_family(self.family)
         check_saving(self.checkpoint_seconds, self.keep_checkpoints)
         if self.resume is None:
-            check_name("family", self.family, names())
             check_name("selector", self.selector, SELECTORS)
             check_seed(self.seed)
             return
@@ -71,19 +80,23 @@ class Train(Command):
 
     def prepare(self) -> Run:
         """The run to train; its folder exists afterwards."""
+        from admrl.runs.families import NamedFamily
         from admrl.training.run import Run, prepare_run
+        from task_families.registry import make
 
         if self.resume is None:
+            family = make(self.family, variant=self.variant)
             return prepare_run(
-                self.out or Path("runs") / f"{self.family}-{self.selector}-{self.seed}",
-                family=self.family,
+                self.out or Path("runs") / f"{family.name}-{self.selector}-{self.seed}",
+                family=family,
                 variant=self.variant,
                 selector=self.selector,
                 preset=self.preset,
                 seed=self.seed,
                 config=self.config,
             )
-        run = Run.resume(self.resume)
+        named = None if self.family == type(self).family else self.family
+        run = Run.resume(self.resume, NamedFamily(named, self.accept_changed))
         if run.finished:
             run.release()
             raise ValueError(f"{self.resume}: all {len(run.state.records)} tasks are done already")
@@ -92,13 +105,18 @@ class Train(Command):
     def execute(self, run: Run) -> None:
         """Train, with a progress display; Ctrl-C and SIGTERM save and say how to go on."""
         from admrl.commands.session import train_in_session
+        from admrl.runs.families import family_option
         from admrl.training.run import train_run
 
         console = train_in_session(
             run, train_run, self.num_threads, self.checkpoint_seconds, self.keep_checkpoints
         )
         size, samples = run.family.box.size, run.state.samples
-        hint = f"\nnext: admrl evaluate {run.path} --grid {' '.join('6' * size)}" if size <= 3 else ""
+        hint = (
+            f"\nnext: admrl evaluate {run.path}{family_option(run.info.source)} --grid {' '.join('6' * size)}"
+            if size <= 3
+            else ""
+        )
         console.print(
             f"{len(run.state.records)} tasks, {samples.real} real and {samples.virtual} virtual samples -> "
             f"{run.path}{hint}",

@@ -9,15 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Self
 import tyro
 
 from admrl.baselines.config import ALGORITHMS, PRESETS, TITLES, BaselineConfig, preset_config
-from admrl.commands.command import Command, at_least, value_of
+from admrl.commands.command import Command, at_least, check_own_family, value_of
 from admrl.config.checks import check_saving, check_seed
 from task_families.choices import check_name
-from task_families.registry import names
 
 if TYPE_CHECKING:
     from admrl.baselines.run import BaselineRun
 
-ALLOWED_WITH_RESUME = ("algorithm", "resume", "num_threads", "checkpoint_seconds", "keep_checkpoints")
+ALLOWED_WITH_RESUME = (
+    "algorithm",
+    "resume",
+    "family",
+    "accept_changed",
+    "num_threads",
+    "checkpoint_seconds",
+    "keep_checkpoints",
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class TrainBaseline(Command):
     algorithm: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="ALGORITHM")] = None
     """pearl, crl, sac, mt-joint or pearl-mt."""
     family: str = "point_robot"
-    """Task family."""
+    """Task family, or your own: FILE.py:NAME, MODULE:NAME, or a name that an installed package has registered."""
     preset: str = "laptop"
     """Where the settings start from: smoke (seconds), laptop (minutes to hours) or paper (days on a CPU)."""
     variant: str = "released"
@@ -41,6 +48,8 @@ class TrainBaseline(Command):
     """Run folder; must not exist or be empty. Default: runs/FAMILY-ALGORITHM-SEED."""
     resume: Path | None = None
     """Continue this run folder where it stopped, bit-identically on one thread; its own settings apply."""
+    accept_changed: bool = False
+    """Continue although the file of the run's family has changed since."""
     checkpoint_seconds: float = 30.0
     """Seconds between two checkpoints; 0: after every step."""
     keep_checkpoints: int = 3
@@ -61,10 +70,10 @@ class TrainBaseline(Command):
     def check(self) -> None:
         """See `Command`."""
         at_least(self, num_threads=1)
+        check_own_family(self.family)
         check_saving(self.checkpoint_seconds, self.keep_checkpoints)
         if self.resume is None:
             check_name("algorithm", self.algorithm or "", ALGORITHMS)
-            check_name("family", self.family, names())
             check_seed(self.seed)
             return
         allowed = {name: getattr(self, name) for name in ALLOWED_WITH_RESUME}
@@ -79,19 +88,23 @@ class TrainBaseline(Command):
     def prepare(self) -> BaselineRun:
         """The run to train; its folder exists afterwards."""
         from admrl.baselines.run import BaselineRun, prepare_baseline
+        from admrl.runs.families import NamedFamily
+        from task_families.registry import make
 
         if self.resume is None:
             assert self.algorithm is not None
+            family = make(self.family, variant=self.variant)
             return prepare_baseline(
-                self.out or Path("runs") / f"{self.family}-{self.algorithm}-{self.seed}",
+                self.out or Path("runs") / f"{family.name}-{self.algorithm}-{self.seed}",
                 algorithm=self.algorithm,
-                family=self.family,
+                family=family,
                 variant=self.variant,
                 preset=self.preset,
                 seed=self.seed,
                 config=self.config,
             )
-        run = BaselineRun.resume(self.resume)
+        named = None if self.family == type(self).family else self.family
+        run = BaselineRun.resume(self.resume, NamedFamily(named, self.accept_changed))
         if self.algorithm not in (None, run.info.algorithm):
             run.release()
             raise ValueError(
@@ -107,6 +120,7 @@ class TrainBaseline(Command):
         """Train, with a progress display; Ctrl-C and SIGTERM save and say how to go on."""
         from admrl.baselines.run import train_baseline_run
         from admrl.commands.session import train_in_session
+        from admrl.runs.families import family_option
 
         console = train_in_session(
             run, train_baseline_run, self.num_threads, self.checkpoint_seconds, self.keep_checkpoints
@@ -117,7 +131,7 @@ class TrainBaseline(Command):
             last = f"; test tasks: A_0 {point.first_return:.4g}, after adaptation {point.adapted_return:.4g}"
         console.print(
             f"{TITLES[run.info.algorithm]}: {run.state.num_updates} gradient steps, {run.state.real_samples} real "
-            f"samples{last} -> {run.path}\nnext: admrl evaluate {run.path} --reference FILE --config.num-stages 1 "
-            f"--config.num-stage-samples {2 * run.family.horizon}",
+            f"samples{last} -> {run.path}\nnext: admrl evaluate {run.path}{family_option(run.info.source)} "
+            f"--reference FILE --config.num-stages 1 --config.num-stage-samples {2 * run.family.horizon}",
             highlight=False,
         )

@@ -20,6 +20,8 @@ class Provenance:
     run: str | None = None
     """Its folder."""
     preset: str | None = None
+    family_sha256: str | None = None
+    """Of the file of a family from outside this package."""
     sees: str | None = None
     """What it may know of a test task; see `admrl.evaluation.adapter.SEES`."""
     training_real_samples: int | None = None

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from admrl.config.plain_data import from_dict
 from admrl.evaluation.scoring import BestKnown, best_known_returns
+from admrl.runs.families import CODE, code_key
 from admrl.storage.files import DamagedFileError, digest, parse_json, write_json
 from admrl.streams import unit_keys
 from task_families.family import TaskFamily
@@ -85,6 +86,7 @@ class Reference:
                 f"reference: the file is of {self.family} ({self.variant}), the runs are of {family.name} "
                 f"({family.variant})"
             )
+        self.check_code(family)
         by_task: dict[tuple[int, ...], list[Candidate]] = {}
         own = [c.psi for c in self.candidates]
         if own:
@@ -100,6 +102,19 @@ class Reference:
             )
         best = [best_known_returns({c.name: _episodes(c) for c in by_task[key]}) for key in keys]
         return np.array([value[0] for value, _ in best]), tuple(source[0] for _, source in best)
+
+    def check_code(self, family: TaskFamily) -> None:
+        """Refuse a family from outside this package whose code is not that of the file.
+
+        Raises:
+            ValueError: says that it has changed.
+        """
+        now = code_key(family).get(CODE)
+        if other := [c.settings.get(CODE) for c in self.candidates if c.settings.get(CODE) != now]:
+            raise ValueError(
+                f"reference: the code of {family.name} has changed since the file was made (sha256 {other[0]!s:.12} "
+                f"then, {now!s:.12} now), so its tasks may be others; make another file with `admrl reference`"
+            )
 
     def best_known(self, family: TaskFamily, psi: Tensor) -> BestKnown:
         """A* of tasks psi (M, k) with its origin; see `optimal_returns`."""

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from admrl.config.evaluation import ReferenceConfig
-from admrl.evaluation.reference import Reference, read_candidates, training_folder
+from admrl.evaluation.reference import Candidate, Reference, read_candidates, training_folder
 from admrl.evaluation.reference_sac import load_sac, sac_job, sac_settings
 from admrl.evaluation.reference_slbo import check_reference, slbo_job, slbo_settings
 from admrl.evaluation.task_lists import TaskList
 from admrl.jobs.pool import Job
+from admrl.runs.families import CODE, code_key
 from task_families.family import TaskFamily
+from task_families.registry import sendable
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,19 @@ class Plan:
 
     def merge(self) -> Reference:
         """The file with everything that the trainings have left; written if that is news."""
-        reference = self.reference.extended(read_candidates(self.work))
+        reference = self.reference.extended(self.left())
         if not self.file.exists() or reference.revision > Reference.load(self.file).revision:
             reference.save(self.file)
         return reference
 
+    def left(self) -> list[Candidate]:
+        """What trainings left in their folders; not those of a family from outside whose code has changed since."""
+        code = code_key(self.family).get(CODE)
+        return [c for c in read_candidates(self.work) if c.settings.get(CODE) == code]
+
     def slbo_jobs(self, seed: int) -> list[Job]:
         """The tasks that lack it train together; a training that was begun is found again by its tasks."""
-        config, settings = self.config, slbo_settings(self.config)
+        config, settings = self.config, slbo_settings(self.config, self.family)
         missing = self._missing("slbo", seed, settings, config.num_stages)
         if not missing:
             return []
@@ -50,16 +57,16 @@ class Plan:
         folder = training_folder(self.work, "slbo", seed, settings, unit.tolist())
         num_left = config.num_stages - len(list(folder.glob("stage-*.json")))
         steps = num_left * (1 + config.num_iterations * config.num_updates)
-        arguments = (self.family.name, self.family.variant, part, config, seed, folder)
+        arguments = (sendable(self.family), self.family.variant, part, config, seed, folder)
         return [Job(f"SLBO seed {seed}", slbo_job, arguments, steps)]
 
     def sac_jobs(self, seed: int) -> list[Job]:
         """A training for every task that lacks it."""
-        config, tasks, settings, jobs = self.config, self.tasks, sac_settings(self.config), []
+        config, tasks, settings, jobs = self.config, self.tasks, sac_settings(self.config, self.family), []
         unit = self.family.box.to_unit(tasks.psi)
         for m in self._missing("sac", seed, settings, 1):
             folder = training_folder(self.work, "sac", seed, settings, unit[m].tolist())
-            arguments = (self.family.name, self.family.variant, tasks, m, config, seed, folder)
+            arguments = (sendable(self.family), self.family.variant, tasks, m, config, seed, folder)
             jobs.append(Job(f"SAC seed {seed}", sac_job, arguments, 100))
         return jobs
 
@@ -103,8 +110,9 @@ def plan_reference(
                 f"out: {file} is of {reference.family} ({reference.variant}), not of {family.name} "
                 f"({family.variant}); choose another one"
             )
+        reference.check_code(family)
     plan = Plan(family, tasks, config, file, reference, [])
-    plan = replace(plan, reference=reference.extended(read_candidates(plan.work)))  # left by an interruption
+    plan = replace(plan, reference=reference.extended(plan.left()))  # left by an interruption
     for seed in seeds:
         if "slbo" in methods:
             plan.jobs.extend(plan.slbo_jobs(seed))

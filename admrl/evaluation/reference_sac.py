@@ -16,17 +16,19 @@ from admrl.evaluation.reference import Candidate, plain_returns
 from admrl.evaluation.scoring import score_policy
 from admrl.evaluation.task_lists import TaskList
 from admrl.jobs.reporter import Reporter
+from admrl.runs.families import code_key
 from admrl.runs.versions import versions
 from admrl.storage.files import make_folder, write_json
 from admrl.streams import Purpose, derived_seed
-from task_families.registry import make
+from task_families.family import TaskFamily
+from task_families.registry import made
 
 SAC_HINT = 'SAC needs stable-baselines3: pip install -c constraints.txt "admrl[sac]"'
 
 
-def sac_settings(config: ReferenceConfig) -> dict[str, Any]:
+def sac_settings(config: ReferenceConfig, family: TaskFamily) -> dict[str, Any]:
     """What a SAC training depends on, besides its task and seed."""
-    return {"sac_steps": config.sac_steps, "num_episodes": config.num_episodes}
+    return {"sac_steps": config.sac_steps, "num_episodes": config.num_episodes, **code_key(family)}
 
 
 class _Deterministic:
@@ -46,7 +48,7 @@ class _Deterministic:
 
 
 def sac_job(
-    name: str,
+    name: str | TaskFamily,
     variant: str,
     tasks: TaskList,
     index: int,
@@ -59,7 +61,7 @@ def sac_job(
     SAC = load_sac()
     from stable_baselines3.common.callbacks import BaseCallback
 
-    family = make(name, variant=variant)
+    family = made(name, variant)
     psi = tasks.psi[index]
     chunk = max(1, config.sac_steps // 100)
 
@@ -88,7 +90,7 @@ def sac_job(
         real_samples=config.sac_steps,
         virtual_samples=0,
         episode_return=plain_returns(returns[0]),
-        settings=sac_settings(config),
+        settings=sac_settings(config, family),
         versions=versions() | sac_version(),
     )
     make_folder(folder)

@@ -18,6 +18,7 @@ from admrl.evaluation.reference import Candidate, plain_returns
 from admrl.evaluation.scoring import score_policy
 from admrl.evaluation.task_lists import TaskList
 from admrl.jobs.reporter import Reporter
+from admrl.runs.families import code_key
 from admrl.runs.versions import versions
 from admrl.solving.adaptation import slbo_adapt
 from admrl.solving.rollouts import SolutionPolicy
@@ -39,7 +40,7 @@ from dynamics.config import DynamicsConfig
 from dynamics.learner import ModelLearner
 from policy_opt.config import TrpoConfig
 from task_families.family import TaskFamily
-from task_families.registry import make
+from task_families.registry import made
 
 POLICY = MetaTrainConfig()  # its policy shape
 ROWS = "rows."  # the beginning of the data's names
@@ -57,13 +58,14 @@ def check_reference(config: ReferenceConfig, family: TaskFamily) -> None:
     check_lanes("config.num_virtual_samples", config.num_virtual_samples, family.horizon, members)
 
 
-def slbo_settings(config: ReferenceConfig) -> dict[str, Any]:
+def slbo_settings(config: ReferenceConfig, family: TaskFamily) -> dict[str, Any]:
     """What an SLBO training depends on, besides its tasks, its seed and how long it runs."""
-    return {k: v for k, v in asdict(config).items() if k not in ("num_stages", "sac_steps")}
+    own = {k: v for k, v in asdict(config).items() if k not in ("num_stages", "sac_steps")}
+    return own | code_key(family)
 
 
 def slbo_job(
-    name: str,
+    name: str | TaskFamily,
     variant: str,
     tasks: TaskList,
     config: ReferenceConfig,
@@ -72,7 +74,7 @@ def slbo_job(
     reporter: Reporter,
 ) -> None:
     """SLBO from nothing on all tasks together: one model, pooled data; candidates after every stage into folder."""
-    family = make(name, variant=variant)
+    family = made(name, variant)
     make_folder(folder)
     training = _SlboTraining(family, tasks, config, seed)
     checkpoint = folder / "training.ckpt"
@@ -139,7 +141,7 @@ class _SlboTraining:
                 real_samples=self.samples.real,
                 virtual_samples=self.samples.virtual,
                 episode_return=plain_returns(episodes),
-                settings=slbo_settings(config),
+                settings=slbo_settings(config, self.family),
                 versions=versions(),
             )
             for psi, episodes in zip(self.psi.tolist(), returns, strict=True)

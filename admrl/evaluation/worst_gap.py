@@ -21,6 +21,7 @@ from admrl.evaluation.reference_pooled import pooled_reference
 from admrl.evaluation.scoring import best_known_returns
 from admrl.evaluation.task_lists import TaskList
 from admrl.jobs.reporter import Reporter
+from admrl.runs.families import family_option
 from admrl.search.objective import scaled_gap
 from admrl.storage.files import digest, make_folder
 from admrl.storage.sealed_file import check_tensor, read_sealed, write_sealed
@@ -152,4 +153,5 @@ class RunGap:
 def replay_command(run: EvaluableRun, psi: Sequence[float], seed: int, num_updates: int, out: str) -> str:
     """What to type to film the zero-shot policy of a task."""
     task = " ".join(f"{x:.6g}" for x in psi)
-    return f"admrl render --run {run.path} --psi {task} --seed {seed} --num-updates {num_updates} --out {out}"
+    family = family_option(run.info.source)
+    return f"admrl render --run {run.path}{family} --psi {task} --seed {seed} --num-updates {num_updates} --out {out}"

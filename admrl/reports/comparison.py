@@ -161,6 +161,11 @@ def check_comparable(first: GapTable, other: GapTable) -> None:
             f"tables of different families: {first.family} ({first.variant}) and "
             f"{other.family} ({other.variant}); compare runs of one family"
         )
+    if other.provenance.family_sha256 != first.provenance.family_sha256:
+        raise ValueError(
+            f"tables of different code: the file of {first.family} changed between the two evaluations, so that "
+            "their tasks may be others; evaluate all runs with the same file"
+        )
     if (
         other.grid_shape != first.grid_shape
         or other.psi.shape != first.psi.shape

@@ -25,11 +25,11 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 from torch import Tensor
 
 from admrl.runs.checkpoints import Checkpoint, CheckpointStore
+from admrl.runs.families import CODE, NOBODY, NamedFamily, family_of, family_option
 from admrl.runs.lock import HOLDER, LOCK, RunLock
 from admrl.storage.files import DamagedFileError, parse_json, write_json
 from admrl.streams import VERSION
 from task_families.family import TaskFamily
-from task_families.registry import make
 
 CONFIG, TASKS, CURVE = "config.json", "tasks.json", "curve.json"
 COMMANDS: dict[str | None, str] = {None: "train", "baseline": "train-baseline"}
@@ -54,6 +54,10 @@ class RunInfo(Protocol):
     @property
     def seed(self) -> int:
         """Of everything."""
+
+    @property
+    def source(self) -> dict[str, str] | None:
+        """Where the family's code comes from (`admrl.runs.families`); None for a family of this package."""
 
     @property
     def versions(self) -> dict[str, str]:
@@ -129,17 +133,16 @@ class RunFolder(ABC, Generic[Info, State]):
     @property
     def resume_command(self) -> str:
         """The command that goes on with it."""
-        return resume_command(self.path, self.kind)
+        return resume_command(self.path, self.kind, self.info.source)
 
     @classmethod
-    def create(cls, path: Path, info: Info) -> Self:
+    def create(cls, path: Path, info: Info, family: TaskFamily) -> Self:
         """Make the folder of a new run; everything is checked before.
 
         Raises:
             ValueError: the folder already holds a run (or anything else), or cannot be made.
             StorageError: config.json cannot be written.
         """
-        family = make(info.family, variant=info.variant)
         state = cls.new_state(family, info)
         create_run(path, info)
         return cls(path, info, family, state)
@@ -167,17 +170,18 @@ class RunFolder(ABC, Generic[Info, State]):
             raise DamagedFileError(f"{path / CONFIG} is damaged: {error}") from error
 
     @classmethod
-    def open(cls, path: Path, *, lock: RunLock | None = None) -> Self:
+    def open(cls, path: Path, *, lock: RunLock | None = None, named: NamedFamily = NOBODY) -> Self:
         """A run at its newest sound checkpoint, or at its beginning if it has none.
 
         Args:
             lock: of the folder, to write there; damaged checkpoints are then set aside.
+            named: its family, where it is not one of this package.
 
         Raises:
-            ValueError: not a run folder, damaged files, or a checkpoint of another run.
+            ValueError: not a run folder, damaged files, a checkpoint of another run, or see `family_of`.
         """
         info = cls.read_info(path)
-        family = make(info.family, variant=info.variant)
+        family = family_of(path, info, named)
         run = cls(path, info, family, cls.new_state(family, info), lock=lock)
         checkpoint, notes = run.store.load(set_aside=lock is not None)
         if checkpoint is not None:
@@ -192,7 +196,7 @@ class RunFolder(ABC, Generic[Info, State]):
         return run
 
     @classmethod
-    def resume(cls, path: Path) -> Self:
+    def resume(cls, path: Path, named: NamedFamily = NOBODY) -> Self:
         """A run folder to write into, see `open`; the caller releases its lock.
 
         Raises:
@@ -209,7 +213,7 @@ class RunFolder(ABC, Generic[Info, State]):
             )
         lock = RunLock(path)
         try:
-            return cls.open(path, lock=lock)
+            return cls.open(path, lock=lock, named=named)
         except BaseException:
             lock.release()
             raise
@@ -241,6 +245,7 @@ class RunFolder(ABC, Generic[Info, State]):
             "variant": info.variant,
             method: info.selector,
             "seed": info.seed,
+            **({} if info.source is None else {CODE: info.source["sha256"]}),
         }
 
     def _check_identity(self, checkpoint: Checkpoint) -> None:
@@ -278,9 +283,9 @@ def read_config(path: Path, *, command: str = "train") -> dict[str, Any]:
     return data
 
 
-def resume_command(path: Path, kind: str | None) -> str:
+def resume_command(path: Path, kind: str | None, source: dict[str, str] | None = None) -> str:
     """The command that goes on with a run of that kind."""
-    return f"admrl {COMMANDS.get(kind, 'train')} --resume {path}"
+    return f"admrl {COMMANDS.get(kind, 'train')} --resume {path}{family_option(source)}"
 
 
 def create_run(path: Path, info: Any) -> None:
@@ -298,7 +303,8 @@ def create_run(path: Path, info: Any) -> None:
     lock = RunLock(path)
     try:
         _check_empty(path)  # another process may have been faster
-        write_json(path / CONFIG, asdict(info))
+        # families of this package have no source, and config.json says nothing about it
+        write_json(path / CONFIG, {k: v for k, v in asdict(info).items() if (k, v) != ("source", None)})
     finally:
         lock.release()
 
@@ -311,10 +317,10 @@ def _check_empty(path: Path) -> None:
             f"out: {path} exists and is not an empty folder; nothing was changed. Choose another one"
         )
     try:
-        kind = read_config(path).get("kind")
+        config = read_config(path)
     except ValueError:
-        kind = None
+        config = {}
     raise ValueError(
         f"out: {path} already holds a run; nothing was changed. Choose another folder, or continue it with: "
-        f"{resume_command(path, kind)}"
+        f"{resume_command(path, config.get('kind'), config.get('source'))}"
     )

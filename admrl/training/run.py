@@ -22,6 +22,7 @@ from admrl.config.training import MetaTrainConfig, VirtualTrainingConfig
 from admrl.evaluation.evaluable_run import EvaluableRun
 from admrl.jobs.reporter import Reporter
 from admrl.runs.checkpoints import Checkpoint
+from admrl.runs.families import NamedFamily, code_key, new_family, source_of
 from admrl.runs.folder import TASKS
 from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS, Saver, writing
 from admrl.runs.versions import versions, weights_digest
@@ -61,6 +62,8 @@ class TrainInfo:
     seed: int
     config: MetaTrainConfig
     versions: dict[str, str]
+    source: dict[str, str] | None = None
+    """Of a family from outside this package; see `admrl.runs.families`."""
 
 
 class Run(EvaluableRun[TrainInfo, MetaState]):
@@ -71,7 +74,7 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
     @classmethod
     def check_info(cls, data: Any) -> TrainInfo:
         """See `RunFolder`."""
-        info: TrainInfo = from_dict(TrainInfo, data)
+        info: TrainInfo = from_dict(TrainInfo, {"source": None, **data})
         check_config(info.config)
         check_seed(info.seed)
         return info
@@ -149,6 +152,7 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
         return {
             "family": self.info.family,
             "variant": self.info.variant,
+            **code_key(self.family),
             "model": weights_digest(self.learner.model),
             "num_data": len(self.learner.data[0]),
             "seed": seed,
@@ -171,13 +175,14 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
             "training_real_samples": self.state.samples.real,
             "training_virtual_samples": self.state.samples.virtual,
             "training_versions": self.info.versions,
+            **code_key(self.family),
         }
 
 
 def prepare_run(
     path: Path | str,
     *,
-    family: str,
+    family: str | TaskFamily,
     variant: str,
     selector: str,
     preset: str,
@@ -186,22 +191,34 @@ def prepare_run(
 ) -> Run:
     """Check everything, then make the run folder; nothing is written if anything is wrong.
 
+    Args:
+        family: see `task_families.make`; or the family itself, made with that variant.
+
     Raises:
         ValueError: names the argument, what was expected, what came and the remedy.
         ImportError: the family's simulator is not installed.
         StorageError: the folder cannot be written.
     """
     check_seed(seed)
-    return Run.create(Path(path), TrainInfo(family, variant, selector, preset, seed, config, versions()))
+    new = new_family(family, variant)
+    info = TrainInfo(new.name, new.variant, selector, preset, seed, config, versions(), source_of(new))
+    return Run.create(Path(path), info, new)
 
 
-def load_run(path: Path | str) -> Run:
+def load_run(
+    path: Path | str, *, family: str | TaskFamily | None = None, accept_changed: bool = False
+) -> Run:
     """A run with its newest sound checkpoint; warns about newer ones that are damaged.
 
+    Args:
+        family: of a run whose family is not one of this package: ``"tasks.py:CartPole"``, ``"module:CartPole"``, or
+            the family itself. No other code is run.
+        accept_changed: although the family's file has changed since the run was made.
+
     Raises:
-        ValueError: not a run folder, damaged files, or a run that has not finished a task yet.
+        ValueError: not a run folder, damaged files, a run that has not finished a task yet, or see `family_of`.
     """
-    run = Run.open(Path(path))
+    run = Run.open(Path(path), named=NamedFamily(family, accept_changed))
     if not run.state.records:
         raise ValueError(f"{path}: the run has not finished its first task, so there is nothing to use yet")
     for note in run.notes:
@@ -244,6 +261,6 @@ def train_run(
         )
 
 
-def train_job(path: Path, reporter: Reporter) -> None:
+def train_job(path: Path, named: NamedFamily, reporter: Reporter) -> None:
     """`train_run` of a run folder, in another process."""
-    train_run(Run.resume(path), reporter)
+    train_run(Run.resume(path, named), reporter)

@@ -1,0 +1,147 @@
+"""The family of a run: one of this package, or code of the user's that the run records and never runs by itself.
+
+A run of a family from outside keeps under "source" in config.json what named it, the file with its checksum, and the
+distribution with its version. To open such a run, the user names the family again, and the checksums are compared.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from admrl.storage.files import DamagedFileError
+from task_families.choices import Origin
+from task_families.family import TaskFamily
+from task_families.registry import check_own_name, made, make, origin_of
+
+CODE = "family_sha256"  # in fingerprints, checkpoints and tables
+
+
+class FamilyInfo(Protocol):
+    """What a run says about its family."""
+
+    @property
+    def family(self) -> str:
+        """Its name."""
+
+    @property
+    def variant(self) -> str:
+        """Its variant."""
+
+    @property
+    def source(self) -> dict[str, str] | None:
+        """Where its code comes from (`task_families.choices.Origin`); None for a family of this package."""
+
+
+@dataclass(frozen=True)
+class NamedFamily:
+    """The family that the user named for the runs that are opened; it is sent to workers as it is."""
+
+    family: str | TaskFamily | None = None
+    """See `task_families.make`; or the family itself. None: runs are of families of this package."""
+    accept_changed: bool = False
+    """Open runs although the family's file has changed since they were made."""
+
+
+NOBODY = NamedFamily()
+
+
+def new_family(family: str | TaskFamily, variant: str) -> TaskFamily:
+    """The family of a new run; one from outside is checked first.
+
+    Raises:
+        ValueError: see `task_families.make`; or the first check of `check_family` that it fails.
+    """
+    new = made(family, variant)
+    if origin_of(new) is not None:
+        from task_families.conformance import require_conformance
+
+        check_own_name(new)
+        require_conformance(new)
+    return new
+
+
+def source_of(family: TaskFamily) -> dict[str, str] | None:
+    """What config.json says about where a family comes from."""
+    found = origin_of(family)
+    return None if found is None else asdict(found)
+
+
+def code_key(family: TaskFamily) -> dict[str, str]:
+    """What identifies the code of a family from outside, for fingerprints; nothing for those of this package."""
+    found = origin_of(family)
+    return {} if found is None else {CODE: found.sha256}
+
+
+def recorded_origin(path: Path, info: FamilyInfo) -> Origin | None:
+    """What a run says about the code of its family.
+
+    Raises:
+        DamagedFileError: something else.
+    """
+    if info.source is None:
+        return None
+    try:
+        found = Origin(**info.source)
+        if any(not isinstance(value, str) for value in info.source.values()):
+            raise TypeError("expected text")
+    except TypeError as error:
+        raise DamagedFileError(f"{path}: the source of its family is damaged: {error}") from error
+    return found
+
+
+def family_of(path: Path, info: FamilyInfo, named: NamedFamily = NOBODY) -> TaskFamily:
+    """The family of a run that is there. Runs no code that the user did not name.
+
+    Raises:
+        ValueError: its family is not named, or another one is, or its file has changed; says which option to add.
+    """
+    recorded, family = recorded_origin(path, info), named.family
+    if recorded is None:
+        if not (family is None or family == info.family or getattr(family, "name", None) == info.family):
+            shown = family if isinstance(family, str) else family.name
+            raise ValueError(f"family: the run {path} is of {info.family}, got {shown}; leave it out")
+        return make(info.family, variant=info.variant)
+    if family is None:
+        known = f" ({recorded.distribution})" if recorded.distribution else ""
+        raise ValueError(
+            f"{path}: its family {info.family!r:.60} is code from outside this package, {recorded.file!r:.300}"
+            f"{known}; code that you did not name is not run. If you trust it, add `family` "
+            f"{shlex.quote(recorded.again)[:300]}"
+        )
+    found = made(family, info.variant)
+    if (found.name, found.variant) != (info.family, info.variant):
+        raise ValueError(
+            f"family: the run {path} is of {info.family!r:.60} ({info.variant!r:.40}), got {found.name} "
+            f"({found.variant}); name its own: {shlex.quote(recorded.again)[:300]}"
+        )
+    if not named.accept_changed:
+        _check_unchanged(path, recorded, origin_of(found))
+    return found
+
+
+def _check_unchanged(path: Path, recorded: Origin, now: Origin | None) -> None:
+    """Refuse a family whose file is not the one that the run was made with."""
+    now = now or Origin("", "", "", "")
+    if recorded.sha256 == now.sha256 or not (recorded.sha256 and now.sha256):
+        return
+    versions = (
+        ""
+        if recorded.distribution == now.distribution
+        else (f"; {recorded.distribution!r:.60} then, {now.distribution!r:.60} now")
+    )
+    raise ValueError(
+        f"{path}: {now.file} has changed since the run was made (sha256 {recorded.sha256:.12} then, {now.sha256:.12} "
+        f"now{versions}), so its tasks may be others: put the old file back, or train again; if the change does not "
+        "matter, set `accept_changed`"
+    )
+
+
+def family_option(source: Any) -> str:
+    """The option that names the family of a run again, for commands that are printed; begins with a blank."""
+    try:
+        return "" if source is None else f" --family {shlex.quote(Origin(**source).again)}"
+    except TypeError:  # a damaged record; opening the run says so
+        return ""
