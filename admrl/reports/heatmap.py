@@ -83,7 +83,8 @@ def plot_method_heatmap(comparison: Comparison, path: Path | str, j: int = 0) ->
         known = np.isfinite(gaps).all(0)
         mean = np.where(known, gaps.mean(0), np.nan)
         title = f"{method.name}, {len(gaps)} training seed{'s' if len(gaps) > 1 else ''}"
-        title += f"\nworst mean {number(float(np.nanmax(mean)), 3)} (framed), mean {number(float(np.nanmean(mean)), 3)}"
+        worst, average = (number(float(x), 3) for x in (np.nanmax(mean), np.nanmean(mean)))
+        title += f"\nworst mean {worst} (framed), mean {average}"
         if not known.all():
             title += f"\n{int((~known).sum())} tasks missing"
         visited = method.tables[0].visited_psi if len(gaps) == 1 else None
