@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("task_families", "dynamics", "policy_opt", "admrl")
 ORDER = (  # rooms of admrl: each may import those before it
+    {"number_text"},
     {"config", "storage", "jobs", "streams"},
     {"runs", "search", "solving"},
     {"gradient", "evaluation"},

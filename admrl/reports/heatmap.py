@@ -12,13 +12,15 @@ import numpy as np
 from matplotlib.colors import Normalize
 
 from admrl.evaluation.gap_table import GapTable
+from admrl.number_text import Scale, distinct, number, with_error
 from admrl.reports.comparison import Comparison, check_comparable, check_gaps
-from admrl.reports.style import COLOURS, axis_label, save_figure
+from admrl.reports.style import CHARACTER, COLOURS, axis_label, fit, number_axis, save_figure
 
 matplotlib.use("Agg", force=False)
 
 
 TEXT_SHIFTS = (0.0, 0.27, -0.27)  # of a cell's text, in cells
+CELL_POINTS = 46  # room for text across a cell
 WORST, BOX = "#d62728", "0.1"
 
 
@@ -56,8 +58,8 @@ def plot_gap_heatmap(tables: Sequence[GapTable], path: Path | str, j: int = 0) -
     for table in tables:
         worst, (mean, error) = table.worst(j), table.average(j)
         title = (
-            f"{table.method}\nworst {worst.gap:.0f} ± {worst.standard_error:.0f} (framed), "
-            f"mean {mean:.0f} ± {error:.0f}"
+            f"{table.method}\nworst {with_error(worst.gap, worst.standard_error)} (framed), "
+            f"mean {with_error(mean, error)}"
         )
         if table.num_missing(j):
             title += f"\n{table.num_missing(j)} tasks missing"
@@ -81,7 +83,8 @@ def plot_method_heatmap(comparison: Comparison, path: Path | str, j: int = 0) ->
         known = np.isfinite(gaps).all(0)
         mean = np.where(known, gaps.mean(0), np.nan)
         title = f"{method.name}, {len(gaps)} training seed{'s' if len(gaps) > 1 else ''}"
-        title += f"\nworst mean {np.nanmax(mean):.0f} (framed), mean {np.nanmean(mean):.0f}"
+        worst, average = (number(float(x), 3) for x in (np.nanmax(mean), np.nanmean(mean)))
+        title += f"\nworst mean {worst} (framed), mean {average}"
         if not known.all():
             title += f"\n{int((~known).sum())} tasks missing"
         visited = method.tables[0].visited_psi if len(gaps) == 1 else None
@@ -92,25 +95,29 @@ def plot_method_heatmap(comparison: Comparison, path: Path | str, j: int = 0) ->
 
 
 def _draw(panels: Sequence[Panel], table: GapTable, j: int, note: str, path: Path | str) -> None:
-    finite = np.concatenate([p.gap[np.isfinite(p.gap)] for p in panels])
-    norm = Normalize(min(0.0, finite.min()), max(finite.max(), 1e-9))
     label = f"sub-optimality gap, return per episode (n = {table.num_samples[j]})"
     grid = table.grid_shape
     if grid is None or len(grid) not in (2, 3) or min(grid) < 2:
         figure = _dots(panels, table, label)
     else:
-        figure = _maps(panels, table, grid, norm, label)
+        figure = _maps(panels, table, grid, label)
         if table.psi.shape[1] == 3:
             note += f"; rows: {axis_label(table, 2)}"
-    figure.supxlabel(note, fontsize=8, color="0.35")
+    figure.supxlabel(fit(note, figure.get_figwidth(), 8), fontsize=8, color="0.35")
     save_figure(figure, Path(path))
 
 
-def _maps(
-    panels: Sequence[Panel], table: GapTable, grid: tuple[int, ...], norm: Normalize, label: str
-) -> plt.Figure:
+def colour_scale(gaps: np.ndarray) -> Normalize:
+    """From the smallest gap, or 0, to the largest."""
+    low, high = min(0.0, np.nanmin(gaps)), max(0.0, np.nanmax(gaps))
+    return Normalize(low, high if high > low else 1.0)
+
+
+def _maps(panels: Sequence[Panel], table: GapTable, grid: tuple[int, ...], label: str) -> plt.Figure:
     """A column for every panel, a row for every value of the third coordinate (one row in 2-D)."""
-    axes_values = [_levels(table.psi[:, i]) for i in range(table.psi.shape[1])]
+    gaps = np.stack([p.gap for p in panels])
+    norm, scale = colour_scale(gaps), Scale.of(gaps.ravel(), np.ravel([p.error for p in panels]))
+    axes_values = [levels(table.psi[:, i]) for i in range(table.psi.shape[1])]
     xs, ys = axes_values[:2]
     zs = axes_values[2] if len(axes_values) == 3 else np.zeros(1)
     width, height = max(3.4, 0.8 * len(xs) + 0.9), max(2.9, 0.62 * len(ys) + 1.1)
@@ -124,10 +131,12 @@ def _maps(
     image = None
     for column, panel in zip(axes.T, panels, strict=True):
         worst = int(np.nanargmax(panel.gap))
-        for row, (axis, z) in enumerate(zip(column, zs, strict=True)):
-            here = np.isclose(panel.psi[:, 2], z) if len(axes_values) == 3 else np.ones(len(panel.psi), bool)
+        for row, axis in enumerate(column):
+            here = np.ones(len(panel.psi), bool)
+            if len(axes_values) == 3:
+                here = nearest(panel.psi[:, 2], zs) == row
             gap, error, tested = (np.full((len(xs), len(ys)), np.nan) for _ in range(3))
-            ix, iy = (np.abs(panel.psi[:, i, None] - v).argmin(1) for i, v in ((0, xs), (1, ys)))
+            ix, iy = nearest(panel.psi[:, 0], xs), nearest(panel.psi[:, 1], ys)
             gap[ix[here], iy[here]], error[ix[here], iy[here]] = panel.gap[here], panel.error[here]
             tested[ix[here], iy[here]] = 1
             axis.set_facecolor("0.92")
@@ -136,22 +145,27 @@ def _maps(
             )
             near = len(axes_values) == 2
             visited = _mark_visited(axis, panel, xs, ys) if near else np.zeros((0, 2))
-            _write_cells(axis, gap, error, tested, norm, visited)
+            _write_cells(axis, gap, error, tested, norm, scale, visited)
             if here[worst]:
                 corner = (ix[worst] - 0.47, iy[worst] - 0.47)
                 axis.add_patch(plt.Rectangle(corner, 0.94, 0.94, fill=False, edgecolor=WORST, linewidth=3))
             _draw_box(axis, table, xs, ys)
             if row == 0:
-                axis.set_title(panel.title, fontsize=10)
-            axis.set_xticks(range(len(xs)), [f"{x:.3g}" for x in xs])
-            axis.set_yticks(range(len(ys)), [f"{y:.3g}" for y in ys])
+                axis.set_title(fit(panel.title, width - 0.3, 10), fontsize=10)
+            axis.set_xticks(range(len(xs)), distinct(xs))
+            axis.set_yticks(range(len(ys)), distinct(ys))
             axis.set_xlabel(axis_label(table, 0) if row == len(zs) - 1 else "")
             axis.set_ylabel(
                 axis_label(table, 1)
-                + (f"\n{table.task_names[2]} {z:.3g} {table.task_units[2]}" if len(zs) > 1 else "")
+                + (
+                    f"\n{table.task_names[2]} {distinct(zs)[row]} {table.task_units[2]}"
+                    if len(zs) > 1
+                    else ""
+                )
             )
     assert image is not None
-    figure.colorbar(image, ax=axes.ravel().tolist()).set_label(label.replace(", ", ",\n"))
+    bar = figure.colorbar(image, ax=axes.ravel().tolist())
+    bar.set_label(number_axis(bar.ax.yaxis, gaps.ravel()).label(label.replace(", ", ",\n")))
     return figure
 
 
@@ -175,11 +189,12 @@ def _dots(panels: Sequence[Panel], table: GapTable, label: str) -> plt.Figure:
         axis.plot(x[worst], panel.gap[worst], "s", ms=11, fillstyle="none", color=WORST, markeredgewidth=2)
         for m in np.flatnonzero(~np.isfinite(panel.gap)):
             axis.axvspan(m + 0.55, m + 1.45, facecolor="0.92", hatch="///", edgecolor="0.6", linewidth=0)
-        axis.set_title(panel.title.replace("\n", ": ", 1), fontsize=9)
+        axis.set_title(fit(panel.title.replace("\n", ": ", 1), figure.get_figwidth() - 1.2, 9), fontsize=9)
         axis.grid(axis="y", color="0.9")
     axes[-1, 0].set_xlabel("task, in the order of the list")
     axes[-1, 0].set_xticks(x if num_tasks <= 40 else x[:: max(1, num_tasks // 20)])
-    figure.supylabel(label.replace(", ", ",\n"), fontsize=9)
+    scale = number_axis(axes[0, 0].yaxis, np.ravel([p.gap for p in panels]))  # shared
+    figure.supylabel(scale.label(label.replace(", ", ",\n")), fontsize=9)
     return figure
 
 
@@ -189,6 +204,7 @@ def _write_cells(
     error: np.ndarray,
     tested: np.ndarray,
     norm: Normalize,
+    scale: Scale,
     visited: np.ndarray,
 ) -> None:
     """Mean gap and standard error in every cell, in the upper or lower part if a task marker is in the way."""
@@ -204,12 +220,10 @@ def _write_cells(
         near = visited[np.abs(visited[:, 0] - x) < 0.35]
         room = [np.abs(near[:, 1] - (y + shift)).min(initial=1.0) for shift in TEXT_SHIFTS]
         shift = TEXT_SHIFTS[next((i for i, r in enumerate(room) if r > 0.32), int(np.argmax(room)))]
-        axis.text(
-            x, y + shift + 0.09, f"{round(float(value))}", ha="center", va="center", color=colour, fontsize=10
-        )
-        if np.isfinite(error[x, y]):
-            text = f"± {error[x, y]:.0f}"
-            axis.text(x, y + shift - 0.12, text, ha="center", va="center", color=colour, fontsize=7)
+        shown, uncertainty = scale.pair(float(value), float(error[x, y]))
+        for text, size, up in ((shown, 10.0, 0.09), (f"± {uncertainty}", 7.0, -0.12)):
+            size = min(size, CELL_POINTS / (CHARACTER * len(text)))
+            axis.text(x, y + shift + up, text, ha="center", va="center", color=colour, fontsize=size)
 
 
 def _mark_visited(axis: plt.Axes, panel: Panel, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
@@ -244,7 +258,8 @@ def _draw_box(axis: plt.Axes, table: GapTable, xs: np.ndarray, ys: np.ndarray) -
     if table.box is None:
         return
     low, high = table.box[:, :2]
-    if (table.psi[:, :2] >= low - 1e-6).all() and (table.psi[:, :2] <= high + 1e-6).all():
+    slack = 1e-6 * (high - low)
+    if (table.psi[:, :2] >= low - slack).all() and (table.psi[:, :2] <= high + slack).all():
         return
     x, y = np.interp([low[0], high[0]], xs, range(len(xs))), np.interp([low[1], high[1]], ys, range(len(ys)))
     axis.add_patch(
@@ -255,8 +270,13 @@ def _draw_box(axis: plt.Axes, table: GapTable, xs: np.ndarray, ys: np.ndarray) -
     axis.text((x[0] + x[1]) / 2, (y[0] + y[1]) / 2, "training box", ha="center", va="center", fontsize=8)
 
 
-def _levels(values: np.ndarray) -> np.ndarray:
+def levels(values: np.ndarray) -> np.ndarray:
     """The distinct coordinates of a grid, ascending; those that differ by rounding count once."""
     ordered = np.unique(values)
-    keep = np.concatenate([[True], np.diff(ordered) > 1e-6 * max(1.0, float(np.ptp(values)))])
-    return ordered[keep]
+    rounding = max(1e-6 * np.ptp(values), 1e-12 * np.abs(values).max())
+    return ordered[np.concatenate([[True], np.diff(ordered) > rounding])]
+
+
+def nearest(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The index of the nearest of some levels, for every coordinate."""
+    return np.abs(values[:, None] - places).argmin(1)

@@ -1,14 +1,19 @@
-"""What the figures share: colours, line styles, saving."""
+"""What the figures share: colours, line styles, axes of numbers, texts that fit, saving."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import FuncFormatter
 
 from admrl.evaluation.gap_table import GapTable
+from admrl.number_text import Scale
 from admrl.storage.files import write_bytes
 
 COLOURS = "viridis_r"  # light is a small gap, as in the paper; readable in grey and by the colour-blind
@@ -26,6 +31,29 @@ def axis_label(table: GapTable, i: int) -> str:
     """Name and unit of a task parameter."""
     unit = table.task_units[i]
     return f"{table.task_names[i]} ({unit})" if unit else table.task_names[i]
+
+
+def number_axis(axis: Any, values: Iterable[float]) -> Scale:
+    """Number the ticks of an axis (`axes.yaxis`) in a power of ten of the values that it shows, and return it: it
+    belongs into the label."""
+    finite = np.abs([v for v in values if np.isfinite(v)])
+    scale = Scale.of([float(finite.max(initial=0.0))])
+    axis.set_major_formatter(FuncFormatter(lambda x, _: scale.number(x, 10)))
+    return scale
+
+
+CHARACTER = 0.6  # width of one, in font sizes; DejaVu Sans has 0.64 for digits and 0.55 for prose
+MAX_LINES = 3
+
+
+def fit(text: str, inches: float, points: float) -> str:
+    """Text in lines that are not wider than so many inches; a line that needs more than three ends in "..."."""
+    width = max(8, int(72 * inches / (CHARACTER * points)))
+    return "\n".join(
+        part
+        for line in text.split("\n")
+        for part in textwrap.wrap(line, width, max_lines=MAX_LINES, placeholder="...") or [""]
+    )
 
 
 STYLES = (  # colour, marker, line
