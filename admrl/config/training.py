@@ -170,13 +170,18 @@ def check_sample_counts(config: MetaTrainConfig, horizon: int) -> None:
     name, num_samples = "config.gradient.num_samples", config.gradient.num_samples
     if check_lanes(name, num_samples, horizon, members, num_tasks) < 2 * members * num_tasks:
         raise ValueError(
-            f"{name}: expected at least {2 * horizon * members * num_tasks}, so that both halves of the data of every "
-            f"task hold every ensemble member; got {num_samples}"
+            f"{name}: expected at least {2 * horizon * members * num_tasks}, so that both halves of every task's data "
+            f"hold every ensemble member; got {num_samples}"
         )
 
 
 def check_screening(config: MetaTrainConfig, horizon: int) -> None:
-    """The sample count of the selector "screened"; see `check_lanes`."""
+    """The sample count of the selector "screened", see `check_lanes`, and its number of candidates."""
+    if config.search.num_candidates < config.tasks_per_round:
+        raise ValueError(
+            f"config.search.num_candidates: expected at least config.tasks_per_round ({config.tasks_per_round}), got "
+            f"{config.search.num_candidates}"
+        )
     name, num_samples = "config.search.num_screen_samples", config.search.num_screen_samples
     check_lanes(name, num_samples, horizon, config.dynamics.num_members)
 

@@ -133,7 +133,7 @@ class Told:
 
 
 def gaps(now: Round, gradient: TaskGradient | None, directions: list[Direction]) -> Told:
-    """The gaps of the real rollouts of theta* and theta_hat, and their gradients, in the scale of the configuration."""
+    """Gaps of the real rollouts of theta* and theta_hat, and their gradients, in the scale of the configuration."""
     unknown = torch.full_like(now.psi, torch.nan)
     if now.progress.theta_hat is None:
         return Told(unknown[:, 0], unknown)
@@ -158,6 +158,8 @@ def directions_to_follow(now: Round, gradient: TaskGradient | None) -> list[Dire
     """One for each task of the round."""
     if gradient is None or gradient.split_half_cosine is None:
         return [Direction(None, None, False) for _ in now.psi]
+    if gradient.solve is not None and not gradient.solve.ok:
+        now.reporter.event(f"{now.name}: the solve with the Hessian: {gradient.solve.describe()}")
     cosine = gradient.split_half_cosine
     known = cosine[cosine.isfinite()]
     now.advance(split_half_cosine=float(known.mean() if len(known) else torch.nan))
@@ -167,8 +169,6 @@ def directions_to_follow(now: Round, gradient: TaskGradient | None) -> list[Dire
 def _direction(now: Round, gradient: TaskGradient, i: int, cosine: float) -> Direction:
     """Of task i of the round."""
     name, total = now.task_name(i), gradient.total[i]
-    if gradient.solve is not None and not (solve := gradient.solve[i : i + 1]).ok:
-        now.reporter.event(f"{name}: the solve with the Hessian: {solve.describe()}")
     finite = bool(total.isfinite().all())
     if finite and cosine > 0:
         return Direction(total, cosine, False)
