@@ -170,7 +170,7 @@ def check_sample_counts(config: MetaTrainConfig, horizon: int) -> None:
     name, num_samples = "config.gradient.num_samples", config.gradient.num_samples
     if check_lanes(name, num_samples, horizon, members, num_tasks) < 2 * members * num_tasks:
         raise ValueError(
-            f"{name}: expected at least {2 * horizon * members * num_tasks}, so that both halves of every task's data "
+            f"{name}: expected at least {2 * horizon * members * num_tasks}, so that both halves of a task's data "
             f"hold every ensemble member; got {num_samples}"
         )
 

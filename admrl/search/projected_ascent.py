@@ -22,7 +22,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from admrl.search.base import ADDED, Observations, Search, SobolPoints, no_tags, project_unit, unit_scale
+from admrl.search.base import ADDED, Observations, Search, SobolPoints, project_unit, unit_scale
 from task_families.choices import check_name
 from task_families.task_space import TaskSpace
 
