@@ -92,9 +92,12 @@ class TaskEnv(gymnasium.Env):
         return self._camera.picture(self._simulator)
 
     def close(self) -> None:
+        """Free the camera, and what else the simulator holds, if it has a `close`; a reset starts it again."""
         if self._camera is not None:
             self._camera.close()
             self._camera = None
+        if hasattr(self._simulator, "close"):
+            self._simulator.close()
 
 
 def _remake(family: Simulated, psi: Tensor, render_mode: str | None) -> TaskEnv:

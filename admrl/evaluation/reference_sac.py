@@ -72,15 +72,15 @@ def sac_job(
             return True
 
     reporter.phase(f"SAC, task {index + 1}/{len(tasks.psi)}, {config.sac_steps} steps")
-    env = family.make_env(psi, allow_outside=tasks.allow_outside)
-    agent = SAC(
-        "MlpPolicy",
-        env,
-        gamma=family.gamma,
-        seed=derived_seed(seed, Purpose.REFERENCE_SAC) % 2**32,
-        device="cpu",
-    )
-    agent.learn(config.sac_steps, callback=Progress())
+    with family.make_env(psi, allow_outside=tasks.allow_outside) as env:
+        agent = SAC(
+            "MlpPolicy",
+            env,
+            gamma=family.gamma,
+            seed=derived_seed(seed, Purpose.REFERENCE_SAC) % 2**32,
+            device="cpu",
+        )
+        agent.learn(config.sac_steps, callback=Progress())
     returns, _ = score_policy(family, _Deterministic(agent), psi[None], [0], config.num_episodes, 0)
     candidate = Candidate(
         psi=tuple(psi.tolist()),
