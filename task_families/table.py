@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -47,7 +48,7 @@ def _section(family: TaskFamily) -> list[str]:
     module = type(family).__module__.removeprefix("task_families.")
     first = ", ".join(f"{x:.4g}" for x in family.first_psi[:4].tolist())
     more = ", ..." if family.box.size > 4 else ""
-    seconds = f"{family.dt:g} s per step" if hasattr(family, "dt") else "abstract time"
+    seconds = f"{family.dt:g} s per step" if family.dt is not None else "abstract time"
     lines = [
         f"## {family.name}",
         "",
@@ -85,22 +86,21 @@ def write_picture(family: TaskFamily, file: Path, num_pictures: int = 4) -> None
 
     generator = torch.Generator().manual_seed(1)
     psi = family.first_psi[None]
-    if not hasattr(family, "model"):
+    if not family.has_body:
         _draw_paths(family, file)
         return
     from task_families.camera import Camera, film_strip
 
     simulator = family.make_simulator((1, 1), psi=psi)
     simulator.reset(torch.ones(1, 1, dtype=torch.bool), simulator.start_states(1, generator))
-    camera = Camera(family.model, width=160, height=120)
-    pictures = [camera.picture(simulator)]
-    for _ in range(family.horizon):
-        act = torch.randn(1, 1, family.act_size, generator=generator).clamp(-1, 1)
-        ended = bool(family.terminated(simulator.step(act)))
-        pictures.append(camera.picture(simulator))
-        if ended:
-            break
-    camera.close()
+    with closing(Camera(getattr(family, "model", None), width=160, height=120)) as camera:
+        pictures = [camera.picture(simulator)]
+        for _ in range(family.horizon):
+            act = torch.randn(1, 1, family.act_size, generator=generator).clamp(-1, 1)
+            ended = bool(family.terminated(simulator.step(act)))
+            pictures.append(camera.picture(simulator))
+            if ended:
+                break
     imageio.imwrite(file, film_strip(pictures, num_pictures), optimize=True)
 
 
