@@ -150,7 +150,7 @@ class SearchWorst(Command):
                 interrupt.signum,
             ) from None
         self._save(run, report, gap, confirm, console)
-        if self.film and hasattr(run.family, "model"):
+        if self.film and run.family.has_body:
             self._film(report)
 
     def _num_steps(self, run: Run) -> int:
