@@ -35,7 +35,7 @@ from admrl.runs.folder import CURVE
 from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS, Saver, writing
 from admrl.runs.versions import versions, weights_digest
 from admrl.solving.solution_file import dump_generators, like, load_generators
-from admrl.storage.files import DamagedFileError, plain_count, write_json
+from admrl.storage.files import DamagedFileError, legible, plain_count, write_json
 from admrl.storage.sealed_file import check_tensor
 from admrl.streams import VERSION
 from task_families.choices import check_name
@@ -173,7 +173,7 @@ class BaselineRun(EvaluableRun[BaselineInfo, BaselineState]):
     def provenance(self) -> dict[str, Any]:
         """Where a table's numbers come from; see `Adapter.provenance`."""
         return {
-            "run": str(self.path),
+            "run": legible(str(self.path)),
             "selector": self.info.algorithm,
             "seed": self.info.seed,
             "preset": self.info.preset,

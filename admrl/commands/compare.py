@@ -60,14 +60,13 @@ class Compare(Command):
 
     def execute(self, prepared: tuple[Comparison, list[RunRecords]]) -> None:
         """Write tables, figures and the report."""
-        from rich.console import Console
-
+        from admrl.jobs.display import TextConsole
         from admrl.reports.comparison import cell_rows, paired_rows, provenance_rows, summary_rows, to_csv
         from admrl.reports.figures import draw_all
         from admrl.reports.page import render_report
         from admrl.storage.files import write_text
 
-        (comparison, records), console = prepared, Console(markup=False)
+        (comparison, records), console = prepared, TextConsole()
         summary = summary_rows(comparison)
         tables = {
             "summary": summary,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -103,16 +104,15 @@ class Evaluate(Command):
 
     def execute(self, prepared: Prepared) -> None:
         """Evaluate, print a table, write one gap table into every run folder."""
-        from rich.console import Console
-
         from admrl.commands.gap_printing import print_notes, print_objective, print_tables
         from admrl.evaluation.parallel import evaluate_in_parallel
+        from admrl.jobs.display import TextConsole
         from admrl.jobs.interruption import Interrupted
         from admrl.run_kinds import load_any_run
         from admrl.runs.families import NamedFamily
         from admrl.search.objective import Objective
 
-        (runs, tasks, reference), console = prepared, Console(markup=False)
+        (runs, tasks, reference), console = prepared, TextConsole()
         name = self.name or tasks.name
         try:
             tables = evaluate_in_parallel(
@@ -136,8 +136,5 @@ class Evaluate(Command):
             print_tables(tables, console, j)
             print_objective(tables, objective, self.scale, console, j)
         print_notes(tables, console)
-        where = " ".join(str(run.path) for run in runs)
-        console.print(
-            f"wrote {name} into each run; next: admrl compare {where} --tasks {name} --out report",
-            highlight=False,
-        )
+        words = ["admrl", "compare", *(str(run.path) for run in runs), "--tasks", name, "--out", "report"]
+        console.print(f"wrote {name} into each run; next: {shlex.join(words)}", highlight=False)

@@ -71,14 +71,13 @@ class Gradcheck(Command):
 
     def execute(self, prepared: tuple[Run, Tensor]) -> None:
         """Check, print a table, write gradcheck.json and gradcheck.png into the run folder."""
-        from rich.console import Console
-
+        from admrl.jobs.display import TextConsole
         from admrl.jobs.pool import Job, run_jobs
         from admrl.reports.gradient_checks import plot_gradient_checks
         from admrl.solving.adaptation import num_slbo_steps
         from admrl.storage.files import write_json
 
-        (run, psi), console = prepared, Console(markup=False)
+        (run, psi), console = prepared, TextConsole()
         config = run.info.config
         steps = config.num_zero_shot * config.virtual.num_policy_updates
         steps += num_slbo_steps(config.slbo, config.virtual) + 1 + self.draws * len(self.estimators)

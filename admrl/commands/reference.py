@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,12 +80,11 @@ class ReferenceReturns(Command):
 
     def execute(self, plan: Plan) -> None:
         """Train what is missing and write the file; what is finished is kept when interrupted."""
-        from rich.console import Console
-
+        from admrl.jobs.display import TextConsole
         from admrl.jobs.interruption import Interrupted
         from admrl.jobs.pool import run_jobs
 
-        console = Console(markup=False)
+        console = TextConsole()
         if not plan.jobs:
             console.print("everything that was asked for is in the file already", highlight=False)
         try:
@@ -104,6 +104,6 @@ class ReferenceReturns(Command):
             f"{len(returns)} tasks: mean {returns.mean():.0f}, from {returns.min():.0f} to {returns.max():.0f}, "
             "best from "
             + ", ".join(f"{name} ({count / 2:g} tasks)" for name, count in methods.most_common())
-            + f"\nnext: admrl evaluate RUN... --reference {plan.file}",
+            + f"\nnext: admrl evaluate RUN... {shlex.join(['--reference', str(plan.file)])}",
             highlight=False,
         )

@@ -156,15 +156,13 @@ class Render(Command):
 
     def _solve(self, run: Run, psi: Tensor) -> Act:
         """The mean action of the policy that is optimal under the run's model (zero-shot)."""
-        from rich.console import Console
-
-        from admrl.jobs.display import Display, JobReporter
+        from admrl.jobs.display import Display, JobReporter, TextConsole
         from admrl.solving.adaptation import zero_shot
         from admrl.streams import Purpose, stream
 
         virtual = run.virtual
         num_iterations = math.ceil(self.num_updates / virtual.num_policy_updates)
-        with Display(Console(), {"render": num_iterations * virtual.num_policy_updates}) as display:
+        with Display(TextConsole(), {"render": num_iterations * virtual.num_policy_updates}) as display:
             solution = zero_shot(
                 run.family,
                 run.learner.model,

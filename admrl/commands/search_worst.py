@@ -129,13 +129,11 @@ class SearchWorst(Command):
 
     def execute(self, prepared: tuple[Run, Search]) -> None:
         """Search, confirm, print and save the report, film the worst tasks."""
-        from rich.console import Console
-
-        from admrl.jobs.display import Display, JobReporter
+        from admrl.jobs.display import Display, JobReporter, TextConsole
         from admrl.jobs.interruption import Interrupted, Interruptible, deferred_signals
         from admrl.streams import Purpose
 
-        (run, search), console = prepared, Console(markup=False)
+        (run, search), console = prepared, TextConsole()
         name = f"search-worst {run.path.name}"
         try:
             with deferred_signals(), Display(console, {name: self._num_steps(run)}) as display:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -105,18 +106,15 @@ class Train(Command):
     def execute(self, run: Run) -> None:
         """Train, with a progress display; Ctrl-C and SIGTERM save and say how to go on."""
         from admrl.commands.session import train_in_session
-        from admrl.runs.families import family_option
+        from admrl.runs.families import family_words
         from admrl.training.run import train_run
 
         console = train_in_session(
             run, train_run, self.num_threads, self.checkpoint_seconds, self.keep_checkpoints
         )
         size, samples = run.family.box.size, run.state.samples
-        hint = (
-            f"\nnext: admrl evaluate {run.path}{family_option(run.info.source)} --grid {' '.join('6' * size)}"
-            if size <= 3
-            else ""
-        )
+        words = ["admrl", "evaluate", str(run.path), *family_words(run.info.source), "--grid", *("6" * size)]
+        hint = f"\nnext: {shlex.join(words)}" if size <= 3 else ""
         console.print(
             f"{len(run.state.records)} tasks, {samples.real} real and {samples.virtual} virtual samples -> "
             f"{run.path}{hint}",

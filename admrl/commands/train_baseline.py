@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
@@ -120,7 +121,7 @@ class TrainBaseline(Command):
         """Train, with a progress display; Ctrl-C and SIGTERM save and say how to go on."""
         from admrl.baselines.run import train_baseline_run
         from admrl.commands.session import train_in_session
-        from admrl.runs.families import family_option
+        from admrl.runs.families import family_words
 
         console = train_in_session(
             run, train_baseline_run, self.num_threads, self.checkpoint_seconds, self.keep_checkpoints
@@ -129,9 +130,10 @@ class TrainBaseline(Command):
         if run.state.curve:
             point = run.state.curve[-1]
             last = f"; test tasks: A_0 {point.first_return:.4g}, after adaptation {point.adapted_return:.4g}"
+        words = ["admrl", "evaluate", str(run.path), *family_words(run.info.source), "--reference", "FILE"]
+        words += ["--config.num-stages", "1", "--config.num-stage-samples", str(2 * run.family.horizon)]
         console.print(
             f"{TITLES[run.info.algorithm]}: {run.state.num_updates} gradient steps, {run.state.real_samples} real "
-            f"samples{last} -> {run.path}\nnext: admrl evaluate {run.path}{family_option(run.info.source)} "
-            f"--reference FILE --config.num-stages 1 --config.num-stage-samples {2 * run.family.horizon}",
+            f"samples{last} -> {run.path}\nnext: {shlex.join(words)}",
             highlight=False,
         )

@@ -18,7 +18,7 @@ import torch
 
 from admrl.evaluation.provenance import Provenance
 from admrl.search.objective import Objective, scaled_gap
-from admrl.storage.files import DamagedFileError, make_folder, parse_json, write_json
+from admrl.storage.files import DamagedFileError, legible, make_folder, parse_json, write_json
 
 FORMATS = ("admrl gap table 2", "admrl gap table 1")  # the first one is written
 
@@ -142,7 +142,7 @@ class GapTable:
             DamagedFileError: the file is not a gap table; names the file.
         """
         try:
-            data = parse_json(Path(path).read_bytes())
+            data = legible(parse_json(Path(path).read_bytes()))
             found = data.pop("format", None) if isinstance(data, dict) else None
             if found not in FORMATS:
                 raise ValueError(f"unknown format {found!r:.40}")

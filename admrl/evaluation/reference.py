@@ -9,6 +9,7 @@ episodes than it is reported from (`best_known_returns`). Nothing is thrown away
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -152,7 +153,8 @@ class Reference:
         """
         path = Path(path)
         if not path.is_file():
-            raise ValueError(f"reference: no such file: {path}; `admrl reference --out {path}` makes one")
+            command = shlex.join(["admrl", "reference", "--out", str(path)])
+            raise ValueError(f"reference: no such file: {path}; this makes one: {command}")
         try:
             data = parse_json(path.read_bytes())
             if (found := data.pop("format")) != FORMAT:

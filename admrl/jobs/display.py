@@ -11,6 +11,20 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 REPORT_EVERY = 5  # steps; a row needs no more
 
 
+class TextConsole(Console):
+    """Standard output. Text is no markup, and its lines are broken by the terminal alone, so that a path or a command
+    is whole in a file, and where it is copied. Tables keep to the width."""
+
+    def __init__(self) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False)
+        if self.width < 1:  # COLUMNS=0, where nobody knows
+            self.width = 80
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """See rich."""
+        super().print(*objects, **{"soft_wrap": all(isinstance(x, str) for x in objects), **options})
+
+
 class Display:
     """Progress rows by job name. In a terminal they move; elsewhere every phase is a line."""
 

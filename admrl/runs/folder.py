@@ -17,6 +17,7 @@ else is JSON. A folder that is no run is never written to.
 
 from __future__ import annotations
 
+import shlex
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 from torch import Tensor
 
 from admrl.runs.checkpoints import Checkpoint, CheckpointStore
-from admrl.runs.families import CODE, NOBODY, NamedFamily, family_of, family_option
+from admrl.runs.families import CODE, NOBODY, NamedFamily, family_of, family_words
 from admrl.runs.lock import HOLDER, LOCK, RunLock
 from admrl.storage.files import DamagedFileError, parse_json, write_json
 from admrl.streams import VERSION
@@ -285,7 +286,7 @@ def read_config(path: Path, *, command: str = "train") -> dict[str, Any]:
 
 def resume_command(path: Path, kind: str | None, source: dict[str, str] | None = None) -> str:
     """The command that goes on with a run of that kind."""
-    return f"admrl {COMMANDS.get(kind, 'train')} --resume {path}{family_option(source)}"
+    return shlex.join(["admrl", COMMANDS.get(kind, "train"), "--resume", str(path), *family_words(source)])
 
 
 def create_run(path: Path, info: Any) -> None:

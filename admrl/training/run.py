@@ -27,7 +27,7 @@ from admrl.runs.folder import TASKS
 from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS, Saver, writing
 from admrl.runs.versions import versions, weights_digest
 from admrl.solving.solution import make_policy
-from admrl.storage.files import write_json
+from admrl.storage.files import legible, write_json
 from admrl.streams import VERSION
 from admrl.training.adapter import ModelBasedAdapter, num_steps, relevant_settings
 from admrl.training.meta_training import meta_train
@@ -168,7 +168,7 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
     def provenance(self) -> dict[str, Any]:
         """Where a table's numbers come from; see `Adapter.provenance`."""
         return {
-            "run": str(self.path),
+            "run": legible(str(self.path)),
             "selector": self.info.selector,
             "seed": self.info.seed,
             "preset": self.info.preset,
