@@ -73,6 +73,8 @@ class BaselineInfo:
     versions: dict[str, str]
     source: dict[str, str] | None = None
     """Of a family from outside this package; see `admrl.runs.families`."""
+    extended: tuple[dict[str, Any], ...] = ()
+    """See `admrl.runs.folder.RunInfo`."""
 
     @property
     def selector(self) -> str:
@@ -84,16 +86,27 @@ class BaselineRun(EvaluableRun[BaselineInfo, BaselineState]):
     """A run folder of `admrl train-baseline` in memory."""
 
     kind = KIND
+    settings, length = BaselineConfig, "num_iterations"
 
     @classmethod
     def check_info(cls, data: Any) -> BaselineInfo:
         """See `RunFolder`."""
-        info: BaselineInfo = from_dict(BaselineInfo, {"source": None, **data})
+        info: BaselineInfo = from_dict(BaselineInfo, data)
         check_name("algorithm", info.algorithm, ALGORITHMS)
         check_seed(info.seed)
         if info.source is None:  # else `new_state` checks it, once the family is named
             check_baseline(info.config, info.algorithm, make(info.family, variant=info.variant))
         return info
+
+    @classmethod
+    def check_extension(cls, info: BaselineInfo) -> None:
+        """See `RunFolder`; all else of a training is the same whatever the number of its iterations."""
+        if (decay := info.config.sac.learning_rate_decay) != "none":
+            raise ValueError(
+                "num_iterations: this run cannot be extended, because its learning rate falls to zero over its "
+                f"{info.config.num_iterations} iterations (`config.sac.learning_rate_decay` {decay}); train again "
+                "with more of them"
+            )
 
     @classmethod
     def new_state(cls, family: TaskFamily, info: BaselineInfo) -> BaselineState:
@@ -131,6 +144,11 @@ class BaselineRun(EvaluableRun[BaselineInfo, BaselineState]):
     def progress(self) -> str:
         """For messages."""
         return f"{self.state.iteration} of {self.info.config.num_iterations} iterations are done"
+
+    @property
+    def position(self) -> str:
+        """See `RunFolder`."""
+        return f"{self.progress}, {self.state.num_updates} gradient steps"
 
     @property
     def steps_left(self) -> int:
@@ -182,6 +200,7 @@ class BaselineRun(EvaluableRun[BaselineInfo, BaselineState]):
             "training_gradient_steps": self.state.num_updates,
             "training_config": asdict(self.info.config),
             "training_versions": self.info.versions,
+            **self.unfinished(),
             **code_key(self.family),
         }
 

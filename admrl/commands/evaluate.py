@@ -31,7 +31,8 @@ class Evaluate(Command):
 
     A_0: all policies are solved in the frozen models in batches, then scored in the simulator. With
     --config.num-stages 3 every task then adapts its own copy of the model: A_2000, A_4000, A_6000. Writes
-    gaps/NAME.json into each run folder. Interrupted, the same command goes on after the last finished batch.
+    gaps/NAME.json into each run folder. A run that is not finished is evaluated at its newest checkpoint.
+    Interrupted, the same command goes on after the last finished batch.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")] = ()
@@ -91,9 +92,6 @@ class Evaluate(Command):
         Objective(self.objective, self.alpha, self.temperature)
         named = NamedFamily(self.family, self.accept_changed)
         runs = [load_any_run(path, named) for path in self.runs]
-        for run in runs:
-            if not run.finished:
-                raise ValueError(f"{run.path}: {run.progress}; finish it with: {run.resume_command}")
         chosen = choose_tasks(runs[0].family, self.grid, self.tasks, allow_outside=self.allow_outside)
         reference = None if self.reference is None else Reference.load(self.reference)
         tasks = check_runs(runs, chosen, self.config, reference)
@@ -114,6 +112,15 @@ class Evaluate(Command):
 
         (runs, tasks, reference), console = prepared, TextConsole()
         name = self.name or tasks.name
+        for run in runs:
+            if not run.finished:
+                console.print(
+                    f"{run.path}: evaluated as it is at its newest checkpoint: {run.position}; it goes on with: "
+                    f"{run.resume_command}",
+                    style="yellow",
+                    highlight=False,
+                    soft_wrap=True,
+                )
         try:
             tables = evaluate_in_parallel(
                 runs,

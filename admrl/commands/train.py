@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ALLOWED_WITH_RESUME = (
     "resume",
+    "num_tasks",
     "family",
     "accept_changed",
     "num_threads",
@@ -46,6 +47,9 @@ class Train(Command):
     """Run folder; must not exist or be empty. Default: runs/FAMILY-SELECTOR-SEED."""
     resume: Path | None = None
     """Continue this run folder where it stopped, bit-identically on one thread; its own settings apply."""
+    num_tasks: int | None = None
+    """With --resume: train on to so many tasks in all, also where the run is finished. A new run takes
+    --config.num-tasks."""
     accept_changed: bool = False
     """Continue although the file of the run's family has changed since."""
     checkpoint_seconds: float = 30.0
@@ -71,6 +75,10 @@ class Train(Command):
         if self.resume is None:
             check_name("selector", self.selector, SELECTORS)
             check_seed(self.seed)
+            if self.num_tasks is not None:
+                raise ValueError(
+                    "num_tasks: makes a run longer, which `resume` must name; a new run takes `config.num_tasks`"
+                )
             return
         allowed = {name: getattr(self, name) for name in ALLOWED_WITH_RESUME}
         if self != replace(type(self)(), **allowed):
@@ -97,10 +105,12 @@ class Train(Command):
                 config=self.config,
             )
         named = None if self.family == type(self).family else self.family
-        run = Run.resume(self.resume, NamedFamily(named, self.accept_changed))
+        run = Run.resume(self.resume, NamedFamily(named, self.accept_changed), length=self.num_tasks)
         if run.finished:
             run.release()
-            raise ValueError(f"{self.resume}: all {len(run.state.records)} tasks are done already")
+            raise ValueError(
+                f"{self.resume}: all {len(run.state.records)} tasks are done already; more of them: `num_tasks`"
+            )
         return run
 
     def execute(self, run: Run) -> None:

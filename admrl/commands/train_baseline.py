@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ALLOWED_WITH_RESUME = (
     "algorithm",
     "resume",
+    "num_iterations",
     "family",
     "accept_changed",
     "num_threads",
@@ -49,6 +50,9 @@ class TrainBaseline(Command):
     """Run folder; must not exist or be empty. Default: runs/FAMILY-ALGORITHM-SEED."""
     resume: Path | None = None
     """Continue this run folder where it stopped, bit-identically on one thread; its own settings apply."""
+    num_iterations: int | None = None
+    """With --resume: train on to so many iterations in all, also where the run is finished. A new run takes
+    --config.num-iterations."""
     accept_changed: bool = False
     """Continue although the file of the run's family has changed since."""
     checkpoint_seconds: float = 30.0
@@ -76,6 +80,11 @@ class TrainBaseline(Command):
         if self.resume is None:
             check_name("algorithm", self.algorithm or "", ALGORITHMS)
             check_seed(self.seed)
+            if self.num_iterations is not None:
+                raise ValueError(
+                    "num_iterations: makes a run longer, which `resume` must name; a new run takes "
+                    "`config.num_iterations`"
+                )
             return
         allowed = {name: getattr(self, name) for name in ALLOWED_WITH_RESUME}
         # the settings that a command line without any would have
@@ -105,7 +114,9 @@ class TrainBaseline(Command):
                 config=self.config,
             )
         named = None if self.family == type(self).family else self.family
-        run = BaselineRun.resume(self.resume, NamedFamily(named, self.accept_changed))
+        run = BaselineRun.resume(
+            self.resume, NamedFamily(named, self.accept_changed), length=self.num_iterations
+        )
         if self.algorithm not in (None, run.info.algorithm):
             run.release()
             raise ValueError(
@@ -114,7 +125,7 @@ class TrainBaseline(Command):
             )
         if run.finished:
             run.release()
-            raise ValueError(f"{self.resume}: {run.progress} already")
+            raise ValueError(f"{self.resume}: {run.progress} already; more of them: `num_iterations`")
         return run
 
     def execute(self, run: BaselineRun) -> None:

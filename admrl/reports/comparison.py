@@ -86,6 +86,13 @@ class Comparison:
         }
         if len(budgets) > 1:
             notes.append(f"Training budgets differ (real, virtual samples): {sorted(budgets, key=str)}.")
+        if unfinished := [
+            f"{m.name}, seed {seed}: {t.provenance.training_progress}"
+            for m in self.methods
+            for seed, t in zip(m.seeds, m.tables, strict=True)
+            if t.provenance.training_progress
+        ]:
+            notes.append(f"Evaluated before the training was finished: {'; '.join(unfinished)}.")
         if not self.paired_seeds:
             notes.append(
                 "The methods were trained with different seeds, so no paired comparison is made: "

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from admrl.config.earlier import KEY, SETTINGS
 from admrl.streams import VERSION
 
 
@@ -31,6 +32,7 @@ def versions() -> dict[str, str]:
 @cache
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "machine": platform.machine(), "streams": str(VERSION)}
+    found[KEY] = str(SETTINGS)
     for package in ("admrl", "torch", "mujoco", "gymnasium", "numpy", "scipy"):
         try:
             found[package] = version(package)
