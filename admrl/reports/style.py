@@ -24,8 +24,8 @@ COLOURS = "viridis_r"  # light is a small gap, as in the paper; readable in grey
 def save_figure(figure: plt.Figure, path: Path) -> None:
     """Write a figure atomically, in the format of the file's suffix, and close it.
 
-    No text in it is read as mathematics, since names come from users and "$\\frac{1$" is a name: axes of powers of ten
-    need `log_axis`. Characters without a glyph are drawn as boxes.
+    No text in it is read as mathematics, since names come from users and "$\\frac{1$" is a name: logarithmic axes need
+    `log_axis`. Characters without a glyph are drawn as boxes.
     """
     for text in figure.findobj(Text):
         text.set_parse_math(False)
@@ -47,8 +47,8 @@ def axis_label(table: GapTable, i: int) -> str:
 
 
 def number_axis(axis: Any, values: Iterable[float] | Scale) -> Scale:
-    """Number the ticks of an axis (`axes.yaxis`) in a power of ten of the values that it shows, or in a given one, and
-    return it: it belongs into the label."""
+    """Number the ticks of an axis (`axes.yaxis`) in a power of ten of the values that it shows, or in a given one, which
+    is returned: it belongs into the label."""
     if isinstance(values, Scale):
         scale = values
     else:
