@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from admrl.commands.command import Command, CommandFailed, at_least, check_own_family
 from admrl.config.checks import check_seed
+from admrl.number_text import number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     Act = Callable[[int, Tensor], Tensor]
 
 FORMATS = (".mp4", ".gif")
+
+
+def has_picture(family: TaskFamily) -> bool:
+    """Whether a family has a body that can be filmed."""
+    return hasattr(family, "model")
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ class Render(Command):
         family = run.family if run is not None else make(self.family or "hopper2d", variant=self.variant)
         psi = family.first_psi if self.psi is None else torch.tensor(self.psi, dtype=family.box.low.dtype)
         psi = family.box.check(psi, allow_outside=self.allow_outside)
-        if not hasattr(family, "model"):
+        if not has_picture(family):
             raise ValueError(f"family: {family.name} has no MuJoCo body, so there is nothing to see")
         return Scene(family, psi, run, self.file)
 
@@ -130,10 +136,10 @@ class Render(Command):
         strip = scene.file.with_name(f"{scene.file.stem}-strip.png")
         imageio.imwrite(strip, film_strip(film.pictures, self.num_pictures))
         psi = scene.psi
-        task = ", ".join(f"{x:.3g}" for x in psi[0, :4].tolist()) + (", ..." if psi.shape[1] > 4 else "")
+        task = ", ".join(number(x, 3) for x in psi[0, :4].tolist()) + (", ..." if psi.shape[1] > 4 else "")
         print(
             f"{scene.family.name}, psi ({task}), {who}: {film.num_steps} steps, "
-            f"return {film.total_return:.1f}, shown {film.slow_motion:.0f} times slower\n"
+            f"return {number(film.total_return)}, shown {film.slow_motion:.0f} times slower\n"
             f"wrote {scene.file} and {strip}"
         )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from admrl.commands.command import Command, CommandFailed, at_least, check_own_family
+from admrl.commands.render import Render, has_picture
 from admrl.config.checks import check_config, check_seed
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.search import SCALES, SEARCHES
@@ -150,7 +151,7 @@ class SearchWorst(Command):
                 interrupt.signum,
             ) from None
         self._save(run, report, gap, confirm, console)
-        if self.film and hasattr(run.family, "model"):
+        if self.film and has_picture(run.family):
             self._film(report)
 
     def _num_steps(self, run: Run) -> int:
@@ -206,6 +207,7 @@ class SearchWorst(Command):
         replays = [
             replay_command(run, task.psi, self.seed, self.config.num_updates, str(self._film_file(i)))
             for i, task in enumerate(report.tasks, start=1)
+            if has_picture(run.family)
         ]
         data = {
             "run": str(run.path),
@@ -227,7 +229,8 @@ class SearchWorst(Command):
         console.print(
             f"{gap.num_policies} zero-shot policies in the search, {confirm.num_policies} to confirm; "
             f"{gap.real_samples + confirm.real_samples:,} real samples. {run.family.box.size} task parameters. Wrote "
-            f"{self.folder / REPORT}; to see the worst again:\n  " + "\n  ".join(replays),
+            f"{self.folder / REPORT}"
+            + "\n  ".join(["; to see the worst again:", *replays] if replays else []),
             highlight=False,
         )
 
@@ -235,8 +238,6 @@ class SearchWorst(Command):
         return self.folder / f"worst-{number}.gif"
 
     def _film(self, report: WorstReport) -> None:
-        from admrl.commands.render import Render
-
         for number, task in enumerate(report.tasks, start=1):
             film = Render(
                 family=self.family,
