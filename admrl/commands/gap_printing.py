@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
+import numpy as np
 from rich.console import Console
-from rich.table import Table
 
+from admrl.commands.text_table import print_table
 from admrl.evaluation.gap_table import GapTable
-from admrl.jobs.display import short
+from admrl.number_text import Scale, count, counted, number, with_error
 from admrl.search.objective import Objective
 
 
@@ -23,7 +23,9 @@ def print_objective(
     name = objective.name + (f" {objective.alpha:g}" if objective.name == "cvar" else "")
     for table in tables:
         value, error = table.objective(objective, j, scale=scale)
-        console.print(f"{table.method}: {name} of the {scale} gap {value:.4g} ± {error:.2g}", highlight=False)
+        console.print(
+            f"{table.method}: {name} of the {scale} gap {with_error(value, error)}", highlight=False
+        )
 
 
 def print_tables(tables: Sequence[GapTable], console: Console, j: int = 0) -> None:
@@ -32,37 +34,47 @@ def print_tables(tables: Sequence[GapTable], console: Console, j: int = 0) -> No
     num_seeds, num_tasks = first.episode_return.shape[:2]
     n = first.num_samples[j]
     after = "zero-shot" if n == 0 else f"after {n} real samples a task:"
-    shown = Table(
-        title=f"{after} sub-optimality gap, {first.family}, {num_tasks} tasks, {num_seeds} policy seeds a task",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    for column in ("method", "worst gap", "at", "corrected", "mean gap", f"A_{n}", "real", "virtual"):
-        shown.add_column(
-            column,
-            justify="left" if column in ("method", "at") else "right",
-            no_wrap=column != "method",
-            overflow="fold",
-        )
     for table in tables:
-        if table.num_missing(j):
+        if missing := table.num_missing(j):
             console.print(
-                f"{table.method}: {table.num_missing(j)} tasks have no gap (a simulation broke down)"
+                f"{table.method}: {counted(missing, 'task')} without a gap (a simulation broke down)",
+                highlight=False,
             )
-        worst, (mean, error) = table.worst(j), table.average(j)
-        psi = table.psi[worst.task]
-        shown.add_row(
+    worst, means = [t.worst(j) for t in tables], [t.average(j) for t in tables]
+    returns = [float(t.adapted_return[:, np.isfinite(t.mean_gap(j)), j].mean()) for t in tables]
+    errors = [error for _, error in means]
+    of_worst = Scale.of([w.gap for w in worst], [w.standard_error for w in worst])
+    of_mean, of_return = Scale.of([gap for gap, _ in means], errors), Scale.of(returns, errors)
+    rows = [
+        (
             table.method,
-            f"{worst.gap:.0f} ± {worst.standard_error:.0f}",
-            ", ".join(f"{x:.2f}" for x in psi) if len(psi) <= 3 else f"task {worst.task + 1}",
-            f"{worst.corrected:.0f}",
-            f"{mean:.0f} ± {error:.0f}",
-            f"{table.adapted_return[:, :, j].mean():.0f}",
+            of_worst.with_error(w.gap, w.standard_error),
+            ", ".join(number(x, 3) for x in table.psi[w.task])
+            if table.psi.shape[1] <= 3
+            else f"task {w.task + 1}",
+            of_worst.pair(w.corrected, w.standard_error)[0],
+            of_mean.with_error(*mean),
+            of_return.pair(adapted, mean[1])[0],
             _samples(table.provenance.training_real_samples),
             _samples(table.provenance.training_virtual_samples),
         )
-    console.print(shown)
+        for table, w, mean, adapted in zip(tables, worst, means, returns, strict=True)
+    ]
+    columns = (
+        "method",
+        of_worst.label("worst gap"),
+        "at",
+        of_worst.label("corrected"),
+        of_mean.label("mean gap"),
+        of_return.label(f"A_{n}"),
+        "real",
+        "virtual",
+    )
+    title = (
+        f"{after} sub-optimality gap, {first.family}, {counted(num_tasks, 'task')}, "
+        f"{counted(num_seeds, 'policy seed')} a task"
+    )
+    print_table(console, columns, rows, title=title, left=("at",))
 
 
 def print_notes(tables: Sequence[GapTable], console: Console) -> None:
@@ -76,8 +88,8 @@ def print_notes(tables: Sequence[GapTable], console: Console) -> None:
         "and its gap measured on the other (worst gap is too large, corrected too small); at: "
         + ", ".join(names)
         + "; A_n: mean return; real, virtual: training samples. "
-        f"A* averages {first.optimal_return.mean():.0f}, best from: "
-        + ", ".join(f"{name} ({count / 2:g} tasks)" for name, count in halves.most_common(6))
+        f"A* averages {number(float(np.nanmean(first.optimal_return)))}, best from: "
+        + ", ".join(f"{name} ({half / 2:g} tasks)" for name, half in halves.most_common(6))
         + ("" if len(halves) <= 6 else f" and {len(halves) - 6} more")
         + "; the methods may see of a task: "
         + "; ".join(f"{t.method}: {t.provenance.sees or 'not recorded'}" for t in tables)
@@ -86,6 +98,6 @@ def print_notes(tables: Sequence[GapTable], console: Console) -> None:
     )
 
 
-def _samples(count: int | None) -> str:
+def _samples(samples: int | None) -> str:
     """A budget, or that it is not known."""
-    return "?" if count is None else short(count)
+    return "?" if samples is None else count(samples)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from admrl.commands.command import Command, at_least, check_own_family
 from admrl.config.checks import check_config, check_seed
 from admrl.config.evaluation import REFERENCE_METHODS, ReferenceConfig
+from admrl.number_text import counted, number
 from task_families.choices import check_name
 
 if TYPE_CHECKING:
@@ -99,9 +100,10 @@ class ReferenceReturns(Command):
         reference = plan.merge()
         returns, source = reference.optimal_returns(plan.family, plan.tasks.psi)
         methods = Counter(part.split()[0] for s in source for part in (s.split(" / ") * 2)[:2])
+        mean, least, largest = (number(float(x)) for x in (returns.mean(), returns.min(), returns.max()))
         console.print(
             f"{plan.file}, revision {reference.revision}: {len(reference.candidates)} candidates. A* of these "
-            f"{len(returns)} tasks: mean {returns.mean():.0f}, from {returns.min():.0f} to {returns.max():.0f}, "
+            f"{counted(len(returns), 'task')}: mean {mean}, from {least} to {largest}, "
             "best from "
             + ", ".join(f"{name} ({count / 2:g} tasks)" for name, count in methods.most_common())
             + f"\nnext: admrl evaluate RUN... {shlex.join(['--reference', str(plan.file)])}",

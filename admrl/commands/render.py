@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from admrl.commands.command import Command, CommandFailed, at_least, check_own_family
 from admrl.config.checks import check_seed
+from admrl.number_text import number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -136,10 +137,10 @@ class Render(Command):
         imageio.imwrite(strip, film_strip(film.stills, num))
         shown = "shown in real time" if slow == 1 else f"shown {slow:.3g} times slower"
         psi = scene.psi
-        task = ", ".join(f"{x:.3g}" for x in psi[0, :4].tolist()) + (", ..." if psi.shape[1] > 4 else "")
+        task = ", ".join(number(x, 3) for x in psi[0, :4].tolist()) + (", ..." if psi.shape[1] > 4 else "")
         print(
             f"{scene.family.name}, psi ({task}), {who}: {film.num_steps} steps, "
-            f"return {film.total_return:.1f}; {film.simulated_seconds:.3g} s, {shown}\n"
+            f"return {number(film.total_return)}; {number(film.simulated_seconds, 3)} s, {shown}\n"
             f"wrote {scene.file} and {strip}"
         )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from admrl.commands.command import Command, CommandFailed, at_least, check_own_family
+from admrl.commands.render import Render
 from admrl.config.checks import check_config, check_seed
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.search import SCALES, SEARCHES
@@ -204,6 +205,7 @@ class SearchWorst(Command):
         replays = [
             replay_command(run, task.psi, self.seed, self.config.num_updates, str(self._film_file(i)))
             for i, task in enumerate(report.tasks, start=1)
+            if run.family.has_body
         ]
         data = {
             "run": str(run.path),
@@ -225,7 +227,8 @@ class SearchWorst(Command):
         console.print(
             f"{gap.num_policies} zero-shot policies in the search, {confirm.num_policies} to confirm; "
             f"{gap.real_samples + confirm.real_samples:,} real samples. {run.family.box.size} task parameters. Wrote "
-            f"{self.folder / REPORT}; to see the worst again:\n  " + "\n  ".join(replays),
+            f"{self.folder / REPORT}"
+            + "\n  ".join(["; to see the worst again:", *replays] if replays else []),
             highlight=False,
         )
 
@@ -233,8 +236,6 @@ class SearchWorst(Command):
         return self.folder / f"worst-{number}.gif"
 
     def _film(self, report: WorstReport) -> None:
-        from admrl.commands.render import Render
-
         for number, task in enumerate(report.tasks, start=1):
             film = Render(
                 family=self.family,

@@ -12,6 +12,7 @@ import tyro
 from admrl.baselines.config import ALGORITHMS, PRESETS, TITLES, BaselineConfig, preset_config
 from admrl.commands.command import Command, at_least, check_own_family, value_of
 from admrl.config.checks import check_saving, check_seed
+from admrl.number_text import number
 from task_families.choices import check_name
 
 if TYPE_CHECKING:
@@ -140,7 +141,8 @@ class TrainBaseline(Command):
         last = ""
         if run.state.curve:
             point = run.state.curve[-1]
-            last = f"; test tasks: A_0 {point.first_return:.4g}, after adaptation {point.adapted_return:.4g}"
+            first, adapted = number(point.first_return), number(point.adapted_return)
+            last = f"; test tasks: A_0 {first}, after adaptation {adapted}"
         words = ["admrl", "evaluate", str(run.path), *family_words(run.info.source), "--reference", "FILE"]
         words += ["--config.num-stages", "1", "--config.num-stage-samples", str(2 * run.family.horizon)]
         console.print(

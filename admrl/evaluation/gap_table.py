@@ -202,15 +202,15 @@ def _grid_shape(grid: Any, num_tasks: int) -> tuple[int, ...] | None:
 
 
 def _array(data: dict[str, Any], name: str, num_axes: int) -> np.ndarray:
-    """Numbers (None is nan) with so many axes, below 1e15 in size."""
+    """Finite numbers (None is nan) with so many axes: whatever `save` writes."""
     try:
         if not _only_numbers(data[name]):  # numpy would read texts and truth values as numbers
             raise ValueError("a text, a truth value or an object among them")
         array = np.array(data[name], dtype=float)
     except ValueError as error:
         raise ValueError(f"{name}: expected numbers, rows of equal length") from error
-    if array.ndim != num_axes or bool((np.abs(array) > 1e15).any()):
-        raise ValueError(f"{name}: expected {num_axes} axes of numbers of sensible size")
+    if array.ndim != num_axes or bool(np.isinf(array).any()):
+        raise ValueError(f"{name}: expected {num_axes} axes of finite numbers")
     return array
 
 

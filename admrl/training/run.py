@@ -111,8 +111,12 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
         at, num_done = self.state.progress, len(self.state.records)
         if at is None:
             return self.progress
-        num_steps = num_phase_steps(self.info.config, num_done)[at.phase]
-        return f"{self.progress}, and of task {num_done + 1} {at.num_done} of {num_steps} steps of {at.phase}"
+        num_steps, last = (
+            num_phase_steps(self.info.config, not num_done)[at.phase],
+            num_done + len(at.generators),
+        )
+        which = f"task {last}" if last == num_done + 1 else f"tasks {num_done + 1}-{last}"
+        return f"{self.progress}, and of {which} {at.num_done} of {num_steps} steps of {at.phase}"
 
     @property
     def steps_left(self) -> int:
