@@ -42,9 +42,9 @@ def folder(tmp_path, monkeypatch):
     return folder
 
 
-def _new_run(path, seed=0):
+def _new_run(path, seed=0, family="point_robot"):
     run = prepare_run(
-        path, family="point_robot", variant="released", selector="uniform", preset="smoke", seed=seed,
+        path, family=family, variant="released", selector="uniform", preset="smoke", seed=seed,
         config=PRESETS["smoke"],
     )  # fmt: skip
     run.release()
@@ -137,7 +137,7 @@ def test_an_interrupted_quickstart_says_three_commands(folder, monkeypatch):
 
 
 def test_replays_of_a_search_are_whole(folder, capsys):
-    run = _new_run(folder / "a")
+    run = _new_run(folder / "a", family="hopper2d")  # it has a picture
     command = SearchWorst(run.path, out=folder / "w w")
     (folder / "w w").mkdir()
     space = run.family.box
