@@ -96,11 +96,11 @@ with Pendulum() as family:
 
 ### Observations far from zero
 
-Data is stored in float32, which has seven digits. Where a coordinate's offset takes more than five of them, training
-warns once, with the coordinate and its numbers (`dynamics.precision`): a point mass observed at 1e6 m with a spread
-of 0.4 m loses 2 % of its return, at 1e7 m all of it. Subtract the offset where observations are made: in `observe` or
-`reset`, or with `TransformObservation(env, lambda obs: obs - offset, env.observation_space)` in `make_one`, before
-anything rounds to float32.
+Data is stored in float32, which has seven digits. Where a coordinate's offset takes more than five of them,
+training warns once, with the coordinate and its numbers (`dynamics.precision`): a point mass observed at 1e6 m with
+a spread of 0.4 m loses 2 % of its return, at 1e7 m all of it. Subtract the offset where observations are made: in
+`observe` or `reset`, or with `TransformObservation(env, lambda obs: obs - offset, env.observation_space)` in
+`make_one`, before anything rounds to float32.
 """
 
 
