@@ -45,7 +45,7 @@ __all__ = list(_EXPORTS)
 
 
 def _refuse_other_packages() -> None:
-    """A file such as dynamics.py beside a script is found before our package of that name: say so, and which."""
+    """A module of the user's beside a script is found before a package of ours of the same name: say which."""
     here = Path(__file__).parents[1]
     for name in ("dynamics", "policy_opt", "task_families"):
         spec = find_spec(name)
