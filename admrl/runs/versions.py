@@ -56,5 +56,7 @@ def _commit() -> str | None:
 
 def _git(*arguments: str, cwd: Path) -> str | None:
     """What git prints; None if it fails."""
-    answer = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, timeout=5)
+    answer = subprocess.run(
+        ["git", *arguments], cwd=cwd, capture_output=True, encoding="utf-8", errors="replace", timeout=5
+    )
     return answer.stdout.strip() if answer.returncode == 0 else None
