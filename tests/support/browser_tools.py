@@ -110,7 +110,7 @@ class Page:
         """A file from the disk; returns when it is loaded."""
         self.call("Page.navigate", url=file.resolve().as_uri())
         self.evaluate(
-            "new Promise(done => document.readyState === 'complete' ? done() : addEventListener('load', () => done()))"
+            "new Promise(go => document.readyState === 'complete' ? go() : addEventListener('load', () => go()))"
         )
 
     def evaluate(self, expression):
