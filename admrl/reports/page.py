@@ -47,6 +47,7 @@ def render_report(
     names = ", ".join(m.name for m in comparison.methods)
     return environment.get_template("report.html.j2").render(
         title=f"{first.family}: {names}",
+        family=first.family,
         subtitle=(
             f"{counted(len(first.psi), 'test task')} ({first.test_set or 'unnamed'}), variant {first.variant}; "
             f"{counted(len(first.episode_return), 'policy seed')} a task, "
