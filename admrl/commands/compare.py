@@ -104,6 +104,6 @@ def print_summary(rows: list[Row], console: Console) -> None:
             str(row["n"]),
             row["statistic"],
             f"{row['value']:.1f}",
-            f"{row['low']:.1f} to {row['high']:.1f}" if known else "one seed",
+            f"{row['low']:.1f} to {row['high']:.1f}" if known else "unknown",
         )
     console.print(shown)

@@ -26,7 +26,7 @@ CURVES = (
     ("return_real_noisy", "real return of the exploring policy"),
     ("held_out_loss", "held-out model loss"),
 )
-INTERVAL_NOTE = "bars: 95 % bootstrap interval over training seeds"
+INTERVAL_NOTE = "bars: 95 % interval (t) over training and policy seeds"
 
 
 def plot_worst_gap(comparison: Comparison, rows: Sequence[Row], path: Path | str) -> None:
@@ -44,7 +44,7 @@ def plot_worst_gap(comparison: Comparison, rows: Sequence[Row], path: Path | str
             _errorbar(
                 axis, chosen, i, comparison, colour, marker, line if filled else (0, (1, 3)), label, filled
             )
-    axis.set_ylabel("worst-case sub-optimality gap,\nreturn per episode")
+    axis.set_ylabel(f"worst-case {comparison.first.gap_name},\nreturn per episode")
     _finish_n(axis, comparison)
     save_figure(figure, Path(path))
 

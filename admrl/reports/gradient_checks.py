@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from scipy.stats import t as student_t
 
 from admrl.reports.style import save_figure
 
@@ -66,15 +67,15 @@ def _implicit(axis: Axes, check: dict[str, Any]) -> None:
     limit = 1.0
     for i in range(k):
         shift = (i - (k - 1) / 2) * 0.8 / k
-        low = truth["implicit"][i] - 2 * truth["implicit_error"][i]
-        height = 4 * truth["implicit_error"][i]
+        half = _quantile(check) * truth["implicit_error"][i]
+        low, height = truth["implicit"][i] - half, 2 * half
         axis.bar(
             np.arange(len(names)) + shift,
             height,
             0.8 / k,
             low,
             color="0.85" if i % 2 else "0.7",
-            label=f"truth ± 2 standard errors, coordinate {i + 1}",
+            label=f"truth, 95 % interval, coordinate {i + 1}",
         )
         limit = max(limit, abs(low), abs(low + height))
         for x, draws in enumerate(check["draws"]):
@@ -95,6 +96,11 @@ def _implicit(axis: Axes, check: dict[str, Any]) -> None:
     psi = ", ".join(f"{x:.2f}" for x in check["psi"])
     axis.set_title(f"{check['family']}, psi = ({psi})", fontsize=10)
     axis.legend(fontsize=7, frameon=False, loc="lower left")
+
+
+def _quantile(check: dict[str, Any]) -> float:
+    """Standard errors to either end of a 95 % interval of the truth, which is a mean over its replicates."""
+    return float(student_t.isf(0.025, check["provenance"]["truth"]["num_replicates"] - 1))
 
 
 def _fidelity(axis: Axes, check: dict[str, Any]) -> None:

@@ -131,7 +131,7 @@ def _map_cell(
         ]
     if not math.isfinite(mean[m]):
         return {"missing": True, "tip": "\n".join([*lines, "missing"])}
-    value = f"gap {mean[m]:.1f}" + (f" ± {error[m]:.1f}" if math.isfinite(error[m]) else "")
+    value = f"gap {mean[m]:.1f} ± " + (f"{error[m]:.1f}" if math.isfinite(error[m]) else "?")
     runs = "runs: " + ", ".join(f"{g:.1f}" for g in gaps[:, m])
     lines += [value, runs, f"A* {first.optimal_return[m]:.1f} ({first.optimal_source[m]})"]
     share = float(norm(mean[m]))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap
+from scipy.stats import t as student_t
 from torch import Tensor
 
 from admrl.search.base import Search, TaskSearch, project_unit, unit_scale
@@ -34,7 +34,7 @@ class WorstTask:
     """Mean of fresh replicates, if there are any; else search_gap."""
     low: float | None
     high: float | None
-    """Bootstrap interval of `gap` over the replicates."""
+    """Interval of `gap` (Student's t over the replicates)."""
     num_replicates: int
     gradient_norm: float | None
     """Of the projected gradient, gap per unit coordinate: 0 at a local maximum within the space."""
@@ -82,7 +82,7 @@ class WorstReport:
                 for name, x, unit in zip(self.names, task.psi, self.units, strict=True)
             )
             interval = (
-                ""
+                f" (interval unknown, {task.num_replicates} replicate{'s' if task.num_replicates > 1 else ''})"
                 if task.low is None
                 else f" [{task.low:.4g}, {task.high:.4g}] ({self.confidence:.0%}, {task.num_replicates} replicates)"
             )
@@ -150,7 +150,7 @@ def find_worst(
         difference: half-step, in unit coordinates, of the central differences of `confirm` (or `gap`) that give the
             gradient: 2 k further evaluations a task, in one call. None: the gradient that `gap` returns, if it does.
         confidence: of intervals and bound.
-        generator: of probes and bootstrap.
+        generator: of the probes.
         on_batch: called after every batch, e.g. to save the search.
 
     Raises:
@@ -180,7 +180,7 @@ def find_worst(
     bound = mass_bound(record.mean[:num_probes], confidence) if num_probes else None
     believed = search.estimates()[len(search.history) - len(record.mean) :]
     rows = record.distinct(believed, top, min_distance * math.sqrt(space.size))
-    tasks = record.describe(rows, gap, confirm, difference, confidence, generator)
+    tasks = record.describe(rows, gap, confirm, difference, confidence)
     return WorstReport(
         tasks=tuple(tasks),
         names=space.names,
@@ -248,7 +248,6 @@ class _Record:
         confirm: Gap | None,
         difference: float | None,
         confidence: float,
-        generator: torch.Generator,
     ) -> list[WorstTask]:
         """Everything about some tasks, the worst first; they are evaluated anew together."""
         psi = self.psi[rows].to(self.space.low.dtype)
@@ -260,8 +259,7 @@ class _Record:
             slopes, errors = central_difference(confirm or gap, self.space, psi, difference)
         tasks = []
         for i, row in enumerate(rows):
-            seed = int(torch.randint(2**31, (1,), generator=generator))
-            low, high = bootstrap_interval(replicates[i].numpy(), confidence, seed)
+            low, high = mean_interval(replicates[i].numpy(), confidence)
             norm = None
             if not bool(slopes[i].isnan().any()):
                 norm = projected_norm(self.space, self.space.to_unit(psi[i].double()), slopes[i])
@@ -297,22 +295,14 @@ def evaluate(gap: Gap, psi: Tensor) -> tuple[Tensor, Tensor | None]:
     return value, None if gradient is None else torch.as_tensor(gradient).detach()
 
 
-def bootstrap_interval(
-    replicates: np.ndarray[Any, Any], confidence: float, seed: int
-) -> tuple[float | None, float | None]:
-    """Percentile interval of the mean of (R,) replicates; None with fewer than two, or a missing one."""
-    if len(replicates) < 2 or np.isnan(replicates).any():
+def mean_interval(replicates: np.ndarray[Any, Any], confidence: float) -> tuple[float | None, float | None]:
+    """Student's t interval of the mean of (R,) replicates; None with fewer than two, or a missing one."""
+    num = len(replicates)
+    if num < 2 or np.isnan(replicates).any():
         return None, None
-    if np.ptp(replicates) == 0:
-        return float(replicates[0]), float(replicates[0])
-    interval = bootstrap(
-        (replicates,),
-        np.mean,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+    mean, error = float(replicates.mean()), float(replicates.std(ddof=1)) / math.sqrt(num)
+    half = float(student_t.isf((1 - confidence) / 2, num - 1)) * error
+    return mean - half, mean + half
 
 
 def central_difference(gap: Gap, space: TaskSpace, psi: Tensor, step: float) -> tuple[Tensor, Tensor | None]:
