@@ -2,7 +2,7 @@
 
 SAC is trained on one task of the point robot, the goal (0.3, 0.3), and saved; its file is read without unpickling.
 Our method trains on three random goals, then solves each test task in its learned model, being told psi. The straight
-line to the goal is optimal, so it serves as A*.
+line to the goal is optimal, and A* is what it reaches.
 
     pip install "admrl[sac]"
     python examples/gap_of_an_external_policy.py [--policy SAC.zip] [--steps 2000] [--out gap.png]

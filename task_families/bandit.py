@@ -13,6 +13,8 @@ Differs from the paper:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -48,6 +50,10 @@ class BernoulliBandit5(TaskFamily):
     def reset(self, n: int, generator: torch.Generator) -> Tensor:
         """No outcome yet."""
         return torch.zeros(n, 1, dtype=torch.float64)
+
+    def optimal_policy(self, psi: Tensor) -> Callable[[int, Tensor], Tensor]:
+        """Always the best arm."""
+        return lambda t, obs: psi.to(obs)[:, None].expand(*obs.shape[:2], -1)
 
     def make_simulator(
         self,

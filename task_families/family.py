@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -127,6 +127,19 @@ class TaskFamily(ABC):
                 "pass make_simulator(shape, psi=psi)"
             )
         return psi
+
+    def optimal_policy(self, psi: Tensor) -> Callable[[int, Tensor], Tensor] | None:
+        """What to do at every step so that no policy has a larger undiscounted return over one horizon.
+
+        The evaluation takes its return for A*, where nothing better than the evaluated methods is given.
+
+        Args:
+            psi: (M, k)
+
+        Returns:
+            act(t, obs), obs (M, N, S) -> (M, N, A), in the units of `action_bounds`; None, the default: not known.
+        """
+        return None
 
     def published_tasks(self, seed: int) -> tuple[Tensor, Tensor] | None:
         """Training and test tasks (n, k) as the source paper draws them; None if it fixes no task sets."""

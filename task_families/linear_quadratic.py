@@ -203,6 +203,24 @@ class LinearQuadratic(TaskFamily):
         gain = -torch.linalg.solve(R + B.T @ S @ B, B.T @ S @ F0)
         return torch.cat([gain[:, :-1].T.flatten(), gain[:, -1]])
 
+    def optimal_policy(self, psi: Tensor) -> Callable[[int, Tensor], Tensor]:
+        """The Riccati recursion over the horizon, undiscounted: a gain for every step."""
+        F0, B = self.dynamics.augmented()
+        Q = torch.stack([self._state_cost(p) for p in psi.to(F0)])  # (M, S+1, S+1)
+        eye, P = torch.eye(self.act_size).to(F0), torch.zeros_like(Q)
+        gains: list[Tensor] = []
+        for _ in range(self.horizon):
+            S = Q + P
+            gain = -torch.linalg.solve(self.action_cost * eye + B.T @ S @ B, B.T @ S @ F0)  # (M, A, S+1)
+            F = F0 + B @ gain
+            P = F.mT @ S @ F + self.action_cost * gain.mT @ gain
+            gains.insert(0, gain)
+
+        def act(t: int, obs: Tensor) -> Tensor:
+            return obs @ gains[t][..., :-1].mT.to(obs) + gains[t][..., None, :, -1].to(obs)
+
+        return act
+
     def theta_star_jacobian(self, dynamics: AffineDynamics | None = None) -> Tensor:
         """d theta*/d psi (10, 2). theta* is affine in psi, so differences of solutions are exact."""
         zero = torch.zeros(2, dtype=torch.float64)

@@ -13,6 +13,7 @@ Differs from the paper:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -61,6 +62,15 @@ class PointRobot(TaskFamily):
         """See `TaskFamily.make_simulator`."""
         return FunctionSimulator(shape, self.reset, _move, dtype=dtype)
 
+    def goal(self, psi: Tensor) -> Tensor:
+        """Where to go (..., 2)."""
+        return psi
+
+    def optimal_policy(self, psi: Tensor) -> Callable[[int, Tensor], Tensor]:
+        """Straight to the goal in every coordinate, at full speed: nearest to it at every step."""
+        goal = self.goal(psi)[:, None]
+        return lambda t, obs: ((goal.to(obs) - obs) / STEP).clamp(-1, 1)
+
     def published_tasks(self, seed: int) -> tuple[Tensor, Tensor]:
         """80 and 20 goals, uniform in the square."""
         psi = self.box.fixed(100, seed)
@@ -81,11 +91,14 @@ class SparsePointRobot(PointRobot):
 
     def reward(self, psi: Tensor, obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
         """See the head of this page."""
-        goal = torch.cat([psi.cos(), psi.sin()], dim=-1)
-        distance = torch.linalg.vector_norm(next_obs - goal, dim=-1)
+        distance = torch.linalg.vector_norm(next_obs - self.goal(psi), dim=-1)
         if self.variant == "dense":
             return -distance
         return torch.where(distance <= RADIUS[self.variant], 1 - distance, 0 * distance)
+
+    def goal(self, psi: Tensor) -> Tensor:
+        """On the semicircle (..., 2)."""
+        return torch.cat([psi.cos(), psi.sin()], dim=-1)
 
     def reset(self, n: int, generator: torch.Generator) -> Tensor:
         """The origin."""

@@ -17,6 +17,8 @@ numbers of which the largest counts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -118,6 +120,17 @@ class Tabular(TaskFamily):
             if not bool(better.any()):
                 return self.rho @ v, actions
             actions = torch.where(better, q.argmax(-1), actions)
+
+    def optimal_policy(self, psi: Tensor) -> Callable[[int, Tensor], Tensor]:
+        """Backward induction over the horizon, undiscounted."""
+        reward = torch.einsum("sat,tk,mk->msa", self.P, self.b, psi.to(self.P))  # expected, (M, S, A)
+        value = torch.zeros_like(reward[..., 0])
+        best: list[Tensor] = []
+        for _ in range(self.horizon):
+            q = reward + torch.einsum("sat,mt->msa", self.P, value)
+            value = q.amax(-1)
+            best.insert(0, torch.nn.functional.one_hot(q.argmax(-1), self.act_size))  # (M, S, A)
+        return lambda t, obs: obs @ best[t].to(obs)
 
     def eta_enumerated(self, theta: Tensor, psi: Tensor, num_steps: int) -> Tensor:
         """The return of the first steps, summed over all (S A)^num_steps S trajectories: for tests."""

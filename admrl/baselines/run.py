@@ -28,6 +28,7 @@ from admrl.config.evaluation import EvaluationConfig
 from admrl.config.plain_data import from_dict
 from admrl.evaluation.adapter import Adapter
 from admrl.evaluation.evaluable_run import EvaluableRun
+from admrl.evaluation.scoring import SCORING
 from admrl.jobs.reporter import Reporter
 from admrl.runs.checkpoints import Checkpoint
 from admrl.runs.families import NOBODY, NamedFamily, code_key, new_family, source_of
@@ -185,6 +186,7 @@ class BaselineRun(EvaluableRun[BaselineInfo, BaselineState]):
             "config": asdict(self.info.config),
             "evaluation": {name: getattr(config, name) for name in names},
             "streams": VERSION,
+            "scoring": SCORING,
             "versions": {p: now[p] for p in ("torch", "mujoco")},
         }
 

@@ -96,7 +96,7 @@ def print_summary(rows: list[Row], console: Console) -> None:
     shown = []
     for row in rows:
         text = texts(row)
-        interval = f"{text['low']} to {text['high']}" if row["low"] == row["low"] else "one seed"
+        interval = f"{text['low']} to {text['high']}" if row["low"] == row["low"] else "unknown"
         shown.append((text["method"], text["n"], text["statistic"], text["value"], interval))
     columns = ("method", "n", "statistic", "value", "95 % interval")
     print_table(console, columns, shown, left=("statistic",))

@@ -13,7 +13,7 @@ from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.reference import Reference
 from admrl.evaluation.reference_pooled import check_pooled, pooled_reference
 from admrl.evaluation.scoring import check_counts
-from admrl.evaluation.tables import Method, best_of, gap_tables, run_tables
+from admrl.evaluation.tables import Method, gap_tables, run_tables, without_reference
 from admrl.evaluation.task_lists import TaskList, grid_tasks
 from admrl.jobs.reporter import Reporter
 from task_families.family import TaskFamily
@@ -36,7 +36,8 @@ def evaluate_gaps(
     Args:
         tasks: grid cells per task parameter, corners included; or any list of tasks.
         seed: of the evaluation; the same for all runs.
-        reference: A*; None: the best of what the runs' policies and a common reference run reached.
+        reference: A*; None: the best of what the runs' policies and a common reference run reached. Without that
+            run (``config.num_reference_stages`` is 0), see `evaluate_adapters`.
 
     Raises:
         ValueError: no run, runs of different families, a grid of the wrong dimension, impossible counts, or tasks
@@ -91,7 +92,7 @@ def check_runs(
             raise ValueError(
                 "no A*: the built-in reference run needs the model of a run of `admrl train`, and none is given. "
                 f"Make a reference of {first.info.family} with `admrl reference` and pass it as `reference`, or "
-                "evaluate together with such a run, or take the best of these methods: set "
+                "evaluate together with such a run, or take the gap to the best of these methods: set "
                 "`config.num_reference_stages` to 0"
             )
         check_pooled(sources, config)
@@ -125,7 +126,8 @@ def evaluate_adapters(
 
     Args:
         tasks: grid cells per task parameter, corners included; or any list of tasks.
-        reference: A*; None: the best that any of the adapters reached, which is a bound from below.
+        reference: A*; None: the family's optimal policy, where it is known in closed form. Elsewhere the tables say
+            that theirs is the gap to the best of several adapters; that of a single one is unknown (nan).
 
     Raises:
         ValueError: no adapter, two of one name, impossible counts, or tasks without a reference.
@@ -135,7 +137,10 @@ def evaluate_adapters(
     if not names or len(set(names)) < len(names):
         raise ValueError(f"adapters: expected at least one, each with a name of its own; got {names}")
     chosen = tasks if isinstance(tasks, TaskList) else grid_tasks(family, tasks)
-    known = None if reference is None else reference.best_known(family, chosen.psi)  # refuses before any work
+    num = config.num_policy_seeds
+    known = (
+        None if reference is None else reference.best_known(family, chosen.psi, num)
+    )  # refuses before any work
     methods = [
         Method(
             adapter.name,
@@ -148,5 +153,6 @@ def evaluate_adapters(
         )
         for adapter in adapters
     ]
-    origin = {"kind": "best of the methods evaluated together", "methods": sorted(names)}
-    return gap_tables(family, chosen, methods, known or best_of(methods, origin), config, seed)
+    if known is None:
+        known = without_reference(family, chosen, methods, config, seed, num_threads)
+    return gap_tables(family, chosen, methods, known, config, seed)

@@ -2,8 +2,13 @@
 
 A_n(psi) is the undiscounted real return for psi after n real adaptation samples, averaged over episodes, for R
 policy seeds (`admrl.evaluation.evaluator`). A*(psi) is the best return that any candidate reached, chosen on other
-episodes than it is reported from (`admrl.evaluation.scoring.best_known_returns`), so that choosing the luckiest does
-not raise A*. Gaps may be negative: A* was weak.
+episodes than it is reported from (`admrl.evaluation.scoring.best_known`), so that choosing the luckiest does not
+raise A*. Gaps may be negative: A* was weak.
+
+A policy seed is an independent repetition: policies, start states, episodes, and A*'s episodes are its own. So the
+spread of the gaps over R seeds is all the noise there is, and (mean - gap) / standard error has Student's t
+distribution with R - 1 degrees of freedom. Tables of older versions (`optimal_by_seed` is None) had start states and
+A* in common, which their standard errors leave out; `not_covered` says so.
 """
 
 from __future__ import annotations
@@ -15,12 +20,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import t as student_t
 
 from admrl.evaluation.provenance import Provenance
 from admrl.search.objective import Objective, scaled_gap
 from admrl.storage.files import DamagedFileError, legible, make_folder, parse_json, write_json
 
-FORMATS = ("admrl gap table 2", "admrl gap table 1")  # the first one is written
+FORMATS = ("admrl gap table 3", "admrl gap table 2", "admrl gap table 1")  # the first one is written
+CONFIDENCE = 0.95  # of intervals
+UNKNOWN, BEST_SHOWN = "unknown", "best of the methods shown"  # kinds of reference
+_OLDER_BEST = "best of the methods evaluated together"
+_OLDER_RUNS = "best of the runs evaluated together"  # with a reference run, unless the settings say none
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,9 @@ class WorstCase:
     both ways round; nan with a single seed. `gap` is the maximum of noisy means and too large as an estimate of
     the true worst case; `corrected` is unbiased for the task that was chosen, which may not be the worst one, and
     so too small. The truth lies between, in expectation."""
+    low: float = math.nan
+    """Interval of the true worst gap, whichever task it is at; see `GapTable.worst_interval`."""
+    high: float = math.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +70,8 @@ class GapTable:
     test_set: str = ""  # name of the set of tasks
     box: np.ndarray | None = None  # (2, k) low and high ends of the training box
     model_error: np.ndarray | None = None  # (M,) see `admrl.evaluation.tables.model_errors`
+    optimal_by_seed: np.ndarray | None = None
+    """(R, M) A* as each policy seed sees it (`admrl.evaluation.scoring.BestKnown.by_seed`); None: an older table."""
 
     @property
     def adapted_return(self) -> np.ndarray:
@@ -65,8 +80,29 @@ class GapTable:
 
     @property
     def gap(self) -> np.ndarray:
-        """G_n = A* - A_n: (R, M, J). Never clamped."""
-        return self.optimal_return[None, :, None] - self.adapted_return
+        """G_n = A* - A_n: (R, M, J), paired by policy seed. Never clamped."""
+        optimal = self.optimal_return[None] if self.optimal_by_seed is None else self.optimal_by_seed
+        return optimal[:, :, None] - self.adapted_return
+
+    @property
+    def gap_name(self) -> str:
+        """What the numbers are: a gap against nothing better than the methods themselves is no sub-optimality gap."""
+        reference, settings = self.provenance.reference or {}, self.provenance.evaluation or {}
+        kind = reference.get("kind")
+        if kind == UNKNOWN:
+            return "sub-optimality gap (unknown: no reference)"
+        alone = kind == _OLDER_RUNS and settings.get("num_reference_stages") == 0
+        if kind not in (BEST_SHOWN, _OLDER_BEST) and not alone:
+            return "sub-optimality gap"
+        shown = reference.get("methods") or reference.get("runs") or ()
+        return f"gap to the best of the {'methods' if len(shown) > 1 else 'policies of the one method'} shown"
+
+    @property
+    def not_covered(self) -> str:
+        """What the standard errors leave out, in words; nothing for tables of this version."""
+        if self.optimal_by_seed is None:
+            return "the noise of the start states and of A* (a table of an older version)"
+        return ""
 
     def num_missing(self, j: int = 0) -> int:
         """Tasks without a mean gap: a policy's simulation broke down, or there is no reference."""
@@ -77,39 +113,68 @@ class GapTable:
         return self.gap[:, :, j].mean(0)
 
     def standard_error(self, j: int = 0) -> np.ndarray:
-        """(M,) standard error of `mean_gap` over policy seeds (A* is common to them); nan with one seed."""
+        """(M,) standard error of `mean_gap`: policies, episodes, A* (but see `not_covered`); nan with one seed."""
         num_seeds = len(self.gap)
         if num_seeds < 2:
             return np.full(self.gap.shape[1], np.nan)
         return self.gap[:, :, j].std(0, ddof=1) / math.sqrt(num_seeds)
 
     def worst(self, j: int = 0) -> WorstCase:
-        """The worst-case gap G_n^max over the tasks whose gap is known (see `num_missing`).
+        """The worst-case gap G_n^max over the tasks whose gap is known (see `num_missing`). Its standard error is
+        that of the gap at this task; as the largest of noisy gaps it is too large, see `WorstCase`, `worst_interval`.
 
         Raises:
             ValueError: no gap is known.
         """
         mean, gap = self.mean_gap(j), self.gap[:, :, j]
         if np.isnan(mean).all():
-            raise ValueError(f"{self.method}: no task has a gap, all returns are missing")
+            raise ValueError(self._no_gap())
         task = int(np.nanargmax(mean))
-        corrected = math.nan
-        if len(gap) >= 2:
-            first, second = gap[::2].mean(0), gap[1::2].mean(0)
-            first, second = np.where(np.isnan(mean), np.nan, first), np.where(np.isnan(mean), np.nan, second)
-            corrected = float((second[np.nanargmax(first)] + first[np.nanargmax(second)]) / 2)
-        return WorstCase(task, float(mean[task]), float(self.standard_error(j)[task]), corrected)
+        corrected = float(corrected_worst(gap[:, ~np.isnan(mean)]))
+        error = float(self.standard_error(j)[task])
+        return WorstCase(task, float(mean[task]), error, corrected, *self.worst_interval(j))
+
+    def _no_gap(self) -> str:
+        if np.isnan(self.optimal_return).all() and not np.isnan(self.episode_return).all():
+            return (
+                f"{self.method}: no task has a gap, because A* is unknown: make a reference (`admrl reference`), or "
+                "evaluate with one"
+            )
+        return f"{self.method}: no task has a gap, all returns are missing"
+
+    def worst_interval(self, j: int = 0, confidence: float = CONFIDENCE) -> tuple[float, float]:
+        """Interval of the true worst gap max_m G(m), whichever task it is at; nan with one policy seed.
+
+        The gap of the truly worst task is below its own upper end, so the largest upper end of all tasks is above
+        the truth; and the truth is above the mean gap, so above that one's lower end. Both sides are safe for any
+        gaps. (The lower ends of single tasks, all together, would be nearer where one task stands out, and fail for
+        skewed gaps.)
+        """
+        error, degrees = self.standard_error(j), max(len(self.gap) - 1, 1)
+        if np.isnan(error).all():
+            return math.nan, math.nan
+        quantile = float(student_t.isf((1 - confidence) / 2, degrees))
+        return self.average_interval(j, confidence)[0], float(np.nanmax(self.mean_gap(j) + quantile * error))
+
+    def average_interval(self, j: int = 0, confidence: float = CONFIDENCE) -> tuple[float, float]:
+        """Interval of the mean gap over these tasks (Student's t); nan with one policy seed."""
+        mean, error = self.average(j)
+        half = float(student_t.isf((1 - confidence) / 2, max(len(self.gap) - 1, 1))) * error
+        return mean - half, mean + half
 
     def average(self, j: int = 0) -> tuple[float, float]:
-        """Mean gap over the tasks whose gap is known, and its standard error over policy seeds."""
+        """Mean gap over the tasks whose gap is known, and its standard error; nan if none is."""
         known = ~np.isnan(self.mean_gap(j))
+        if not known.any():
+            return math.nan, math.nan
         per_seed = self.gap[:, known, j].mean(axis=1)  # (R,)
         error = per_seed.std(ddof=1) / math.sqrt(len(per_seed)) if len(per_seed) > 1 else math.nan
         return float(per_seed.mean()), float(error)
 
     def objective(self, objective: Objective, j: int = 0, *, scale: str = "absolute") -> tuple[float, float]:
-        """An objective of the mean gaps over the tasks whose gap is known, and its jackknife standard error over
-        policy seeds (nan with one). Like `worst`, it is too large where it picks from noisy gaps.
+        """An objective of the mean gaps over the tasks whose gap is known, and its jackknife standard error (nan with
+        one policy seed), which covers what `standard_error` does. Like `worst`, it is too large where it picks from
+        noisy gaps (the CVaR, the softmax).
 
         Args:
             scale: absolute, or ratio: (A* - A) / |A*|.
@@ -119,8 +184,9 @@ class GapTable:
         """
         known = ~np.isnan(self.mean_gap(j))
         if not known.any():
-            raise ValueError(f"{self.method}: no task has a gap, all returns are missing")
-        optimal, adapted = self.optimal_return[known], self.adapted_return[:, known, j]
+            raise ValueError(self._no_gap())
+        optimal = self.optimal_return[known]
+        adapted = optimal - self.gap[:, known, j]
         gap = scaled_gap(torch.from_numpy(optimal), torch.from_numpy(adapted), scale)  # (R, M)
         num = len(gap)
         left_out = [float(objective.value(gap[np.arange(num) != r].mean(0))) for r in range(num) if num > 1]
@@ -153,6 +219,15 @@ class GapTable:
             ) from error
 
 
+def corrected_worst(gap: np.ndarray) -> np.ndarray:
+    """`WorstCase.corrected` of gaps (..., R, M) -> (...), all known; nan with one policy seed."""
+    if gap.shape[-2] < 2:
+        return np.full(gap.shape[:-2], np.nan)
+    first, second = gap[..., ::2, :].mean(-2), gap[..., 1::2, :].mean(-2)
+    pairs = ((second, first), (first, second))  # measured, chosen by
+    return np.mean([np.take_along_axis(x, y.argmax(-1)[..., None], -1)[..., 0] for x, y in pairs], axis=0)
+
+
 def _table_fields(data: dict[str, Any]) -> dict[str, Any]:
     """The fields of a table from plain data, each checked; None is nan."""
     psi, num_samples = _array(data, "psi", 2), _array(data, "num_samples", 1)
@@ -173,7 +248,12 @@ def _table_fields(data: dict[str, Any]) -> dict[str, Any]:
         "optimal_return": optimal,
         "grid_shape": _grid_shape(data["grid_shape"], num_tasks),
     }
-    shapes = {"visited_psi": (None, size), "box": (2, size), "model_error": (num_tasks,)}
+    shapes: dict[str, tuple[int | None, ...]] = {
+        "visited_psi": (None, size),
+        "box": (2, size),
+        "model_error": (num_tasks,),
+        "optimal_by_seed": (len(returns), num_tasks),
+    }
     for name, shape in shapes.items():
         if data.get(name) is None:
             continue

@@ -81,7 +81,7 @@ def evaluate_in_parallel(
             run_jobs(jobs, num_workers, console)
         keys = _keys(runs[0], tasks)
         adapted = [store.collect(keys, config.num_policy_seeds) for store in stores]
-        pooled = None if pooled_file is None else _read_pooled(pooled_file, len(keys), config.num_episodes)
+        pooled = None if pooled_file is None else _read_pooled(pooled_file, len(keys), config)
         tables = run_tables(runs, tasks, adapted, config, seed, pooled=pooled, reference=reference)
         for run, table in zip(runs, tables, strict=True):
             table.save(gaps_file(run.path, name))
@@ -168,7 +168,7 @@ def _pooled_file(runs: Sequence[EvaluableRun], tasks: TaskList, config: Evaluati
     """Where its episodes are kept: in the first run's folder, named after what they depend on."""
     learners = sorted((run for run in runs if run.model_source is not None), key=lambda run: str(run.path))
     settings = [run.fingerprint(replace(config, num_stages=0), seed) for run in learners]
-    names = ("num_reference_stages", "num_reference_samples", "num_reference_updates")
+    names = ("num_policy_seeds", "num_reference_stages", "num_reference_samples", "num_reference_updates")
     key = digest([settings, {n: getattr(config, n) for n in names}, tasks.psi.tolist()])
     return learners[0].path / FOLDER / f"reference-{key}.part"
 
@@ -185,7 +185,7 @@ def _pooled_jobs(
     """The reference run, if it is not there; says so if it was, and is damaged."""
     if file.exists():
         try:
-            _read_pooled(file, len(tasks.psi), config.num_episodes)
+            _read_pooled(file, len(tasks.psi), config)
             return []
         except DamagedFileError as error:
             console.print(f"{error}; the reference run is done again", style="yellow", highlight=False)
@@ -210,7 +210,7 @@ def pooled_job(
     write_sealed(file, {"episode_return": episodes}, {"real_samples": pooled.real_samples})
 
 
-def _read_pooled(file: Path, num_tasks: int, num_episodes: int) -> PooledReference:
+def _read_pooled(file: Path, num_tasks: int, config: EvaluationConfig) -> PooledReference:
     """What `pooled_job` wrote; files of earlier versions do not say how many samples there were.
 
     Raises:
@@ -218,7 +218,8 @@ def _read_pooled(file: Path, num_tasks: int, num_episodes: int) -> PooledReferen
     """
     tensors, meta, _ = read_sealed(file)
     try:
-        episodes = check_tensor(tensors, "episode_return", (1, num_tasks, num_episodes), torch.float64)
+        shape = (config.num_policy_seeds, num_tasks, config.num_episodes)
+        episodes = check_tensor(tensors, "episode_return", shape, torch.float64)
     except ValueError as error:
         raise DamagedFileError(f"{file}: {error}") from error
     drawn = meta.get("real_samples")

@@ -2,7 +2,7 @@
 
 A reference file (JSON, versioned) holds an entry for every task and candidate policy: method, seed, samples, the
 episodes' returns, settings and versions. A* of a task is the best of its candidates, chosen on other
-episodes than it is reported from (`best_known_returns`). Nothing is thrown away, so A* can only be extended.
+episodes than it is reported from (`best_known`). Nothing is thrown away, so A* can only be extended.
 `admrl reference` makes and extends such files; `admrl evaluate --reference FILE` uses them.
 """
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from admrl.config.plain_data import from_dict
-from admrl.evaluation.scoring import BestKnown, best_known_returns
+from admrl.evaluation.scoring import BestKnown, best_known
 from admrl.runs.families import CODE, code_key
 from admrl.storage.files import DamagedFileError, digest, parse_json, plain_number, write_json
 from admrl.streams import unit_keys
@@ -80,7 +80,16 @@ class Reference:
         """A* (M,) of tasks psi (M, k), and which candidate gave each.
 
         Raises:
-            ValueError: a file of another family, or tasks without a candidate; says how to add them.
+            ValueError: see `best_known`.
+        """
+        known = self.best_known(family, psi)
+        return known.returns, known.source
+
+    def _candidates_of(self, family: TaskFamily, psi: Tensor) -> list[list[Candidate]]:
+        """Those of every task.
+
+        Raises:
+            ValueError: see `best_known`.
         """
         if (self.family, self.variant) != (family.name, family.variant):
             raise ValueError(
@@ -101,8 +110,7 @@ class Reference:
                 f"reference: {len(absent)} of {len(keys)} tasks have no reference return, the first is "
                 f"{[round(x, 4) for x in absent[0]]}; add them with `admrl reference` on the same tasks and file"
             )
-        best = [best_known_returns({c.name: _episodes(c) for c in by_task[key]}) for key in keys]
-        return np.array([value[0] for value, _ in best]), tuple(source[0] for _, source in best)
+        return [by_task[key] for key in keys]
 
     def check_code(self, family: TaskFamily) -> None:
         """Refuse a family from outside this package whose code is not that of the file.
@@ -117,9 +125,20 @@ class Reference:
                 f"then, {now!s:.12} now), so its tasks may be others; make another file with `admrl reference`"
             )
 
-    def best_known(self, family: TaskFamily, psi: Tensor) -> BestKnown:
-        """A* of tasks psi (M, k) with its origin; see `optimal_returns`."""
-        returns, source = self.optimal_returns(family, psi)
+    def best_known(self, family: TaskFamily, psi: Tensor, num_policy_seeds: int = 1) -> BestKnown:
+        """A* of tasks psi (M, k) with its origin; R policy seeds share the file's episodes (`BestKnown.by_seed`).
+
+        Raises:
+            ValueError: a file of another family, or tasks without a candidate; says how to add them.
+        """
+        best = []
+        for candidates in self._candidates_of(family, psi):
+            num = min(
+                len(c.episode_return) for c in candidates
+            )  # a file may be extended with more episodes each
+            best.append(
+                best_known({c.name: _episodes(c)[..., :num] for c in candidates}, None, num_policy_seeds)
+            )
         origin = {
             "kind": "file",
             "digest": self.digest,
@@ -128,7 +147,13 @@ class Reference:
             "num_candidates": len(self.candidates),
             **self.notes,
         }
-        return BestKnown(returns, source, origin, self.real_samples)
+        return BestKnown(
+            returns=np.concatenate([b.returns for b in best]),
+            by_seed=np.concatenate([b.by_seed for b in best], axis=1),
+            source=tuple(b.source[0] for b in best),
+            origin=origin,
+            real_samples=self.real_samples,
+        )
 
     @property
     def real_samples(self) -> int:

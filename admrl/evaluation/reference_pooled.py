@@ -12,7 +12,7 @@ from admrl.config.checks import check_lanes
 from admrl.config.evaluation import EvaluationConfig, evaluation_virtual
 from admrl.config.training import SlboConfig
 from admrl.evaluation.evaluable_run import ModelSource
-from admrl.evaluation.scoring import score_policy
+from admrl.evaluation.scoring import score_for_every_seed
 from admrl.evaluation.task_lists import TaskList
 from admrl.jobs.reporter import Reporter, Silent
 from admrl.solving.adaptation import num_slbo_steps, slbo_adapt, zero_shot
@@ -28,7 +28,7 @@ NAME = "reference: SLBO on all tasks"
 class PooledReference:
     """What the reference run reached."""
 
-    episode_return: np.ndarray  # (1, M, N) undiscounted
+    episode_return: np.ndarray  # (R, M, N) undiscounted, on the start states of every policy seed
     real_samples: int | None  # that it drew, of all tasks together; None: not recorded
 
 
@@ -119,7 +119,13 @@ def pooled_reference(
         samples=samples,
     )
     policy = SolutionPolicy(solution)
-    returns, _ = score_policy(
-        family, policy, solution.psi, [0], config.num_episodes, seed, num_threads=num_threads
+    returns = score_for_every_seed(
+        family,
+        policy,
+        solution.psi,
+        config.num_policy_seeds,
+        config.num_episodes,
+        seed,
+        num_threads=num_threads,
     )
-    return PooledReference(returns[None], samples.real)
+    return PooledReference(returns, samples.real)

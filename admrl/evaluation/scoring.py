@@ -1,13 +1,15 @@
 """Scores of policies in the true simulator, and A*, the best known of them.
 
-Start states and action noise of the scoring depend on the evaluation's seed and the task alone: every method is given
-the same. What a policy draws beyond that noise depends on its policy seed, too.
+Start states and action noise of the scoring depend on the evaluation's seed, the policy seed and the task: every
+method is given the same, and so is the reference run, which is scored once for every policy seed. So a policy seed is
+one independent repetition of everything random in a gap, A*'s episodes included (`BestKnown.by_seed`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,10 @@ from admrl.streams import Purpose, task_streams
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout, collect
 
-NUM_FOLDS = 4  # of the episodes, in `best_known_returns`
+NUM_FOLDS = 4  # of the episodes, in `best_known`
+SCORING = 2
+"""Version of what is scored: parts of evaluations that were scored otherwise are not mixed with these.
+2: start states by policy seed."""
 
 
 def score_policy(
@@ -38,17 +43,18 @@ def score_policy(
 ) -> tuple[np.ndarray, Rollout]:
     """Undiscounted returns (R M, N) of policies on tasks psi (R M, k), seed-major, and their rollout.
 
-    A simulation that becomes unstable makes its return nan.
+    A simulation that becomes unstable makes its return nan. Start states and noise depend on a row's policy seed.
 
     Args:
         policy: M policies; with R policy seeds it acts for R M rows.
         dtype: of observations and noise; that of the policies.
     """
-    unit = family.box.to_unit(psi)
-    generators = task_streams(seed, Purpose.SCORING, 1, unit)
+    unit = family.box.to_unit(psi[: len(psi) // len(policy_seeds)])
+    generators, latents = (
+        task_streams(seed, purpose, policy_seeds, unit) for purpose in (Purpose.SCORING, Purpose.LATENTS)
+    )
     shape = (len(psi), num_episodes)
     noise = action_noise(family, shape, generators, dtype)
-    latents = task_streams(seed, Purpose.LATENTS, policy_seeds, unit[: len(psi) // len(policy_seeds)])
     rollout = simulate(family, psi, shape, policy.actor(noise, latents), generators, num_threads, dtype)
     return episode_returns(family, psi, rollout).double().numpy(), rollout
 
@@ -95,43 +101,148 @@ def simulate(
     return collect(simulator, family, checked, family.horizon, generators)
 
 
+def score_for_every_seed(
+    family: TaskFamily,
+    policy: Policy,
+    psi: Tensor,
+    num_policy_seeds: int,
+    num_episodes: int,
+    seed: int,
+    *,
+    num_threads: int = 1,
+) -> np.ndarray:
+    """Returns (R, M, N) of one policy for each task psi (M, k), on the start states and noise of R policy seeds."""
+    scores = [
+        score_policy(family, policy, psi, [r], num_episodes, seed, num_threads=num_threads)[0]
+        for r in range(num_policy_seeds)
+    ]
+    return np.stack(scores)
+
+
 @dataclass(frozen=True, eq=False)
 class BestKnown:
     """A* of M tasks: the best return that any candidate reached."""
 
     returns: np.ndarray  # (M,)
+    by_seed: np.ndarray
+    """(R, M), with the mean `returns`: A* as each policy seed sees it. On the seed's own start states, where the
+    candidate was simulated on them; else from a share of the candidate's episodes of its own. Either way the rows are
+    independent, so that the spread of A* - A_n over the rows covers A*'s noise."""
     source: tuple[str, ...]  # (M,) which candidate gave each
-    origin: dict[str, Any]
+    origin: dict[str, Any] = field(default_factory=dict)
     """What the candidates were, for the provenance."""
-    real_samples: int | None
+    real_samples: int | None = None
     """That they were trained on, beyond the methods' own; None: not known."""
 
 
 def best_known_returns(candidates: dict[str, np.ndarray]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """A* (M,) and where each value comes from.
+    """A* (M,) of candidates of their own start states, and where each value comes from; see `best_known`."""
+    known = best_known(candidates)
+    return known.returns, known.source
 
-    Cross-fitted: the episodes are dealt into four folds; the policy that counts in a fold is the best one of the
-    other three. So the luck of the choice is not counted, and A* covers the same start states as every A_n. (Two
-    halves are not enough to choose by: a policy that rarely falls may not do so in one of them.)
+
+def best_known(
+    own: dict[str, np.ndarray], shared: dict[str, np.ndarray] | None = None, num_policy_seeds: int = 1
+) -> BestKnown:
+    """A*, cross-fitted: the episodes are dealt into four folds; the policy that counts in a fold is the best one of
+    the other three. So the luck of the choice is not counted. (Two halves are not enough to choose by: a policy that
+    rarely falls may not do so in one of them.)
+
+    Policies are compared by what they gain over the first shared one on the same start states, if there is one.
 
     Args:
-        candidates: name -> episodes (R, M, N) with N >= 2. Every policy seed is a candidate of its own.
+        own: name -> episodes (R', M, N) with N >= 2: a policy for every row, on start states of its row alone.
+        shared: name -> episodes (R, M, N): one policy, on the start states of every policy seed.
+        num_policy_seeds: R
     """
-    names = [name for name, episodes in candidates.items() for _ in episodes]
-    pool = np.concatenate(list(candidates.values()))  # (C, M, N)
-    num_tasks, num_episodes = pool.shape[1:]
+    shared = shared or {}
+    names = [name for name, episodes in own.items() for _ in episodes] + list(shared)
+    pool = np.concatenate([*own.values(), *(episodes.mean(0)[None] for episodes in shared.values())])
+    _, num_tasks, num_episodes = pool.shape
+    nowhere = np.full((num_policy_seeds, num_tasks, num_episodes), np.nan)
+    everywhere = np.stack([nowhere] * (len(names) - len(shared)) + list(shared.values()))  # (C, R, M, N)
+    gained = pool - _level(own, shared)
     tasks, broken = np.arange(num_tasks), np.isnan(pool).any(-1)
     folds = np.arange(num_episodes) % min(NUM_FOLDS, num_episodes)
-    counted = np.empty((num_tasks, num_episodes))
     chosen = np.empty((num_tasks, num_episodes), dtype=int)
     for fold in np.unique(folds):
         here = folds == fold
         # a policy that broke down in any episode is never best
-        best = np.where(broken, -np.inf, pool[:, :, ~here].mean(-1)).argmax(0)  # (M,)
+        best = np.where(broken, -np.inf, gained[:, :, ~here].mean(-1)).argmax(0)  # (M,)
         chosen[:, here] = best[:, None]
-        counted[:, here] = pool[best, tasks][:, here]
+    at = tasks[:, None], np.arange(num_episodes)
+    counted = pool[chosen, *at]  # (M, N)
+    by_seed = [_by_seed(*both) for both in zip(counted, everywhere[chosen, :, *at], strict=True)]
     source = tuple(" / ".join(dict.fromkeys(names[c] for c in sorted(set(row)))) for row in chosen.tolist())
-    return counted.mean(-1), source
+    return BestKnown(counted.mean(-1), np.stack(by_seed, axis=1), source)
+
+
+def _level(own: dict[str, np.ndarray], shared: dict[str, np.ndarray]) -> np.ndarray:
+    """What the first shared policy reached on every candidate's start states (C, M, N), where it is known; else 0."""
+    if not shared:
+        return np.zeros(())
+    base = next(iter(shared.values()))
+    base = np.where(np.isnan(base).any((0, 2), keepdims=True), 0.0, base)
+    rows = [base[: len(episodes)] for episodes in own.values()]
+    return np.concatenate([*rows, *(base.mean(0)[None] for _ in shared)])
+
+
+def _by_seed(counted: np.ndarray, paired: np.ndarray) -> np.ndarray:
+    """A* of a task by policy seed (R,).
+
+    Args:
+        counted: (N,) the episodes that count.
+        paired: (N, R) the same on every seed's start states; nan where there are none.
+    """
+    alone = np.isnan(paired).any(1)
+    answer = paired[~alone].sum(0) / len(counted)
+    return answer + alone.mean() * _shares(counted[alone], paired.shape[1]) if alone.any() else answer
+
+
+def _shares(values: np.ndarray, num: int) -> np.ndarray:
+    """num independent estimates (num,) of the mean of episodes (K,), each from a share of them.
+
+    Their mean is the mean of all. Fewer episodes than shares are used several times, and their spread is scaled to
+    what as many shares would have.
+    """
+    parts = [part.mean() for part in np.array_split(values, min(num, len(values)))]
+    around = np.resize(parts, num) - np.resize(parts, num).mean()
+    if 1 < len(values) < num:
+        spread = around.std(ddof=1)
+        around *= values.std(ddof=1) * math.sqrt(num / len(values)) / spread if spread > 0 else 1.0
+    return values.mean() + around
+
+
+class _TimedPolicy:
+    """A policy that knows the step; see `Policy`."""
+
+    def __init__(self, act: Act) -> None:
+        self._act = act
+
+    def actor(self, noise: Tensor, generators: Sequence[torch.Generator]) -> Act:
+        """See `Policy.actor`; uses no noise."""
+        return self._act
+
+
+def closed_form(
+    family: TaskFamily,
+    psi: Tensor,
+    num_policy_seeds: int,
+    num_episodes: int,
+    seed: int,
+    *,
+    num_threads: int = 1,
+) -> BestKnown | None:
+    """A* of tasks psi (M, k) from the optimal policy (`TaskFamily.optimal_policy`), scored on the start states of
+    every policy seed; None where the family does not know it."""
+    act = family.optimal_policy(psi)
+    if act is None:
+        return None
+    episodes = score_for_every_seed(
+        family, _TimedPolicy(act), psi, num_policy_seeds, num_episodes, seed, num_threads=num_threads
+    )
+    known = best_known({}, {"optimal policy": episodes}, num_policy_seeds)
+    return replace(known, origin={"kind": "closed form"}, real_samples=0)
 
 
 def check_counts(config: EvaluationConfig, family: TaskFamily) -> None:

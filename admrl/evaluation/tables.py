@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,11 @@ from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import describe_sees
 from admrl.evaluation.evaluable_run import EvaluableRun
 from admrl.evaluation.evaluator import COUNTS, Adapted
-from admrl.evaluation.gap_table import GapTable
+from admrl.evaluation.gap_table import BEST_SHOWN, UNKNOWN, GapTable
 from admrl.evaluation.provenance import Provenance
 from admrl.evaluation.reference import Reference
 from admrl.evaluation.reference_pooled import NAME, PooledReference
-from admrl.evaluation.scoring import BestKnown, best_known_returns
+from admrl.evaluation.scoring import BestKnown, best_known, closed_form
 from admrl.evaluation.task_lists import TaskList
 from admrl.runs.versions import versions
 from admrl.storage.files import digest, legible
@@ -60,14 +60,17 @@ def run_tables(
         for run, a, label in zip(runs, adapted, method_labels(runs), strict=True)
     ]
     if reference is not None:
-        known = reference.best_known(family, tasks.psi)
-    else:
-        origin: dict[str, Any] = {
+        known = reference.best_known(family, tasks.psi, config.num_policy_seeds)
+    elif pooled is not None:
+        origin = {
             "kind": "best of the runs evaluated together",
             "runs": sorted(legible(str(run.path)) for run in runs),
         }
-        further, drawn = ({}, 0) if pooled is None else ({NAME: pooled.episode_return}, pooled.real_samples)
-        known = best_of(methods, origin, further=further, real_samples=drawn)
+        known = best_of(
+            methods, origin, shared={NAME: pooled.episode_return}, real_samples=pooled.real_samples
+        )
+    else:
+        known = without_reference(family, tasks, methods, config, seed)
     return gap_tables(family, tasks, methods, known, config, seed)
 
 
@@ -99,22 +102,47 @@ def best_of(
     methods: Sequence[Method],
     origin: dict[str, Any],
     *,
-    further: dict[str, np.ndarray] | None = None,
+    shared: dict[str, np.ndarray] | None = None,
     real_samples: int | None = 0,
 ) -> BestKnown:
     """A* as the best of the methods, at any of their sample counts, and of further candidates.
 
     Args:
-        further: name -> episodes (R, M, N).
+        shared: the further ones, name -> episodes (R, M, N), each one policy on the start states of R policy seeds.
         real_samples: that the further ones were trained on.
     """
-    candidates = {
+    own = {
         _stage_name(method, j): method.adapted.episode_return[:, :, j]
         for method in methods
         for j in range(method.adapted.episode_return.shape[2])
     }
-    returns, source = best_known_returns(candidates | (further or {}))
-    return BestKnown(returns, source, origin, real_samples)
+    known = best_known(own, shared, len(methods[0].adapted.episode_return))
+    return replace(known, origin=origin, real_samples=real_samples)
+
+
+def without_reference(
+    family: TaskFamily,
+    tasks: TaskList,
+    methods: Sequence[Method],
+    config: EvaluationConfig,
+    seed: int,
+    num_threads: int = 1,
+) -> BestKnown:
+    """A* where nothing but the methods was evaluated: the family's optimal policy, where it is known; else the best
+    of several methods, which tables then say (`GapTable.gap_name`). One method against itself has no gap: A* is
+    unknown.
+    """
+    exact = closed_form(
+        family, tasks.psi, config.num_policy_seeds, config.num_episodes, seed, num_threads=num_threads
+    )
+    if exact is not None:
+        return exact
+    names = sorted(method.name for method in methods)
+    if len(methods) > 1:
+        return best_of(methods, {"kind": BEST_SHOWN, "methods": names})
+    num_tasks = len(tasks.psi)
+    missing = np.full((config.num_policy_seeds, num_tasks), np.nan)
+    return BestKnown(missing[0], missing, ("unknown",) * num_tasks, {"kind": UNKNOWN, "methods": names})
 
 
 def _stage_name(method: Method, j: int) -> str:
@@ -147,6 +175,7 @@ def gap_tables(
             num_samples=np.arange(config.num_stages + 1) * config.num_stage_samples,
             episode_return=method.adapted.episode_return,
             optimal_return=known.returns,
+            optimal_by_seed=known.by_seed,
             optimal_source=known.source,
             grid_shape=tasks.grid_shape,
             visited_psi=method.visited_psi,

@@ -19,7 +19,7 @@ from admrl.evaluation.evaluable_run import EvaluableRun
 from admrl.evaluation.evaluator import adapt_and_score
 from admrl.evaluation.part_store import DAMAGED, SUFFIX
 from admrl.evaluation.reference_pooled import pooled_reference
-from admrl.evaluation.scoring import best_known_returns
+from admrl.evaluation.scoring import best_known
 from admrl.evaluation.task_lists import TaskList
 from admrl.jobs.reporter import Reporter
 from admrl.runs.families import family_words
@@ -43,8 +43,9 @@ class RunGap:
     """psi (n, k) -> gaps (n, R) for R policy seeds; a `Gap` of admrl.search.worst.
 
     All n tasks are solved in one batch: zero-shot in the frozen model, and by the reference run, SLBO on these n
-    tasks together. A* is the best known of both, chosen and scored on different episodes (`best_known_returns`).
-    Every call has policies and episodes of its own, so that a task asked for twice says something new.
+    tasks together. A* is the best known of both, chosen and scored on different episodes (`best_known`). Every call
+    has policies and episodes of its own, so that a task asked for twice says something new; in a call, policy seeds
+    are independent repetitions, A*'s episodes included.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class RunGap:
             reporter=self._reporter,
         )
         episodes = adapted.episode_return[:, :, 0]  # (R, n, N)
-        candidates = {str(run.path): episodes}
+        shared = {}
         real_samples = episodes.size * run.family.horizon
         if run.model_source is not None and config.num_reference_stages:
             reference = pooled_reference(
@@ -112,10 +113,12 @@ class RunGap:
                 num_threads=self._num_threads,
                 reporter=self._reporter,
             )
-            candidates["reference: SLBO on these tasks"] = reference.episode_return
+            shared["reference: SLBO on these tasks"] = reference.episode_return
             real_samples += (reference.real_samples or 0) + reference.episode_return.size * run.family.horizon
-        optimal = torch.from_numpy(best_known_returns(candidates)[0])[:, None]
-        gaps = scaled_gap(optimal, torch.from_numpy(episodes.mean(-1).T.copy()), self._scale)
+        known = best_known({str(run.path): episodes}, shared, config.num_policy_seeds)
+        gaps = torch.from_numpy((known.by_seed - episodes.mean(-1)).T.copy())  # (n, R)
+        optimal = torch.from_numpy(known.returns)[:, None]
+        gaps = scaled_gap(optimal, optimal - gaps, self._scale)
         return Batch(gaps, len(psi) * config.num_policy_seeds, real_samples)
 
     # -- kept batches ----------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ CURVES = (
     ("return_real_noisy", "real return of the\nexploring policy"),
     ("held_out_loss", "held-out model loss"),
 )
-INTERVAL_NOTE = "bars: 95 % bootstrap interval over training seeds"
+INTERVAL_NOTE = "bars: 95 % interval (t) over training and policy seeds"
 
 
 def plot_worst_gap(comparison: Comparison, rows: Sequence[Row], path: Path | str) -> None:
@@ -48,7 +48,7 @@ def plot_worst_gap(comparison: Comparison, rows: Sequence[Row], path: Path | str
                 style = line if filled else (0, (1, 3))
                 drawn[label] = _errorbar(axis, chosen, i, comparison, colour, marker, style, filled)
     shown = [r for r in rows if r["statistic"] in ("worst gap", "worst gap, corrected")]
-    _finish_n(axis, comparison, shown, "worst-case sub-optimality gap,\nreturn per episode")
+    _finish_n(axis, comparison, shown, f"worst-case {comparison.first.gap_name},\nreturn per episode")
     add_legend(figure, drawn)
     save_figure(figure, Path(path))
 

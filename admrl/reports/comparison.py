@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from admrl.evaluation.gap_table import GapTable
+from admrl.evaluation.gap_table import GapTable, corrected_worst
 from admrl.number_text import counted, number, to_error
 from admrl.reports.statistics import (
     STATISTICS,
     Interval,
     interval,
+    jackknife_interval,
     paired_difference,
     probability_of_improvement,
-    standard_error,
 )
 
 
@@ -44,17 +44,25 @@ class Method:
         """(S, M) mean gap over policy seeds; nan where a simulation broke down."""
         return np.stack([t.mean_gap(j) for t in self.tables])
 
+    def gaps_by_seed(self, j: int) -> np.ndarray:
+        """(S, R, M) gap of every policy seed."""
+        return np.stack([t.gap[:, :, j] for t in self.tables])
+
     def returns(self, j: int) -> np.ndarray:
-        """(S, M) mean return over policy seeds and episodes."""
-        return np.stack([t.adapted_return[:, :, j].mean(0) for t in self.tables])
+        """(S, R, M) mean return over episodes."""
+        return np.stack([t.adapted_return[:, :, j] for t in self.tables])
 
     def errors(self, j: int) -> np.ndarray:
-        """(M,) standard error of the mean gap: over training seeds, or over policy seeds if there is one training."""
-        return standard_error(self.gaps(j)) if len(self.tables) > 1 else self.tables[0].standard_error(j)
-
-    def corrected_worst(self, j: int) -> np.ndarray:
-        """(S,) worst-case gap of each run, corrected for the choice of the task; see `WorstCase.corrected`."""
-        return np.array([t.worst(j).corrected for t in self.tables])
+        """(M,) standard error of the mean gap, over training and policy seeds; nan where a gap is missing."""
+        if len(self.tables) == 1:
+            return self.tables[0].standard_error(j)
+        gaps, mean = self.gaps_by_seed(j), STATISTICS["mean"]
+        return np.array(
+            [
+                interval(gaps[..., [m]], mean).standard_error if np.isfinite(gaps[..., m]).all() else math.nan
+                for m in range(gaps.shape[-1])
+            ]
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +123,15 @@ class Comparison:
             )
         if min(len(m.tables) for m in self.methods) < 2:
             notes.append("A method with one training seed has no interval.")
+        elif len(self.first.episode_return) < 2:
+            notes.append(
+                "With one policy seed, the intervals leave out the noise that all trainings have in common: of "
+                "policies, start states and A*."
+            )
+        if left_out := {t.not_covered for m in self.methods for t in m.tables} - {""}:
+            notes.append(f"Standard errors and intervals leave out {left_out.pop()}.")
+        if self.first.gap_name != "sub-optimality gap":
+            notes.append(f"There is no reference A*: every gap here is the {self.first.gap_name}.")
         if (
             len({json.dumps(t.provenance.versions, sort_keys=True) for m in self.methods for t in m.tables})
             > 1
@@ -157,7 +174,11 @@ def check_gaps(comparison: Comparison) -> None:
     for method in comparison.methods:
         for j in range(len(comparison.first.num_samples)):
             if not np.isfinite(method.gaps(j)).all(0).any():
-                raise ValueError(f"{method.name}: no task has a gap in every run")
+                unknown = np.isnan(comparison.first.optimal_return).all()
+                raise ValueError(
+                    f"{method.name}: no task has a gap in every run"
+                    + ("; A* is unknown, evaluate with a `reference`" if unknown else "")
+                )
 
 
 def check_comparable(first: GapTable, other: GapTable) -> None:
@@ -182,6 +203,11 @@ def check_comparable(first: GapTable, other: GapTable) -> None:
         or not np.allclose(other.psi, first.psi)
     ):
         raise ValueError("tables of different grids or lists of tasks; evaluate all runs on the same tasks")
+    if len(other.episode_return) != len(first.episode_return):
+        raise ValueError(
+            f"tables with different numbers of policy seeds: {len(first.episode_return)} and "
+            f"{len(other.episode_return)}; evaluate all runs with the same num_policy_seeds"
+        )
     if not np.array_equal(other.num_samples, first.num_samples):
         raise ValueError(
             f"tables with different sample counts n: {first.num_samples.tolist()} and {other.num_samples.tolist()}; "
@@ -208,40 +234,32 @@ Row = dict[str, Any]
 
 
 def summary_rows(comparison: Comparison) -> list[Row]:
-    """Per method, n and statistic of the gap: value and 95 % intervals, whole runs and stratified resampled."""
+    """Per method, n and statistic of the gap: value and 95 % interval."""
     rows = []
     for method in comparison.methods:
         for j, n in enumerate(comparison.first.num_samples):
             keep = comparison.complete(j)
             if not keep.any():
                 continue
-            gaps = method.gaps(j)[:, keep]
+            gaps, num = method.gaps_by_seed(j)[..., keep], int(keep.sum())
             for name, statistic in STATISTICS.items():
-                whole = interval(gaps, statistic, resampling="runs")
-                within = interval(gaps, statistic, resampling="stratified")
-                rows.append(_summary(method, n, f"{name} gap", whole, within, int(keep.sum())))
-            corrected = method.corrected_worst(j)
-            if np.isfinite(corrected).all():
-                answer = interval(corrected[:, None], STATISTICS["mean"])
-                rows.append(_summary(method, n, "worst gap, corrected", answer, None, int(keep.sum())))
-            answer = interval(method.returns(j)[:, keep], STATISTICS["mean"])
-            rows.append(_summary(method, n, "mean return", answer, None, int(keep.sum())))
+                rows.append(_summary(method, n, f"{name} gap", interval(gaps, statistic), num))
+            corrected = jackknife_interval(gaps, lambda x: corrected_worst(x).mean(-1))
+            if math.isfinite(corrected.value):
+                rows.append(_summary(method, n, "worst gap, corrected", corrected, num))
+            answer = interval(method.returns(j)[..., keep], STATISTICS["mean"])
+            rows.append(_summary(method, n, "mean return", answer, num))
     return rows
 
 
-def _summary(
-    method: Method, n: int, statistic: str, whole: Interval, within: Interval | None, num_tasks: int
-) -> Row:
-    nan = math.nan
+def _summary(method: Method, n: int, statistic: str, answer: Interval, num_tasks: int) -> Row:
     return {
         "method": method.name,
         "n": int(n),
         "statistic": statistic,
-        "value": whole.value,
-        "low": whole.low,
-        "high": whole.high,
-        "stratified low": within.low if within else nan,
-        "stratified high": within.high if within else nan,
+        "value": answer.value,
+        "low": answer.low,
+        "high": answer.high,
         "seeds": len(method.tables),
         "policy seeds": len(method.tables[0].episode_return),
         "tasks": num_tasks,
@@ -261,7 +279,8 @@ def paired_rows(comparison: Comparison) -> list[Row]:
             keep = comparison.complete(j)
             if not keep.any():
                 continue
-            x, y = a.gaps(j)[:, keep], b.gaps(j)[:, keep]
+            x, y = a.gaps_by_seed(j)[..., keep], b.gaps_by_seed(j)[..., keep]
+            better = probability_of_improvement(-x.mean(1), -y.mean(1))
             for name, statistic in STATISTICS.items():
                 answer = paired_difference(x, y, statistic)
                 rows.append(
@@ -273,7 +292,7 @@ def paired_rows(comparison: Comparison) -> list[Row]:
                         "low": answer.interval.low,
                         "high": answer.interval.high,
                         "p (paired t)": answer.p_value,
-                        "P(first has the smaller gap)": probability_of_improvement(-x, -y),
+                        "P(first has the smaller gap)": better,
                         "seeds": len(x),
                     }
                 )

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
+from scipy.stats import t as student_t
 
 from admrl.number_text import number
 from admrl.reports.style import add_legend, fit, log_axis, partly_linear_axis, save_figure
@@ -74,8 +75,8 @@ def _implicit(axis: Axes, check: dict[str, Any]) -> None:
     names = [d["estimator"] for d in check["draws"]]
     for i in range(k):
         shift = (i - (k - 1) / 2) * 0.8 / k
-        low = truth["implicit"][i] - 2 * truth["implicit_error"][i]
-        height = 4 * truth["implicit_error"][i]
+        half = _quantile(check) * truth["implicit_error"][i]
+        low, height = truth["implicit"][i] - half, 2 * half
         axis.bar(
             np.arange(len(names)) + shift,
             height,
@@ -99,8 +100,13 @@ def _implicit(axis: Axes, check: dict[str, Any]) -> None:
     axis.set_xticks(range(len(names)), [fit(n, 1.2, 10) for n in names], rotation=30, ha="right")
     axis.set_ylabel("implicit part\n(return per unit-box coordinate)")
     psi = ", ".join(number(x, 3) for x in check["psi"])
-    title = f"{check['family']}, psi = ({psi})\nbars: truth ± 2 standard errors, by coordinate"
+    title = f"{check['family']}, psi = ({psi})\nbars: 95 % interval of the truth, by coordinate"
     axis.set_title(fit(title, 4, 10), fontsize=10)
+
+
+def _quantile(check: dict[str, Any]) -> float:
+    """Standard errors to either end of a 95 % interval of the truth, which is a mean over its replicates."""
+    return float(student_t.isf(0.025, check["provenance"]["truth"]["num_replicates"] - 1))
 
 
 def _fidelity(axis: Axes, check: dict[str, Any]) -> None:

@@ -86,13 +86,17 @@ def plot_method_heatmap(comparison: Comparison, path: Path | str, j: int = 0) ->
             title += f"\n{counted(int((~known).sum()), 'task')} missing"
         visited = method.tables[0].visited_psi if len(gaps) == 1 else None
         panels.append(Panel(title, comparison.first.psi, mean, method.errors(j), visited))
-    over = "training seeds" if any(len(m.tables) > 1 for m in comparison.methods) else "policy seeds"
+    over = (
+        "training and policy seeds" if any(len(m.tables) > 1 for m in comparison.methods) else "policy seeds"
+    )
     note = f"± standard error over {over}; frame: largest mean gap"
     _draw(panels, comparison.first, j, note, path)
 
 
 def _draw(panels: Sequence[Panel], table: GapTable, j: int, note: str, path: Path | str) -> None:
-    label = f"sub-optimality gap, return per episode (n = {table.num_samples[j]})"
+    label = f"{table.gap_name}, return per episode (n = {table.num_samples[j]})"
+    if table.not_covered:
+        note += f"; ± leaves out {table.not_covered}"
     grid = table.grid_shape
     if grid is None or len(grid) not in (2, 3) or min(grid) < 2:
         figure = _dots(panels, table, label)

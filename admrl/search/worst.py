@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap
+from scipy.stats import t as student_t
 from torch import Tensor
 
-from admrl.number_text import number, to_error, with_error
+from admrl.number_text import counted, number, to_error, with_error
 from admrl.search.base import Search, TaskSearch, project_unit, unit_scale
 from admrl.storage.files import write_json
 from task_families.task_space import TaskSpace
@@ -35,7 +35,7 @@ class WorstTask:
     """Mean of fresh replicates, if there are any; else search_gap."""
     low: float | None
     high: float | None
-    """Bootstrap interval of `gap` over the replicates."""
+    """Interval of `gap` (Student's t over the replicates)."""
     num_replicates: int
     gradient_norm: float | None
     """Of the projected gradient, gap per unit coordinate: 0 at a local maximum within the space."""
@@ -82,7 +82,8 @@ class WorstReport:
                 f"{name} {number(x)}" + ("" if unit == "1" else f" {unit}")
                 for name, x, unit in zip(self.names, task.psi, self.units, strict=True)
             )
-            gap, interval = number(task.gap), ""
+            gap = number(task.gap)
+            interval = f" (interval unknown, {counted(task.num_replicates, 'replicate')})"
             if task.low is not None and task.high is not None:
                 gap, low, high = to_error([task.gap, task.low, task.high], (task.high - task.low) / 4)
                 interval = f" [{low}, {high}] ({self.confidence:.0%}, {task.num_replicates} replicates)"
@@ -152,7 +153,7 @@ def find_worst(
         difference: half-step, in unit coordinates, of the central differences of `confirm` (or `gap`) that give the
             gradient: 2 k further evaluations a task, in one call. None: the gradient that `gap` returns, if it does.
         confidence: of intervals and bound.
-        generator: of probes and bootstrap.
+        generator: of the probes.
         on_batch: called after every batch, e.g. to save the search.
 
     Raises:
@@ -182,7 +183,7 @@ def find_worst(
     bound = mass_bound(record.mean[:num_probes], confidence) if num_probes else None
     believed = search.estimates()[len(search.history) - len(record.mean) :]
     rows = record.distinct(believed, top, min_distance * math.sqrt(space.size))
-    tasks = record.describe(rows, gap, confirm, difference, confidence, generator)
+    tasks = record.describe(rows, gap, confirm, difference, confidence)
     return WorstReport(
         tasks=tuple(tasks),
         names=space.names,
@@ -250,7 +251,6 @@ class _Record:
         confirm: Gap | None,
         difference: float | None,
         confidence: float,
-        generator: torch.Generator,
     ) -> list[WorstTask]:
         """Everything about some tasks, the worst first; they are evaluated anew together."""
         psi = self.psi[rows].to(self.space.low.dtype)
@@ -262,8 +262,7 @@ class _Record:
             slopes, errors = central_difference(confirm or gap, self.space, psi, difference)
         tasks = []
         for i, row in enumerate(rows):
-            seed = int(torch.randint(2**31, (1,), generator=generator))
-            low, high = bootstrap_interval(replicates[i].numpy(), confidence, seed)
+            low, high = mean_interval(replicates[i].numpy(), confidence)
             norm = None
             if not bool(slopes[i].isnan().any()):
                 norm = projected_norm(self.space, self.space.to_unit(psi[i].double()), slopes[i])
@@ -299,22 +298,14 @@ def evaluate(gap: Gap, psi: Tensor) -> tuple[Tensor, Tensor | None]:
     return value, None if gradient is None else torch.as_tensor(gradient).detach()
 
 
-def bootstrap_interval(
-    replicates: np.ndarray[Any, Any], confidence: float, seed: int
-) -> tuple[float | None, float | None]:
-    """Percentile interval of the mean of (R,) replicates; None with fewer than two, or a missing one."""
-    if len(replicates) < 2 or np.isnan(replicates).any():
+def mean_interval(replicates: np.ndarray[Any, Any], confidence: float) -> tuple[float | None, float | None]:
+    """Student's t interval of the mean of (R,) replicates; None with fewer than two, or a missing one."""
+    num = len(replicates)
+    if num < 2 or np.isnan(replicates).any():
         return None, None
-    if np.ptp(replicates) == 0:
-        return float(replicates[0]), float(replicates[0])
-    interval = bootstrap(
-        (replicates,),
-        np.mean,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+    mean, error = float(replicates.mean()), float(replicates.std(ddof=1)) / math.sqrt(num)
+    half = float(student_t.isf((1 - confidence) / 2, num - 1)) * error
+    return mean - half, mean + half
 
 
 def central_difference(gap: Gap, space: TaskSpace, psi: Tensor, step: float) -> tuple[Tensor, Tensor | None]:

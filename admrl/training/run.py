@@ -20,6 +20,7 @@ from admrl.config.evaluation import EvaluationConfig
 from admrl.config.plain_data import from_dict
 from admrl.config.training import MetaTrainConfig, VirtualTrainingConfig
 from admrl.evaluation.evaluable_run import EvaluableRun
+from admrl.evaluation.scoring import SCORING
 from admrl.jobs.reporter import Reporter
 from admrl.runs.checkpoints import Checkpoint
 from admrl.runs.families import NamedFamily, code_key, new_family, source_of
@@ -178,6 +179,7 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
             "fit": asdict(own.fit),
             "evaluation": relevant_settings(config),
             "streams": VERSION,
+            "scoring": SCORING,
             "versions": {p: now[p] for p in ("torch", "mujoco")},
         }
 

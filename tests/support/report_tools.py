@@ -96,6 +96,7 @@ def any_gradient_check(names, size=1.0):
             "implicit_error": (0.1 * abs(truth)).tolist(),
             "total": (2 * truth).tolist(),
         },
+        "provenance": {"truth": {"num_replicates": 12}},
         "draws": [
             {
                 "estimator": name,

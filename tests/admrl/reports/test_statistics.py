@@ -1,6 +1,5 @@
 """Every statistic against numbers worked out by hand, and against published ones."""
 
-import itertools
 import math
 
 import numpy as np
@@ -47,44 +46,76 @@ def test_published_values_of_rliable():
     assert probability_of_improvement(X, X) == 0.5
 
 
-def test_published_bootstrap_standard_error():
-    """Efron and Tibshirani 1993, table 2.1 and 2.2: mouse data, standard error of the mean for B -> infinity."""
+def test_published_standard_error():
+    """Efron and Tibshirani 1993, table 2.1: mouse data, mean 86.86, estimated standard error 25.24 (ddof 1)."""
     treated = np.array([94, 197, 16, 38, 99, 141, 23.0])[:, None]
-    answer = interval(treated, mean, num_resamples=20_000)
+    answer = interval(treated, mean)
     assert answer.value == pytest.approx(86.86, abs=0.005)
-    assert answer.standard_error == pytest.approx(23.36, rel=0.02)  # 1 / sqrt(2 x 20000) is 0.5 per cent
+    assert answer.standard_error == pytest.approx(25.24, abs=0.005)
+    # t with six degrees of freedom: 2.4469
+    assert answer.high - answer.value == pytest.approx(2.4469 * 25.236, rel=1e-4)
 
 
-def test_intervals_are_exact_where_all_resamples_can_be_listed():
-    """Three runs, one task: 27 equally likely resamples; the percentile interval is theirs."""
-    scores = np.array([[0.0], [1.0], [5.0]])
-    every = np.array([np.mean(draw) for draw in itertools.product([0.0, 1.0, 5.0], repeat=3)])
-    answer = interval(scores, mean, confidence=0.8, num_resamples=20_000)
-    assert answer.low == pytest.approx(np.quantile(every, 0.1)) == pytest.approx(1 / 3)
-    assert answer.high == pytest.approx(np.quantile(every, 0.9)) == pytest.approx(11 / 3)
-    assert answer.standard_error == pytest.approx(every.std(), rel=0.02)
+def test_two_way_variance_by_hand():
+    """Two runs, two policy seeds: [[0, 2], [4, 10]] has run means 1 and 7, seed means 2 and 6, rest +-1."""
+    answer = interval(np.array([[[0.0], [2.0]], [[4.0], [10.0]]]), mean)
+    # V(runs) = 18 / 2, V(seeds) = 8 / 2, V(rest) = 4 x 1 / 1 / 4 = 1
+    assert answer.value == 4.0 and answer.standard_error == pytest.approx(math.sqrt(9 + (4 - 1)))
+    assert answer.high - answer.value == pytest.approx(12.7062 * math.sqrt(12), rel=1e-5)
 
 
-def test_stratified_resampling_treats_tasks_as_independent_and_runs_does_not():
-    """A common effect of each run on its M tasks: standard errors of the mean differ by the square root of M."""
-    effect = np.random.default_rng(0).standard_normal((8, 1))
-    scores = np.repeat(effect, 16, axis=1)
-    expected = effect.std() / math.sqrt(8)
-    whole = interval(scores, mean, resampling="runs", num_resamples=20_000).standard_error
-    within = interval(scores, mean, resampling="stratified", num_resamples=20_000).standard_error
-    assert whole == pytest.approx(expected, rel=0.03)
-    assert within == pytest.approx(expected / 4, rel=0.03)
+def test_what_all_runs_have_in_common_counts():
+    """Runs that agree with each other, on policy seeds that do not: their mean is as uncertain as the seeds are."""
+    common = np.random.default_rng(0).standard_normal((1, 4, 3)).repeat(5, axis=0)
+    answer = interval(common, mean)
+    assert answer.standard_error == pytest.approx(common[0].mean(1).std(ddof=1) / 2)
 
 
-@pytest.mark.parametrize("resampling", ["runs", "stratified"])
-def test_intervals_cover(resampling):
-    """Percentile intervals of the mean of 20 normal runs: +-1.96 sqrt(19/20) s/sqrt(20) covers 92.9 %."""
-    rng, covered, num = np.random.default_rng(0), 0, 600
-    for seed in range(num):
-        scores = rng.standard_normal((20, 3))
-        answer = interval(scores, mean, resampling=resampling, num_resamples=400, seed=seed)
-        covered += answer.low <= 0 <= answer.high
-    assert abs(covered / num - 0.929) < 4 * math.sqrt(0.929 * 0.071 / num)  # four standard errors
+STATISTICS = {"mean": mean, "iqm": iqm, "worst": worst, "cvar": cvar}
+
+
+def runs_of(rng, kind, num_runs, num_seeds):
+    """Gaps (S, R, M) of eight tasks with spread over runs, policy seeds and both, that all tasks feel."""
+
+    def effect(scale, *shape):
+        draws = rng.standard_normal(shape) if kind == "normal" else rng.gamma(4.0, 0.5, shape) - 2.0
+        return scale * draws
+
+    tasks = np.linspace(0, 4, 8)
+    rest = effect(1.0, num_runs, num_seeds, 1) + effect(0.5, num_runs, num_seeds, 8)
+    return tasks + effect(1.0, num_runs, 1, 1) + effect(0.5, 1, num_seeds, 1) + rest
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+@pytest.mark.parametrize("kind", ["normal", "skewed"])
+@pytest.mark.parametrize(("num_runs", "num_seeds"), [(2, 3), (5, 2), (10, 1)])
+def test_intervals_of_comparisons_cover(name, kind, num_runs, num_seeds):
+    """Of the expected value of the statistic, which is known for the mean and simulated for the others."""
+    rng, statistic = np.random.default_rng(num_runs), STATISTICS[name]
+    draws = [runs_of(rng, kind, num_runs, num_seeds) for _ in range(300)]
+    if num_seeds == 1:  # nothing in common: one policy seed cannot show it
+        draws = [x + 0.5 * rng.standard_normal((num_runs, 1, 1)) for x in draws]
+        draws = [np.concatenate([y[:1] for y in draws[i : i + num_runs]]) for i in range(300 - num_runs)]
+    many = [runs_of(rng, kind, num_runs, num_seeds).mean(1) for _ in range(4000)]
+    truth = 2.0 if name == "mean" else float(statistic(np.stack(many)).mean())
+    found = [interval(x, statistic) for x in draws]
+    assert 0.90 <= np.mean([i.low <= truth <= i.high for i in found]) <= 0.985
+
+
+@pytest.mark.parametrize("num_runs", [2, 3, 5, 10])
+def test_paired_intervals_and_their_p_values_are_calibrated(num_runs):
+    """Two equal methods: 5 % of the p-values are below 0.05, and 95 % of the intervals hold 0."""
+    rng = np.random.default_rng(num_runs)
+    found = []
+    for _ in range(400):
+        common = rng.standard_normal((num_runs, 3, 1))
+        a, b = (common + 0.5 * rng.standard_normal((num_runs, 3, 4)) for _ in range(2))
+        found.append(paired_difference(a, b, mean))
+    covered = np.array([d.interval.low <= 0 <= d.interval.high for d in found])
+    assert 0.90 <= covered.mean() <= 0.985
+    p_values = np.array([d.p_value for d in found])
+    assert 0.015 <= np.mean(p_values < 0.05) <= 0.10
+    assert np.mean((p_values >= 0.05) == covered) > 0.97, "a p-value and an interval say the same"
 
 
 def test_one_run_has_no_interval_and_equal_runs_have_an_empty_one():
@@ -97,19 +128,11 @@ def test_paired_difference_by_hand():
     """Seeds differ by 100, methods by 1: the pairing takes the seeds' spread out."""
     b = np.array([[0.0, 4.0], [100.0, 104.0], [200.0, 204.0]])
     a = b - np.array([[1.0], [1.0], [4.0]])
-    answer = paired_difference(a, b, mean, num_resamples=20_000)
+    answer = paired_difference(a, b, mean)
     assert answer.interval.value == -2.0 and answer.per_seed == (-1.0, -1.0, -4.0)
-    every = [np.mean(d) for d in itertools.product([-1.0, -1.0, -4.0], repeat=3)]
-    assert (
-        answer.interval.low
-        == pytest.approx(np.quantile(every, 0.025, method="inverted_cdf"))
-        == pytest.approx(-4.0)
-    )
-    assert (
-        answer.interval.high
-        == pytest.approx(np.quantile(every, 0.975, method="inverted_cdf"))
-        == pytest.approx(-1.0)
-    )
+    # standard error sqrt(3) / sqrt(3), t with two degrees of freedom
+    assert answer.interval.low == pytest.approx(-2 - 4.30265, rel=1e-5)
+    assert answer.interval.high == pytest.approx(-2 + 4.30265, rel=1e-5)
     # t = -2 / (sqrt(3) / sqrt(3)) = -2 with two degrees of freedom: p = 1 - 2 / sqrt(2 + 4)
     assert answer.p_value == pytest.approx(1 - 2 / math.sqrt(6))
     assert paired_difference(a, b, worst).interval.value == -2.0
@@ -121,7 +144,6 @@ def test_paired_difference_by_hand():
         (lambda: interval(np.zeros((0, 3)), mean), "at least one of each"),
         (lambda: interval(np.zeros(3), mean), "expected \\(runs, tasks\\)"),
         (lambda: interval(np.array([[1.0, np.nan]]), mean), "1 of 2 scores are missing"),
-        (lambda: interval(TOY, mean, resampling="run"), "did you mean 'runs'"),
         (lambda: paired_difference(TOY, TOY[:1], mean), "the same seeds and tasks"),
         (lambda: probability_of_improvement(TOY, TOY[:, :2]), "the same tasks, got 4 and 2"),
         (lambda: cvar(TOY, 0.0), "share: expected above 0"),

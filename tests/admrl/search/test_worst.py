@@ -8,7 +8,7 @@ import torch
 from search_tools import BOX, DOUBLE, generator, two_hills
 
 from admrl.search import RandomSearch, find_worst, make_search, mass_bound
-from admrl.search.worst import bootstrap_interval, central_difference, projected_norm
+from admrl.search.worst import central_difference, mean_interval, projected_norm
 from task_families import TaskBall, make
 
 
@@ -160,16 +160,11 @@ def test_differences_at_the_border_are_one_sided():
     torch.testing.assert_close(error, 2**0.5 / torch.tensor([0.1, 0.2]).double())
 
 
-def test_bootstrap_intervals_cover():
-    """Of 200 intervals of 90 % for the mean of 30 normal numbers, 84 to 95 % cover it."""
-    rng = np.random.default_rng(0)
-    covered = 0
-    for i in range(200):
-        low, high = bootstrap_interval(rng.normal(1.0, 2.0, 30), 0.9, i)
-        covered += low < 1.0 < high
-    assert 0.84 <= covered / 200 <= 0.95
-    assert bootstrap_interval(np.array([2.0, 2.0]), 0.9, 0) == (2.0, 2.0)
-    assert bootstrap_interval(np.array([2.0]), 0.9, 0) == (None, None)
+def test_intervals_of_the_mean_by_hand():
+    """Two replicates, 1 and 3: mean 2, standard error 1, t with one degree of freedom 12.706."""
+    assert mean_interval(np.array([1.0, 3.0]), 0.95) == pytest.approx((2 - 12.7062, 2 + 12.7062), rel=1e-5)
+    assert mean_interval(np.array([2.0, 2.0]), 0.9) == (2.0, 2.0)
+    assert mean_interval(np.array([2.0]), 0.9) == (None, None)
 
 
 def test_find_worst_on_the_linear_quadratic_family():

@@ -1,0 +1,130 @@
+"""Intervals of gaps against known truths: 95 % intervals cover 90 to 98 %, with normal and with skewed returns.
+
+A simulated task is one repetition, so a table of 1500 tasks is 1500 of them.
+"""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import t as student_t
+from table_tools import toy_table
+
+from admrl.evaluation.scoring import best_known
+from admrl.search.worst import mean_interval
+
+GAP = 0.5  # of every simulated task, unless a test says otherwise
+
+
+def draws(rng, kind, *shape):
+    """Mean 0, variance 1."""
+    return rng.standard_normal(shape) if kind == "normal" else rng.standard_exponential(shape) - 1
+
+
+def simulated(
+    rng, kind, num_seeds, num_tasks, *, reference, policies=0.3, starts=1.0, noise=0.5, gap=GAP, num=16
+):
+    """A table of tasks whose true gap is known: policies differ between seeds; start states matter to A*, too.
+
+    Args:
+        reference: "paired", a run scored on the start states of every policy seed; "file", with episodes of its own;
+            "file, same start states", those of the first policy seed.
+    """
+    start = starts * draws(rng, kind, num_seeds, num_tasks, num)
+    policy = policies * draws(rng, kind, num_seeds, num_tasks, 1)
+    returns = start - gap + policy + noise * draws(rng, kind, num_seeds, num_tasks, num)
+    if reference == "paired":
+        best = start + noise * draws(rng, kind, num_seeds, num_tasks, num)
+        known = best_known({}, {"reference": best}, num_seeds)
+    else:
+        same = reference == "file, same start states"
+        best = start[:1] if same else starts * draws(rng, kind, 1, num_tasks, num)
+        known = best_known({"file": best + noise * draws(rng, kind, 1, num_tasks, num)}, None, num_seeds)
+    return toy_table(
+        psi=np.zeros((num_tasks, 2)),
+        episode_return=returns[:, :, None],
+        optimal_return=known.returns,
+        optimal_by_seed=known.by_seed,
+        optimal_source=known.source,
+        grid_shape=None,
+    )
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3, 5, 10])
+@pytest.mark.parametrize("kind", ["normal", "skewed"])
+@pytest.mark.parametrize("reference", ["paired", "file", "file, same start states"])
+@pytest.mark.parametrize("policies", [0.0, 0.3])
+def test_the_standard_error_of_a_gap_covers_policies_episodes_and_the_reference(
+    num_seeds, kind, reference, policies
+):
+    """The gap of deterministic policies (0.0) is noisy, too, because of its episodes."""
+    rng = np.random.default_rng(num_seeds)
+    table = simulated(rng, kind, num_seeds, 1500, reference=reference, policies=policies)
+    error = table.standard_error()
+    half = student_t.isf(0.025, num_seeds - 1) * error
+    assert 0.90 <= np.mean(np.abs(table.mean_gap() - GAP) <= half) <= 0.98
+    true_error = table.mean_gap().std()
+    expected = math.sqrt(np.mean(error**2))
+    # safe, where a file's start states happen to be those of a policy seed
+    assert 0.9 < expected / true_error < (1.8 if reference == "file, same start states" else 1.1)
+
+
+def test_a_reference_on_the_same_start_states_takes_their_noise_out():
+    rng = np.random.default_rng(0)
+    paired, alone = (
+        simulated(rng, "normal", 3, 500, reference=r, policies=0.0, noise=0.1).standard_error().mean()
+        for r in ("paired", "file")
+    )
+    assert paired < alone / 5
+
+
+@pytest.mark.parametrize("num_seeds", [3, 10])
+@pytest.mark.parametrize("kind", ["normal", "skewed"])
+def test_intervals_of_the_mean_and_of_the_true_worst_gap_cover(kind, num_seeds):
+    """Eight tasks: all equally bad, where the plain worst gap is too large; or one that is clearly the worst."""
+    rng = np.random.default_rng(num_seeds)
+    for gap in (np.full((8, 1), 1.0), np.array([[5.0], *[[0.0]] * 7])):
+        tables = [simulated(rng, kind, num_seeds, 8, reference="paired", gap=gap) for _ in range(400)]
+        worst = np.array([t.worst_interval() for t in tables])
+        mean = np.array([t.average_interval() for t in tables])
+        # bounds of the true worst gap, both safe; the two tails are unequal where returns are skewed
+        safe = 0.985 if kind == "normal" else 1.0
+        for ends, truth, most in ((worst, gap.max(), safe), (mean, gap.mean(), 0.98)):
+            assert 0.90 <= np.mean((ends[:, 0] <= truth) & (ends[:, 1] >= truth)) <= most
+        if np.ptp(gap) == 0:
+            assert np.mean([t.worst().gap for t in tables]) > 1.05, "too large, as the docs say"
+
+
+@pytest.mark.parametrize("num_replicates", [2, 3, 5, 10])
+@pytest.mark.parametrize("kind", ["normal", "skewed"])
+def test_intervals_of_search_worst_cover(kind, num_replicates):
+    """Replicates are means of episodes, as those of `RunGap`."""
+    rng = np.random.default_rng(num_replicates)
+    table = simulated(rng, kind, num_replicates, 1000, reference="paired")
+    ends = np.array([mean_interval(row, 0.95) for row in table.gap[:, :, 0].T])
+    assert 0.90 <= np.mean((ends[:, 0] <= GAP) & (ends[:, 1] >= GAP)) <= 0.98
+
+
+def test_one_policy_seed_says_nothing():
+    table = simulated(np.random.default_rng(0), "normal", 1, 4, reference="paired")
+    assert np.isnan(table.standard_error()).all() and np.isnan(table.average()[1])
+    assert np.isnan(table.worst_interval()).all() and np.isnan(table.average_interval()).all()
+    assert mean_interval(np.array([1.0]), 0.95) == (None, None)
+
+
+def test_episodes_of_a_file_are_shared_out_by_policy_seed():
+    """By hand: six episodes, three seeds: pairs of them. Two episodes, four seeds: as spread out as four would be."""
+    known = best_known({"file": np.array([[[1.0, 3.0, 5.0, 7.0, 9.0, 5.0]]])}, None, 3)
+    assert known.by_seed.tolist() == [[2.0], [6.0], [7.0]] and known.returns.tolist() == [5.0]
+    few = best_known({"file": np.array([[[4.0, 6.0]]])}, None, 4)
+    # variance 2 of an episode, so 1 of A*, and 4 of each of four shares
+    assert few.by_seed.var(ddof=1) == pytest.approx(4.0) and few.by_seed.mean() == pytest.approx(5.0)
+
+
+def test_policies_are_compared_on_the_same_start_states():
+    """Seed 1 drew easy start states: its policy looks better than that of seed 0, and is worse."""
+    reference = np.array([[[0.0] * 4], [[10.0] * 4]])  # (R, M, N)
+    own = np.array([[[1.0] * 4], [[9.0] * 4]])
+    assert best_known({"own": own}).returns.tolist() == [9.0]
+    known = best_known({"own": own}, {"reference": reference}, 2)
+    assert known.source == ("own",) and known.returns.tolist() == [1.0]
