@@ -184,4 +184,4 @@ def _error(value: float, error: float, power: int) -> str:
     value, error = _shifted(value, power), _shifted(error, power)
     decimals = _decimals([value], error)
     least = 10.0**-decimals
-    return f"<{_rounded(least, decimals)}" if error < least / 2 else _rounded(error, decimals)
+    return f"<{_rounded(least, decimals)}" if error < least else _rounded(error, decimals)

@@ -48,6 +48,7 @@ def print_tables(tables: Sequence[GapTable], console: Console, j: int = 0) -> No
     worst, means = [t.worst(j) for t in known], [t.average(j) for t in known]
     returns = [_mean_return(t, j) for t in tables]
     errors = [error for _, error in means]
+<<<<<<< HEAD
     of_worst = Scale.of([w.gap for w in worst], [w.standard_error for w in worst])
     of_mean, of_return = Scale.of([gap for gap, _ in means], errors), Scale.of(returns, errors)
     gaps = iter(zip(worst, means, strict=True))
@@ -65,12 +66,33 @@ def print_tables(tables: Sequence[GapTable], console: Console, j: int = 0) -> No
             )
         budget = (table.provenance.training_real_samples, table.provenance.training_virtual_samples)
         rows.append((table.method, *cells, of_return.pair(adapted, error)[0], *map(_samples, budget)))
+=======
+    of_gaps = Scale.of(  # one for all, or they could not be compared
+        [*(w.gap for w in worst), *(gap for gap, _ in means)], [*(w.standard_error for w in worst), *errors]
+    )
+    of_return = Scale.of(returns, errors)
+    rows = [
+        (
+            table.method,
+            of_gaps.with_error(w.gap, w.standard_error),
+            ", ".join(number(x, 3) for x in table.psi[w.task])
+            if table.psi.shape[1] <= 3
+            else f"task {w.task + 1}",
+            of_gaps.pair(w.corrected, w.standard_error)[0],
+            of_gaps.with_error(*mean),
+            of_return.pair(adapted, mean[1])[0],
+            _samples(table.provenance.training_real_samples),
+            _samples(table.provenance.training_virtual_samples),
+        )
+        for table, w, mean, adapted in zip(tables, worst, means, returns, strict=True)
+    ]
+>>>>>>> x-terminal
     columns = (
         "method",
-        of_worst.label("worst gap"),
+        of_gaps.label("worst gap"),
         "at",
-        of_worst.label("corrected"),
-        of_mean.label("mean gap"),
+        of_gaps.label("corrected"),
+        of_gaps.label("mean gap"),
         of_return.label(f"A_{n}"),
         "real",
         "virtual",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -27,6 +28,7 @@ def print_table(
     Args:
         left: columns beside the first one that are aligned on the left.
     """
+    rows = [[_harmless(row[0]), *row[1:]] for row in rows]
     short = [[row[0][:NAME_WIDTH], *row[1:]] for row in rows]
     needed = Measurement.get(console, console.options.update(max_width=10_000), _table(columns, short, left))
     if needed.minimum <= console.width:
@@ -64,3 +66,8 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _harmless(name: str) -> str:
+    """A name without characters that a terminal obeys."""
+    return "".join("\ufffd" if unicodedata.category(c) == "Cc" else c for c in name)

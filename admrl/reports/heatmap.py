@@ -58,8 +58,8 @@ def plot_gap_heatmap(tables: Sequence[GapTable], path: Path | str, j: int = 0) -
     for table in tables:
         worst, (mean, error) = table.worst(j), table.average(j)
         title = (
-            f"{table.method}\nworst {with_error(worst.gap, worst.standard_error)} (framed), "
-            f"mean {with_error(mean, error)}"
+            f"{table.method}\nworst\u00a0{with_error(worst.gap, worst.standard_error)} (framed), "
+            f"mean\u00a0{with_error(mean, error)}"
         )
         if table.num_missing(j):
             title += f"\n{counted(table.num_missing(j), 'task')} missing"
@@ -81,7 +81,7 @@ def plot_method_heatmap(comparison: Comparison, path: Path | str, j: int = 0) ->
         mean = np.where(known, gaps.mean(0), np.nan)
         title = f"{method.name}, {counted(len(gaps), 'training seed')}"
         worst, average = (number(float(x), 3) for x in (np.nanmax(mean), np.nanmean(mean)))
-        title += f"\nworst mean {worst} (framed), mean {average}"
+        title += f"\nworst mean\u00a0{worst} (framed), mean\u00a0{average}"
         if not known.all():
             title += f"\n{counted(int((~known).sum()), 'task')} missing"
         visited = method.tables[0].visited_psi if len(gaps) == 1 else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
+import unicodedata
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ def save_figure(figure: plt.Figure, path: Path) -> None:
     """
     for text in figure.findobj(Text):
         text.set_parse_math(False)
+        text.set_text(_visible(text.get_text()))
     picture = io.BytesIO()
     with (
         plt.rc_context({"text.parse_math": False}),
@@ -40,6 +42,11 @@ def save_figure(figure: plt.Figure, path: Path) -> None:
         figure.savefig(picture, dpi=150, format=path.suffix[1:])
     plt.close(figure)
     write_bytes(path, picture.getvalue())
+
+
+def _visible(text: str) -> str:
+    """Without control characters, marks that have no width, halves of characters: PDF files cannot hold them."""
+    return "".join(c for c in text if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
 
 
 def axis_label(table: GapTable, i: int) -> str:
@@ -86,7 +93,7 @@ def fit(text: str, inches: float, points: float) -> str:
     """Text in lines that are not wider than so many inches; a line that needs more than three ends in "...". A number
     and its error stay together."""
     width = max(8, int(72 * inches / (CHARACTER * points)))
-    text = text.replace(" ± ", "\u00a0±\u00a0")
+    text = _visible(text).replace(" ± ", "\u00a0±\u00a0")
     return "\n".join(
         part
         for line in text.split("\n")

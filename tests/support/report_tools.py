@@ -11,7 +11,7 @@ HOSTILE = (
     "$\\frac{1$",  # not mathematics
     "<script>alert(1)</script>",
     "_begins so, 🦾 \U0001faf0 & 漢字",  # no legend entry; no glyph
-    "\u202e\u05e9\u05dc\u05d5\u05dd\u202c \u05e2\u05d5\u05dc\u05dd",  # from right to left
+    "\u202e\u05e9\u05dc\u05d5\u05dd\u202c \u05e2\u05d5\u05dc\u05dd\u200b\ufeff",  # from right to left, without width
     "a name without end " * 12,
 )
 

@@ -119,3 +119,10 @@ def test_a_table_folds_names_before_it_becomes_a_list():
     assert "10.5 \u00b1 0.5  3" in folded and len(folded.splitlines()) > 6
     listed = printed(show, width=20)
     assert "number 10.5 \u00b1 0.5;" in listed and "n 3" in listed
+
+
+def test_a_name_does_not_command_the_terminal():
+    text = printed(
+        lambda c: print_table(c, ("name", "n"), [("\x1b[31mred\x07\n", "1"), ("[bold]b[/bold]", "2")])
+    )
+    assert "\x1b" not in text and "\x07" not in text and "[31mred" in text and "[bold]b[/bold]" in text
