@@ -5,6 +5,8 @@ Everything is imported on first use, so that the command line answers at once.
 
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,6 +42,24 @@ _EXPORTS = {
     "PRESETS": "admrl.config.presets",
 }
 __all__ = list(_EXPORTS)
+
+
+def _refuse_other_packages() -> None:
+    """A module of the user's beside a script is found before a package of ours of the same name: say which."""
+    here = Path(__file__).parents[1]
+    for name in ("dynamics", "policy_opt", "task_families"):
+        spec = find_spec(name)
+        if spec is None:
+            raise ImportError(f"admrl needs its package {name!r} in {here}; install admrl anew")
+        found = Path(spec.origin or next(iter(spec.submodule_search_locations or ("nowhere",))))
+        if (found.parent if found.stem == "__init__" else found) != here / name:
+            raise ImportError(
+                f"{found} hides the package {name!r} of admrl, which is {here / name}; rename or move it, so that "
+                f"`import {name}` finds admrl's"
+            )
+
+
+_refuse_other_packages()
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ once a command has something to compute: --help and mistakes are answered at onc
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import textwrap
@@ -51,6 +52,7 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    _say_anything()
     try:
         _run(sys.argv[1:])
     except KeyboardInterrupt as interrupt:
@@ -59,6 +61,15 @@ def main() -> None:
     except BrokenPipeError:  # `admrl train --help | head`: nobody reads on, which is no error to report
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would fail to flush
         sys.exit(OUTPUT_CLOSED)
+
+
+def _say_anything() -> None:
+    """No text ends a command, whatever the encoding of the terminal."""
+    from admrl.storage.files import SPELT
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=SPELT)
 
 
 def _run(arguments: list[str]) -> None:
@@ -70,6 +81,7 @@ def _run(arguments: list[str]) -> None:
         return
     from admrl.commands.command import CommandFailed
     from admrl.commands.flags import in_flags
+    from admrl.config.environment import check_environment
     from admrl.storage.files import StorageError
 
     kind = None
@@ -77,6 +89,7 @@ def _run(arguments: list[str]) -> None:
         try:  # only what prepares work: what the user got wrong is one message and exit code 2
             kind = command_class(arguments[0])
             command = parse(arguments)
+            check_environment()
             command.check()
             prepared = command.prepare()
         except (ValueError, ImportError) as error:

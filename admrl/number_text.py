@@ -1,7 +1,7 @@
 """Numbers as people read them: digits from the standard error, powers of ten for what is large or small.
 
     12.3 ± 4.5             two significant digits of the error, the value to the same decimal
-    (1.23 ± 0.45)e7        one power of ten for both from 1e6 on and below 1e-3
+    (1.23 ± 0.45)e7        one power of ten for both from 1e6 on and below 1e-3 (below 1e-2 where many share it)
     12.34 ± ?              nobody knows the error
     12.34 ± <0.01          it is below the digits that are shown
     12.34 ± 0              it is zero
@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 PLAIN = (1e-3, 1e6)  # sizes that are written without a power of ten
+SHARED_LEAST = 1e-2  # the same, for numbers that share one: 0.0012 and 0.0098 are 1.2 and 9.8
 MAX_DIGITS = 5  # significant digits of a value, however small its error
 MAX_WIDTH = 9  # characters of a number that shares a power of ten with others
 UNKNOWN = "?"
@@ -38,7 +39,7 @@ class Scale:
         """
         values, errors = list(values), list(errors)
         pairs = list(zip(values, errors or [math.nan] * len(values), strict=True))
-        scale = cls(_power(x for pair in pairs for x in pair))
+        scale = cls(_power((x for pair in pairs for x in pair), SHARED_LEAST))
         texts = [text for pair in pairs for text in scale.pair(*pair)]
         return scale if all(len(t.lstrip("-")) <= MAX_WIDTH for t in texts) else cls(None)
 
@@ -115,6 +116,11 @@ def distinct(values: Iterable[float]) -> list[str]:
     return texts
 
 
+def counted(number: int, thing: str) -> str:
+    """A number of things: 1 task, 2 tasks."""
+    return f"{number} {thing}" + "s" * (number != 1)
+
+
 def count(value: float) -> str:
     """A count of samples to three digits: 950, 1.5k, 132k, 4.6M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -126,10 +132,10 @@ def count(value: float) -> str:
     return f"{value:.0f}"
 
 
-def _power(values: Iterable[float]) -> int:
+def _power(values: Iterable[float], least: float = PLAIN[0]) -> int:
     """The power of ten that the largest of some numbers is written with; 0 if it needs none."""
     size = max((abs(x) for x in values if math.isfinite(x)), default=0.0)
-    return 0 if size == 0 or PLAIN[0] <= size < PLAIN[1] else _exponent(size, MAX_DIGITS)
+    return 0 if size == 0 or least <= size < PLAIN[1] else _exponent(size, MAX_DIGITS)
 
 
 def _shifted(value: float, power: int) -> float:

@@ -17,7 +17,7 @@ PACKAGES = ("task_families", "dynamics", "policy_opt", "admrl")
 PSI = (  # (stop, what happens there)
     ("task_families.task_box.TaskBox", "a point of the set of tasks"),
     ("admrl.search.base.Search.ask", "asked for"),
-    ("admrl.training.progress.TaskProgress", "the task in progress"),
+    ("admrl.training.progress.RoundProgress", "the round in progress"),
     ("admrl.solving.virtual_training.virtual_training", "solved in the model"),
     ("admrl.gradient.estimators.task_gradient", "where is the gap larger?"),
     ("admrl.search.base.Search.tell", "told: gap and gradient"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from dynamics.config import DynamicsConfig, FitConfig
 from dynamics.dataset import TransitionData
 from dynamics.ensemble import DynamicsEnsemble
 from dynamics.fit import FitReport, MemberState, fit_dynamics, held_out_loss, make_optimizer
+from dynamics.precision import lost_digits
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout
 
@@ -25,6 +27,7 @@ class ModelLearner:
     optimizer: torch.optim.Adam
     config: FitConfig
     generators: list[torch.Generator]  # one per model
+    has_warned: bool = False  # that observations lose digits
 
     @classmethod
     def make(
@@ -44,15 +47,20 @@ class ModelLearner:
     def add(self, rollout: Rollout) -> None:
         """Add real transitions and update the normalisers with those for fitting.
 
-        One model takes the transitions of all tasks; K models take those of their own task.
+        One model takes the transitions of all tasks; K models take those of their own task. Warns once if the
+        observations lose digits (`dynamics.precision`).
         """
         if len(self.data) == 1:
             rows = self.data[0].add(rollout, self.config.held_out, self.generators[0])
             self.model.update_normalizers(self.data[0].obs[rows], self.data[0].next_obs[rows])
-            return
-        for k, data in enumerate(self.data):
-            rows = data.add(rollout.tasks(slice(k, k + 1)), self.config.held_out, self.generators[k])
-            self._update_one(k, data.obs[rows], data.next_obs[rows])
+        else:
+            for k, data in enumerate(self.data):
+                rows = data.add(rollout.tasks(slice(k, k + 1)), self.config.held_out, self.generators[k])
+                self._update_one(k, data.obs[rows], data.next_obs[rows])
+        seen = self.model.obs_normalizer
+        if not self.has_warned and (note := lost_digits(seen.mean, seen.std, self.data[0].obs.dtype)):
+            self.has_warned = True
+            warnings.warn(note, stacklevel=2)
 
     def _update_one(self, k: int, obs: Tensor, next_obs: Tensor) -> None:
         for normalizer, x in (
@@ -84,4 +92,5 @@ class ModelLearner:
         num_models = len(generators)
         model = self.model.clone() if num_models == 1 else self.model.repeat(num_models)
         data = [self.data[0].clone() for _ in range(num_models)]
-        return ModelLearner(model, data, make_optimizer(model, self.config), self.config, list(generators))
+        optimizer = make_optimizer(model, self.config)
+        return ModelLearner(model, data, optimizer, self.config, list(generators), self.has_warned)

@@ -44,17 +44,16 @@ for family in "$@"; do
         done
     done
     wait
-    runs=
+    set -- # the runs; the loop has its families already
     for selector in $SELECTORS; do
         for seed in $SEEDS; do
-            runs="$runs $FOLDER/$family/$selector-$seed"
+            set -- "$@" "$FOLDER/$family/$selector-$seed"
         done
     done
     # shellcheck disable=SC2086
     $ADMRL reference --family "$family" $TASKS --out "$FOLDER/$family/reference.json" --num-workers "$JOBS" $REFERENCE
     # shellcheck disable=SC2086
-    $ADMRL evaluate $runs $TASKS --reference "$FOLDER/$family/reference.json" --name selectors \
+    $ADMRL evaluate "$@" $TASKS --reference "$FOLDER/$family/reference.json" --name selectors \
         --num-workers "$JOBS" --config.num-policy-seeds "$POLICY_SEEDS" --config.num-stages "$STAGES" $EVALUATE
-    # shellcheck disable=SC2086
-    $ADMRL compare $runs --tasks selectors --out "$FOLDER/$family/report"
+    $ADMRL compare "$@" --tasks selectors --out "$FOLDER/$family/report"
 done

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 from torch.utils import _pytree as pytree
 
-from policy_opt.linear_operator import Matvec, VectorSpace, batched
+from policy_opt.linear_operator import Matvec, VectorSpace, batched, require_real_and_dense
 
 Mode = Literal["reverse_over_reverse", "forward_over_reverse"]
 Form = Literal["per_step", "causal", "whole_trajectory"]
@@ -202,6 +202,7 @@ def _check_weights(form: Form, log_prob: Tensor, weights: Tensor, mask: Tensor |
             f"weights: expected shape {tuple(expected)} for form {form!r}, got {tuple(weights.shape)}; "
             "whole_trajectory takes returns (N,), the others advantages (N, T)"
         )
+    require_real_and_dense("weights", weights)
     if mask is not None and mask.shape != log_prob.shape:
         raise ValueError(
             f"mask: expected the shape {tuple(log_prob.shape)} of log_prob, got {tuple(mask.shape)}"

@@ -30,6 +30,8 @@ from policy_opt.linear_operator import (
     batched,
     host_value,
     linear_map,
+    require_dense,
+    require_real_and_dense,
     wide_norm,
 )
 from policy_opt.linear_solve import normal_cg
@@ -98,10 +100,11 @@ def root_jvp(
     Extra leading axes of `tangent` are several directions, solved as one batch: the identity gives the whole
     Jacobian, transposed. Arguments and errors as in `root_vjp`.
     """
+    jacobian = _jacobian(optimality, theta_hat, psi)
     push = batched(
         lambda t: torch.func.jvp(lambda p: optimality(theta_hat, p), (psi,), (t,))[1], psi, "tangent"
     )
-    jacobian, right = _jacobian(optimality, theta_hat, psi), _negative(push(tangent))
+    right = _negative(push(tangent))
     answer = _solve(jacobian, right, solve)
     return _judged(answer.solution, answer, jacobian.matvec, right, optimality(theta_hat, psi), tolerance)
 
@@ -140,6 +143,9 @@ def _judged(
 
 def _jacobian(optimality: Optimality, theta_hat: Any, psi: Any) -> LinearMap:
     """dF/dtheta at theta_hat and its transpose, on vectors with any leading axes."""
+    for name, tree in (("theta_hat", theta_hat), ("psi", psi)):
+        for leaf in pytree.tree_leaves(tree):
+            require_dense(name, leaf)
     jacobian = linear_map(lambda theta: optimality(theta, psi), theta_hat)
     return LinearMap(*(batched(product, theta_hat, "cotangent or tangent") for product in jacobian))
 
@@ -212,6 +218,12 @@ class _Structure:
 def _root(problem: _RootProblem, args: Any) -> Any:
     """The root as a differentiable function of every floating tensor in args."""
     leaves, tree = pytree.tree_flatten(args)
+    for leaf in leaves:
+        if isinstance(leaf, Tensor) and leaf.is_complex():
+            if leaf.requires_grad:  # a constant may be complex
+                require_real_and_dense("args", leaf)
+        else:
+            require_dense("args", leaf)
     is_active = [isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves]
     active = [leaf for leaf, yes in zip(leaves, is_active, strict=True) if yes]
 
@@ -258,6 +270,7 @@ class _ImplicitRoot(torch.autograd.Function):
             theta_hat = problem.solver(*rebuild([leaf.detach() for leaf in active]))
         leaves, tree = pytree.tree_flatten(theta_hat)
         for leaf in leaves:
+            require_real_and_dense("solver", leaf)
             if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
                 got = f"a tensor of {leaf.dtype}" if isinstance(leaf, Tensor) else type(leaf).__name__
                 raise ValueError(

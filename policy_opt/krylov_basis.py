@@ -12,7 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from policy_opt.linear_operator import Matvec, Operator, VectorSpace, wide_norm
+from policy_opt.linear_operator import (
+    Matvec,
+    Operator,
+    VectorSpace,
+    require_real_and_dense,
+    wide_norm,
+)
 
 NUM_RITZ_STEPS = (
     12  # products spent on |A| for a relative damping; the estimate is then within a few per cent
@@ -150,6 +156,7 @@ def residual_recurrence(power: int, start_norm: Tensor, damping: Tensor) -> _Res
 def as_damping(damping: float | Tensor, b: Tensor) -> Tensor:
     """The damping as a float64 tensor of the batch shape of b. Raises ValueError where it does not
     broadcast."""
+    require_real_and_dense("damping", damping)
     shape = b.shape[:-1]
     value = torch.as_tensor(damping, dtype=torch.float64, device=b.device)
     try:

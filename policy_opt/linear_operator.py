@@ -68,20 +68,12 @@ class VectorSpace:
                 f"{name}: expected a tensor or a pytree of tensors, got no leaves; pass a tensor"
             )
         for leaf in leaves:
+            require_real_and_dense(name, leaf)
             if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-                if isinstance(leaf, Tensor) and leaf.is_complex():
-                    raise ValueError(
-                        f"{name}: expected real floating-point tensors, got {leaf.dtype}; state a complex system "
-                        "as a real one of twice the size: [[Re A, -Im A], [Im A, Re A]] (Re x, Im x) = (Re b, Im b)"
-                    )
                 got = f"a tensor of {leaf.dtype}" if isinstance(leaf, Tensor) else type(leaf).__name__
                 raise ValueError(
                     f"{name}: expected floating-point tensors, got {got}; convert it, for example with "
                     ".double()"
-                )
-            if leaf.layout != torch.strided:
-                raise ValueError(
-                    f"{name}: expected a dense tensor, got the layout {leaf.layout}; use .to_dense()"
                 )
         self.dtype, self.device = leaves[0].dtype, leaves[0].device
         for leaf in leaves[1:]:
@@ -127,7 +119,32 @@ def _leaves_like(tree: pytree.TreeSpec, vector: Any) -> list[Any]:
         return []
 
 
+def require_dense(name: str, leaf: Any) -> None:
+    """Refuse sparse tensors by name.
+
+    Raises:
+        ValueError: says how to make it dense.
+    """
+    if isinstance(leaf, Tensor) and leaf.layout != torch.strided:
+        raise ValueError(f"{name}: expected a dense tensor, got the layout {leaf.layout}; use .to_dense()")
+
+
+def require_real_and_dense(name: str, leaf: Any) -> None:
+    """`require_dense`, and refuse complex tensors: a conversion would drop their imaginary part.
+
+    Raises:
+        ValueError: says how to state a complex system.
+    """
+    if isinstance(leaf, Tensor) and leaf.is_complex():
+        raise ValueError(
+            f"{name}: expected real floating-point tensors, got {leaf.dtype}; state a complex system "
+            "as a real one of twice the size: [[Re A, -Im A], [Im A, Re A]] (Re x, Im x) = (Re b, Im b)"
+        )
+    require_dense(name, leaf)
+
+
 def _require_same(name: str, leaf: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+    require_real_and_dense(name, leaf)
     if leaf.dtype != dtype or leaf.device != device:
         raise ValueError(
             f"{name}: expected {dtype} on {device} like the other tensors, got {leaf.dtype} on "
@@ -203,6 +220,8 @@ def linear_map(function: Callable[[Any], Any], at: Any) -> LinearMap:
 
     For a linear function this is the function and its transpose. Both are flat in cost: one pass a product.
     """
+    for leaf in pytree.tree_leaves(at):
+        require_dense("at", leaf)
     pull_back = torch.func.vjp(function, at)[1]
     return LinearMap(
         matvec=lambda v: torch.func.jvp(function, (at,), (v,))[1],
@@ -302,6 +321,8 @@ def diagonal_preconditioner(diagonal: Any, *, damping: float = 0.0, floor: float
     """v -> v / (|d| + damping), where entries of |d| below `floor` times the largest are raised to it (so it
     is positive definite, whatever the noise of the estimate). `diagonal` and v are tensors or pytrees
     alike."""
+    for leaf in pytree.tree_leaves(diagonal):
+        require_real_and_dense("diagonal", leaf)
     leaves = [leaf.abs() for leaf in pytree.tree_leaves(diagonal)]
     largest = max(float(leaf.max()) for leaf in leaves)
     lowest = floor * largest

@@ -34,6 +34,7 @@ class BernoulliBandit5(TaskFamily):
     obs_size = 1
     act_size = 5
     act_limit = None
+    picks_largest = True
 
     def __init__(self, variant: str = "released") -> None:
         super().__init__(variant)

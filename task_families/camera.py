@@ -64,9 +64,18 @@ class Camera:
 
     def picture(self, simulator: Simulator, lane: tuple[int, int] = (0, 0)) -> np.ndarray:
         """(height, width, 3) uint8 of one lane's present state."""
+        return self.draw(self.pose(simulator, lane))
+
+    @staticmethod
+    def pose(simulator: Simulator, lane: tuple[int, int] = (0, 0)) -> np.ndarray:
+        """Positions (nq,) of one lane's present state, to be drawn later."""
         if not isinstance(simulator, MujocoSimulator):
             raise ValueError(f"simulator: expected a MujocoSimulator, got {type(simulator).__name__}")
-        self._data.qpos[:] = simulator.qpos[lane].numpy()
+        return simulator.qpos[lane].numpy()
+
+    def draw(self, pose: np.ndarray) -> np.ndarray:
+        """(height, width, 3) uint8 of positions (nq,)."""
+        self._data.qpos[:] = pose
         mujoco.mj_forward(self._model, self._data)
         self._context.make_current()
         mujoco.mjv_updateScene(
@@ -91,7 +100,7 @@ class Camera:
 
 
 def film_strip(pictures: list[np.ndarray], num: int, gap: int = 4) -> np.ndarray:
-    """num pictures (H, W, 3), evenly spaced in time, side by side on white with ``gap`` pixels between them."""
+    """num pictures (H, W, 3) of all, evenly chosen, side by side on white with ``gap`` pixels between them."""
     chosen = [pictures[i] for i in np.linspace(0, len(pictures) - 1, num).round().astype(int)]
     space = np.full((chosen[0].shape[0], gap, 3), 255, dtype=np.uint8)
     row = [part for picture in chosen for part in (space, picture)][1:]

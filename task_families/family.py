@@ -7,6 +7,7 @@ k task parameters.
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
@@ -49,6 +50,8 @@ class TaskFamily(ABC):
     act_limit: float | None = 1.0  # the simulator clamps actions to +-act_limit; None: it does not
     act_low: Limit = None  # instead of act_limit: one number, or one per coordinate; see `action_bounds`
     act_high: Limit = None
+    picks_largest: ClassVar[bool] = False  # an action is a choice: only which number is the largest counts
+    dt: float | None = None  # seconds per action; None: abstract time
 
     def __init__(self, variant: str = "released") -> None:
         check_name(f"variant of {self.name}", variant, self.variants)
@@ -67,6 +70,16 @@ class TaskFamily(ABC):
         if low is None and high is None and self.act_limit is not None:
             low, high = -self.act_limit, self.act_limit
         return ActionBounds.make(self.act_size, low, high)
+
+    @property
+    def has_body(self) -> bool:
+        """Whether there is something to take pictures of: a MuJoCo `model`, and `dt`."""
+        mujoco = sys.modules.get("mujoco")  # whoever has a model has imported it
+        return (
+            mujoco is not None
+            and isinstance(getattr(self, "model", None), mujoco.MjModel)
+            and self.dt is not None
+        )
 
     @abstractmethod
     def reward(self, psi: Tensor, obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
@@ -140,10 +153,10 @@ class TaskFamily(ABC):
         Args:
             psi: (k,)
             allow_outside: accept a task outside the box, for out-of-distribution evaluation.
-            render_mode: ``"rgb_array"`` for pictures, where the family has a MuJoCo model.
+            render_mode: ``"rgb_array"`` for pictures, where the family has a body (`has_body`).
 
         Raises:
-            ValueError: psi has the wrong shape or lies outside the box.
+            ValueError: psi has the wrong shape or lies outside the box, or there is nothing to take pictures of.
         """
         from task_families.gym_env import TaskEnv
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from task_families.simulator import Simulated
+from task_families.simulator import ActionBounds, Simulated
 
 
 class TaskEnv(gymnasium.Env):
@@ -19,9 +19,11 @@ class TaskEnv(gymnasium.Env):
     Same simulator, reward and termination code as the batched sampler, with one lane. An episode whose simulation
     becomes unstable terminates with nan observations and reward, and ``info["unstable"]`` is true. Copies and
     pickles keep the task (psi) and start with a reset.
-    """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012  (gymnasium's)
+    The action space has the family's limits (`TaskFamily.action_bounds`); where only the largest number of an action
+    counts (`TaskFamily.picks_largest`), it is [-1, 1] per number, which holds every choice. Other families without
+    limits have none here: a linear-quadratic optimum is one of unlimited actions.
+    """
 
     def __init__(
         self,
@@ -37,12 +39,17 @@ class TaskEnv(gymnasium.Env):
                 f"psi: expected shape ({family.box.size},), one task, got {tuple(psi.shape)}; "
                 "make one environment for each task"
             )
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode: expected None or 'rgb_array', got {render_mode!r}")
+        self.metadata: dict[str, Any] = {"render_modes": []}
+        if family.has_body and family.dt is not None:
+            self.metadata = {"render_modes": ["rgb_array"], "render_fps": max(1, round(1 / family.dt))}
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            modes = " or ".join(repr(mode) for mode in (None, *self.metadata["render_modes"]))
+            why = "" if family.has_body else f"; {family.name} has no MuJoCo body, so there is nothing to see"
+            raise ValueError(f"render_mode: expected {modes}, got {render_mode!r}{why}")
         self.psi = family.box.check(psi, allow_outside=allow_outside)[0]
         self.family = family
         self.render_mode = render_mode
-        bounds = family.action_bounds
+        bounds = ActionBounds.make(family.act_size, -1, 1) if family.picks_largest else family.action_bounds
         low, high = (end.numpy().astype(np.float32) for end in (bounds.low, bounds.high))
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (family.obs_size,), np.float32)
         self.action_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
@@ -92,9 +99,12 @@ class TaskEnv(gymnasium.Env):
         return self._camera.picture(self._simulator)
 
     def close(self) -> None:
+        """Free the camera, and what else the simulator holds, if it has a `close`; a reset starts it again."""
         if self._camera is not None:
             self._camera.close()
             self._camera = None
+        if hasattr(self._simulator, "close"):
+            self._simulator.close()
 
 
 def _remake(family: Simulated, psi: Tensor, render_mode: str | None) -> TaskEnv:

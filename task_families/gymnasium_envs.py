@@ -6,7 +6,8 @@
     env = gymnasium.make("AdMRL/Ant2D-v0", psi=(1.0, 0.0))
 
 ``gymnasium.make("task_families.gymnasium_envs:AdMRL/Ant2D-v0", psi=...)`` imports by itself.
-Arguments: psi (default: the family's first task), variant, allow_outside, render_mode.
+Arguments: psi (default: the family's first task), variant, allow_outside, render_mode. `max_episode_steps` is the
+family's horizon; a smaller one shortens episodes, a larger one has no effect.
 """
 
 from __future__ import annotations
@@ -18,6 +19,17 @@ import gymnasium
 from task_families.registry import make, names
 
 NAMESPACE = "AdMRL"
+# Steps per episode where they are not TaskFamily's 200: here, too, so that registering imports no family
+HORIZONS = {
+    "linear_quadratic": 100,
+    "tabular": 100,
+    "point_robot": 20,
+    "sparse_point_robot": 20,
+    "bernoulli_bandit_5": 10,
+    "bernoulli_bandit_10": 100,
+    "bernoulli_bandit_50": 500,
+}
+DEFAULT_HORIZON = 200
 
 
 def gymnasium_id(name: str) -> str:
@@ -42,11 +54,14 @@ def make_task_env(
 
 
 def register_envs() -> None:
-    """Register every family that is not registered yet. Time limits are the families' own."""
+    """Register every family that is not registered yet, with its horizon as the time limit."""
     for name in names():
         if gymnasium_id(name) not in gymnasium.registry:
             gymnasium.register(
-                gymnasium_id(name), entry_point=f"{__name__}:make_task_env", kwargs={"family": name}
+                gymnasium_id(name),
+                entry_point=f"{__name__}:make_task_env",
+                max_episode_steps=HORIZONS.get(name, DEFAULT_HORIZON),
+                kwargs={"family": name},
             )
 
 

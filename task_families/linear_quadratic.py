@@ -96,7 +96,7 @@ class LinearQuadratic(TaskFamily):
     horizon = 100  # gamma^100 = 2.7e-5: the rest of an infinite episode is negligible
     obs_size = 4
     act_size = 2
-    act_limit = None
+    act_limit = None  # the closed forms are those of unlimited actions
     action_cost = 0.1  # rho
 
     def __init__(self, variant: str = "released") -> None:

@@ -35,6 +35,7 @@ class MujocoFamily(TaskFamily):
     derived: tuple[str, ...] = ()  # MjData fields that `observe` reads besides qpos and qvel
     remembered: tuple[str, ...] = ()  # fields of which `observe` reads the value before the step
     contact_forces: bool = False  # compute cfrc_ext
+    dt: float  # seconds per action
     # An episode goes on while every observation is inside its open interval: those by index, then all others
     healthy_range: ClassVar[Mapping[int, tuple[float, float]]] = {}
     healthy_state_range: ClassVar[tuple[float, float]] = (-inf, inf)
@@ -44,7 +45,7 @@ class MujocoFamily(TaskFamily):
         super().__init__(variant)
         self.model = load_model(self.xml, self.timestep, contact_forces=self.contact_forces)
         self.qpos0 = torch.from_numpy(self.model.qpos0.copy())
-        self.dt = float(self.model.opt.timestep) * self.frame_skip  # seconds per action
+        self.dt = float(self.model.opt.timestep) * self.frame_skip
         self._healthy: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
 
     def terminated(self, next_obs: Tensor) -> Tensor:

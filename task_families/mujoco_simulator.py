@@ -9,6 +9,7 @@ before the step is kept, so that the observation may hold a finite difference. A
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
@@ -24,6 +25,13 @@ except ImportError as error:
     raise ImportError(
         f"this task family needs MuJoCo >= 3.17 and gymnasium's MuJoCo extra ({error}); "
         'install them with: pip install "gymnasium[mujoco]>=1.0" "mujoco>=3.17"'
+    ) from error
+except Exception as error:  # what a backend that is unknown, or not installed, makes of MuJoCo's import
+    if not (asked := os.environ.get("MUJOCO_GL")):
+        raise
+    raise ImportError(
+        "MUJOCO_GL: expected a backend that MuJoCo can load here (egl, osmesa, glfw) or off in this environment "
+        f"variable, got {asked!r} ({error!s:.200}); install it, or leave it out: unset MUJOCO_GL"
     ) from error
 from pathlib import Path
 

@@ -12,6 +12,7 @@ import sys
 from functools import lru_cache
 
 BACKENDS = ("egl", "osmesa")
+TIMEOUT = 60.0  # seconds that a backend may take to start
 PROBE = "from mujoco.{0} import GLContext; c = GLContext(64, 64); c.make_current(); c.free()"
 
 
@@ -27,13 +28,19 @@ def backend() -> str:
     reasons = []
     for name in candidates:
         # a new process: an attempt that fails leaves PyOpenGL bound to the backend that does not work
-        probe = subprocess.run(
-            [sys.executable, "-c", PROBE.format(name)],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"PYOPENGL_PLATFORM": name, "MUJOCO_GL": name},
-            check=False,
-        )
+        try:
+            probe = subprocess.run(
+                [sys.executable, "-c", PROBE.format(name)],
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                env=os.environ | {"PYOPENGL_PLATFORM": name, "MUJOCO_GL": name},
+                check=False,
+                timeout=TIMEOUT,
+            )
+        except subprocess.TimeoutExpired:  # a driver that hangs
+            reasons.append(f"{name}: no answer within {TIMEOUT:g} s")
+            continue
         if probe.returncode == 0:
             return name
         reasons.append(f"{name}: {(probe.stderr.strip().splitlines() or ['no message'])[-1]}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -131,10 +131,17 @@ class Simulator(Protocol):
 class Simulated(Protocol):
     """What `task_families.gym_env.TaskEnv` asks of a family; see `TaskFamily`."""
 
+    name: ClassVar[str]
+    picks_largest: ClassVar[bool]
     box: TaskSpace
+    dt: float | None
     horizon: int
     obs_size: int
     act_size: int
+
+    @property
+    def has_body(self) -> bool:
+        """See `TaskFamily.has_body`."""
 
     @property
     def action_bounds(self) -> ActionBounds:

@@ -40,6 +40,7 @@ class Tabular(TaskFamily):
     obs_size = 5
     act_size = 3
     act_limit = None
+    picks_largest = True
 
     def __init__(self, variant: str = "released") -> None:
         super().__init__(variant)

@@ -9,11 +9,14 @@ Shapes: R rows, K tasks, B tasks of a batch, N transitions of each.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
 from admrl.baselines.sac import Batch
 from admrl.storage.sealed_file import check_tensor
+from dynamics.precision import lost_digits
 
 ROWS, TASK = "rows", "task"
 
@@ -72,6 +75,7 @@ class MultiTaskReplay:
         )  # memory is taken when it is written
         self._task = torch.empty(capacity, dtype=torch.int64)
         self.size = 0
+        self.has_warned = False  # that observations lose digits
         self.all, self.context, self.all_contexts = (RowTable(num_tasks) for _ in range(3))
 
     def add(
@@ -88,6 +92,8 @@ class MultiTaskReplay:
     ) -> None:
         """Write n transitions of a task: obs (n, S), act (n, A), next_obs (n, S), the others (n,).
 
+        Warns once if the observations lose digits (`dynamics.precision`).
+
         Raises:
             ValueError: more rows than the replay was made for.
         """
@@ -98,6 +104,12 @@ class MultiTaskReplay:
         if end > len(self._rows):
             raise ValueError(f"replay: made for {len(self._rows)} rows, got {end}")
         self._rows[self.size : end], self._task[self.size : end] = new, task
+        if not self.has_warned and len(obs):
+            seen = obs.double()
+            note = lost_digits(seen.mean(0), seen.std(0, correction=0), self._rows.dtype)
+            if note:
+                self.has_warned = True
+                warnings.warn(note, stacklevel=2)
         rows = torch.arange(self.size, end)
         self.all.add(task, rows)
         if to_context:

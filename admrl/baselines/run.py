@@ -36,7 +36,7 @@ from admrl.runs.folder import CURVE
 from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS, Saver, writing
 from admrl.runs.versions import versions, weights_digest
 from admrl.solving.solution_file import dump_generators, like, load_generators
-from admrl.storage.files import DamagedFileError, plain_count, write_json
+from admrl.storage.files import DamagedFileError, legible, plain_count, write_json
 from admrl.storage.sealed_file import check_tensor
 from admrl.streams import VERSION
 from task_families.choices import check_name
@@ -74,6 +74,8 @@ class BaselineInfo:
     versions: dict[str, str]
     source: dict[str, str] | None = None
     """Of a family from outside this package; see `admrl.runs.families`."""
+    extended: tuple[dict[str, Any], ...] = ()
+    """See `admrl.runs.folder.RunInfo`."""
 
     @property
     def selector(self) -> str:
@@ -85,16 +87,27 @@ class BaselineRun(EvaluableRun[BaselineInfo, BaselineState]):
     """A run folder of `admrl train-baseline` in memory."""
 
     kind = KIND
+    settings, length = BaselineConfig, "num_iterations"
 
     @classmethod
     def check_info(cls, data: Any) -> BaselineInfo:
         """See `RunFolder`."""
-        info: BaselineInfo = from_dict(BaselineInfo, {"source": None, **data})
+        info: BaselineInfo = from_dict(BaselineInfo, data)
         check_name("algorithm", info.algorithm, ALGORITHMS)
         check_seed(info.seed)
         if info.source is None:  # else `new_state` checks it, once the family is named
             check_baseline(info.config, info.algorithm, make(info.family, variant=info.variant))
         return info
+
+    @classmethod
+    def check_extension(cls, info: BaselineInfo) -> None:
+        """See `RunFolder`; all else of a training is the same whatever the number of its iterations."""
+        if (decay := info.config.sac.learning_rate_decay) != "none":
+            raise ValueError(
+                "num_iterations: this run cannot be extended, because its learning rate falls to zero over its "
+                f"{info.config.num_iterations} iterations (`config.sac.learning_rate_decay` {decay}); train again "
+                "with more of them"
+            )
 
     @classmethod
     def new_state(cls, family: TaskFamily, info: BaselineInfo) -> BaselineState:
@@ -132,6 +145,11 @@ class BaselineRun(EvaluableRun[BaselineInfo, BaselineState]):
     def progress(self) -> str:
         """For messages."""
         return f"{self.state.iteration} of {self.info.config.num_iterations} iterations are done"
+
+    @property
+    def position(self) -> str:
+        """See `RunFolder`."""
+        return f"{self.progress}, {self.state.num_updates} gradient steps"
 
     @property
     def steps_left(self) -> int:
@@ -175,7 +193,7 @@ class BaselineRun(EvaluableRun[BaselineInfo, BaselineState]):
     def provenance(self) -> dict[str, Any]:
         """Where a table's numbers come from; see `Adapter.provenance`."""
         return {
-            "run": str(self.path),
+            "run": legible(str(self.path)),
             "selector": self.info.algorithm,
             "seed": self.info.seed,
             "preset": self.info.preset,
@@ -184,6 +202,7 @@ class BaselineRun(EvaluableRun[BaselineInfo, BaselineState]):
             "training_gradient_steps": self.state.num_updates,
             "training_config": asdict(self.info.config),
             "training_versions": self.info.versions,
+            **self.unfinished(),
             **code_key(self.family),
         }
 

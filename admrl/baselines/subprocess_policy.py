@@ -1,33 +1,40 @@
 """A policy in another process, for anything that cannot share this Python: JSON lines over its input and output.
 
-    -> {"admrl": 1, "obs_size": 11, "act_size": 3, "act_limit": 1.0}       once, at the beginning
-    <- {"obs_size": 11, "act_size": 3}                                     what the policy takes and gives
-    -> {"obs": [[...], ...]}                                               rows of observations
-    <- {"act": [[...], ...]}                                               one row of actions for each
-    -> end of input                                                        the process ends itself
+    -> {"admrl": 2, "id": 0, "obs_size": 11, "act_size": 3, "act_limit": 1.0,        once, at the beginning, in
+        "act_low": [-1.0, -1.0, -1.0], "act_high": [1.0, 1.0, 1.0]}                  one line
+    <- {"id": 0, "obs_size": 11, "act_size": 3}                  what the policy takes and gives
+    -> {"id": 1, "obs": [[...], ...]}                            rows of observations
+    <- {"id": 1, "act": [[...], ...]}                            one row of actions for each
+    -> end of input                                              the process ends itself
 
-The command is a list of words; no shell reads it. Every answer has a time limit. The process is killed when the
-policy is closed, when an answer is wrong or late, and when Python ends. Its standard error is the user's to see.
+Lines are UTF-8. An answer repeats the "id" of its question; one with the id of an earlier question came too late or
+twice, and is dropped. `act_low` and `act_high` are where the simulator clamps each coordinate of an action, null
+where it does not; `act_limit` is the one number of limits that are -x to x in every coordinate, else null.
+
+The command is a list of words; no shell reads it. Every answer has a time limit, which the writing of the question
+counts against. The process and all that it started are killed when the policy is closed or forgotten, when an answer
+is wrong or late, and when Python ends. Its standard error is the user's to see, and its end is in every refusal.
+
+Protocol 1 had no "id": its programs answer a line late for ever once they have printed one too many.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import queue
-import subprocess
-import threading
-import weakref
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from admrl.baselines.line_process import LineProcess
 from admrl.storage.files import parse_json
 from task_families.family import TaskFamily
 
-PROTOCOL = 1
+PROTOCOL = 2
+ANSWER_BYTES = 1 << 20  # that an answer may have beside its numbers,
+NUMBER_BYTES = 100  # and for each of these
 
 
 class SubprocessPolicy:
@@ -51,74 +58,70 @@ class SubprocessPolicy:
             )
         if not 0 < timeout < 1e6:
             raise ValueError(f"timeout: expected seconds above 0, got {timeout}")
-        self._name, self._timeout = " ".join(command), timeout
-        try:
-            process = subprocess.Popen(
-                list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
-            )
-        except OSError as error:
-            raise ValueError(f"{self._name}: cannot be started ({error.strerror})") from error
-        self._process = process
-        self._kill = weakref.finalize(self, _kill, process)  # also when Python ends
-        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-        threading.Thread(target=_read_lines, args=(process, self._answers), daemon=True).start()
+        self._program = LineProcess(command, timeout)
+        self._num_asked, self._act_size = 0, family.act_size
         size = family.obs_size + (family.box.size if sees_psi else 0)
         expected = {"obs_size": size, "act_size": family.act_size}
-        answer = self._ask({"admrl": PROTOCOL, **expected, "act_limit": family.act_limit})
+        answer = self._ask({"admrl": PROTOCOL}, {**expected, **_limits(family)})
         found = {name: answer.get(name) for name in expected}
         if found != expected:
-            self.close()
-            raise ValueError(f"{self._name}: its spaces are {found}, {family.name} has {expected}")
-        self._act_size = family.act_size
+            raise self._program.refusal(f"its spaces are {found}, {family.name} has {expected}")
 
     def __call__(self, obs: Tensor) -> Tensor:
         """
         Raises:
             ValueError: the process has ended, answers too late, or with something else than one row for each.
         """
-        rows = self._ask({"obs": obs.detach().double().tolist()}).get("act")
+        if not bool(obs.isfinite().all()):
+            raise ValueError("obs: expected finite numbers (JSON has no others), got nan or infinities")
+        rows: Any = self._ask({}, {"obs": obs.detach().double().tolist()}, num_rows=len(obs)).get("act")
         try:
             action = torch.tensor(rows, dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             action = torch.zeros(0)
-        if tuple(action.shape) != (len(obs), self._act_size):
-            self.close()
-            raise ValueError(
-                f"{self._name}: expected 'act' with {len(obs)} rows of {self._act_size} numbers, got {rows!r:.100}"
+        has_shape = tuple(action.shape) == (len(obs), self._act_size)
+        if not has_shape or any(isinstance(x, bool) for row in rows for x in row):
+            raise self._program.refusal(
+                f"expected 'act' with {len(obs)} rows of {self._act_size} numbers, got {rows!r:.100}"
             )
         return action
 
-    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        if self._process.stdin is None or not self._kill.alive:
-            raise ValueError(f"{self._name}: the policy is closed")
-        # a program that has ended shows in the missing answer
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(question) + "\n")
-            self._process.stdin.flush()
+    def _ask(self, head: dict[str, Any], question: dict[str, Any], num_rows: int = 0) -> dict[str, Any]:
+        """The answer to a question, whose id stands before what may be long."""
+        number, self._num_asked = self._num_asked, self._num_asked + 1
+        line = json.dumps({**head, "id": number, **question}, allow_nan=False).encode()
+        self._program.ask(line, ANSWER_BYTES + NUMBER_BYTES * num_rows * self._act_size)
+        while True:
+            answer = self._answer()
+            found = answer.get("id")
+            if isinstance(found, bool) or not isinstance(found, int | float):
+                raise self._program.refusal(
+                    f'expected an answer with "id": {number}, as its question has, got {answer!r:.100}; protocol '
+                    f"{PROTOCOL} has an id in every line (1, of older versions, had none)"
+                )
+            if found == number:
+                return answer
+            if not found < number:  # nan, too
+                raise self._program.refusal(
+                    f'expected an answer with "id": {number}, as its question has, got {found}'
+                )
+
+    def _answer(self) -> dict[str, Any]:
+        line = self._program.answer()
         try:
-            line = self._answers.get(timeout=self._timeout)
-        except queue.Empty:
-            self.close()
-            raise ValueError(
-                f"{self._name}: no answer within {self._timeout:g} s; it must print one line for each line that it "
-                "reads, and flush"
-            ) from None
-        if not line:
-            code = self._process.wait()
-            self.close()
-            raise ValueError(f"{self._name}: ended with exit code {code}; see what it printed")
-        try:
-            answer = parse_json(line)
+            answer = parse_json(line.decode("utf-8"))
+        except UnicodeDecodeError:
+            raise self._program.refusal(f"expected lines in UTF-8, got {line!r:.100}") from None
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            self.close()
-            raise ValueError(f"{self._name}: expected one JSON object a line, got {line.strip()!r:.100}")
+            text = line.decode("utf-8").strip()
+            raise self._program.refusal(f"expected one JSON object a line, got {text!r:.100}")
         return answer
 
     def close(self) -> None:
-        """End the process."""
-        self._kill()
+        """End the process, and those that it started."""
+        self._program.close()
 
     def __enter__(self) -> SubprocessPolicy:
         return self
@@ -127,18 +130,12 @@ class SubprocessPolicy:
         self.close()
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.wait()
-    if process.stdin is not None:
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
-
-
-def _read_lines(process: subprocess.Popen[str], answers: queue.SimpleQueue[str]) -> None:
-    """Every line of the process, and an empty one at its end."""
-    assert process.stdout is not None
-    with process.stdout:
-        for line in process.stdout:
-            answers.put(line)
-    answers.put("")
+def _limits(family: TaskFamily) -> dict[str, Any]:
+    """Where actions are clamped, as the head of the page says."""
+    low, high = family.action_bounds.low.tolist(), family.action_bounds.high.tolist()
+    are_one = {*high, *(-x for x in low)} == {high[0]} and math.isfinite(high[0])
+    return {
+        "act_limit": high[0] if are_one else None,
+        "act_low": [x if math.isfinite(x) else None for x in low],
+        "act_high": [x if math.isfinite(x) else None for x in high],
+    }

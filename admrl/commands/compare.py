@@ -60,14 +60,13 @@ class Compare(Command):
 
     def execute(self, prepared: tuple[Comparison, list[RunRecords]]) -> None:
         """Write tables, figures and the report."""
-        from rich.console import Console
-
+        from admrl.jobs.display import TextConsole
         from admrl.reports.comparison import cell_rows, paired_rows, provenance_rows, summary_rows, to_csv
         from admrl.reports.figures import draw_all
         from admrl.reports.page import render_report
         from admrl.storage.files import write_text
 
-        (comparison, records), console = prepared, Console(markup=False)
+        (comparison, records), console = prepared, TextConsole()
         summary = summary_rows(comparison)
         tables = {
             "summary": summary,
@@ -91,19 +90,13 @@ class Compare(Command):
 
 def print_summary(rows: list[Row], console: Console) -> None:
     """Gap statistics with their intervals over training runs."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    from admrl.commands.text_table import print_table
+    from admrl.reports.comparison import texts
 
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for name in ("method", "n", "statistic", "value", "95 % interval"):
-        shown.add_column(name, justify="left" if name in ("method", "statistic") else "right", no_wrap=True)
+    shown = []
     for row in rows:
-        known = row["low"] == row["low"]
-        shown.add_row(
-            row["method"],
-            str(row["n"]),
-            row["statistic"],
-            f"{row['value']:.1f}",
-            f"{row['low']:.1f} to {row['high']:.1f}" if known else "unknown",
-        )
-    console.print(shown)
+        text = texts(row)
+        interval = f"{text['low']} to {text['high']}" if row["low"] == row["low"] else "unknown"
+        shown.append((text["method"], text["n"], text["statistic"], text["value"], interval))
+    columns = ("method", "n", "statistic", "value", "95 % interval")
+    print_table(console, columns, shown, left=("statistic",))

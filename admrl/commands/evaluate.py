@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +31,8 @@ class Evaluate(Command):
 
     A_0: all policies are solved in the frozen models in batches, then scored in the simulator. With
     --config.num-stages 3 every task then adapts its own copy of the model: A_2000, A_4000, A_6000. Writes
-    gaps/NAME.json into each run folder. Interrupted, the same command goes on after the last finished batch.
+    gaps/NAME.json into each run folder. A run that is not finished is evaluated at its newest checkpoint.
+    Interrupted, the same command goes on after the last finished batch.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")] = ()
@@ -90,9 +92,6 @@ class Evaluate(Command):
         Objective(self.objective, self.alpha, self.temperature)
         named = NamedFamily(self.family, self.accept_changed)
         runs = [load_any_run(path, named) for path in self.runs]
-        for run in runs:
-            if not run.finished:
-                raise ValueError(f"{run.path}: {run.progress}; finish it with: {run.resume_command}")
         chosen = choose_tasks(runs[0].family, self.grid, self.tasks, allow_outside=self.allow_outside)
         reference = None if self.reference is None else Reference.load(self.reference)
         tasks = check_runs(runs, chosen, self.config, reference)
@@ -103,17 +102,25 @@ class Evaluate(Command):
 
     def execute(self, prepared: Prepared) -> None:
         """Evaluate, print a table, write one gap table into every run folder."""
-        from rich.console import Console
-
         from admrl.commands.gap_printing import print_notes, print_objective, print_tables
         from admrl.evaluation.parallel import evaluate_in_parallel
+        from admrl.jobs.display import TextConsole
         from admrl.jobs.interruption import Interrupted
         from admrl.run_kinds import load_any_run
         from admrl.runs.families import NamedFamily
         from admrl.search.objective import Objective
 
-        (runs, tasks, reference), console = prepared, Console(markup=False)
+        (runs, tasks, reference), console = prepared, TextConsole()
         name = self.name or tasks.name
+        for run in runs:
+            if not run.finished:
+                console.print(
+                    f"{run.path}: evaluated as it is at its newest checkpoint: {run.position}; it goes on with: "
+                    f"{run.resume_command}",
+                    style="yellow",
+                    highlight=False,
+                    soft_wrap=True,
+                )
         try:
             tables = evaluate_in_parallel(
                 runs,
@@ -136,8 +143,5 @@ class Evaluate(Command):
             print_tables(tables, console, j)
             print_objective(tables, objective, self.scale, console, j)
         print_notes(tables, console)
-        where = " ".join(str(run.path) for run in runs)
-        console.print(
-            f"wrote {name} into each run; next: admrl compare {where} --tasks {name} --out report",
-            highlight=False,
-        )
+        words = ["admrl", "compare", *(str(run.path) for run in runs), "--tasks", name, "--out", "report"]
+        console.print(f"wrote {name} into each run; next: {shlex.join(words)}", highlight=False)

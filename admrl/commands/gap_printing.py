@@ -6,14 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
+import numpy as np
 from rich.console import Console
-from rich.table import Table
 from scipy.stats import t as student_t
 
-from admrl.evaluation.gap_table import GapTable
-from admrl.jobs.display import short
-from admrl.number_text import UNKNOWN, interval, number, to_error, with_error
+from admrl.commands.text_table import print_table
+from admrl.evaluation.gap_table import GapTable, WorstCase
+from admrl.number_text import UNKNOWN, Scale, count, counted, interval, number, with_error
 from admrl.search.objective import Objective
 
 
@@ -38,47 +37,69 @@ def print_tables(tables: Sequence[GapTable], console: Console, j: int = 0) -> No
     num_seeds, num_tasks = first.episode_return.shape[:2]
     n = first.num_samples[j]
     after = "zero-shot" if n == 0 else f"after {n} real samples a task:"
-    shown = Table(
-        title=f"{after} {first.gap_name}, {first.family}, {num_tasks} tasks, {num_seeds} policy seeds a task",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    for column in ("method", "worst gap", "at", "corrected", "mean gap", f"A_{n}", "real", "virtual"):
-        shown.add_column(
-            column,
-            justify="left" if column in ("method", "at") else "right",
-            no_wrap=column != "method",
-            overflow="fold",
-        )
     for table in tables:
-        unknown = table.num_missing(j) == num_tasks
-        if table.num_missing(j) and not unknown:
+        missing = table.num_missing(j)
+        if 0 < missing < num_tasks:
             console.print(
-                f"{table.method}: {table.num_missing(j)} tasks have no gap (a simulation broke down)"
+                f"{table.method}: {counted(missing, 'task')} without a gap (a simulation broke down)",
+                highlight=False,
             )
-        shown.add_row(
+    worst, means = [_worst(t, j) for t in tables], [t.average(j) for t in tables]
+    returns = [_mean_return(t, j) for t in tables]
+    errors = [error for _, error in means]
+    of_worst = Scale.of([w.gap for w in worst], [w.standard_error for w in worst])
+    of_mean, of_return = Scale.of([gap for gap, _ in means], errors), Scale.of(returns, errors)
+    rows = [
+        (
             table.method,
-            *([UNKNOWN] * 4 if unknown else _gap_cells(table, j)),
-            number(float(table.adapted_return[:, :, j].mean())),
+            of_worst.with_error(w.gap, w.standard_error),
+            _place(table, w),
+            of_worst.pair(w.corrected, w.standard_error)[0],
+            of_mean.with_error(*mean),
+            of_return.pair(adapted, mean[1])[0],
             _samples(table.provenance.training_real_samples),
             _samples(table.provenance.training_virtual_samples),
         )
-    console.print(shown)
+        for table, w, mean, adapted in zip(tables, worst, means, returns, strict=True)
+    ]
+    columns = (
+        "method",
+        of_worst.label("worst gap"),
+        "at",
+        of_worst.label("corrected"),
+        of_mean.label("mean gap"),
+        of_return.label(f"A_{n}"),
+        "real",
+        "virtual",
+    )
+    title = (
+        f"{after} {first.gap_name}, {first.family}, {counted(num_tasks, 'task')}, "
+        f"{counted(num_seeds, 'policy seed')} a task"
+    )
+    print_table(console, columns, rows, title=title, left=("at",))
     if num_seeds > 1:
         print_intervals(tables, console, j)
 
 
-def _gap_cells(table: GapTable, j: int) -> tuple[str, str, str, str]:
-    """Worst gap, where, corrected, mean gap."""
-    worst = table.worst(j)
+def _worst(table: GapTable, j: int) -> WorstCase:
+    """The worst case, or that nothing is known."""
+    if table.num_missing(j) == len(table.psi):
+        return WorstCase(0, math.nan, math.nan, math.nan)
+    return table.worst(j)
+
+
+def _place(table: GapTable, worst: WorstCase) -> str:
+    """Where the worst gap is."""
+    if math.isnan(worst.gap):
+        return UNKNOWN
     psi = table.psi[worst.task]
-    return (
-        with_error(worst.gap, worst.standard_error),
-        ", ".join(f"{x:.2f}" for x in psi) if len(psi) <= 3 else f"task {worst.task + 1}",
-        to_error([worst.corrected], worst.standard_error)[0],
-        with_error(*table.average(j)),
-    )
+    return ", ".join(number(x, 3) for x in psi) if len(psi) <= 3 else f"task {worst.task + 1}"
+
+
+def _mean_return(table: GapTable, j: int) -> float:
+    """Over the tasks whose gap is known, or over all if none is."""
+    known = np.isfinite(table.mean_gap(j))
+    return float(table.adapted_return[:, known if known.any() else ~known, j].mean())
 
 
 def print_intervals(tables: Sequence[GapTable], console: Console, j: int = 0) -> None:
@@ -103,14 +124,20 @@ def print_notes(tables: Sequence[GapTable], console: Console) -> None:
         "and its gap measured on the other (worst gap is too large, corrected too small); at: "
         + ", ".join(names)
         + "; A_n: mean return; real, virtual: training samples. "
-        f"A* averages {number(float(first.optimal_return.mean()))}, best from: "
-        + ", ".join(f"{name} ({count / 2:g} tasks)" for name, count in halves.most_common(6))
+        f"A* averages {number(_mean_known(first.optimal_return))}, best from: "
+        + ", ".join(f"{name} ({half / 2:g} tasks)" for name, half in halves.most_common(6))
         + ("" if len(halves) <= 6 else f" and {len(halves) - 6} more")
         + "; the methods may see of a task: "
         + "; ".join(f"{t.method}: {t.provenance.sees or 'not recorded'}" for t in tables)
         + f"; reference: {'unknown' if drawn is None else f'{drawn:,}'} real samples.",
         highlight=False,
     )
+
+
+def _mean_known(values: np.ndarray) -> float:
+    """Mean of what is known; nan if nothing is."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def _covered(table: GapTable) -> str:
@@ -124,6 +151,6 @@ def _covered(table: GapTable) -> str:
     return f"policies, episodes and A*, over {num} policy seeds (95 %: ± {times:.1f} times it)"
 
 
-def _samples(count: int | None) -> str:
+def _samples(samples: int | None) -> str:
     """A budget, or that it is not known."""
-    return "?" if count is None else short(count)
+    return "?" if samples is None else count(samples)

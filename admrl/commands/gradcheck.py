@@ -71,14 +71,13 @@ class Gradcheck(Command):
 
     def execute(self, prepared: tuple[Run, Tensor]) -> None:
         """Check, print a table, write gradcheck.json and gradcheck.png into the run folder."""
-        from rich.console import Console
-
+        from admrl.jobs.display import TextConsole
         from admrl.jobs.pool import Job, run_jobs
         from admrl.reports.gradient_checks import plot_gradient_checks
         from admrl.solving.adaptation import num_slbo_steps
         from admrl.storage.files import write_json
 
-        (run, psi), console = prepared, Console(markup=False)
+        (run, psi), console = prepared, TextConsole()
         config = run.info.config
         steps = config.num_zero_shot * config.virtual.num_policy_updates
         steps += num_slbo_steps(config.slbo, config.virtual) + 1 + self.draws * len(self.estimators)
@@ -123,63 +122,71 @@ def check_job(path: str, psi: list[list[float]], command: Gradcheck, reporter: R
 
 
 def print_check(check: GradientCheck, console: Console) -> None:
-    """The table of one check."""
-    import numpy as np
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    """The table of one check, and what its columns mean."""
+    from admrl.commands.text_table import print_table
+    from admrl.number_text import number
 
-    from admrl.jobs.display import short
-
-    truth = check.truth
-
-    def numbers(x: list[float]) -> str:
-        return " ".join(f"{v:.3g}" for v in x)
-
-    def signed(mean: list[float], error: list[float]) -> str:
-        return "  ".join(f"{m:.3g} ± {e:.2g}" for m, e in zip(mean, error, strict=True))
-
-    psi = ", ".join(f"{x:.3g}" for x in check.psi)
-    table = Table(
-        title=f"task gradient of {check.family} at psi = ({psi}), return per unit-box coordinate",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    for column in (
-        "estimator",
-        "implicit",
-        "total",
-        "halves",
-        "truth",
-        "signs",
-        "residual",
-        "s",
-        "real",
-    ):
-        table.add_column(column, justify="left" if column == "estimator" else "right", no_wrap=True)
-    for d in check.draws:
-        table.add_row(
-            d.estimator,
-            *(numbers(np.mean(x, axis=0).tolist()) for x in (d.implicit, d.total)),
-            f"{np.median(d.split_half_cosine):.2f}",
-            f"{np.median(d.cosine(truth)):.2f}",
-            f"{int(d.signs_right(truth).sum())}/{len(d.total)}",
-            "" if d.relative_residual is None else f"{d.relative_residual:.0e}",
-            f"{np.median(d.seconds):.1f}",
-            short(d.real_samples),
-        )
-    console.print(table)
-    easy = np.mean(np.concatenate([d.easy for d in check.draws]), axis=0).tolist()
+    psi = ", ".join(number(x, 3) for x in check.psi)
+    title = f"task gradient of {check.family} at psi = ({psi}), return per unit-box coordinate"
+    print_table(console, *_table(check), title=title)
+    truth, easy = check.truth, _signed(*_mean_and_error([x for d in check.draws for x in d.easy]))
     console.print(
-        f"optimal - adapted {numbers(easy)}, the same for all up to sampling; truth: implicit "
-        f"{signed(truth.implicit, truth.implicit_error)}; total {signed(truth.total, truth.total_error)}. halves: "
+        f"optimal - adapted {easy}, the same for all up to sampling; truth: implicit "
+        f"{_signed(truth.implicit, truth.implicit_error)}; total {_signed(truth.total, truth.total_error)}. halves: "
         "median cosine of the totals from two halves of the data; truth: median cosine of the total with the truth; "
         "signs: draws with the right sign wherever the truth exceeds 2 standard errors; real: samples beyond the two "
         "rollouts that all need. "
-        f"|d objective / d theta_hat| {check.draws[0].gradient_norm:.2g} (return per step; 0 where Eq. 5 holds).",
+        f"|d objective / d theta_hat| {number(check.draws[0].gradient_norm, 2)} (return per step; 0 where Eq. 5 "
+        "holds).",
         highlight=False,
     )
     for d in check.draws:
         if d.implicit_at:
-            path = "; ".join(f"{damping}: {numbers(v)}" for damping, v in d.implicit_at.items())
+            path = "; ".join(
+                f"{x}: {', '.join(number(v, 3) for v in part)}" for x, part in d.implicit_at.items()
+            )
             console.print(f"{d.estimator}, implicit part by relative damping: {path}", highlight=False)
+
+
+def _table(check: GradientCheck) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows; a line for every coordinate, with the digits that the standard error over draws leaves."""
+    import numpy as np
+
+    from admrl.number_text import Scale, count, number
+
+    columns = ["estimator"]
+    rows = [[d.estimator] for d in check.draws]
+    for name in ("implicit", "total"):
+        parts = [list(zip(*_mean_and_error(getattr(d, name)), strict=True)) for d in check.draws]
+        scale = Scale.of(*zip(*(pair for part in parts for pair in part), strict=True))
+        columns.append(scale.label(name))
+        for row, part in zip(rows, parts, strict=True):
+            row.append("\n".join(scale.pair(*pair)[0] for pair in part))
+    columns += ["halves", "truth", "signs", "residual", "s", "real"]
+    for row, d in zip(rows, check.draws, strict=True):
+        row += [
+            f"{np.median(d.split_half_cosine):.2f}",
+            f"{np.median(d.cosine(check.truth)):.2f}",
+            f"{int(d.signs_right(check.truth).sum())}/{len(d.total)}",
+            "" if d.relative_residual is None else f"{d.relative_residual:.0e}",
+            number(float(np.median(d.seconds)), 2),
+            count(d.real_samples),
+        ]
+    return columns, rows
+
+
+def _mean_and_error(draws: list[list[float]]) -> tuple[list[float], list[float]]:
+    """Mean over draws (D, k) and its standard error (k,), nan with a single one."""
+    import numpy as np
+
+    from admrl.reports.statistics import standard_error
+
+    values = np.array(draws)
+    return values.mean(0).tolist(), standard_error(values).tolist()
+
+
+def _signed(mean: list[float], error: list[float]) -> str:
+    """A vector with its standard errors."""
+    from admrl.number_text import with_error
+
+    return ", ".join(with_error(m, e) for m, e in zip(mean, error, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -83,22 +84,21 @@ class Quickstart(Command):
 
     def execute(self, runs: list[Run]) -> None:
         """Train both, evaluate both, print the table, draw the figure."""
-        from rich.console import Console
-
+        from admrl.jobs.display import TextConsole
         from admrl.jobs.interruption import Interrupted
-        from admrl.runs.families import family_option
+        from admrl.runs.families import family_words
 
-        console, started = Console(markup=False), time.monotonic()
+        console, started = TextConsole(), time.monotonic()
         try:
             self._train(runs, console)
             figure = self._evaluate(runs, console)
         except Interrupted as interrupt:
-            folders = " ".join(str(run.path) for run in runs) + family_option(runs[0].info.source)
-            grid = " ".join(map(str, self._grid(runs[0].family.box.size)))
+            grid = map(str, self._grid(runs[0].family.box.size))
+            evaluate = ["admrl", "evaluate", *(str(run.path) for run in runs)]
+            evaluate += [*family_words(runs[0].info.source), "--grid", *grid]
+            steps = [*(run.resume_command for run in runs), shlex.join(evaluate)]
             raise Interrupted(
-                f"everything is saved. Continue by hand: {runs[0].resume_command}, "
-                f"the same for {runs[1].path}, then: admrl evaluate {folders} --grid {grid}",
-                interrupt.signum,
+                "everything is saved. Continue by hand:\n  " + "\n  ".join(steps), interrupt.signum
             ) from None
         minutes = (time.monotonic() - started) / 60
         console.print(f"wrote {figure} after {minutes:.1f} minutes", highlight=False)

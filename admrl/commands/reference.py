@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from admrl.commands.command import Command, at_least, check_own_family
 from admrl.config.checks import check_config, check_seed
 from admrl.config.evaluation import REFERENCE_METHODS, ReferenceConfig
+from admrl.number_text import counted, number
 from task_families.choices import check_name
 
 if TYPE_CHECKING:
@@ -79,12 +81,11 @@ class ReferenceReturns(Command):
 
     def execute(self, plan: Plan) -> None:
         """Train what is missing and write the file; what is finished is kept when interrupted."""
-        from rich.console import Console
-
+        from admrl.jobs.display import TextConsole
         from admrl.jobs.interruption import Interrupted
         from admrl.jobs.pool import run_jobs
 
-        console = Console(markup=False)
+        console = TextConsole()
         if not plan.jobs:
             console.print("everything that was asked for is in the file already", highlight=False)
         try:
@@ -99,11 +100,12 @@ class ReferenceReturns(Command):
         reference = plan.merge()
         returns, source = reference.optimal_returns(plan.family, plan.tasks.psi)
         methods = Counter(part.split()[0] for s in source for part in (s.split(" / ") * 2)[:2])
+        mean, least, largest = (number(float(x)) for x in (returns.mean(), returns.min(), returns.max()))
         console.print(
             f"{plan.file}, revision {reference.revision}: {len(reference.candidates)} candidates. A* of these "
-            f"{len(returns)} tasks: mean {returns.mean():.0f}, from {returns.min():.0f} to {returns.max():.0f}, "
+            f"{counted(len(returns), 'task')}: mean {mean}, from {least} to {largest}, "
             "best from "
             + ", ".join(f"{name} ({count / 2:g} tasks)" for name, count in methods.most_common())
-            + f"\nnext: admrl evaluate RUN... --reference {plan.file}",
+            + f"\nnext: admrl evaluate RUN... {shlex.join(['--reference', str(plan.file)])}",
             highlight=False,
         )

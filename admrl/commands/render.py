@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from admrl.commands.command import Command, CommandFailed, at_least, check_own_family
 from admrl.config.checks import check_seed
+from admrl.number_text import number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +36,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Render(Command):
-    """Film one episode, without a screen: a moving picture and a strip of stills beside it.
+    """Film one episode, without a screen: a moving picture in real time and a strip of stills beside it.
 
     With --run, the policy is the one that is optimal for psi in the run's model (zero-shot); without, actions are
     random. Needs EGL or OSMesa; says which Debian package to install if neither works.
@@ -55,6 +56,8 @@ class Render(Command):
     """The family's variant; a run has its own."""
     allow_outside: bool = False
     """Accept a task outside the box."""
+    slow_motion: float = 1.0
+    """Seconds of film per simulated second: 1 is real time, 10 shows a hopper's fraction of a second slowly."""
     num_pictures: int = 6
     """Stills on the strip, evenly spaced over the episode."""
     num_updates: int = 100
@@ -77,6 +80,8 @@ class Render(Command):
         at_least(self, num_pictures=1, num_updates=1)
         if self.num_updates > 1_000_000:
             raise ValueError(f"num_updates: expected 1 to 1000000, got {self.num_updates}")
+        if not 1 <= self.slow_motion <= 1000:
+            raise ValueError(f"slow_motion: expected 1 to 1000, got {self.slow_motion}")
         check_seed(self.seed)
 
     @property
@@ -107,7 +112,7 @@ class Render(Command):
         family = run.family if run is not None else make(self.family or "hopper2d", variant=self.variant)
         psi = family.first_psi if self.psi is None else torch.tensor(self.psi, dtype=family.box.low.dtype)
         psi = family.box.check(psi, allow_outside=self.allow_outside)
-        if not hasattr(family, "model"):
+        if not family.has_body:
             raise ValueError(f"family: {family.name} has no MuJoCo body, so there is nothing to see")
         return Scene(family, psi, run, self.file)
 
@@ -116,24 +121,26 @@ class Render(Command):
         import imageio.v3 as imageio
 
         from task_families.camera import film_strip
-        from task_families.film import FRAMES_PER_SECOND, shoot
+        from task_families.film import shoot
 
         if scene.run is None:
             act, who = self._random_actions(scene.family), "random actions"
         else:
             act, who = self._solve(scene.run, scene.psi), f"zero-shot policy of {scene.run.path}"
-        film = shoot(scene.family, scene.psi, act, self.seed)
+        slow, num = self.slow_motion, self.num_pictures
+        film = shoot(scene.family, scene.psi, act, self.seed, slow_motion=slow, num_stills=num)
         if scene.file.suffix == ".gif":
-            imageio.imwrite(scene.file, film.pictures, duration=1000 / FRAMES_PER_SECOND, loop=0)
+            imageio.imwrite(scene.file, film.pictures, duration=film.milliseconds(), loop=0)
         else:
-            imageio.imwrite(scene.file, film.pictures, fps=FRAMES_PER_SECOND, macro_block_size=1)
+            imageio.imwrite(scene.file, film.pictures, fps=1 / film.seconds, macro_block_size=1)
         strip = scene.file.with_name(f"{scene.file.stem}-strip.png")
-        imageio.imwrite(strip, film_strip(film.pictures, self.num_pictures))
+        imageio.imwrite(strip, film_strip(film.stills, num))
+        shown = "shown in real time" if slow == 1 else f"shown {slow:.3g} times slower"
         psi = scene.psi
-        task = ", ".join(f"{x:.3g}" for x in psi[0, :4].tolist()) + (", ..." if psi.shape[1] > 4 else "")
+        task = ", ".join(number(x, 3) for x in psi[0, :4].tolist()) + (", ..." if psi.shape[1] > 4 else "")
         print(
             f"{scene.family.name}, psi ({task}), {who}: {film.num_steps} steps, "
-            f"return {film.total_return:.1f}, shown {film.slow_motion:.0f} times slower\n"
+            f"return {number(film.total_return)}; {number(film.simulated_seconds, 3)} s, {shown}\n"
             f"wrote {scene.file} and {strip}"
         )
 
@@ -150,15 +157,13 @@ class Render(Command):
 
     def _solve(self, run: Run, psi: Tensor) -> Act:
         """The mean action of the policy that is optimal under the run's model (zero-shot)."""
-        from rich.console import Console
-
-        from admrl.jobs.display import Display, JobReporter
+        from admrl.jobs.display import Display, JobReporter, TextConsole
         from admrl.solving.adaptation import zero_shot
         from admrl.streams import Purpose, stream
 
         virtual = run.virtual
         num_iterations = math.ceil(self.num_updates / virtual.num_policy_updates)
-        with Display(Console(), {"render": num_iterations * virtual.num_policy_updates}) as display:
+        with Display(TextConsole(), {"render": num_iterations * virtual.num_policy_updates}) as display:
             solution = zero_shot(
                 run.family,
                 run.learner.model,

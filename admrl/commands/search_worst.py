@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from admrl.commands.command import Command, CommandFailed, at_least, check_own_family
+from admrl.commands.render import Render
 from admrl.config.checks import check_config, check_seed
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.search import SCALES, SEARCHES
@@ -129,13 +130,11 @@ class SearchWorst(Command):
 
     def execute(self, prepared: tuple[Run, Search]) -> None:
         """Search, confirm, print and save the report, film the worst tasks."""
-        from rich.console import Console
-
-        from admrl.jobs.display import Display, JobReporter
+        from admrl.jobs.display import Display, JobReporter, TextConsole
         from admrl.jobs.interruption import Interrupted, Interruptible, deferred_signals
         from admrl.streams import Purpose
 
-        (run, search), console = prepared, Console(markup=False)
+        (run, search), console = prepared, TextConsole()
         name = f"search-worst {run.path.name}"
         try:
             with deferred_signals(), Display(console, {name: self._num_steps(run)}) as display:
@@ -150,7 +149,7 @@ class SearchWorst(Command):
                 interrupt.signum,
             ) from None
         self._save(run, report, gap, confirm, console)
-        if self.film and hasattr(run.family, "model"):
+        if self.film and run.family.has_body:
             self._film(report)
 
     def _num_steps(self, run: Run) -> int:
@@ -206,6 +205,7 @@ class SearchWorst(Command):
         replays = [
             replay_command(run, task.psi, self.seed, self.config.num_updates, str(self._film_file(i)))
             for i, task in enumerate(report.tasks, start=1)
+            if run.family.has_body
         ]
         data = {
             "run": str(run.path),
@@ -227,7 +227,8 @@ class SearchWorst(Command):
         console.print(
             f"{gap.num_policies} zero-shot policies in the search, {confirm.num_policies} to confirm; "
             f"{gap.real_samples + confirm.real_samples:,} real samples. {run.family.box.size} task parameters. Wrote "
-            f"{self.folder / REPORT}; to see the worst again:\n  " + "\n  ".join(replays),
+            f"{self.folder / REPORT}"
+            + "\n  ".join(["; to see the worst again:", *replays] if replays else []),
             highlight=False,
         )
 
@@ -235,8 +236,6 @@ class SearchWorst(Command):
         return self.folder / f"worst-{number}.gif"
 
     def _film(self, report: WorstReport) -> None:
-        from admrl.commands.render import Render
-
         for number, task in enumerate(report.tasks, start=1):
             film = Render(
                 family=self.family,

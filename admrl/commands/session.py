@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from rich.console import Console
 
-from admrl.jobs.display import Display, JobReporter
+from admrl.jobs.display import Display, JobReporter, TextConsole
 from admrl.jobs.interruption import Interrupted, deferred_signals
 from admrl.jobs.pool import num_cores
 from admrl.run_kinds import AnyRun
@@ -48,7 +48,7 @@ def train_in_session(
 def set_up(num_threads: int, started_with: dict[str, str]) -> Console:
     """Threads, and warnings about them and about versions that differ from those that the run was started with."""
     torch.set_num_threads(num_threads)
-    console = Console(markup=False)
+    console = TextConsole()
     if warning := thread_warning(num_threads):
         console.print(f"warning: {warning}", style="yellow")
     now = versions()

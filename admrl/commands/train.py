@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 ALLOWED_WITH_RESUME = (
     "resume",
+    "num_tasks",
     "family",
     "accept_changed",
     "num_threads",
@@ -45,6 +47,9 @@ class Train(Command):
     """Run folder; must not exist or be empty. Default: runs/FAMILY-SELECTOR-SEED."""
     resume: Path | None = None
     """Continue this run folder where it stopped, bit-identically on one thread; its own settings apply."""
+    num_tasks: int | None = None
+    """With --resume: train on to so many tasks in all, also where the run is finished. A new run takes
+    --config.num-tasks."""
     accept_changed: bool = False
     """Continue although the file of the run's family has changed since."""
     checkpoint_seconds: float = 30.0
@@ -70,6 +75,10 @@ class Train(Command):
         if self.resume is None:
             check_name("selector", self.selector, SELECTORS)
             check_seed(self.seed)
+            if self.num_tasks is not None:
+                raise ValueError(
+                    "num_tasks: makes a run longer, which `resume` must name; a new run takes `config.num_tasks`"
+                )
             return
         allowed = {name: getattr(self, name) for name in ALLOWED_WITH_RESUME}
         if self != replace(type(self)(), **allowed):
@@ -96,27 +105,26 @@ class Train(Command):
                 config=self.config,
             )
         named = None if self.family == type(self).family else self.family
-        run = Run.resume(self.resume, NamedFamily(named, self.accept_changed))
+        run = Run.resume(self.resume, NamedFamily(named, self.accept_changed), length=self.num_tasks)
         if run.finished:
             run.release()
-            raise ValueError(f"{self.resume}: all {len(run.state.records)} tasks are done already")
+            raise ValueError(
+                f"{self.resume}: all {len(run.state.records)} tasks are done already; more of them: `num_tasks`"
+            )
         return run
 
     def execute(self, run: Run) -> None:
         """Train, with a progress display; Ctrl-C and SIGTERM save and say how to go on."""
         from admrl.commands.session import train_in_session
-        from admrl.runs.families import family_option
+        from admrl.runs.families import family_words
         from admrl.training.run import train_run
 
         console = train_in_session(
             run, train_run, self.num_threads, self.checkpoint_seconds, self.keep_checkpoints
         )
         size, samples = run.family.box.size, run.state.samples
-        hint = (
-            f"\nnext: admrl evaluate {run.path}{family_option(run.info.source)} --grid {' '.join('6' * size)}"
-            if size <= 3
-            else ""
-        )
+        words = ["admrl", "evaluate", str(run.path), *family_words(run.info.source), "--grid", *("6" * size)]
+        hint = f"\nnext: {shlex.join(words)}" if size <= 3 else ""
         console.print(
             f"{len(run.state.records)} tasks, {samples.real} real and {samples.virtual} virtual samples -> "
             f"{run.path}{hint}",

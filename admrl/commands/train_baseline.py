@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
@@ -11,6 +12,7 @@ import tyro
 from admrl.baselines.config import ALGORITHMS, PRESETS, TITLES, BaselineConfig, preset_config
 from admrl.commands.command import Command, at_least, check_own_family, value_of
 from admrl.config.checks import check_saving, check_seed
+from admrl.number_text import number
 from task_families.choices import check_name
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 ALLOWED_WITH_RESUME = (
     "algorithm",
     "resume",
+    "num_iterations",
     "family",
     "accept_changed",
     "num_threads",
@@ -48,6 +51,9 @@ class TrainBaseline(Command):
     """Run folder; must not exist or be empty. Default: runs/FAMILY-ALGORITHM-SEED."""
     resume: Path | None = None
     """Continue this run folder where it stopped, bit-identically on one thread; its own settings apply."""
+    num_iterations: int | None = None
+    """With --resume: train on to so many iterations in all, also where the run is finished. A new run takes
+    --config.num-iterations."""
     accept_changed: bool = False
     """Continue although the file of the run's family has changed since."""
     checkpoint_seconds: float = 30.0
@@ -75,6 +81,11 @@ class TrainBaseline(Command):
         if self.resume is None:
             check_name("algorithm", self.algorithm or "", ALGORITHMS)
             check_seed(self.seed)
+            if self.num_iterations is not None:
+                raise ValueError(
+                    "num_iterations: makes a run longer, which `resume` must name; a new run takes "
+                    "`config.num_iterations`"
+                )
             return
         allowed = {name: getattr(self, name) for name in ALLOWED_WITH_RESUME}
         # the settings that a command line without any would have
@@ -104,7 +115,9 @@ class TrainBaseline(Command):
                 config=self.config,
             )
         named = None if self.family == type(self).family else self.family
-        run = BaselineRun.resume(self.resume, NamedFamily(named, self.accept_changed))
+        run = BaselineRun.resume(
+            self.resume, NamedFamily(named, self.accept_changed), length=self.num_iterations
+        )
         if self.algorithm not in (None, run.info.algorithm):
             run.release()
             raise ValueError(
@@ -113,14 +126,14 @@ class TrainBaseline(Command):
             )
         if run.finished:
             run.release()
-            raise ValueError(f"{self.resume}: {run.progress} already")
+            raise ValueError(f"{self.resume}: {run.progress} already; more of them: `num_iterations`")
         return run
 
     def execute(self, run: BaselineRun) -> None:
         """Train, with a progress display; Ctrl-C and SIGTERM save and say how to go on."""
         from admrl.baselines.run import train_baseline_run
         from admrl.commands.session import train_in_session
-        from admrl.runs.families import family_option
+        from admrl.runs.families import family_words
 
         console = train_in_session(
             run, train_baseline_run, self.num_threads, self.checkpoint_seconds, self.keep_checkpoints
@@ -128,10 +141,12 @@ class TrainBaseline(Command):
         last = ""
         if run.state.curve:
             point = run.state.curve[-1]
-            last = f"; test tasks: A_0 {point.first_return:.4g}, after adaptation {point.adapted_return:.4g}"
+            first, adapted = number(point.first_return), number(point.adapted_return)
+            last = f"; test tasks: A_0 {first}, after adaptation {adapted}"
+        words = ["admrl", "evaluate", str(run.path), *family_words(run.info.source), "--reference", "FILE"]
+        words += ["--config.num-stages", "1", "--config.num-stage-samples", str(2 * run.family.horizon)]
         console.print(
             f"{TITLES[run.info.algorithm]}: {run.state.num_updates} gradient steps, {run.state.real_samples} real "
-            f"samples{last} -> {run.path}\nnext: admrl evaluate {run.path}{family_option(run.info.source)} "
-            f"--reference FILE --config.num-stages 1 --config.num-stage-samples {2 * run.family.horizon}",
+            f"samples{last} -> {run.path}\nnext: {shlex.join(words)}",
             highlight=False,
         )

@@ -59,23 +59,22 @@ def _check_number(name: str, value: Any, kind: type, low: float, high: float) ->
         raise ValueError(f"{name}: expected {low:g} to {high:g}, got {value:g}")
 
 
-def check_lanes(name: str, num_samples: int, horizon: int, lane_multiple: int = 1) -> int:
-    """The number of lanes N that num_samples steps make, episodes of horizon steps each.
+def check_lanes(name: str, num_samples: int, horizon: int, lane_multiple: int = 1, tasks: int = 1) -> int:
+    """The number of lanes that num_samples steps make, episodes of horizon steps each.
 
     Args:
-        lane_multiple: N must be a multiple of it, e.g. the members of the ensemble.
+        lane_multiple: every task's number must be a multiple of it, e.g. the members of the ensemble.
+        tasks: that share the samples.
 
     Raises:
-        ValueError: not a multiple of horizon x lane_multiple.
+        ValueError: not a multiple of horizon x lane_multiple x tasks.
     """
-    unit = horizon * lane_multiple
+    unit = horizon * lane_multiple * tasks
     if num_samples < unit or num_samples % unit:
         nearest = max(1, round(num_samples / unit)) * unit
-        of = (
-            f"horizon {horizon}"
-            if lane_multiple == 1
-            else f"horizon {horizon} x {lane_multiple} ensemble members"
-        )
+        of = f"horizon {horizon}"
+        of += f" x {lane_multiple} ensemble members" if lane_multiple > 1 else ""
+        of += f" x {tasks} tasks of a round" if tasks > 1 else ""
         raise ValueError(
             f"{name}: expected a multiple of {unit} ({of}), got {num_samples}; nearest: {nearest}"
         )

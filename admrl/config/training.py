@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from admrl.config.checks import (
@@ -103,6 +103,10 @@ class MetaTrainConfig:
 
     num_tasks: int = field(default=10, metadata={"range": (1, 100_000)})
     """n_tasks, tasks visited. Paper: 10 (Hopper2D, Walker2D) or 20."""
+    tasks_per_round: int = field(default=1, metadata={"range": (1, 1000)})
+    """B, tasks that are trained on at once, with one model and one set of data. The real samples of a stage, the
+    samples of the three rollouts and the further episodes are a round's, divided by its tasks; the virtual samples
+    of an update and the policies that `resolve` scores are a task's. Paper: 1."""
     num_zero_shot: int = field(default=40, metadata={"range": (1, 100_000)})
     """n_zeroshot, virtual-training iterations before the first real sample of a task. Paper: 40."""
     num_first_stages: int = field(default=10, metadata={"range": (1, 10_000)})
@@ -123,25 +127,61 @@ class MetaTrainConfig:
     search: SearchConfig = SearchConfig()
 
 
+def per_task(config: MetaTrainConfig) -> MetaTrainConfig:
+    """The configuration with the share of one task in place of a round's numbers of samples.
+
+    Raises:
+        ValueError: a number that a round's tasks cannot share, or tasks that make no whole rounds.
+    """
+    num = config.tasks_per_round
+
+    def share(name: str, number: int) -> int:
+        if number % num:
+            nearest = max(1, round(number / num)) * num
+            raise ValueError(
+                f"{name}: expected a multiple of config.tasks_per_round ({num}), got {number}; nearest: {nearest}"
+            )
+        return number // num
+
+    share("config.num_tasks", config.num_tasks)
+    slbo, gradient = config.slbo, config.gradient
+    return replace(
+        config,
+        tasks_per_round=1,
+        slbo=replace(slbo, num_samples=share("config.slbo.num_samples", slbo.num_samples)),
+        gradient=replace(
+            gradient,
+            num_samples=share("config.gradient.num_samples", gradient.num_samples),
+            num_extra_episodes=share("config.gradient.num_extra_episodes", gradient.num_extra_episodes),
+        ),
+    )
+
+
 def check_sample_counts(config: MetaTrainConfig, horizon: int) -> None:
-    """Every sample count of the configuration against the family's horizon; see `check_lanes`."""
-    members = config.dynamics.num_members
+    """Every sample count of the configuration against the family's horizon; see `check_lanes` and `per_task`."""
+    members, num_tasks = config.dynamics.num_members, config.tasks_per_round
+    per_task(config)
     check_lanes("config.virtual.num_samples", config.virtual.num_samples, horizon, members)
-    check_lanes("config.slbo.num_samples", config.slbo.num_samples, horizon)
+    check_lanes("config.slbo.num_samples", config.slbo.num_samples, horizon, tasks=num_tasks)
     if config.fit.num_horizon > horizon:
         raise ValueError(
             f"config.fit.num_horizon: expected 1 to {horizon} (the family's horizon), got {config.fit.num_horizon}"
         )
     name, num_samples = "config.gradient.num_samples", config.gradient.num_samples
-    if check_lanes(name, num_samples, horizon, members) < 2 * members:
+    if check_lanes(name, num_samples, horizon, members, num_tasks) < 2 * members * num_tasks:
         raise ValueError(
-            f"{name}: expected at least {2 * horizon * members}, so that both halves of the data hold every "
-            f"ensemble member; got {num_samples}"
+            f"{name}: expected at least {2 * horizon * members * num_tasks}, so that both halves of a task's data "
+            f"hold every ensemble member; got {num_samples}"
         )
 
 
 def check_screening(config: MetaTrainConfig, horizon: int) -> None:
-    """The sample count of the selector "screened"; see `check_lanes`."""
+    """The sample count of the selector "screened", see `check_lanes`, and its number of candidates."""
+    if config.search.num_candidates < config.tasks_per_round:
+        raise ValueError(
+            f"config.search.num_candidates: expected at least config.tasks_per_round ({config.tasks_per_round}), got "
+            f"{config.search.num_candidates}"
+        )
     name, num_samples = "config.search.num_screen_samples", config.search.num_screen_samples
     check_lanes(name, num_samples, horizon, config.dynamics.num_members)
 

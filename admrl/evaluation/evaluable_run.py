@@ -65,6 +65,13 @@ class EvaluableRun(RunFolder[Info, State]):
     def provenance(self) -> dict[str, Any]:
         """Where a table's numbers come from; see `Adapter.provenance`."""
 
+    def unfinished(self) -> dict[str, Any]:
+        """For `provenance`: where the training of a run stands that is not finished."""
+        if self.finished:
+            return {}
+        number = None if self.checkpoint is None else self.checkpoint.number
+        return {"training_progress": self.position, "training_checkpoint": number}
+
     @abstractmethod
     def num_steps(self, config: EvaluationConfig) -> int:
         """Calls of `Reporter.advance` in the evaluation of one batch of tasks, for progress bars."""

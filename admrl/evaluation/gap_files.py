@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def load_tables(paths: Sequence[Path], name: str | None = None) -> list[GapTable
             files.append(path)
             continue
         found = {file.stem: file for file in sorted((path / FOLDER).glob("*.json"))}
-        hint = f"run: admrl evaluate {' '.join(map(str, paths))}"
+        hint = f"run: {shlex.join(['admrl', 'evaluate', *map(str, paths)])}"
         if not found:
             half = path.is_dir() and (path / CONFIG).is_file()
             raise ValueError(f"{path} has no gap tables{'' if half else ' (it is not a run folder)'}; {hint}")

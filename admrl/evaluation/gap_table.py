@@ -24,7 +24,7 @@ from scipy.stats import t as student_t
 
 from admrl.evaluation.provenance import Provenance
 from admrl.search.objective import Objective, scaled_gap
-from admrl.storage.files import DamagedFileError, make_folder, parse_json, write_json
+from admrl.storage.files import DamagedFileError, legible, make_folder, parse_json, write_json
 
 FORMATS = ("admrl gap table 3", "admrl gap table 2", "admrl gap table 1")  # the first one is written
 CONFIDENCE = 0.95  # of intervals
@@ -208,7 +208,7 @@ class GapTable:
             DamagedFileError: the file is not a gap table; names the file.
         """
         try:
-            data = parse_json(Path(path).read_bytes())
+            data = legible(parse_json(Path(path).read_bytes()))
             found = data.pop("format", None) if isinstance(data, dict) else None
             if found not in FORMATS:
                 raise ValueError(f"unknown format {found!r:.40}")
@@ -282,15 +282,15 @@ def _grid_shape(grid: Any, num_tasks: int) -> tuple[int, ...] | None:
 
 
 def _array(data: dict[str, Any], name: str, num_axes: int) -> np.ndarray:
-    """Numbers (None is nan) with so many axes, below 1e15 in size."""
+    """Finite numbers (None is nan) with so many axes: whatever `save` writes."""
     try:
         if not _only_numbers(data[name]):  # numpy would read texts and truth values as numbers
             raise ValueError("a text, a truth value or an object among them")
         array = np.array(data[name], dtype=float)
     except ValueError as error:
         raise ValueError(f"{name}: expected numbers, rows of equal length") from error
-    if array.ndim != num_axes or bool((np.abs(array) > 1e15).any()):
-        raise ValueError(f"{name}: expected {num_axes} axes of numbers of sensible size")
+    if array.ndim != num_axes or bool(np.isinf(array).any()):
+        raise ValueError(f"{name}: expected {num_axes} axes of finite numbers")
     return array
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -138,7 +139,7 @@ def adapted_job(
     reporter: Reporter,
 ) -> None:
     """`adapt_and_score` of a run folder for one policy seed, into its `PartStore`."""
-    run = load(path)
+    run = _opened_again(load, path)
     batch = torch.tensor(psi, dtype=tasks.psi.dtype)
     adapted = adapt_and_score(
         run.family,
@@ -151,6 +152,13 @@ def adapted_job(
         reporter=reporter,
     )
     PartStore(run, config, seed).save(unit_keys(run.family.box.to_unit(batch)), policy_seed, adapted)
+
+
+def _opened_again(load: Load, path: Path) -> EvaluableRun:
+    """A run in a worker; what the user should know about it was said when it was first opened."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return load(path)
 
 
 # -- the built-in reference run ---------------------------------------------------------------------------------
@@ -195,7 +203,7 @@ def pooled_job(
     reporter: Reporter,
 ) -> None:
     """`pooled_reference` of run folders, into a file."""
-    sources = model_sources([load(path) for path in paths])
+    sources = model_sources([_opened_again(load, path) for path in paths])
     pooled = pooled_reference(sources, tasks, config, seed, reporter=reporter)
     make_folder(file.parent)
     episodes = torch.from_numpy(np.ascontiguousarray(pooled.episode_return))

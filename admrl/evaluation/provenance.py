@@ -27,6 +27,10 @@ class Provenance:
     training_real_samples: int | None = None
     training_virtual_samples: int | None = None
     training_gradient_steps: int | None = None
+    training_progress: str | None = None
+    """How far the training was, if it was not finished."""
+    training_checkpoint: int | None = None
+    """The checkpoint that was evaluated, if the training was not finished."""
     training_config: dict[str, Any] | None = None
     training_versions: dict[str, Any] | None = None
     # the evaluation

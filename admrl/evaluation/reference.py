@@ -9,6 +9,7 @@ episodes than it is reported from (`best_known`). Nothing is thrown away, so A* 
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor
 from admrl.config.plain_data import from_dict
 from admrl.evaluation.scoring import BestKnown, best_known
 from admrl.runs.families import CODE, code_key
-from admrl.storage.files import DamagedFileError, digest, parse_json, write_json
+from admrl.storage.files import DamagedFileError, digest, parse_json, plain_number, write_json
 from admrl.streams import unit_keys
 from task_families.family import TaskFamily
 
@@ -177,7 +178,8 @@ class Reference:
         """
         path = Path(path)
         if not path.is_file():
-            raise ValueError(f"reference: no such file: {path}; `admrl reference --out {path}` makes one")
+            command = shlex.join(["admrl", "reference", "--out", str(path)])
+            raise ValueError(f"reference: no such file: {path}; this makes one: {command}")
         try:
             data = parse_json(path.read_bytes())
             if (found := data.pop("format")) != FORMAT:
@@ -202,8 +204,8 @@ def read_candidate(data: Any) -> Candidate:
     numbers = (*candidate.psi, *(x for x in candidate.episode_return if x is not None))
     if not candidate.psi or len(candidate.episode_return) < 2:
         raise ValueError("candidate: expected a task and the returns of at least two episodes")
-    if not all(type(x) in (int, float) and abs(x) < 1e15 for x in numbers):  # false for nan, too
-        raise ValueError("candidate: psi, episode_return: expected numbers of sensible size")
+    for x in numbers:
+        plain_number(x, "candidate: psi, episode_return")
     return candidate
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ from admrl.runs.families import code_key
 from admrl.runs.versions import versions
 from admrl.storage.files import make_folder, write_json
 from admrl.streams import Purpose, derived_seed
+from dynamics.precision import lost_digits
 from task_families.family import TaskFamily
 from task_families.registry import made
 
@@ -72,15 +74,16 @@ def sac_job(
             return True
 
     reporter.phase(f"SAC, task {index + 1}/{len(tasks.psi)}, {config.sac_steps} steps")
-    env = family.make_env(psi, allow_outside=tasks.allow_outside)
-    agent = SAC(
-        "MlpPolicy",
-        env,
-        gamma=family.gamma,
-        seed=derived_seed(seed, Purpose.REFERENCE_SAC) % 2**32,
-        device="cpu",
-    )
-    agent.learn(config.sac_steps, callback=Progress())
+    with family.make_env(psi, allow_outside=tasks.allow_outside) as env:
+        agent = SAC(
+            "MlpPolicy",
+            env,
+            gamma=family.gamma,
+            seed=derived_seed(seed, Purpose.REFERENCE_SAC) % 2**32,
+            device="cpu",
+        )
+        agent.learn(config.sac_steps, callback=Progress())
+    _warn_of_lost_digits(agent)
     returns, _ = score_policy(family, _Deterministic(agent), psi[None], [0], config.num_episodes, 0)
     candidate = Candidate(
         psi=tuple(psi.tolist()),
@@ -95,6 +98,15 @@ def sac_job(
     )
     make_folder(folder)
     write_json(folder / "candidates.json", [asdict(candidate)])
+
+
+def _warn_of_lost_digits(agent: Any) -> None:
+    """See `dynamics.precision`."""
+    buffer = agent.replay_buffer
+    obs = torch.from_numpy(buffer.observations[: buffer.size()]).flatten(0, 1)  # (R, S)
+    seen = obs.double()
+    if note := lost_digits(seen.mean(0), seen.std(0, correction=0), obs.dtype):
+        warnings.warn(note, stacklevel=2)
 
 
 def load_sac() -> Any:

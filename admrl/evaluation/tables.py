@@ -21,7 +21,7 @@ from admrl.evaluation.reference_pooled import NAME, PooledReference
 from admrl.evaluation.scoring import BestKnown, best_known, closed_form
 from admrl.evaluation.task_lists import TaskList
 from admrl.runs.versions import versions
-from admrl.storage.files import digest
+from admrl.storage.files import digest, legible
 from dynamics.ensemble import DynamicsEnsemble
 from task_families.family import TaskFamily
 
@@ -64,7 +64,7 @@ def run_tables(
     elif pooled is not None:
         origin = {
             "kind": "best of the runs evaluated together",
-            "runs": sorted(str(run.path) for run in runs),
+            "runs": sorted(legible(str(run.path)) for run in runs),
         }
         further = {NAME: pooled.episode_return}
         known = best_known(_episodes_by_stage(methods), further, config.num_policy_seeds)
@@ -78,7 +78,7 @@ def _method(run: EvaluableRun, adapted: Adapted, label: str, config: EvaluationC
     adapter, source = run.adapter(config), run.model_source
     return Method(
         label=label,
-        name=str(run.path),
+        name=legible(str(run.path)),
         sees=adapter.sees,
         provenance=adapter.provenance(),
         adapted=adapted,
@@ -93,7 +93,7 @@ def method_labels(runs: Sequence[EvaluableRun]) -> list[str]:
     short = [run.info.selector for run in runs]
     long = [f"{run.info.selector}, seed {run.info.seed}" for run in runs]
     return [
-        s if short.count(s) == 1 else l if long.count(l) == 1 else str(run.path)
+        s if short.count(s) == 1 else l if long.count(l) == 1 else legible(str(run.path))
         for s, l, run in zip(short, long, runs, strict=True)
     ]
 

@@ -5,6 +5,7 @@ FOLDER/NAME-CALL.part     one batch of tasks, `admrl.storage.sealed_file`
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from admrl.evaluation.reference_pooled import pooled_reference
 from admrl.evaluation.scoring import best_known
 from admrl.evaluation.task_lists import TaskList
 from admrl.jobs.reporter import Reporter
-from admrl.runs.families import family_option
+from admrl.runs.families import family_words
 from admrl.search.objective import scaled_gap
 from admrl.storage.files import digest, make_folder
 from admrl.storage.sealed_file import check_tensor, read_sealed, write_sealed
@@ -154,7 +155,16 @@ class RunGap:
 
 
 def replay_command(run: EvaluableRun, psi: Sequence[float], seed: int, num_updates: int, out: str) -> str:
-    """What to type to film the zero-shot policy of a task."""
-    task = " ".join(f"{x:.6g}" for x in psi)
-    family = family_option(run.info.source)
-    return f"admrl render --run {run.path}{family} --psi {task} --seed {seed} --num-updates {num_updates} --out {out}"
+    """What to type to film the zero-shot policy of a task; psi is the task's to the last bit."""
+    task = torch.tensor(psi, dtype=run.family.box.low.dtype).numpy()
+    words = [
+        "admrl",
+        "render",
+        "--run",
+        str(run.path),
+        *family_words(run.info.source),
+        "--psi",
+        *map(str, task),
+    ]
+    words += ["--seed", str(seed), "--num-updates", str(num_updates), "--out", out]
+    return shlex.join(words)

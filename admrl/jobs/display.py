@@ -2,13 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
+
+from admrl.number_text import count, number
 
 REPORT_EVERY = 5  # steps; a row needs no more
+
+
+class TextConsole(Console):
+    """Standard output. Text is no markup, and its lines are broken by the terminal alone, so that a path or a command
+    is whole in a file, and where it is copied. Tables keep to the width."""
+
+    def __init__(self) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False)
+        if self.width < 1:  # COLUMNS=0, where nobody knows
+            self.width = 80
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """See rich."""
+        super().print(*objects, **{"soft_wrap": all(isinstance(x, str) for x in objects), **options})
+
+
+class _ShortenedColumn(ProgressColumn):
+    """A text that gives way where the terminal is narrow: rich takes the room from columns that may wrap, and this
+    one is cut instead, and says so."""
+
+    def __init__(self, text: Callable[[Task], Text]) -> None:
+        self._text = text
+        super().__init__(table_column=Column(no_wrap=False))
+
+    def render(self, task: Task) -> Text:
+        text = self._text(task)
+        text.no_wrap, text.overflow = True, "ellipsis"
+        return text
 
 
 class Display:
@@ -18,12 +59,14 @@ class Display:
         """jobs: name -> number of steps in all."""
         self._console = console
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=16),
+            _ShortenedColumn(lambda task: Text(task.description)),
+            BarColumn(bar_width=16, table_column=Column(no_wrap=True)),
             TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[phase]} {task.fields[numbers]}", style="dim"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            _ShortenedColumn(
+                lambda task: Text(f"{task.fields['phase']} {task.fields['numbers']}", style="dim")
+            ),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
             console=console,
             disable=not console.is_terminal,
         )
@@ -97,16 +140,11 @@ def _numbers(metrics: dict[str, float]) -> str:
     """Return in the model and in the simulator, samples used."""
     parts = []
     if "return_model" in metrics:
-        parts.append(f"model {metrics['return_model']:.0f}")
+        parts.append(f"model {number(metrics['return_model'])}")
     if "return_real_noisy" in metrics:
-        parts.append(f"real {metrics['return_real_noisy']:.0f}")
+        parts.append(f"real {number(metrics['return_real_noisy'])}")
     if metrics.get("real_samples"):
-        parts.append(f"{short(metrics['real_samples'])} real")
+        parts.append(f"{count(metrics['real_samples'])} real")
     if metrics.get("virtual_samples"):
-        parts.append(f"{short(metrics['virtual_samples'])} virtual samples")
+        parts.append(f"{count(metrics['virtual_samples'])} virtual samples")
     return "| " + ", ".join(parts) if parts else ""
-
-
-def short(count: float) -> str:
-    """A count of samples: 100k, 4.6M."""
-    return f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count / 1e3:.0f}k"

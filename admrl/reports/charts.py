@@ -13,17 +13,19 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.ticker import MaxNLocator
 
+from admrl.number_text import counted
 from admrl.reports.comparison import Comparison, Row
-from admrl.reports.style import save_figure, styles
+from admrl.reports.style import add_legend, axis_label, fit, log_axis, number_axis, save_figure, styles
 from admrl.runs.records import RunRecords
 
 matplotlib.use("Agg", force=False)
 
 
 CURVES = (
-    ("return_real_noisy", "real return of the exploring policy"),
+    ("return_real_noisy", "real return of the\nexploring policy"),
     ("held_out_loss", "held-out model loss"),
 )
 INTERVAL_NOTE = "bars: 95 % interval (t) over training and policy seeds"
@@ -34,29 +36,33 @@ def plot_worst_gap(comparison: Comparison, rows: Sequence[Row], path: Path | str
 
     The largest of noisy means (filled) is too large, the one corrected for the choice (open) too small.
     """
-    figure, axis = plt.subplots(figsize=(5.6, 3.9), layout="constrained")
+    figure, axis = plt.subplots(figsize=(5.6, 4.2), layout="constrained")
     look = styles([m.name for m in comparison.methods])
+    drawn: dict[str, Artist] = {}
     for i, method in enumerate(comparison.methods):
         colour, marker, line = look[method.name]
         for statistic, filled in (("worst gap", True), ("worst gap, corrected", False)):
             chosen = [r for r in rows if r["method"] == method.name and r["statistic"] == statistic]
             label = method.name if filled else f"{method.name}, corrected"
-            _errorbar(
-                axis, chosen, i, comparison, colour, marker, line if filled else (0, (1, 3)), label, filled
-            )
-    axis.set_ylabel(f"worst-case {comparison.first.gap_name},\nreturn per episode")
-    _finish_n(axis, comparison)
+            if chosen:
+                style = line if filled else (0, (1, 3))
+                drawn[label] = _errorbar(axis, chosen, i, comparison, colour, marker, style, filled)
+    shown = [r for r in rows if r["statistic"] in ("worst gap", "worst gap, corrected")]
+    _finish_n(axis, comparison, shown, f"worst-case {comparison.first.gap_name},\nreturn per episode")
+    add_legend(figure, drawn)
     save_figure(figure, Path(path))
 
 
 def plot_average_return(comparison: Comparison, rows: Sequence[Row], path: Path | str) -> None:
     """Average return A_n against n, with the average A* (AdMRL Fig. 2)."""
-    figure, axis = plt.subplots(figsize=(5.6, 3.9), layout="constrained")
+    figure, axis = plt.subplots(figsize=(5.6, 4.2), layout="constrained")
     look = styles([m.name for m in comparison.methods])
+    drawn: dict[str, Artist] = {}
+    shown = [r for r in rows if r["statistic"] == "mean return"]
     for i, method in enumerate(comparison.methods):
         colour, marker, line = look[method.name]
-        chosen = [r for r in rows if r["method"] == method.name and r["statistic"] == "mean return"]
-        _errorbar(axis, chosen, i, comparison, colour, marker, line, method.name, True)
+        if chosen := [r for r in shown if r["method"] == method.name]:
+            drawn[method.name] = _errorbar(axis, chosen, i, comparison, colour, marker, line, True)
     keep = comparison.complete(0)
     if keep.any():
         best = float(comparison.first.optimal_return[keep].mean())
@@ -64,8 +70,8 @@ def plot_average_return(comparison: Comparison, rows: Sequence[Row], path: Path 
         axis.annotate(
             "A*", (1.0, best), xycoords=("axes fraction", "data"), xytext=(4, -3), textcoords="offset points"
         )
-    axis.set_ylabel("average return per episode")
-    _finish_n(axis, comparison)
+    _finish_n(axis, comparison, shown, "average return per episode")
+    add_legend(figure, drawn)
     save_figure(figure, Path(path))
 
 
@@ -83,6 +89,7 @@ def plot_model_error(comparison: Comparison, path: Path | str) -> bool:
         return False
     look = styles([m.name for m in comparison.methods])
     figure, axis = plt.subplots(figsize=(1.4 * len(comparison.methods) + 2.6, 3.7), layout="constrained")
+    shown: list[float] = []
     for i, method in enumerate(comparison.methods):
         colour, marker, _ = look[method.name]
         per_run = np.array([np.nanmean(t.model_error) for t in method.tables if t.model_error is not None])
@@ -91,9 +98,13 @@ def plot_model_error(comparison: Comparison, path: Path | str) -> bool:
         )
         spread = np.linspace(-0.15, 0.15, len(per_run)) if len(per_run) > 1 else np.zeros(1)
         axis.plot(i + spread, per_run, marker, color=colour, markeredgecolor="black", linestyle="none")
-    axis.set_xticks(range(len(comparison.methods)), [m.name for m in comparison.methods])
-    axis.set_ylabel("one-step model error on the test tasks,\nstandard deviations of a step")
-    axis.set_title(f"test tasks: {comparison.first.test_set}; dots: training runs", fontsize=9)
+        shown += per_run.tolist()
+    names = [fit(m.name, 1.3, 9) for m in comparison.methods]
+    axis.set_xticks(range(len(names)), names, fontsize=9)
+    scale = number_axis(axis.yaxis, shown)
+    axis.set_ylabel(scale.label("one-step model error on the test tasks,\nstandard deviations of a step"))
+    title = f"test tasks: {comparison.first.test_set}; dots: training runs"
+    axis.set_title(fit(title, figure.get_figwidth() - 1, 9), fontsize=9)
     axis.set_ylim(bottom=0)
     save_figure(figure, Path(path))
     return True
@@ -110,7 +121,7 @@ def plot_visited(comparison: Comparison, path: Path | str) -> None:
     figure, axes = plt.subplots(
         1,
         num,
-        figsize=(3.6 * num + 0.8, 4.1 if size == 3 else 3.6),
+        figsize=((4.1 if size == 3 else 3.6) * num + 0.8, 4.0 if size == 3 else 3.6),
         squeeze=False,
         layout="constrained",
         **dimension,
@@ -140,9 +151,7 @@ def plot_visited(comparison: Comparison, path: Path | str) -> None:
                 )
                 unit = np.abs((t.visited_psi - low) / (high - low) * 2 - 1)
                 image = axis.scatter(order, unit.max(1), clip_on=False, zorder=3, **kind)
-        axis.set_title(
-            f"{method.name}, {len(method.tables)} run{'s' if len(method.tables) > 1 else ''}", fontsize=10
-        )
+        axis.set_title(fit(f"{method.name}, {counted(len(method.tables), 'run')}", 3.4, 10), fontsize=10)
         _psi_axes(axis, comparison, size, longest)
     if image is not None:
         bar = figure.colorbar(image, ax=axes.ravel().tolist(), shrink=0.8, pad=0.08 if size == 3 else 0.02)
@@ -175,13 +184,11 @@ def plot_paths(records: Sequence[RunRecords], comparison: Comparison, path: Path
     low, high = first.box if first.box is not None else (first.psi.min(0), first.psi.max(0))
     for (above, below), run in zip(axes.T, chosen, strict=True):
         _draw_path(above, run, low, high)
-        above.set_xlabel(_label(comparison, 0))
-        above.set_ylabel(_label(comparison, 1))
+        _psi_axis(above.xaxis, comparison, 0)
+        _psi_axis(above.yaxis, comparison, 1)
         _draw_agreement(below, run.split_half)
-    figure.supxlabel(
-        "arrows: direction of the task gradient (lengths mean nothing); filled, solid: the halves of its data agree",
-        fontsize=8, color="0.35",
-    )  # fmt: skip
+    note = "arrows: direction of the task gradient (lengths mean nothing); filled, solid: halves of its data agree"
+    figure.supxlabel(fit(note, figure.get_figwidth(), 8), fontsize=8, color="0.35")
     save_figure(figure, Path(path))
     return True
 
@@ -207,7 +214,7 @@ def _draw_path(axis: plt.Axes, run: RunRecords, low: np.ndarray, high: np.ndarra
             axis.annotate("", p + a, p, zorder=3, annotation_clip=False, arrowprops=look)
     axis.set_xlim(low[0] - 0.2 * span[0], high[0] + 0.2 * span[0])
     axis.set_ylim(low[1] - 0.2 * span[1], high[1] + 0.2 * span[1])
-    axis.set_title(f"{run.selector}, seed {run.seed}", fontsize=10)
+    axis.set_title(fit(f"{run.selector}, seed {run.seed}", 3.4, 10), fontsize=10)
 
 
 def _draw_agreement(axis: plt.Axes, cosine: np.ndarray) -> None:
@@ -236,26 +243,31 @@ def plot_learning_curves(records: Sequence[RunRecords], path: Path | str) -> boo
     ]
     if not columns:
         return False
-    size = (4.6 * len(columns), 3.6)
+    size = (4.6 * len(columns), 3.9)
     figure, axes = plt.subplots(1, len(columns), figsize=size, squeeze=False, layout="constrained")
     look = styles(list(dict.fromkeys(r.selector for r in records)))
+    drawn: dict[str, Artist] = {}
     for axis, (name, label) in zip(axes[0], columns, strict=True):
-        labelled: set[str] = set()
+        x, y = [], []
         for run in records:
             if name not in run.metrics:
                 continue
             colour, marker, line = look[run.selector]
             samples, values = run.metrics["real_samples"], run.metrics[name]
             keep = np.isfinite(values) & np.isfinite(samples)
-            x, once = samples[keep] / 1000, None if run.selector in labelled else run.selector
-            axis.plot(x, values[keep], line, marker=marker, ms=3.5, color=colour, alpha=0.8, label=once)
-            labelled.add(run.selector)
-        axis.set_xlabel("real samples of the training (thousands)")
-        axis.set_ylabel(label)
+            x += samples[keep].tolist()
+            y += values[keep].tolist()
+            kind: dict[str, Any] = {"marker": marker, "ms": 3.5, "color": colour, "alpha": 0.8}
+            (drawn[run.selector],) = axis.plot(samples[keep], values[keep], line, **kind)
+        axis.set_xlabel(number_axis(axis.xaxis, x).label("real samples of the training"))
         axis.grid(color="0.92")
         if name == "held_out_loss":
             axis.set_yscale("log")
-        axis.legend(fontsize=8)
+            log_axis(axis.yaxis)
+            axis.set_ylabel(label)
+        else:
+            axis.set_ylabel(number_axis(axis.yaxis, y).label(label))
+    add_legend(figure, drawn)
     save_figure(figure, Path(path))
     return True
 
@@ -268,12 +280,9 @@ def _errorbar(
     colour: str,
     marker: str,
     line: Any,
-    label: str,
     filled: bool,
-) -> None:
+) -> Artist:
     """Values and intervals against n, methods shifted a little so that their bars do not overlap."""
-    if not rows:
-        return
     n = np.array([r["n"] for r in rows], dtype=float)
     step = (
         float(np.diff(comparison.first.num_samples).min()) if len(comparison.first.num_samples) > 1 else 1.0
@@ -281,22 +290,25 @@ def _errorbar(
     shift = (i - (len(comparison.methods) - 1) / 2) * 0.05 * step + (0 if filled else 0.02 * step)
     value = np.array([r["value"] for r in rows])
     ends = np.abs(np.array([[r["low"] for r in rows], [r["high"] for r in rows]]) - value)
-    axis.errorbar(
+    return axis.errorbar(
         n + shift, value, np.nan_to_num(ends), color=colour, marker=marker, linestyle=line, capsize=3,
-        markerfacecolor=colour if filled else "white", linewidth=1.6 if filled else 1.0, label=label,
+        markerfacecolor=colour if filled else "white", linewidth=1.6 if filled else 1.0,
     )  # fmt: skip
 
 
-def _finish_n(axis: plt.Axes, comparison: Comparison) -> None:
+def _finish_n(axis: plt.Axes, comparison: Comparison, rows: Sequence[Row], label: str) -> None:
+    """Axes and title of a figure of some rows against n."""
     first = comparison.first
+    shown = [r[k] for r in rows for k in ("value", "low", "high")]
+    axis.set_ylabel(number_axis(axis.yaxis, shown).label(label))
     axis.set_xticks(first.num_samples)
     if len(first.num_samples) == 1:
         axis.set_xlim(-1, 1)
     axis.set_xlabel("real samples of the test task n")
     axis.grid(axis="y", color="0.92")
-    axis.legend(fontsize=8)
     note = f"; {INTERVAL_NOTE}" if min(len(m.tables) for m in comparison.methods) > 1 else ""
-    axis.set_title(f"{first.family}, {first.test_set}, {len(first.psi)} tasks{note}", fontsize=8)
+    title = f"{first.family}, {first.test_set}, {counted(len(first.psi), 'task')}{note}"
+    axis.set_title(fit(title, axis.figure.get_figwidth() - 1, 8), fontsize=8)
 
 
 def _psi_axes(axis: Any, comparison: Comparison, size: int, longest: int) -> None:
@@ -309,18 +321,18 @@ def _psi_axes(axis: Any, comparison: Comparison, size: int, longest: int) -> Non
         axis.set_xlabel("task of the training")
         axis.set_ylabel("largest |unit coordinate| (1: boundary)")
         return
-    if first.box is not None:
-        low, high = first.box
-        axis.set_xlim(low[0], high[0])
-        axis.set_ylim(low[1], high[1])
+    for i, name in enumerate("xyz"[:size]):
+        if first.box is not None:
+            getattr(axis, f"set_{name}lim")(*first.box[:, i])
+        _psi_axis(getattr(axis, f"{name}axis"), comparison, i)
         if size == 3:
-            axis.set_zlim(low[2], high[2])
-    axis.set_xlabel(_label(comparison, 0))
-    axis.set_ylabel(_label(comparison, 1))
+            getattr(axis, f"{name}axis").set_major_locator(MaxNLocator(4))
     if size == 3:
-        axis.set_zlabel(_label(comparison, 2))
+        axis.tick_params(labelsize=8)
+        axis.set_box_aspect(None, zoom=0.77)  # room for the labels, which the layout does not know of
 
 
-def _label(comparison: Comparison, i: int) -> str:
+def _psi_axis(axis: Any, comparison: Comparison, i: int) -> None:
+    """Numbers and label of the axis of a task parameter."""
     first = comparison.first
-    return f"{first.task_names[i]} ({first.task_units[i]})" if first.task_units[i] else first.task_names[i]
+    axis.set_label_text(number_axis(axis, first.psi[:, i]).label(axis_label(first, i)))

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from admrl.evaluation.gap_table import GapTable, corrected_worst
+from admrl.number_text import counted, number, to_error
 from admrl.reports.statistics import (
     STATISTICS,
     Interval,
@@ -94,6 +95,13 @@ class Comparison:
         }
         if len(budgets) > 1:
             notes.append(f"Training budgets differ (real, virtual samples): {sorted(budgets, key=str)}.")
+        if unfinished := [
+            f"{m.name}, seed {seed}: {t.provenance.training_progress}"
+            for m in self.methods
+            for seed, t in zip(m.seeds, m.tables, strict=True)
+            if t.provenance.training_progress
+        ]:
+            notes.append(f"Evaluated before the training was finished: {'; '.join(unfinished)}.")
         if not self.paired_seeds:
             notes.append(
                 "The methods were trained with different seeds, so no paired comparison is made: "
@@ -103,14 +111,16 @@ class Comparison:
         for j, n in enumerate(self.first.num_samples):
             if num := int((~self.complete(j)).sum()):
                 notes.append(
-                    f"n = {n}: {num} of {len(self.first.psi)} tasks are missing in some run; they are drawn as "
+                    f"n = {n}: {num} of {counted(len(self.first.psi), 'task')} missing in some run, drawn as "
                     "missing and left out of every aggregate."
                 )
         negative = sum(
             int((m.gaps(j) < 0).sum()) for m in self.methods for j in range(len(self.first.num_samples))
         )
         if negative:
-            notes.append(f"{negative} mean gaps are negative: A* is too weak there. They are not clamped.")
+            notes.append(
+                f"{counted(negative, 'mean gap')} below 0: A* is too weak there. Negative gaps are not clamped."
+            )
         if min(len(m.tables) for m in self.methods) < 2:
             notes.append("A method with one training seed has no interval.")
         elif len(self.first.episode_return) < 2:
@@ -351,8 +361,30 @@ def _shown(value: object) -> object:
     return "" if value is None else value
 
 
+TOGETHER = (  # columns with the same digits: an estimate, its interval, its error
+    ("value", "low", "high", "stratified low", "stratified high"),
+    ("difference", "low", "high"),
+    ("gap", "standard error"),
+    ("return",),
+    ("A*",),
+)
+UNKNOWN = "\u2013"
+
+
+def texts(row: Row) -> dict[str, str]:
+    """A row as people read it: numbers have the digits that their standard error leaves them, or four."""
+    shown = {name: number(x) if isinstance(x, float) else str(x) for name, x in row.items()}
+    error = row.get("standard error", (row.get("high", math.nan) - row.get("low", math.nan)) / 4)
+    for names in TOGETHER:
+        if isinstance(row.get(names[0]), float):
+            present = [name for name in names if name in row]
+            shown |= zip(present, to_error([row[name] for name in present], error), strict=True)
+    missing = {k: UNKNOWN for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
+    return shown | missing
+
+
 def to_csv(rows: Sequence[Row]) -> str:
-    """Rows as CSV; missing numbers are empty."""
+    """Rows as CSV, every number as exactly as it is; missing ones are empty."""
     if not rows:
         return ""
     text = io.StringIO()
@@ -360,5 +392,5 @@ def to_csv(rows: Sequence[Row]) -> str:
     writer.writeheader()
     for row in rows:
         missing = {k: "" for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} | missing)
+        writer.writerow({k: repr(float(v)) if isinstance(v, float) else v for k, v in row.items()} | missing)
     return text.getvalue()

@@ -9,11 +9,13 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator
 from scipy.stats import t as student_t
 
-from admrl.reports.style import save_figure
+from admrl.number_text import number
+from admrl.reports.style import add_legend, fit, log_axis, partly_linear_axis, save_figure
 
 matplotlib.use("Agg", force=False)
 
@@ -52,19 +54,25 @@ def plot_gradient_checks(checks: Sequence[dict[str, Any]], path: Path | str) -> 
         _damping(row[2], check)
     drawn = {d["estimator"] for check in checks for d in check["draws"]}
     names = [*(n for n in STYLES if n in drawn), *sorted(drawn - set(STYLES))]
-    handles = [
-        plt.Line2D([], [], color=c, marker=m, linestyle="", markeredgecolor="0.2", label=n)
-        for n, (c, m) in ((n, look(n)) for n in names)
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    handles: dict[str, Artist] = {}
+    for name in names:
+        colour, marker = look(name)
+        handles[name] = plt.Line2D([], [], color=colour, marker=marker, linestyle="", markeredgecolor="0.2")
+    add_legend(figure, handles, 10)
     save_figure(figure, Path(path))
+
+
+def _linear_size(check: dict[str, Any]) -> float:
+    """Up to where the axes of the implicit part are linear: twice the truth with its error."""
+    truth = check["truth"]
+    ends = np.abs(truth["implicit"]) + 2 * np.nan_to_num(truth["implicit_error"])
+    return 2 * float(ends.max()) or 1.0
 
 
 def _implicit(axis: Axes, check: dict[str, Any]) -> None:
     truth = check["truth"]
     k = len(truth["implicit"])
     names = [d["estimator"] for d in check["draws"]]
-    limit = 1.0
     for i in range(k):
         shift = (i - (k - 1) / 2) * 0.8 / k
         half = _quantile(check) * truth["implicit_error"][i]
@@ -75,9 +83,7 @@ def _implicit(axis: Axes, check: dict[str, Any]) -> None:
             0.8 / k,
             low,
             color="0.85" if i % 2 else "0.7",
-            label=f"truth, 95 % interval, coordinate {i + 1}",
         )
-        limit = max(limit, abs(low), abs(low + height))
         for x, draws in enumerate(check["draws"]):
             colour, marker = look(draws["estimator"])
             values = [v[i] for v in draws["implicit"]]
@@ -89,13 +95,13 @@ def _implicit(axis: Axes, check: dict[str, Any]) -> None:
                 marker=marker,
                 zorder=3,
             )
-    axis.set_yscale("symlog", linthresh=2 * limit)
+    partly_linear_axis(axis, _linear_size(check))
     axis.axhline(0, color="0.4", linewidth=0.8)
-    axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axis.set_xticks(range(len(names)), [fit(n, 1.2, 10) for n in names], rotation=30, ha="right")
     axis.set_ylabel("implicit part\n(return per unit-box coordinate)")
-    psi = ", ".join(f"{x:.2f}" for x in check["psi"])
-    axis.set_title(f"{check['family']}, psi = ({psi})", fontsize=10)
-    axis.legend(fontsize=7, frameon=False, loc="lower left")
+    psi = ", ".join(number(x, 3) for x in check["psi"])
+    title = f"{check['family']}, psi = ({psi})\nbars: truth, 95 % interval, by coordinate"
+    axis.set_title(fit(title, 4, 10), fontsize=10)
 
 
 def _quantile(check: dict[str, Any]) -> float:
@@ -118,8 +124,7 @@ def _fidelity(axis: Axes, check: dict[str, Any]) -> None:
             points.set_linewidth(0.5)
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    log_axis(axis.xaxis)
     axis.set_ylim(-1.08, 1.08)
     axis.axhline(0.8, color="0.5", linewidth=0.8, linestyle="--")
     axis.set_xlabel("seconds a gradient")
@@ -136,7 +141,8 @@ def _damping(axis: Axes, check: dict[str, Any]) -> None:
                 values = [v[i] for v in path.values()]
                 axis.plot(dampings, values, style, color=colour, marker=marker, markersize=4)
     axis.set_xscale("log")
-    axis.set_yscale("symlog", linthresh=10)
+    log_axis(axis.xaxis)
+    partly_linear_axis(axis, _linear_size(check))
     axis.axhline(0, color="0.4", linewidth=0.8)
     axis.set_xlabel("relative damping")
     axis.set_ylabel("implicit part (solid, dashed: coordinates)")

@@ -12,14 +12,14 @@ import numpy as np
 from matplotlib.colors import Normalize
 
 from admrl.evaluation.gap_table import GapTable
-from admrl.number_text import Scale, distinct, number, with_error
+from admrl.number_text import Scale, counted, distinct, number, with_error
 from admrl.reports.comparison import Comparison, check_comparable, check_gaps
 from admrl.reports.style import CHARACTER, COLOURS, axis_label, fit, number_axis, save_figure
 
 matplotlib.use("Agg", force=False)
 
 
-TEXT_SHIFTS = (0.0, 0.27, -0.27)  # of a cell's text, in cells
+TEXT_SHIFTS = (0.0, 0.3, -0.26)  # of a cell's text, in cells
 CELL_POINTS = 46  # room for text across a cell
 WORST, BOX = "#d62728", "0.1"
 
@@ -62,12 +62,9 @@ def plot_gap_heatmap(tables: Sequence[GapTable], path: Path | str, j: int = 0) -
             f"mean {with_error(mean, error)}"
         )
         if table.num_missing(j):
-            title += f"\n{table.num_missing(j)} tasks missing"
+            title += f"\n{counted(table.num_missing(j), 'task')} missing"
         panels.append(Panel(title, table.psi, table.mean_gap(j), table.standard_error(j), table.visited_psi))
-    note = "± standard error over policy seeds; frame: worst task"
-    if any(t.visited_psi is not None for t in tables):
-        note += "; boxes: tasks of the training, in order"
-    _draw(panels, tables[0], j, note, path)
+    _draw(panels, tables[0], j, "± standard error over policy seeds; frame: worst task", path)
 
 
 def plot_method_heatmap(comparison: Comparison, path: Path | str, j: int = 0) -> None:
@@ -82,11 +79,11 @@ def plot_method_heatmap(comparison: Comparison, path: Path | str, j: int = 0) ->
         gaps = method.gaps(j)
         known = np.isfinite(gaps).all(0)
         mean = np.where(known, gaps.mean(0), np.nan)
-        title = f"{method.name}, {len(gaps)} training seed{'s' if len(gaps) > 1 else ''}"
+        title = f"{method.name}, {counted(len(gaps), 'training seed')}"
         worst, average = (number(float(x), 3) for x in (np.nanmax(mean), np.nanmean(mean)))
         title += f"\nworst mean {worst} (framed), mean {average}"
         if not known.all():
-            title += f"\n{int((~known).sum())} tasks missing"
+            title += f"\n{counted(int((~known).sum()), 'task')} missing"
         visited = method.tables[0].visited_psi if len(gaps) == 1 else None
         panels.append(Panel(title, comparison.first.psi, mean, method.errors(j), visited))
     over = (
@@ -107,6 +104,8 @@ def _draw(panels: Sequence[Panel], table: GapTable, j: int, note: str, path: Pat
         figure = _maps(panels, table, grid, label)
         if table.psi.shape[1] == 3:
             note += f"; rows: {axis_label(table, 2)}"
+        elif any(p.visited is not None and len(p.visited) for p in panels):
+            note += "; boxes: tasks of the training, in order"
     figure.supxlabel(fit(note, figure.get_figwidth(), 8), fontsize=8, color="0.35")
     save_figure(figure, Path(path))
 
@@ -169,7 +168,7 @@ def _maps(panels: Sequence[Panel], table: GapTable, grid: tuple[int, ...], label
             )
     assert image is not None
     bar = figure.colorbar(image, ax=axes.ravel().tolist())
-    bar.set_label(number_axis(bar.ax.yaxis, gaps.ravel()).label(label.replace(", ", ",\n")))
+    bar.set_label(number_axis(bar.ax.yaxis, scale).label(label.replace(", ", ",\n")))
     return figure
 
 

@@ -17,6 +17,7 @@ from task_families.family import TaskFamily
 from task_families.registry import check_own_name, made, make, origin_of
 
 CODE = "family_sha256"  # in fingerprints, checkpoints and tables
+LONGEST_PATH = 4096  # characters, of Linux; a record may say anything
 
 
 class FamilyInfo(Protocol):
@@ -107,15 +108,16 @@ def family_of(path: Path, info: FamilyInfo, named: NamedFamily = NOBODY) -> Task
     if family is None:
         known = f" ({recorded.distribution})" if recorded.distribution else ""
         raise ValueError(
-            f"{path}: its family {info.family!r:.60} is code from outside this package, {recorded.file!r:.300}"
-            f"{known}; code that you did not name is not run. If you trust it, add `family` "
-            f"{shlex.quote(recorded.again)[:300]}"
+            f"{path}: its family {info.family!r:.60} is code from outside this package, "
+            f"{recorded.file[:LONGEST_PATH]!r}{known}; code that you did "
+            f"not name is not run. If you trust it, add `family` "
+            f"{shlex.quote(recorded.again[:LONGEST_PATH])}"
         )
     found = made(family, info.variant)
     if (found.name, found.variant) != (info.family, info.variant):
         raise ValueError(
             f"family: the run {path} is of {info.family!r:.60} ({info.variant!r:.40}), got {found.name} "
-            f"({found.variant}); name its own: {shlex.quote(recorded.again)[:300]}"
+            f"({found.variant}); name its own: {shlex.quote(recorded.again[:LONGEST_PATH])}"
         )
     if not named.accept_changed:
         _check_unchanged(path, recorded, origin_of(found))
@@ -139,9 +141,9 @@ def _check_unchanged(path: Path, recorded: Origin, now: Origin | None) -> None:
     )
 
 
-def family_option(source: Any) -> str:
-    """The option that names the family of a run again, for commands that are printed; begins with a blank."""
+def family_words(source: Any) -> list[str]:
+    """The option that names the family of a run again, for commands that are printed."""
     try:
-        return "" if source is None else f" --family {shlex.quote(Origin(**source).again)}"
+        return [] if source is None else ["--family", Origin(**source).again]
     except TypeError:  # a damaged record; opening the run says so
-        return ""
+        return []

@@ -17,16 +17,19 @@ else is JSON. A folder that is no run is never written to.
 
 from __future__ import annotations
 
+import shlex
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from torch import Tensor
 
+from admrl.config.earlier import OtherVersionError, complete, describe
 from admrl.runs.checkpoints import Checkpoint, CheckpointStore
-from admrl.runs.families import CODE, NOBODY, NamedFamily, family_of, family_option
+from admrl.runs.families import CODE, NOBODY, NamedFamily, family_of, family_words
 from admrl.runs.lock import HOLDER, LOCK, RunLock
+from admrl.runs.versions import versions
 from admrl.storage.files import DamagedFileError, parse_json, write_json
 from admrl.streams import VERSION
 from task_families.family import TaskFamily
@@ -63,6 +66,14 @@ class RunInfo(Protocol):
     def versions(self) -> dict[str, str]:
         """Of what computed."""
 
+    @property
+    def config(self) -> Any:
+        """Every setting."""
+
+    @property
+    def extended(self) -> tuple[dict[str, Any], ...]:
+        """How its length was changed since, in order: the setting, the old and the new value, the versions."""
+
 
 Info = TypeVar("Info", bound=RunInfo)
 State = TypeVar("State")
@@ -82,6 +93,8 @@ class RunFolder(ABC, Generic[Info, State]):
     store: CheckpointStore = field(init=False)
 
     kind: ClassVar[str | None]
+    settings: ClassVar[type[Any]]  # the dataclass of its configuration
+    length: ClassVar[str]  # the setting that says how long it trains
 
     def __post_init__(self) -> None:
         self.store = CheckpointStore(self.path)
@@ -128,6 +141,19 @@ class RunFolder(ABC, Generic[Info, State]):
     def progress(self) -> str:
         """How far it is, for messages."""
 
+    @property
+    def position(self) -> str:
+        """`progress` to the step."""
+        return self.progress
+
+    @classmethod
+    def check_extension(cls, info: Info) -> None:
+        """Refuse to make a run longer whose training so far depends on its length.
+
+        Raises:
+            ValueError: names the setting that makes it so.
+        """
+
     # -- what all kinds share ------------------------------------------------------------------------------------
 
     @property
@@ -152,8 +178,13 @@ class RunFolder(ABC, Generic[Info, State]):
         """The config.json of a run of this kind.
 
         Raises:
-            ValueError: the folder is not a run, or its config.json is damaged or of another kind.
+            ValueError: the folder is not a run, or its config.json is damaged, of another kind or of a newer version.
         """
+        return cls._read(path)[0]
+
+    @classmethod
+    def _read(cls, path: Path) -> tuple[Info, list[str]]:
+        """See `read_info`; and what the user should know about it."""
         data = read_config(path, command=COMMANDS[cls.kind])
         kind = data.get("kind")
         if kind != cls.kind:
@@ -165,43 +196,82 @@ class RunFolder(ABC, Generic[Info, State]):
                 + (f"; it goes on with: {resume_command(path, kind)}" if of else "")
             )
         try:
-            return cls.check_info(data)
+            config, filled = complete(cls.settings, data.get("config"), data.get("versions"))
+            info = cls.check_info({"source": None, "extended": [], **data, "config": config})
+        except OtherVersionError as error:
+            raise ValueError(f"{path / CONFIG}: {error}") from error
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise DamagedFileError(f"{path / CONFIG} is damaged: {error}") from error
+        return info, [f"{path}: {describe(filled, info.versions)}"] if filled else []
 
     @classmethod
-    def open(cls, path: Path, *, lock: RunLock | None = None, named: NamedFamily = NOBODY) -> Self:
+    def open(
+        cls,
+        path: Path,
+        *,
+        lock: RunLock | None = None,
+        named: NamedFamily = NOBODY,
+        length: int | None = None,
+    ) -> Self:
         """A run at its newest sound checkpoint, or at its beginning if it has none.
 
         Args:
             lock: of the folder, to write there; damaged checkpoints are then set aside.
             named: its family, where it is not one of this package.
+            length: to train on to, with the lock: more tasks or iterations than it was asked for.
 
         Raises:
-            ValueError: not a run folder, damaged files, a checkpoint of another run, or see `family_of`.
+            ValueError: not a run folder, damaged files, a checkpoint of another run, a length that is smaller than
+                the present one, or see `family_of`.
         """
-        info = cls.read_info(path)
+        info, notes = cls._read(path)
+        before = info
+        if length is not None:
+            info = cls._longer(path, info, length)
         family = family_of(path, info, named)
         run = cls(path, info, family, cls.new_state(family, info), lock=lock)
-        checkpoint, notes = run.store.load(set_aside=lock is not None)
+        checkpoint, damage = run.store.load(set_aside=lock is not None)
         if checkpoint is not None:
             run._check_identity(checkpoint)
-            run.restore(checkpoint)
+            try:
+                run.restore(checkpoint)
+            except DamagedFileError as error:
+                raise error if not notes else DamagedFileError(f"{error} ({notes[0]})") from error
             run.checkpoint = checkpoint
         elif (path / "checkpoint.safetensors").exists():
             raise ValueError(
                 f"{path}: its checkpoint was written by an earlier version; use that one, or train again"
             )
-        run.notes = [lock.note, *notes] if lock is not None and lock.note is not None else notes
+        run.notes = [*([lock.note] if lock is not None and lock.note is not None else []), *notes, *damage]
+        if info is not before:  # now that it is known to go on
+            _write_config(path, info)
+            run.notes.append(f"{cls.length} is now {length}; it was {getattr(before.config, cls.length)}")
         return run
 
     @classmethod
-    def resume(cls, path: Path, named: NamedFamily = NOBODY) -> Self:
+    def _longer(cls, path: Path, info: Info, length: int) -> Info:
+        """What config.json says of a run that goes on to that length; the same if it has that length already."""
+        present = getattr(info.config, cls.length)
+        if length == present:
+            return info
+        if length < present:
+            raise ValueError(
+                f"{cls.length}: expected {present} or more, which the run {path} was asked for, got {length}; a run "
+                "can be made longer, not shorter"
+            )
+        cls.check_extension(info)
+        change = {"setting": cls.length, "old": present, "new": length, "versions": versions()}
+        config = replace(info.config, **{cls.length: length})
+        longer: Info = replace(info, config=config, extended=(*info.extended, change))  # type: ignore[type-var]
+        return cls.check_info(asdict(longer))  # type: ignore[call-overload]
+
+    @classmethod
+    def resume(cls, path: Path, named: NamedFamily = NOBODY, *, length: int | None = None) -> Self:
         """A run folder to write into, see `open`; the caller releases its lock.
 
         Raises:
             ValueError: not a run folder, damaged files, random streams of another version, or another process writes
-                there.
+                there; or see `open`.
         """
         info = cls.read_info(path)  # before a lock is left in a folder that is not ours
         if (streams := info.versions.get("streams")) != str(VERSION):
@@ -213,7 +283,7 @@ class RunFolder(ABC, Generic[Info, State]):
             )
         lock = RunLock(path)
         try:
-            return cls.open(path, lock=lock, named=named)
+            return cls.open(path, lock=lock, named=named, length=length)
         except BaseException:
             lock.release()
             raise
@@ -285,7 +355,7 @@ def read_config(path: Path, *, command: str = "train") -> dict[str, Any]:
 
 def resume_command(path: Path, kind: str | None, source: dict[str, str] | None = None) -> str:
     """The command that goes on with a run of that kind."""
-    return f"admrl {COMMANDS.get(kind, 'train')} --resume {path}{family_option(source)}"
+    return shlex.join(["admrl", COMMANDS.get(kind, "train"), "--resume", str(path), *family_words(source)])
 
 
 def create_run(path: Path, info: Any) -> None:
@@ -303,10 +373,15 @@ def create_run(path: Path, info: Any) -> None:
     lock = RunLock(path)
     try:
         _check_empty(path)  # another process may have been faster
-        # families of this package have no source, and config.json says nothing about it
-        write_json(path / CONFIG, {k: v for k, v in asdict(info).items() if (k, v) != ("source", None)})
+        _write_config(path, info)
     finally:
         lock.release()
+
+
+def _write_config(path: Path, info: Any) -> None:
+    """Families of this package have no source, most runs were never extended, and config.json then says nothing."""
+    written = {k: v for k, v in asdict(info).items() if v or k not in ("source", "extended")}
+    write_json(path / CONFIG, written)
 
 
 def _check_empty(path: Path) -> None:

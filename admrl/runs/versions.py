@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from admrl.config.earlier import KEY, SETTINGS
 from admrl.streams import VERSION
 
 
@@ -31,6 +32,7 @@ def versions() -> dict[str, str]:
 @cache
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "machine": platform.machine(), "streams": str(VERSION)}
+    found[KEY] = str(SETTINGS)
     for package in ("admrl", "torch", "mujoco", "gymnasium", "numpy", "scipy"):
         try:
             found[package] = version(package)
@@ -54,5 +56,7 @@ def _commit() -> str | None:
 
 def _git(*arguments: str, cwd: Path) -> str | None:
     """What git prints; None if it fails."""
-    answer = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, timeout=5)
+    answer = subprocess.run(
+        ["git", *arguments], cwd=cwd, capture_output=True, encoding="utf-8", errors="replace", timeout=5
+    )
     return answer.stdout.strip() if answer.returncode == 0 else None

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from admrl.search.base import ADDED, Observations, Search, SobolPoints, no_tags, project_unit, unit_scale
+from admrl.search.base import ADDED, Observations, Search, SobolPoints, project_unit, unit_scale
 from task_families.choices import check_name
 from task_families.task_space import TaskSpace
 
@@ -44,7 +44,8 @@ def check_step_size(step_size: float) -> None:
 class ProjectedAscent(Search):
     """One task that moves. Without a gradient (the first task of a training) the next task is drawn uniformly.
 
-    See the head of this page for evaluations that fail.
+    Asked for n tasks at once, it is n ascents that know nothing of each other; the second and later ones start
+    at uniform tasks. See the head of this page for evaluations that fail.
 
     In Alg. 1 the gap is the discounted return per horizon step: with alpha = 2, a gap that grows by 0.1 reward per
     step from one end of the box to the other moves the task by 0.1.
@@ -64,7 +65,7 @@ class ProjectedAscent(Search):
     ) -> None:
         """
         Args:
-            first: (1, k) where the ascent starts.
+            first: (1, k) where the first ascent starts.
             rule: see the head of this page.
 
         Raises:
@@ -76,28 +77,41 @@ class ProjectedAscent(Search):
         if len(self._waiting) != 1:
             raise ValueError(f"first: expected one task (1, {space.size}), got {len(self._waiting)}")
         self._step_size, self._rule = step_size, rule
-        self._unit = space.to_unit(self._waiting[0].double())
-        self._slope = torch.full((space.size,), torch.nan, dtype=torch.float64)
-        self._moment = torch.zeros(space.size, dtype=torch.float64)
-        self._square = torch.zeros(space.size, dtype=torch.float64)
-        self._num_steps = 0
-        self._scale = 1.0  # of the rule's step, less than 1 after failures
+        # ascents, one row each
+        self._unit = space.to_unit(self._waiting.double())
+        self._slope = torch.full_like(self._unit, torch.nan)
+        self._moment, self._square = torch.zeros_like(self._unit), torch.zeros_like(self._unit)
+        self._num_steps = torch.zeros(1, dtype=torch.long)
+        self._scale = torch.ones(1, dtype=torch.float64)  # of the rule's step, less than 1 after failures
 
-    def ask(self, n: int = 1) -> Tensor:
-        """The task (1, k).
-
-        Raises:
-            ValueError: more than one task is asked for.
-        """
-        if isinstance(n, int) and n > 1:
-            raise ValueError(f"ask: projected ascent follows one task, got n = {n}; use MultiStartAscent")
-        return super().ask(n)
+    @property
+    def num_starts(self) -> int:
+        """Ascents."""
+        return len(self._unit)
 
     def _propose(self, n: int) -> tuple[Tensor, Tensor]:
-        if bool(self._slope.isnan().any()):  # Alg. 1, line 8
-            return self._new_start(), no_tags(n)
-        step = self._scale * _bounded(self._step(self._slope))
-        return self.space.from_unit(project_unit(self.space, self._unit + step))[None], no_tags(n)  # line 12
+        busy = set(self._tags.clamp(min=0).tolist())  # the first task is the first ascent's
+        free = [i for i in range(len(self._unit)) if i not in busy][:n]
+        free += range(len(self._unit), len(self._unit) + n - len(free))
+        self._grow(max(free) + 1)
+        return torch.cat([self._next(i) for i in free]), torch.tensor(free)
+
+    def _grow(self, n: int) -> None:
+        """At least n ascents; new ones have no task yet."""
+        if (more := n - len(self._unit)) <= 0:
+            return
+        zeros = torch.zeros(more, self.space.size, dtype=torch.float64)
+        self._unit, self._slope = torch.cat([self._unit, zeros]), torch.cat([self._slope, zeros + torch.nan])
+        self._moment, self._square = torch.cat([self._moment, zeros]), torch.cat([self._square, zeros])
+        self._num_steps = torch.cat([self._num_steps, torch.zeros(more, dtype=torch.long)])
+        self._scale = torch.cat([self._scale, torch.ones(more, dtype=torch.float64)])
+
+    def _next(self, i: int) -> Tensor:
+        """Of ascent i, (1, k)."""
+        if bool(self._slope[i].isnan().any()):  # Alg. 1, line 8
+            return self._new_start()
+        unit = self._unit[i] + self._scale[i] * _bounded(self._step(i))
+        return self.space.from_unit(project_unit(self.space, unit))[None]  # line 12
 
     def _new_start(self) -> Tensor:
         """A uniform task (1, k), drawn again while the nearest task told is one that failed."""
@@ -112,41 +126,46 @@ class ProjectedAscent(Search):
         return psi
 
     def _learn(self, told: Observations, tags: Tensor) -> None:
-        if bool((tags == ADDED).all()):  # somebody else's task does not move this one
-            return
-        last = told[-1:]
-        if not bool(last.known) and self._scale * SHRINK >= SHORTEST and not bool(self._slope.isnan().any()):
-            self._scale *= SHRINK  # once more from where it stands
-            self._forget()
+        for row, tag in enumerate(tags.tolist()):
+            if tag != ADDED:  # somebody else's task does not move an ascent
+                self._move(max(tag, 0), told[row : row + 1])
+
+    def _move(self, i: int, last: Observations) -> None:
+        """What ascent i learns from its task."""
+        moving = not bool(self._slope[i].isnan().any())
+        if not bool(last.known) and moving and float(self._scale[i]) * SHRINK >= SHORTEST:
+            self._scale[i] *= SHRINK  # once more from where it stands
+            self._forget(i)
         elif bool(last.gradient.isnan().any()):  # a new start
-            self._slope, self._scale = torch.full_like(self._slope, torch.nan), 1.0
-            self._forget()
+            self._slope[i], self._scale[i] = torch.nan, 1.0
+            self._forget(i)
             return
         else:
-            self._unit = self.space.to_unit(last.psi[0])
-            self._slope = last.gradient[0] * unit_scale(self.space)
-            self._scale = min(GROW * self._scale, 1.0)
+            self._unit[i] = self.space.to_unit(last.psi[0])
+            self._slope[i] = last.gradient[0] * unit_scale(self.space)
+            self._scale[i] = min(GROW * float(self._scale[i]), 1.0)
         first, second = (MOMENTUM, 0.0) if self._rule == "momentum" else ADAM[:2]
         weight = 1.0 if self._rule == "momentum" else 1 - first
-        self._moment = first * self._moment + weight * self._slope
-        self._square = second * self._square + (1 - second) * self._slope.square()
-        self._num_steps += 1
+        self._moment[i] = first * self._moment[i] + weight * self._slope[i]
+        self._square[i] = second * self._square[i] + (1 - second) * self._slope[i].square()
+        self._num_steps[i] += 1
 
-    def _forget(self) -> None:
-        """The past of the steps."""
-        self._moment, self._square = torch.zeros_like(self._moment), torch.zeros_like(self._square)
-        self._num_steps = 0
+    def _forget(self, i: int) -> None:
+        """The past of the steps of ascent i."""
+        self._moment[i], self._square[i], self._num_steps[i] = 0.0, 0.0, 0
 
-    def _step(self, gradient: Tensor) -> Tensor:
+    def _step(self, i: int) -> Tensor:
+        """Of ascent i, (k,), in unit coordinates."""
         if self._rule == "plain":
-            return self._step_size * gradient
+            return self._step_size * self._slope[i]
         if self._rule == "momentum":
-            return self._step_size * self._moment
+            return self._step_size * self._moment[i]
         if self._rule == "normalised":
-            norm = gradient.norm()
-            return self._step_size * gradient / torch.where(norm > 0, norm, 1.0)
-        moment = self._moment / (1 - ADAM[0] ** self._num_steps)
-        square = self._square / (1 - ADAM[1] ** self._num_steps)
+            norm = self._slope[i].norm()
+            return self._step_size * self._slope[i] / torch.where(norm > 0, norm, 1.0)
+        num_steps = int(self._num_steps[i])
+        moment = self._moment[i] / (1 - ADAM[0] ** num_steps)
+        square = self._square[i] / (1 - ADAM[1] ** num_steps)
         return self._step_size * moment / (square.sqrt() + ADAM[2])
 
     def _state(self) -> dict[str, Tensor]:
@@ -155,14 +174,22 @@ class ProjectedAscent(Search):
             "slope": self._slope,
             "moment": self._moment,
             "square": self._square,
-            "num_steps": torch.tensor(self._num_steps),
-            "scale": torch.tensor(self._scale, dtype=torch.float64),
+            "num_steps": self._num_steps,
+            "scale": self._scale,
         }
 
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """See `TaskSearch.load_state_dict`; states of one ascent, without the leading axis, load too."""
+        if (unit := state.get("own.unit")) is not None and unit.dim() == 1:
+            state = {name: x[None] if name.startswith("own.") else x for name, x in state.items()}
+        super().load_state_dict(state)
+
     def _load(self, state: Mapping[str, Tensor]) -> None:
+        if len({len(x) for x in state.values()}) != 1:
+            raise ValueError("ProjectedAscent: the state's ascents do not fit together")
         self._unit, self._slope = state["unit"], state["slope"]
         self._moment, self._square = state["moment"], state["square"]
-        self._num_steps, self._scale = int(state["num_steps"]), float(state["scale"])
+        self._num_steps, self._scale = state["num_steps"], state["scale"]
 
 
 def _bounded(step: Tensor) -> Tensor:

@@ -67,12 +67,15 @@ class ScreenedSearch(Search):
         return torch.cat([psi, near.to(psi)])
 
     def _propose(self, n: int) -> tuple[Tensor, Tensor]:
-        tasks = [self._choose() for _ in range(n)]
+        nominal = torch.rand(n, generator=self.generator) < self._nominal_share
+        num_nominal = int(nominal.sum())
+        tasks = [self.space.sample(num_nominal, "uniform", self.generator)] if num_nominal else []
+        if num_nominal < n:
+            tasks.append(self._choose(n - num_nominal))
         return torch.cat(tasks), no_tags(n)
 
-    def _choose(self) -> Tensor:
-        if float(torch.rand((), generator=self.generator)) < self._nominal_share:
-            return self.space.sample(1, "uniform", self.generator)
+    def _choose(self, n: int) -> Tensor:
+        """n different candidates of one screening."""
         if self.scorer is None:
             raise ValueError(
                 "ScreenedSearch: scorer is not set; pass scorer=, a function of candidates (C, k) that returns (C,)"
@@ -83,12 +86,18 @@ class ScreenedSearch(Search):
             raise ValueError(f"scorer: expected ({len(psi)},) scores, got {tuple(score.shape)}")
         self.last_screen = (psi, score)
         known = score.isfinite()
-        if not bool(known.any()):
-            raise ValueError(f"scorer: all {len(psi)} scores are nan or infinite")
-        weights = self._objective.weights(score[known])
-        row = int(torch.multinomial(weights, 1, generator=self.generator))
-        chosen = psi[known][row : row + 1]
-        return self.polisher(chosen) if self.polisher is not None else chosen
+        if int(known.sum()) < n:
+            raise ValueError(
+                f"scorer: {int((~known).sum())} of {len(psi)} scores are nan or infinite; expected {n} finite ones"
+            )
+        psi, score = psi[known], score[known]
+        chosen = []
+        for _ in range(n):
+            row = int(torch.multinomial(self._objective.weights(score), 1, generator=self.generator))
+            chosen.append(psi[row : row + 1])
+            left = torch.arange(len(psi)) != row
+            psi, score = psi[left], score[left]
+        return torch.cat([self.polisher(task) for task in chosen] if self.polisher else chosen)
 
     def _learn(self, told: Observations, tags: Tensor) -> None:
         """The history is all that it remembers."""

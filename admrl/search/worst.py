@@ -13,6 +13,7 @@ import torch
 from scipy.stats import t as student_t
 from torch import Tensor
 
+from admrl.number_text import counted, number, to_error, with_error
 from admrl.search.base import Search, TaskSearch, project_unit, unit_scale
 from admrl.storage.files import write_json
 from task_families.task_space import TaskSpace
@@ -78,25 +79,27 @@ class WorstReport:
         ]
         for i, task in enumerate(self.tasks, start=1):
             where = ", ".join(
-                f"{name} {x:.4g}" + ("" if unit == "1" else f" {unit}")
+                f"{name} {number(x)}" + ("" if unit == "1" else f" {unit}")
                 for name, x, unit in zip(self.names, task.psi, self.units, strict=True)
             )
-            interval = (
-                f" (interval unknown, {task.num_replicates} replicate{'s' if task.num_replicates > 1 else ''})"
-                if task.low is None
-                else f" [{task.low:.4g}, {task.high:.4g}] ({self.confidence:.0%}, {task.num_replicates} replicates)"
-            )
+            gap, replicates = number(task.gap), counted(task.num_replicates, "replicate")
+            interval = f" (interval unknown, {replicates})"
+            if task.low is not None and task.high is not None:
+                gap, low, high = to_error([task.gap, task.low, task.high], (task.high - task.low) / 4)
+                interval = f" [{low}, {high}] ({self.confidence:.0%}, {replicates})"
             slope = ""
             if task.gradient_norm is not None:
-                error = "" if task.gradient_error is None else f" ± {task.gradient_error:.2g}"
-                slope = f"; projected gradient {task.gradient_norm:.3g}{error} per unit coordinate"
+                norm, error = task.gradient_norm, task.gradient_error
+                shown = number(norm, 3) if error is None else with_error(norm, error)
+                slope = f"; projected gradient {shown} per unit coordinate"
             out.append(
-                f"  {i}. ({where}): gap {task.gap:.4g}{interval}; in the search {task.search_gap:.4g}{slope}"
+                f"  {i}. ({where}): gap {gap}{interval}; in the search {number(task.search_gap)}{slope}"
             )
         if self.bound is not None:
+            largest = number(self.bound.largest)
             out.append(
                 f"With {self.bound.confidence:.0%} confidence, at most {self.bound.mass:.2%} of uniform tasks have a "
-                f"measured gap above {self.bound.largest:.4g}, the largest of {self.bound.num_probes} uniform probes."
+                f"measured gap above {largest}, the largest of {self.bound.num_probes} uniform probes."
             )
         return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import math
@@ -18,6 +19,30 @@ def digest(content: object) -> str:
 
 
 TEMPORARY = ".tmp-"  # every unfinished file begins so
+
+
+SPELT = "spelt"  # how to encode text that an encoding does not have, for `str.encode` and streams
+
+
+def _spelt(error: UnicodeError) -> tuple[bytes, int]:
+    """Bytes of a file name that are no text in the locale stay what they are; other characters become \\xb1."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    first = error.object[error.start]  # one at a time; the others come again
+    handler = "surrogateescape" if "\udc80" <= first <= "\udcff" else "backslashreplace"
+    return first.encode("ascii", handler), error.start + 1
+
+
+codecs.register_error(SPELT, _spelt)
+
+
+def legible(data: Any) -> Any:
+    """Plain data whose text can be written and drawn everywhere: names of files as they are in UTF-8."""
+    if isinstance(data, str):
+        return data.encode("utf-8", SPELT).decode("utf-8", "backslashreplace")
+    if isinstance(data, dict):
+        return {legible(k): legible(v) for k, v in data.items()}
+    return [legible(x) for x in data] if isinstance(data, list) else data
 
 
 class StorageError(RuntimeError):
@@ -54,7 +79,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_text(path: Path, content: str) -> None:
     """`write_bytes` of UTF-8."""
-    write_bytes(path, content.encode("utf-8"))
+    write_bytes(path, legible(content).encode("utf-8"))
 
 
 def write_json(path: Path, data: Any) -> None:

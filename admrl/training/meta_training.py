@@ -20,8 +20,11 @@ Differs from the paper:
 2. A gradient whose two halves of the data contradict each other (cosine <= 0) is not followed; its two parts
    that need no solve (optimal - adapted) are, and the run says so.
 
-A run can stop after every step and go on from a `MetaState` that was saved there, bit-identically: where a task in
-progress stands is data (`TaskProgress`), and each phase of it begins by looking how much is done.
+3. With `tasks_per_round` B > 1, lines 3 to 12 are done for B tasks at once: one model and one D, B policies, the
+   real samples of a round divided by its tasks.
+
+A run can stop after every step and go on from a `MetaState` that was saved there, bit-identically: where a round in
+progress stands is data (`RoundProgress`), and each phase of it begins by looking how much is done.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import isfinite
 
-from admrl.config.training import MetaTrainConfig, num_gradient_episodes
+from admrl.config.training import MetaTrainConfig, num_gradient_episodes, per_task
 from admrl.gradient import Evidence, TaskGradient, task_gradient
 from admrl.jobs.reporter import Reporter, Silent
 from admrl.search import ScreenedSearch
@@ -40,10 +43,10 @@ from admrl.solving.rollouts import (
 )
 from admrl.solving.solution import make_policy, new_solution
 from admrl.solving.virtual_training import virtual_training
-from admrl.training.progress import Phase, TaskProgress, slbo_config
+from admrl.training.progress import Phase, RoundProgress, slbo_config
+from admrl.training.round import Direction, Round, Told, directions_to_follow, gaps, plain_numbers
 from admrl.training.screening import ModelScreening
 from admrl.training.state import MetaState, TaskRecord
-from admrl.training.task import Task, Told, direction_to_follow, plain_numbers, tell
 from task_families.family import TaskFamily
 from task_families.simulator import spawn_generators
 
@@ -65,7 +68,7 @@ def meta_train(
     Args:
         state: `new_state`, or one that was restored from a checkpoint.
         num_threads: of the simulator (results do not depend on it).
-        on_step, on_phase, on_task: called after every step, phase and task. The state is complete then: saved and
+        on_step, on_phase, on_task: called after every step, phase and round. The state is complete then: saved and
             restored, it goes on with the same numbers.
         estimate_gradient: the estimator of lines 9-11, called like `task_gradient`.
     """
@@ -86,16 +89,16 @@ def meta_train(
     while len(state.records) < config.num_tasks:  # Alg. 1, line 2
         progress = state.progress
         if progress is None:
-            state.progress = progress = _begin_task(family, state, config)  # line 3
+            state.progress = progress = _begin_round(family, state, config)  # line 3
             if isinstance(state.search, ScreenedSearch) and on_step is not None:
                 on_step(state)  # screening may take as long as a phase
-        task = Task(family, state, progress, config, num_threads, reporter, on_step, on_phase)
+        now = Round(family, state, progress, per_task(config), num_threads, reporter, on_step, on_phase)
         if progress.phase is Phase.ZERO_SHOT:
-            _zero_shot(task)  # line 4
+            _zero_shot(now)  # line 4
         if progress.phase is Phase.SLBO:
-            _slbo(task)  # lines 5-7
-        told = _task_gradient(task, estimate_gradient)  # lines 9-11
-        state.search.tell(task.psi, told.gap, told.gradient)  # lines 8 and 12
+            _slbo(now)  # lines 5-7
+        told = _task_gradient(now, estimate_gradient)  # lines 9-11
+        told.tell(state.search, now.psi)  # lines 8 and 12
         state.progress = None
         for call in (on_task, on_phase):  # the checkpoint comes last: what it covers is complete
             if call is not None:
@@ -103,116 +106,122 @@ def meta_train(
     return state
 
 
-def _begin_task(family: TaskFamily, state: MetaState, config: MetaTrainConfig) -> TaskProgress:
-    """Line 3: a random policy for the task that the search asks for."""
-    model, (generator,) = state.learner.model, spawn_generators(state.generator, 1)
-    psi = state.search.ask().to(model.weights[0].dtype)
-    solution = new_solution(model, psi, make_policy(family, config), config.virtual, [generator])
-    return TaskProgress(Phase.ZERO_SHOT if state.records else Phase.SLBO, 0, generator, solution)
+def _begin_round(family: TaskFamily, state: MetaState, config: MetaTrainConfig) -> RoundProgress:
+    """Line 3: a random policy for each task that the search asks for."""
+    model, num_tasks = state.learner.model, config.tasks_per_round
+    generators = spawn_generators(state.generator, num_tasks)
+    psi = state.search.ask(num_tasks).to(model.weights[0].dtype)
+    solution = new_solution(model, psi, make_policy(family, config), config.virtual, generators)
+    return RoundProgress(Phase.ZERO_SHOT if state.records else Phase.SLBO, 0, generators, solution)
 
 
-def _zero_shot(task: Task) -> None:
+def _zero_shot(now: Round) -> None:
     """Line 4, and the rollouts of theta_hat that line 9 needs."""
-    family, config, learner, progress = task.family, task.config, task.state.learner, task.progress
-    task.announce()
+    family, config, learner, progress = now.family, now.config, now.state.learner, now.progress
+    now.announce()
     theta_hat = virtual_training(
         family,
         learner.model,
         progress.solution,
         config.num_zero_shot,
         config.virtual,
-        task.generators,
+        now.generators,
         learner=learner,
-        reporter=task.reporter,
-        samples=task.state.samples,
+        reporter=now.reporter,
+        samples=now.state.samples,
         num_done=progress.num_done,
-        on_step=task.step_done,
+        on_step=now.step_done,
     )
     # in the model as it is now: theta_hat is optimal for the one before SLBO
-    model_rollout = virtual_rollout(family, learner.model, theta_hat, task.num_lanes, task.generators)
-    task.state.samples.virtual += model_rollout.num_samples
+    model_rollout = virtual_rollout(family, learner.model, theta_hat, now.num_lanes, now.generators)
+    now.state.samples.virtual += model_rollout.num_samples
     progress.theta_hat = progress.solution = theta_hat
     progress.model = learner.model.clone()
-    progress.rollouts = {"model": model_rollout, "hat": task.measure(theta_hat)}
-    task.end_phase(Phase.SLBO)
+    progress.rollouts = {"model": model_rollout, "hat": now.measure(theta_hat)}
+    now.end_phase(Phase.SLBO)
 
 
-def _slbo(task: Task) -> None:
+def _slbo(now: Round) -> None:
     """Lines 5-7, and the rollout of theta* that line 9 needs."""
-    progress = task.progress
-    task.announce()
+    progress = now.progress
+    now.announce()
     progress.solution = slbo_adapt(
-        task.family,
-        task.state.learner,
+        now.family,
+        now.state.learner,
         progress.solution,
-        slbo_config(task.config, task.index),
-        task.config.virtual,
-        task.generators,
-        num_threads=task.num_threads,
-        reporter=task.reporter,
-        samples=task.state.samples,
+        slbo_config(now.config, now.index == 0),
+        now.config.virtual,
+        now.generators,
+        num_threads=now.num_threads,
+        reporter=now.reporter,
+        samples=now.state.samples,
         num_done=progress.num_done,
-        on_step=task.step_done,
+        on_step=now.step_done,
     )
-    progress.rollouts["star"] = task.measure(progress.solution)
-    task.end_phase(Phase.GRADIENT)
+    progress.rollouts["star"] = now.measure(progress.solution)
+    now.end_phase(Phase.GRADIENT)
 
 
-def _task_gradient(task: Task, estimate_gradient: Callable[..., TaskGradient]) -> Told:
-    """Lines 9-11; appends the record."""
-    state, progress, rollouts = task.state, task.progress, task.progress.rollouts
+def _task_gradient(now: Round, estimate_gradient: Callable[..., TaskGradient]) -> Told:
+    """Lines 9-11; appends the records."""
+    state, progress, rollouts = now.state, now.progress, now.progress.rollouts
     gradient = None
     if progress.theta_hat is not None and state.search.uses_gradient:
         assert progress.model is not None  # it comes with theta_hat
-        task.announce()
+        now.announce()
         evidence = Evidence(
-            family=task.family,
+            family=now.family,
             theta_hat=progress.theta_hat,
             theta_star=progress.solution,
             hat_in_model=rollouts["model"],
             hat_in_simulator=rollouts["hat"],
             star_in_simulator=rollouts["star"],
             model=progress.model,
-            config=task.config.gradient,
-            virtual=task.config.virtual,
+            config=now.config.gradient,
+            virtual=now.config.virtual,
             updated_model=state.learner.model,
         )
-        gradient = estimate_gradient(
-            evidence, task.generators, on_real=task.keep, num_threads=task.num_threads
-        )
+        gradient = estimate_gradient(evidence, now.generators, on_real=now.keep, num_threads=now.num_threads)
         state.samples.virtual += gradient.virtual_samples
     elif progress.theta_hat is not None:
-        _draw_as_many(task, progress.theta_hat)
-    direction, cosine, fell_back = direction_to_follow(task, gradient)
+        _draw_as_many(now, progress.theta_hat)
+    directions = directions_to_follow(now, gradient)
+    state.records += _records(now, gradient, directions)
+    return gaps(now, gradient, directions)
+
+
+def _records(now: Round, gradient: TaskGradient | None, directions: list[Direction]) -> list[TaskRecord]:
+    """One for each task of the round."""
     parts = ("optimal", "adapted", "implicit", "total")
-    solve = gradient.solve if gradient else None
-    state.records.append(
+    solve, samples = gradient.solve if gradient else None, now.state.samples
+    returns = {name: now.mean_returns(name) for name in ("model", "hat", "star")}
+    return [
         TaskRecord(
-            index=task.index,
-            psi=[round(x, 6) for x in task.psi[0].tolist()],
-            return_model=task.mean_return("model"),
-            return_hat=task.mean_return("hat"),
-            return_star=task.mean_return("star"),
-            gradient={name: plain_numbers(getattr(gradient, name)[0]) for name in parts}
+            index=now.index + i,
+            psi=[round(x, 6) for x in psi],
+            return_model=returns["model"][i],
+            return_hat=returns["hat"][i],
+            return_star=returns["star"][i],
+            gradient={name: plain_numbers(getattr(gradient, name)[i]) for name in parts}
             if gradient
             else None,
-            split_half_cosine=cosine if cosine is not None and isfinite(cosine) else None,
-            fell_back=fell_back,
-            solve_status=solve.status.item().name if solve else None,
-            relative_residual=plain_numbers(solve.relative_residual)[0] if solve else None,
-            real_samples=state.samples.real,
-            virtual_samples=state.samples.virtual,
+            split_half_cosine=found.cosine if found.cosine is not None and isfinite(found.cosine) else None,
+            fell_back=found.fell_back,
+            solve_status=solve.status[i].name if solve else None,
+            relative_residual=plain_numbers(solve.relative_residual)[i] if solve else None,
+            real_samples=samples.real,
+            virtual_samples=samples.virtual,
         )
-    )
-    return tell(task, gradient, direction)
+        for i, (psi, found) in enumerate(zip(now.psi.tolist(), directions, strict=True))
+    ]
 
 
-def _draw_as_many(task: Task, theta_hat: Solution) -> None:
+def _draw_as_many(now: Round, theta_hat: Solution) -> None:
     """The further real episodes that the gradient would have drawn, all of theta_hat; see the head of this page."""
-    num_episodes = num_gradient_episodes(task.config.gradient, task.family.box.size)
+    num_episodes = num_gradient_episodes(now.config.gradient, now.family.box.size)
     if num_episodes:
-        task.reporter.phase(f"{task.name}: further episodes")
-        task.keep(
-            real_rollout(task.family, theta_hat, num_episodes, task.generators, num_threads=task.num_threads)
+        now.reporter.phase(f"{now.name}: further episodes")
+        now.keep(
+            real_rollout(now.family, theta_hat, num_episodes, now.generators, num_threads=now.num_threads)
         )
-        task.advance()
+        now.advance()

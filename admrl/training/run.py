@@ -28,11 +28,11 @@ from admrl.runs.folder import TASKS
 from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS, Saver, writing
 from admrl.runs.versions import versions, weights_digest
 from admrl.solving.solution import make_policy
-from admrl.storage.files import write_json
+from admrl.storage.files import legible, write_json
 from admrl.streams import VERSION
 from admrl.training.adapter import ModelBasedAdapter, num_steps, relevant_settings
 from admrl.training.meta_training import meta_train
-from admrl.training.progress import num_steps_left
+from admrl.training.progress import num_phase_steps, num_steps_left
 from admrl.training.state import MetaState, new_state
 from admrl.training.state_file import dump_state, restore_state
 from dynamics.learner import ModelLearner
@@ -65,17 +65,20 @@ class TrainInfo:
     versions: dict[str, str]
     source: dict[str, str] | None = None
     """Of a family from outside this package; see `admrl.runs.families`."""
+    extended: tuple[dict[str, Any], ...] = ()
+    """See `admrl.runs.folder.RunInfo`."""
 
 
 class Run(EvaluableRun[TrainInfo, MetaState]):
     """A run folder of `admrl train` in memory."""
 
     kind = None  # config.json of these runs names none
+    settings, length = MetaTrainConfig, "num_tasks"
 
     @classmethod
     def check_info(cls, data: Any) -> TrainInfo:
         """See `RunFolder`."""
-        info: TrainInfo = from_dict(TrainInfo, {"source": None, **data})
+        info: TrainInfo = from_dict(TrainInfo, data)
         check_config(info.config)
         check_seed(info.seed)
         return info
@@ -102,6 +105,19 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
     def progress(self) -> str:
         """For messages."""
         return f"{len(self.state.records)} of {self.info.config.num_tasks} tasks are done"
+
+    @property
+    def position(self) -> str:
+        """See `RunFolder`."""
+        at, num_done = self.state.progress, len(self.state.records)
+        if at is None:
+            return self.progress
+        num_steps, last = (
+            num_phase_steps(self.info.config, not num_done)[at.phase],
+            num_done + len(at.generators),
+        )
+        which = f"task {last}" if last == num_done + 1 else f"tasks {num_done + 1}-{last}"
+        return f"{self.progress}, and of {which} {at.num_done} of {num_steps} steps of {at.phase}"
 
     @property
     def steps_left(self) -> int:
@@ -170,13 +186,14 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
     def provenance(self) -> dict[str, Any]:
         """Where a table's numbers come from; see `Adapter.provenance`."""
         return {
-            "run": str(self.path),
+            "run": legible(str(self.path)),
             "selector": self.info.selector,
             "seed": self.info.seed,
             "preset": self.info.preset,
             "training_real_samples": self.state.samples.real,
             "training_virtual_samples": self.state.samples.virtual,
             "training_versions": self.info.versions,
+            **self.unfinished(),
             **code_key(self.family),
         }
 

@@ -11,7 +11,7 @@ from admrl.config.training import MetaTrainConfig, check_sample_counts, check_sc
 from admrl.search import ScreenedSearch, Search, make_search
 from admrl.solving.samples import SampleCounts
 from admrl.streams import Purpose, stream
-from admrl.training.progress import TaskProgress
+from admrl.training.progress import RoundProgress
 from admrl.training.screening import check_members
 from dynamics.learner import ModelLearner
 from task_families.family import TaskFamily
@@ -52,7 +52,7 @@ class MetaState:
     search_generator: torch.Generator
     records: list[TaskRecord] = field(default_factory=list)
     samples: SampleCounts = field(default_factory=SampleCounts)
-    progress: TaskProgress | None = None  # None between two tasks
+    progress: RoundProgress | None = None  # None between two rounds
 
 
 def new_state(

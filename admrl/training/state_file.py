@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from admrl.config.plain_data import from_dict
-from admrl.config.training import MetaTrainConfig
+from admrl.config.training import MetaTrainConfig, per_task
 from admrl.runs.checkpoints import Checkpoint
 from admrl.solving.samples import SampleCounts
 from admrl.solving.solution import Solution, make_policy
@@ -24,7 +24,7 @@ from admrl.solving.solution_file import (
 )
 from admrl.storage.files import DamagedFileError, expect, plain_count, plain_number
 from admrl.storage.sealed_file import check_tensor
-from admrl.training.progress import Phase, TaskProgress, num_phase_steps
+from admrl.training.progress import Phase, RoundProgress, num_phase_steps
 from admrl.training.state import MetaState, TaskRecord
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout
@@ -57,7 +57,7 @@ def dump_state(state: MetaState) -> tuple[dict[str, Tensor], dict[str, Any], dic
         for kind, rollout in progress.rollouts.items():
             tensors |= {f"rollout.{kind}.{f}": getattr(rollout, f) for f in ROLLOUT_FIELDS}
         plain = {"phase": str(progress.phase), "num_done": progress.num_done}
-        tensors |= dump_generators("generators.task", [progress.generator])
+        tensors |= dump_generators("generators.task", progress.generators)
     tensors |= dump_generators("generators.run", _generators(state))
     meta = {
         "records": [record.to_dict() for record in state.records],
@@ -114,31 +114,32 @@ def _load_progress(
     config: MetaTrainConfig,
     tensors: dict[str, Tensor],
     plain: Any,
-) -> TaskProgress | None:
+) -> RoundProgress | None:
     if plain is None:
         return None
     phase, num_done = Phase(plain["phase"]), plain_count(plain["num_done"], "num_done")
-    num_steps = num_phase_steps(config, len(state.records))[phase]
+    num_steps = num_phase_steps(config, not state.records)[phase]
     if num_done > num_steps:
         raise ValueError(f"progress: {num_done} steps of {num_steps} are done")
-    generator = torch.Generator()
-    load_generators("generators.task", tensors, [generator])
+    num_tasks = config.tasks_per_round
+    generators = [torch.Generator() for _ in range(num_tasks)]
+    load_generators("generators.task", tensors, generators)
     dtype = state.learner.model.weights[0].dtype
 
     def solution(prefix: str) -> Solution:
         policy = make_policy(family, config)
-        return load_solution(prefix, tensors, family, policy, config.virtual.value, 1, dtype)
+        return load_solution(prefix, tensors, family, policy, config.virtual.value, num_tasks, dtype)
 
-    progress = TaskProgress(phase, num_done, generator, solution("solution"))
+    progress = RoundProgress(phase, num_done, generators, solution("solution"))
     if "theta_hat.theta" in tensors:
         progress.theta_hat = solution("theta_hat")
         progress.model = state.learner.model.clone()
         pattern = progress.model.state_dict()
         progress.model.load_state_dict({k: like(tensors, f"{OLD_MODEL}{k}", v) for k, v in pattern.items()})
-    lanes = config.gradient.num_samples // family.horizon
+    shape = (num_tasks, per_task(config).gradient.num_samples // family.horizon, family.horizon)
     for kind in ROLLOUTS:
         if f"rollout.{kind}.obs" in tensors:
-            progress.rollouts[kind] = _load_rollout(f"rollout.{kind}", tensors, family, lanes, dtype)
+            progress.rollouts[kind] = _load_rollout(f"rollout.{kind}", tensors, family, shape, dtype)
     needed = {Phase.ZERO_SHOT: 0, Phase.SLBO: 2, Phase.GRADIENT: 3}[phase] - 2 * (not state.records)
     if len(progress.rollouts) != max(needed, 0):
         raise ValueError(f"progress: expected {needed} rollouts in the phase {phase}")
@@ -146,9 +147,12 @@ def _load_progress(
 
 
 def _load_rollout(
-    prefix: str, tensors: dict[str, Tensor], family: TaskFamily, num_lanes: int, dtype: torch.dtype
+    prefix: str,
+    tensors: dict[str, Tensor],
+    family: TaskFamily,
+    lead: tuple[int, int, int],
+    dtype: torch.dtype,
 ) -> Rollout:
-    lead = (1, num_lanes, family.horizon)
     sizes = {"obs": family.obs_size, "next_obs": family.obs_size, "act": family.act_size}
     columns = {
         f: check_tensor(

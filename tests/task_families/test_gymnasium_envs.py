@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from gymnasium.wrappers import TimeAwareObservation
 
-from task_families import names
+from task_families import make, names
 from task_families.gymnasium_envs import gymnasium_id, make_task_env, register_envs
 
 pytestmark = pytest.mark.filterwarnings(
@@ -72,3 +73,101 @@ def test_module_prefix_registers_by_itself():
         "env.reset(seed=0); assert env.unwrapped.psi.tolist() == [0.5, 0.5]"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+# -- time limits -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", names())
+def test_time_limit_is_the_horizon(name):
+    """Before: spec.max_episode_steps was None, and TimeAwareObservation refused all twenty."""
+    env = gymnasium.make(gymnasium_id(name))
+    horizon = make(name).horizon
+    assert gymnasium.spec(gymnasium_id(name)).max_episode_steps == env.spec.max_episode_steps == horizon
+    timed = TimeAwareObservation(env)
+    obs, _ = timed.reset(seed=0)
+    assert obs.shape == (env.unwrapped.family.obs_size + 1,) and obs[-1] == 0
+    assert timed.step(env.action_space.sample())[0][-1] == 1
+
+
+def episode(env, seed):
+    """Rewards, and terminated and truncated of each step, with quiet actions, until the episode is over."""
+    rng = np.random.default_rng(seed)
+    env.reset(seed=seed)
+    seen, over = [], False
+    while not over:
+        act = rng.normal(size=env.action_space.shape, scale=0.1).astype(np.float32)
+        _, reward, terminated, truncated, _ = env.step(act)
+        seen.append((reward, terminated, truncated))
+        over = terminated or truncated
+    return seen
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_time_limit_changes_no_episode(name):
+    """As many steps and the same rewards and flags with gymnasium's wrapper as without."""
+    family = make(name)
+    bare = family.make_env(family.first_psi)
+    for seed in range(2):
+        seen = episode(gymnasium.make(gymnasium_id(name)), seed)
+        assert seen == episode(bare, seed)
+        num_steps, (_, terminated, truncated) = len(seen), seen[-1]
+        assert num_steps <= family.horizon and terminated != truncated
+        assert truncated == (num_steps == family.horizon)
+
+
+def test_a_shorter_limit_truncates_and_a_longer_one_does_not_prolong():
+    for limit, expected in ((7, 7), (50, 20), (-1, 20)):
+        env = gymnasium.make("AdMRL/PointRobot-v0", max_episode_steps=limit)
+        seen = episode(env, 0)
+        assert len(seen) == expected and seen[-1][2]
+
+
+def test_an_episode_that_ends_at_its_last_step_is_terminated():
+    """The wrapper says truncated, too, as for gymnasium's own environments: termination goes first."""
+    name = "task_families.gymnasium_envs:AdMRL/Hopper2D-v0"
+    seen = episode(gymnasium.make(name), 0)
+    num_steps = len(seen)
+    assert num_steps < 200 and seen[-1][1:] == (True, False)
+    again = episode(gymnasium.make(name, max_episode_steps=num_steps), 0)
+    assert again[:-1] == seen[:-1] and again[-1][1:] == (True, True)
+
+
+# -- stable-baselines3 -------------------------------------------------------------------------------------
+
+UNLIMITED = ("linear_quadratic",)  # its closed forms are those of unlimited actions
+
+
+@pytest.mark.parametrize("name", names())
+def test_stable_baselines3_checks_the_environment(name):
+    """Before: refused for five families, whose actions had no limits."""
+    checker = pytest.importorskip("stable_baselines3.common.env_checker")
+    env = gymnasium.make(gymnasium_id(name))
+    if name in UNLIMITED:
+        refused = pytest.raises(AssertionError, match="finite lower and upper bound")
+        with refused, pytest.warns(UserWarning, match="symmetric and normalized"):
+            checker.check_env(env)
+        return
+    checker.check_env(env)
+    assert env.action_space.is_bounded()
+
+
+@pytest.mark.parametrize("name", names())
+def test_action_spaces_are_the_limits_of_the_family(name):
+    """But where the largest number chooses: any choice is one of numbers in [-1, 1], and others are accepted."""
+    family = make(name)
+    space, bounds = family.make_env(family.first_psi).action_space, family.action_bounds
+    if family.picks_largest:
+        assert not bounds.are_finite and (space.low == -1).all() and (space.high == 1).all()
+        outcomes = [family.make_env(family.first_psi) for _ in range(2)]
+        for env in outcomes:
+            env.reset(seed=3)
+        act = np.linspace(-1, 1, family.act_size)
+        for _ in range(5):
+            (obs, reward, *_), (far_obs, far_reward, *_) = (
+                env.step(scale * act) for env, scale in zip(outcomes, (1, 900), strict=True)
+            )
+            assert reward == far_reward and np.array_equal(obs, far_obs)
+    else:
+        np.testing.assert_array_equal(space.low, bounds.low.numpy())
+        np.testing.assert_array_equal(space.high, bounds.high.numpy())

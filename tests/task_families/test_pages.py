@@ -1,5 +1,6 @@
 """The page of all families, the example of an own family, and pictures."""
 
+import re
 import runpy
 import subprocess
 import sys
@@ -28,6 +29,17 @@ def test_page_is_up_to_date():
     for name in names():
         assert f"## {name}\n" in page
         assert (ROOT / "docs" / "families" / f"{name}.png").stat().st_size > 1000
+
+
+def test_examples_of_the_page_run(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", families_page(), flags=re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, {})
+    assert (
+        "tensor([-1., -1.], dtype=torch.float64) tensor([1., 1.], dtype=torch.float64)"
+        in capsys.readouterr().out
+    )
 
 
 def test_every_page_of_a_family_prints_its_formula_and_its_departures():

@@ -4,30 +4,19 @@ import io
 import json
 import os
 import pickle
-import subprocess
 import sys
-import time
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 
-from admrl.baselines import SubprocessPolicy, onnx_policy, sb3_policy, torchscript_policy
+from admrl.baselines import onnx_policy, sb3_policy, torchscript_policy
 from task_families import make
 
 FAMILY = make("point_robot")
 OBS = torch.linspace(-2, 2, 12).view(6, 2)
 W, B = torch.tensor([[0.5, -1.0], [0.25, 0.75]]), torch.tensor([0.1, -0.2])
-ECHO = """
-import json, sys
-hello = json.loads(sys.stdin.readline())
-print(json.dumps({"obs_size": %s, "act_size": hello["act_size"]}), flush=True)
-for line in sys.stdin:
-    rows = json.loads(line)["obs"]
-    %s
-    print(json.dumps({"act": [[2 * x for x in row] for row in rows]}), flush=True)
-"""
 
 
 def test_torchscript_policy(tmp_path):
@@ -165,75 +154,3 @@ def test_other_sb3_files_are_refused(sb3_files, tmp_path):
     _rewritten(file, tmp_path / "strange.zip", "data", json.dumps(data))
     with pytest.raises(ValueError, match=r"unknown activation <class 'theirs.Strange'>"):
         sb3_policy(tmp_path / "strange.zip", FAMILY)
-
-
-def _program(size="hello['obs_size']", body="pass"):
-    return [sys.executable, "-c", ECHO % (size, body)]
-
-
-def test_subprocess_policy():
-    with SubprocessPolicy(_program(), FAMILY) as policy:
-        torch.testing.assert_close(policy(OBS), 2 * OBS.double())
-        process = policy._process
-        assert process.poll() is None
-    assert process.poll() is not None
-    with pytest.raises(ValueError, match="closed"):
-        policy(OBS)
-
-
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        (_program(size="7"), "its spaces are {'obs_size': 7, 'act_size': 2}, point_robot has"),
-        ([sys.executable, "-c", "raise SystemExit(3)"], "ended with exit code 3"),
-        (
-            [sys.executable, "-c", "print('hello', flush=True); input(); input()"],
-            "expected one JSON object a line",
-        ),
-        ([sys.executable, "-c", "import time; time.sleep(60)"], "no answer within 1 s"),
-        (["/no/such/program"], "cannot be started"),
-        ("python policy.py", "expected a list of words"),
-        ([], "expected a list of words"),
-    ],
-)
-def test_a_program_that_does_not_keep_to_the_protocol_is_refused(command, message):
-    started = time.monotonic()
-    with pytest.raises(ValueError, match=message):
-        SubprocessPolicy(command, FAMILY, timeout=1)
-    assert time.monotonic() - started < 10
-
-
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        ("rows = rows[:1]", "expected 'act' with 6 rows of 2 numbers"),
-        ("rows = [['x'] for _ in rows]", "expected 'act'"),
-        ("raise SystemExit(5)", "ended with exit code 5"),
-        ("import time; time.sleep(60)", "no answer within 2 s"),
-    ],
-)
-def test_a_wrong_or_late_answer_ends_the_program(body, message):
-    policy = SubprocessPolicy(_program(body=body), FAMILY, timeout=2)
-    with pytest.raises(ValueError, match=message):
-        policy(OBS)
-    assert policy._process.poll() is not None
-
-
-def test_the_program_is_killed_when_python_ends(tmp_path):
-    """Even if nobody closes the policy, and the program ignores the end of its input."""
-    program = tmp_path / "policy.py"
-    program.write_text(
-        "import json, os, sys, time\n"
-        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
-        "hello = json.loads(sys.stdin.readline())\n"
-        "print(json.dumps({'obs_size': 2, 'act_size': 2}), flush=True)\n"
-        "time.sleep(120)\n"
-    )
-    code = (
-        "import sys\nfrom admrl.baselines import SubprocessPolicy\nfrom task_families import make\n"
-        f"policy = SubprocessPolicy([sys.executable, {str(program)!r}], make('point_robot'))\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-    pid = int((tmp_path / "pid").read_text())
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)

@@ -101,3 +101,16 @@ def test_replay_from_a_checkpoint_draws_the_same(generator):
     hostile = replay.state_dict() | {"context.index": torch.full((3, 8), 99)}
     with pytest.raises(ValueError, match="rows that are not there"):
         other.load(replay.columns(), hostile)
+
+
+def test_an_offset_of_observations_is_told_once():
+    """Before: stored in float32 without a word."""
+    replay, one = MultiTaskReplay(2, 100, S, A), torch.ones(20)
+    obs = torch.linspace(-1, 1, 20)[:, None].expand(-1, S)
+    columns = obs[:, :A], obs, one, one, 0 * one
+    replay.add(0, obs, *columns, to_context=True)
+    far = obs + torch.tensor([0.0, 0.0, 1e6, 0.0])
+    with pytest.warns(UserWarning, match=r"coordinate 2 has the offset 1e\+06 and the spread 0.6") as told:
+        replay.add(0, far, *columns, to_context=True)
+        replay.add(1, far, *columns, to_context=True)
+    assert len(told) == 1

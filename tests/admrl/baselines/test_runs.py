@@ -100,6 +100,42 @@ def test_an_interrupted_training_goes_on_bit_identically(tmp_path, algorithm, nu
     assert drop_seconds[0] == drop_seconds[1]
 
 
+@pytest.mark.parametrize("algorithm", ["pearl", "crl"])
+def test_an_extended_training_is_the_longer_one_bit_for_bit(tmp_path, monkeypatch, algorithm):
+    sac = replace(preset_config("smoke", "point_robot", algorithm).sac, learning_rate_decay="none")
+    whole = trained(tmp_path / "whole", algorithm, num_iterations=3, sac=sac)
+    short = trained(tmp_path / "short", algorithm, num_iterations=2, sac=sac)
+    assert short.finished
+    assert run_cli(monkeypatch, "train-baseline", "--resume", short.path, "--num-iterations", 3) == 0
+    again = open_baseline(short.path)
+    assert again.finished and same_weights(whole, again)
+    assert again.state.curve == whole.state.curve and again.state.real_samples == whole.state.real_samples
+    (change,) = again.info.extended
+    assert (change["setting"], change["old"], change["new"]) == ("num_iterations", 2, 3)
+
+
+def test_what_cannot_be_extended_is_refused(tmp_path):
+    falling = trained(tmp_path / "falling")
+    assert falling.info.config.sac.learning_rate_decay == "linear"
+    before = (falling.path / "config.json").read_bytes()
+    with pytest.raises(ValueError, match=r"num_iterations: expected 2 or more, .*got 1"):
+        BaselineRun.resume(falling.path, length=1)
+    with pytest.raises(ValueError, match=r"its learning rate falls to zero over its 2 iterations"):
+        BaselineRun.resume(falling.path, length=3)
+    BaselineRun.resume(falling.path, length=2).release()
+    assert (falling.path / "config.json").read_bytes() == before
+
+
+def test_an_unfinished_training_can_be_used_and_says_so(tmp_path):
+    with pytest.raises(Interrupted), deferred_signals():
+        train_baseline_run(prepared(tmp_path / "half"), StopAfter(3))
+    run = load_any_run(tmp_path / "half")
+    told = run.provenance()
+    assert told["training_progress"] == "1 of 2 iterations are done, 10 gradient steps"
+    assert told["training_checkpoint"] == run.checkpoint.number
+    assert "training_progress" not in trained(tmp_path / "whole").provenance()
+
+
 @pytest.mark.parametrize("exploration", ["deterministic", "stochastic"])
 def test_exploration_alone_may_be_stochastic(exploration):
     config = preset_config("smoke", "point_robot", "pearl")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -219,8 +220,8 @@ def test_search_worst(tmp_path):
     assert data["search_policies"] == 5 * 2 and data["confirm_policies"] == len(report["tasks"]) * 2 * (1 + 4)
     for task, replay in zip(report["tasks"], data["replay"], strict=True):
         assert task["low"] <= task["gap"] <= task["high"] and task["gradient_norm"] >= 0
-        command = parse(replay.split()[1:])
-        assert list(command.psi) == pytest.approx(task["psi"], rel=1e-5) and command.run == out
+        command = parse(shlex.split(replay)[1:])
+        assert torch.equal(torch.tensor(command.psi), torch.tensor(task["psi"])) and command.run == out
     assert "95% confidence" in result.stdout and "admrl render --run" in result.stdout
     assert (out / "worst" / "worst-1.gif").exists() or "no film" in result.stderr
     again = admrl("search-worst", str(out))

@@ -16,17 +16,23 @@ from task_families import make
 
 
 @needs_opengl
-def test_render_writes_film_and_strip(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("slow_motion", "shown"), [(1, "in real time"), (20, "20 times slower")])
+def test_render_writes_film_and_strip(slow_motion, shown, tmp_path, monkeypatch, capsys):
     out = tmp_path / "film.gif"
-    monkeypatch.setattr(
-        sys, "argv", f"admrl render --family hopper2d --psi 1 1.3 --num-pictures 3 --out {out}".split()
+    command = (
+        f"admrl render --family hopper2d --psi 1 1.3 --num-pictures 3 --slow-motion {slow_motion} --out {out}"
     )
+    monkeypatch.setattr(sys, "argv", command.split())
     monkeypatch.setattr(os, "environ", os.environ.copy())
     main()
     film, strip = imageio.imread(out), imageio.imread(tmp_path / "film-strip.png")
-    assert film.ndim == 4 and film.shape[1:] == (240, 320, 3) and len(film) > 5
+    assert film.ndim == 4 and film.shape[1:] == (240, 320, 3)
     assert strip.shape == (240, 3 * 320 + 2 * 4, 3)
-    assert "psi (1, 1.3), random actions" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "psi (1, 1.3), random actions" in told and f" s, shown {shown}" in told
+    num_steps = int(re.search(r"(\d+) steps", told)[1])
+    seconds = sum(imageio.immeta(out, index=i)["duration"] for i in range(len(film))) / 1000
+    assert 0 <= seconds - slow_motion * 0.002 * num_steps <= 2 * 0.04  # the last state stays for a picture
 
 
 @pytest.mark.parametrize(
@@ -39,6 +45,7 @@ def test_render_writes_film_and_strip(tmp_path, monkeypatch, capsys):
         ("--family hopper2d --out nowhere/film.gif", "nowhere does not exist"),
         ("--family tabular", "tabular has no MuJoCo body"),
         ("--family hopper2d --num-pictures 0", "expected 1 or more, got 0"),
+        ("--family hopper2d --slow-motion 0.5", "expected 1 to 1000, got 0.5"),
         ("--run nowhere", "nowhere"),
     ],
 )

@@ -103,16 +103,19 @@ def good_settings(draw):
     config = SMALL
     for path, f, whole, optional in TRAINING:
         low, high = f.metadata["range"]
-        if path[-1] in ("num_samples", "num_members"):
+        if path[-1] in ("num_samples", "num_members", "tasks_per_round"):
             continue
         number = st.integers(low, min(high, low + CHEAP)) if whole else st.floats(low, high)
         config = change(config, path, draw(number | st.none() if optional else number))
     members, horizon = draw(st.integers(1, 3)), make("linear_quadratic").horizon
     config = change(config, ("dynamics", "num_members"), members)
-    for part, multiple in (("virtual", 1), ("gradient", 2)):
+    tasks = draw(st.integers(1, 2))
+    config = replace(config, tasks_per_round=tasks, num_tasks=tasks * config.num_tasks)
+    for part, multiple in (("virtual", 1), ("gradient", 2 * tasks)):
         lanes = members * multiple * draw(st.integers(1, 2))
         config = change(config, (part, "num_samples"), horizon * lanes)
-    config = change(config, ("slbo", "num_samples"), horizon * draw(st.integers(1, 3)))
+    config = change(config, ("gradient", "num_extra_episodes"), tasks * config.gradient.num_extra_episodes)
+    config = change(config, ("slbo", "num_samples"), horizon * tasks * draw(st.integers(1, 3)))
     sizes = draw(st.lists(st.integers(1, 20), max_size=3))
     return replace(config, policy_hidden_sizes=tuple(sizes))
 

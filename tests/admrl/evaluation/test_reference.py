@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from command_tools import prepared
+from offset_tools import OffsetMass
 
 from admrl.commands.reference import ReferenceReturns
 from admrl.config.evaluation import ReferenceConfig
@@ -166,3 +167,13 @@ def test_sac_really_runs(tmp_path):
     assert found.psi == (1.0, 1.5) and (found.method, found.seed, found.real_samples) == ("sac", 3, 300)
     assert len(found.episode_return) == 4 and all(0 < x < 2000 for x in found.episode_return)
     assert "stable-baselines3" in found.versions
+
+
+def test_sac_tells_of_an_offset_of_observations(tmp_path):
+    pytest.importorskip("stable_baselines3")
+    family = OffsetMass(offset=(1e6, 0.0))
+    tasks = TaskList("one", family.first_psi[None].double())
+    with pytest.warns(
+        UserWarning, match=r"coordinate 0 has the offset 1e\+06 and the spread 0\.\d, so float32"
+    ):
+        sac_job(family, "released", tasks, 0, SMALL, 3, tmp_path / "sac" / "x", Quiet())

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -22,6 +23,7 @@ from admrl.reports.comparison import (
     paired_rows,
     provenance_rows,
     summary_rows,
+    texts,
     to_csv,
 )
 from admrl.reports.heatmap import plot_method_heatmap
@@ -132,7 +134,7 @@ def test_missing_cells_are_left_out_and_said():
     broken[0] = replace(broken[0], episode_return=episodes)
     comparison = compare_tables(broken)
     np.testing.assert_array_equal(comparison.complete(0), [True, True, True, False])
-    assert any("n = 0: 1 of 4 tasks are missing" in note for note in comparison.notes())
+    assert any("n = 0: 1 of 4 tasks missing" in note for note in comparison.notes())
     rows = summary_rows(comparison)
     assert value(rows, method="adversarial", n=0, statistic="worst gap")["value"] == 3.0
     assert value(rows, method="adversarial", n=0, statistic="worst gap")["tasks"] == 3
@@ -142,12 +144,24 @@ def test_missing_cells_are_left_out_and_said():
     assert "nan" not in line and ",," in line, "missing numbers are empty, never zero"
 
 
+def test_numbers_in_csv_are_exact_and_those_on_the_page_short():
+    """CSV had six digits."""
+    row = {"method": "a", "n": 3, "value": 1 / 3, "low": 0.3, "high": 0.4, "gap": 1e16 + 2, "p": math.nan}
+    (line,) = csv.DictReader(to_csv([row]).splitlines())
+    assert float(line["value"]) == 1 / 3 and float(line["gap"]) == 1e16 + 2 and line["p"] == ""
+    assert texts(row)["value"] == "0.333" and texts(row)["low"] == "0.300" and texts(row)["p"] == "\u2013"
+    assert texts({"gap": 1.23456e-6, "standard error": 2e-8}) == {
+        "gap": "1.235e-6",
+        "standard error": "0.020e-6",
+    }
+
+
 def test_negative_gaps_and_unequal_budgets_are_said():
     tables = four_tables()
     tables[0] = replace(tables[0], provenance=replace(tables[0].provenance, training_real_samples=7))
     tables[1] = table("uniform", 0, ((-1.0, 3.0, 4.0, 7.0), (1.0, 2.0, 3.0, 7.0)))
     notes = " ".join(compare_tables(tables).notes())
-    assert "1 mean gaps are negative" in notes and "Training budgets differ" in notes
+    assert "1 mean gap below 0" in notes and "Training budgets differ" in notes
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import matplotlib.image
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from table_tools import toy_table
 
 from admrl.reports.heatmap import plot_gap_heatmap
@@ -63,3 +64,94 @@ def test_other_sets_of_tasks_are_drawn_too(tmp_path, name):
         )
     plot_gap_heatmap([table, replace(table, method="other")], tmp_path / name)
     assert (tmp_path / name).stat().st_size > 8000
+
+
+def drawn(monkeypatch, tables, path, **options):
+    """The figure of a call, still open."""
+    figures = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    plot_gap_heatmap(tables, path, **options)
+    monkeypatch.undo()
+    (figure,) = figures
+    return figure
+
+
+def texts(artist):
+    return [t.get_text() for t in artist.findobj(Text) if t.get_visible() and t.get_text()]
+
+
+def scaled(size, **changes):
+    """Gaps 2, 2, 6 and 2 with errors 1, 1, 1 and 3, all times a size."""
+    table = toy_table()
+    return replace(
+        table,
+        episode_return=table.episode_return * size,
+        optimal_return=table.optimal_return * size,
+        **changes,
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "cell", "title", "factor"),
+    [
+        (1e-6, ("6.0", "± 1.0"), "(6.0 ± 1.0)e-6", "\u00d710⁻⁶"),
+        (1e-3, ("6.0", "± 1.0"), "0.0060 ± 0.0010", "\u00d710⁻³"),
+        (0.01, ("0.060", "± 0.010"), "0.060 ± 0.010", ""),
+        (1.0, ("6.0", "± 1.0"), "6.0 ± 1.0", ""),
+        (1e3, ("6000", "± 1000"), "6000 ± 1000", ""),
+        (1e6, ("6.0", "± 1.0"), "(6.0 ± 1.0)e6", "\u00d710⁶"),
+        (1e9, ("6.0", "± 1.0"), "(6.0 ± 1.0)e9", "\u00d710⁹"),
+    ],
+)
+def test_gaps_of_every_size_can_be_read(tmp_path, monkeypatch, size, cell, title, factor):
+    """Gaps of order 1 were "0 ± 0", those of 1e7 filled their cells with digits."""
+    figure = drawn(monkeypatch, [scaled(size)], tmp_path / "gap.png")
+    axis, bar = figure.axes
+    assert set(cell) <= set(texts(axis))
+    assert title.replace(" ", "\u00a0") in axis.get_title()
+    label = bar.get_ylabel()
+    assert label.endswith(f"({factor})") if factor else "\u00d7" not in label
+    ticks = [t for t in texts(bar.yaxis) if t != label]
+    unit = size if factor else 1.0
+    assert max(map(float, ticks)) == pytest.approx(6 * size / unit, rel=0.2) and max(map(len, ticks)) <= 5
+    plt.close(figure)
+
+
+def test_the_colour_bar_is_in_the_unit_of_the_cells(tmp_path, monkeypatch):
+    """Where the cells have a power of ten each, the bar has none in its label; it said "×10⁹"."""
+    table = scaled(1e9)
+    tiny = replace(
+        table,
+        optimal_return=np.array([9e-6, 8e9, 9e9, 6e9]),
+        episode_return=table.episode_return * np.array([1e-15, 1, 1, 1])[:, None, None],
+    )
+    figure = drawn(monkeypatch, [tiny], tmp_path / "gap.png")
+    axis, bar = figure.axes
+    assert {"6.0e9", "1.0e-6"} <= set(texts(axis)) and "\u00d7" not in bar.get_ylabel()
+    assert "6e9" in texts(bar.yaxis)
+    plt.close(figure)
+
+
+def test_a_footnote_and_a_title_stay_within_a_single_small_map(tmp_path, monkeypatch):
+    """The footnote was cut at both ends; a number was parted from its error."""
+    table = scaled(1e7, method="a method with quite a long name, seed 12")
+    table = replace(table, optimal_return=np.array([1e8, np.nan, 9e7, 6e7]))
+    figure = drawn(monkeypatch, [table], tmp_path / "gap.png")
+    figure.canvas.draw()
+    width, height = figure.canvas.get_width_height()
+    renderer = figure.canvas.get_renderer()
+    for text in (figure._supxlabel, figure.axes[0].title):
+        box = text.get_window_extent(renderer)
+        assert box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height, text.get_text()
+        assert "..." not in text.get_text()
+        assert not any(line.endswith("±") or line.startswith("± ?") for line in text.get_text().split("\n"))
+    assert "1 task missing" in figure.axes[0].get_title()
+    plt.close(figure)
+
+
+def test_the_footnote_names_only_what_is_drawn(tmp_path, monkeypatch):
+    """A list of tasks has no boxes of the training; its footnote explained them."""
+    for table, boxes in ((toy_table(), True), (toy_table(grid_shape=None), False)):
+        figure = drawn(monkeypatch, [table], tmp_path / "gap.png")
+        assert ("boxes:" in figure.get_supxlabel()) is boxes
+        plt.close(figure)

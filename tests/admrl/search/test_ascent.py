@@ -71,11 +71,35 @@ def test_a_step_grows_again_after_failures():
     assert places == pytest.approx([0.1, 0.25, 0.45])  # steps of 0.1, 0.15, 0.2
 
 
-def test_states_of_earlier_versions_have_no_scale():
+def test_states_of_earlier_versions_load():
+    """They held one ascent, without a leading axis, and no scale."""
     old = ProjectedAscent(BOX, torch.tensor([[0.5, 2.0]]).double(), 0.2, generator(), rule="adam")
     old.tell(old.ask(), 1.0, torch.tensor([[0.2, 0.1]]).double())
-    state = old.state_dict()
+    state = {name: x[0] if name.startswith("own.") else x for name, x in old.state_dict().items()}
     del state["own.scale"]
     new = ProjectedAscent(BOX, torch.tensor([[0.1, 2.0]]).double(), 0.2, generator(7), rule="adam")
     new.load_state_dict(state)
     assert torch.equal(new.ask(), old.ask())
+
+
+@pytest.mark.parametrize("rule", ["plain", "momentum", "normalised", "adam"])
+def test_tasks_asked_for_at_once_climb_independently(rule):
+    def slope(psi):
+        return torch.stack([0.3 - psi[:, 0], 0.1 * (3 - psi[:, 1])], -1).double()
+
+    first = torch.tensor([[0.5, 2.0]]).double()
+    both = ProjectedAscent(BOX, first, 0.2, generator(), rule=rule)
+    starts = both.ask(2)
+    alone = [ProjectedAscent(BOX, start[None].double(), 0.2, generator(), rule=rule) for start in starts]
+    for i in range(5):
+        psi = both.ask(2)
+        assert torch.equal(psi, torch.cat([search.ask() for search in alone]))
+        rows = [1, 0] if i % 2 else [0, 1]  # answers in any order
+        gap = torch.tensor([1.0, torch.nan if i == 2 else 1.0])  # one evaluation fails
+        both.tell(psi[rows], gap[rows], slope(psi[rows]))
+        for search, x, value in zip(alone, psi, gap, strict=True):
+            search.tell(x[None], value[None], slope(x[None]))
+        copy = ProjectedAscent(BOX, first, 0.2, generator(), rule=rule)
+        copy.load_state_dict(both.state_dict())
+        assert torch.equal(copy.ask(2), both.ask(2))
+    assert both.num_starts == 2

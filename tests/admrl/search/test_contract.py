@@ -80,9 +80,7 @@ def test_asking_is_repeatable_and_the_first_task_comes_first(name):
     assert torch.equal(search.ask(), search.ask())
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in SEARCHES if n not in ("adversarial", "momentum", "normalised", "adam", "botorch")]
-)
+@pytest.mark.parametrize("name", [n for n in SEARCHES if n != "botorch"])
 def test_batches_may_be_told_in_parts_and_in_any_order(name):
     search = searcher(name)
     for _ in range(2):
@@ -154,7 +152,6 @@ def test_an_infeasible_start_is_refused(name):
         (lambda: ProjectedAscent(BOX, FIRST, -1.0, generator()), "step_size"),
         (lambda: ProjectedAscent(BOX, FIRST, 1.0, generator(), rule="adm"), "did you mean 'adam'"),
         (lambda: ProjectedAscent(BOX, FIRST.repeat(2, 1), 1.0, generator()), "one task"),
-        (lambda: ProjectedAscent(BOX, FIRST, 1.0, generator()).ask(2), "use MultiStartAscent"),
         (lambda: MultiStartAscent(BOX, generator(), num_climbers=0), "num_climbers"),
         (lambda: RandomSearch(BOX, None, "unifrm", generator()), "did you mean 'uniform'"),
         (lambda: GridSearch(BOX, generator(), budget=0), "budget"),
@@ -172,7 +169,7 @@ def test_an_infeasible_start_is_refused(name):
         (lambda: ScreenedSearch(BOX, generator(), scorer=lambda psi: psi).ask(), "expected .64,. scores"),
         (
             lambda: ScreenedSearch(BOX, generator(), scorer=lambda psi: psi[:, 0] * math.nan).ask(),
-            "all 64 scores are nan",
+            "64 of 64 scores are nan",
         ),
         (lambda: make_search("defualt", BOX, generator=generator()), "did you mean 'default'"),
     ],

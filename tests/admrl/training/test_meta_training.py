@@ -118,6 +118,29 @@ def test_adversary_climbs_to_a_corner_and_training_closes_the_gap(seed):
     assert 0 < largest[-1] < 0.1 * untrained
 
 
+@pytest.mark.parametrize("seed", [3, 4])
+@pytest.mark.slow
+def test_a_population_closes_the_gap_with_the_samples_of_three_tasks(seed):
+    """Three rounds of four tasks; as above, with exact expectations in lines 9-11.
+
+    Three times the model steps of `LQ`, whose number, not the data, limits the model there.
+    """
+    family = make("linear_quadratic")
+    config = replace(
+        LQ,
+        num_tasks=12,
+        tasks_per_round=4,
+        slbo=replace(LQ.slbo, num_samples=800),
+        virtual=replace(LQ.virtual, num_model_steps=60),
+    )
+    state = new_state(family, "adversarial", config, seed=seed, dtype=torch.float64)
+    untrained, _ = worst(family, state.learner.model)
+    meta_train(family, state, config, estimate_gradient=exact_estimator(family, state))
+    assert len(state.records) == 12
+    assert state.samples.real <= 3 * 1000 + 5 * 10_000  # three tasks of `LQ`
+    assert 0 < worst(family, state.learner.model)[0] < untrained / 20
+
+
 def test_first_task_has_no_zero_shot_policy_and_redraws_psi():
     family = make("linear_quadratic")
     config = replace(LQ, num_tasks=1)

@@ -1,0 +1,66 @@
+"""Tables in a terminal whose names and numbers are never cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+NAME_WIDTH = 8  # characters of a name on one line, at least
+
+
+def print_table(
+    console: Console,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str = "",
+    left: Sequence[str] = (),
+) -> None:
+    """A table whose first column, of names, folds and whose others keep their width. On a console that is too narrow
+    for that, a name is followed by its row as a list.
+
+    Args:
+        left: columns beside the first one that are aligned on the left.
+    """
+    short = [[row[0][:NAME_WIDTH], *row[1:]] for row in rows]
+    needed = Measurement.get(console, console.options.update(max_width=10_000), _table(columns, short, left))
+    if needed.minimum <= console.width:
+        table = _table(columns, rows, left)
+        table.title = title or None
+        console.print(table)
+        return
+    if title:
+        console.print(title, highlight=False)
+    for row in rows:
+        console.print(row[0], highlight=False)
+        fields = [
+            f"{name} {text.replace(chr(10), ', ')}" for name, text in zip(columns[1:], row[1:], strict=True)
+        ]
+        line = " "
+        for field in fields:
+            if cell_len(line) + cell_len(field) + 2 > console.width and line.strip():
+                console.print(line, highlight=False)
+                line = " "
+            line += f" {field}" + ";" * (field is not fields[-1])
+        console.print(line, highlight=False)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+    for i, name in enumerate(columns):
+        column = name.replace(" (", "\n(")
+        lines = [*column.split("\n"), *(line for row in rows for line in row[i].split("\n"))]
+        width = max(map(cell_len, lines))
+        if i == 0:
+            table.add_column(column, overflow="fold", min_width=min(width, NAME_WIDTH))
+        else:
+            side = "left" if name in left else "right"
+            table.add_column(column, justify=side, no_wrap=True, min_width=width)  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*row)
+    return table

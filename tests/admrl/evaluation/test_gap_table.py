@@ -1,0 +1,30 @@
+"""What is saved is loaded, however large."""
+
+import numpy as np
+import pytest
+from table_tools import toy_table
+
+from admrl.evaluation.gap_table import GapTable
+from admrl.evaluation.reference import Candidate, Reference
+from admrl.storage.files import DamagedFileError
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-6, 1e16, 1e100, 1e300])
+def test_returns_of_every_size_are_saved_and_loaded(tmp_path, size):
+    """Returns of 1e16 were written and then refused."""
+    table = toy_table(optimal_return=size * np.array([10.0, np.nan, -9.0, 6.0]))
+    table.save(tmp_path / "gaps.json")
+    loaded = GapTable.load(tmp_path / "gaps.json")
+    np.testing.assert_array_equal(loaded.optimal_return, table.optimal_return)
+    candidate = Candidate((1.0, 2.0), "slbo", 0, 1, 1000, 0, (size, -size, None), {}, {})
+    Reference("hopper2d", "released", (candidate,)).save(tmp_path / "reference.json")
+    assert Reference.load(tmp_path / "reference.json").candidates[0].episode_return == (size, -size, None)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1" + "0" * 400])
+def test_what_no_writer_writes_is_refused(tmp_path, number):
+    file = tmp_path / "gaps.json"
+    toy_table(optimal_return=np.array([123.5, 8.0, 9.0, 6.0])).save(file)
+    file.write_text(file.read_text().replace("123.5", number))
+    with pytest.raises(DamagedFileError, match="not a gap table"):
+        GapTable.load(file)
