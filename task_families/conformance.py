@@ -232,6 +232,45 @@ def collecting(family: TaskFamily) -> None:
         same(alone.next_obs[0], rollout.next_obs[m], f"task {m} alone and in a batch", ROUNDING)
 
 
+def optimum(family: TaskFamily) -> None:
+    """No variation of `optimal_policy`, if the family declares one, has a larger return on the same start states."""
+    psi, shape = tasks_of(family, 2, 8), (2, 30)
+    best = family.optimal_policy(psi)
+    if best is None:
+        return
+    unit, noise = family.action_bounds.scale, seeded(9)
+
+    def returns(vary: Callable[[Tensor], Tensor]) -> Tensor:
+        def act(t: int, obs: Tensor) -> tuple[Tensor, Tensor]:
+            action = best(t, obs).double()
+            expected = (*shape, family.act_size)
+            expect(action.shape == expected, f"optimal_policy: {tuple(action.shape)}, expected {expected}")
+            return vary(action), torch.zeros(shape, dtype=DOUBLE)
+
+        simulator = family.make_simulator(shape, dtype=DOUBLE, psi=psi)
+        rollout = collect(simulator, family, act, family.horizon, [seeded(0), seeded(1)])
+        reward = family.reward(psi[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
+        return torch.where(rollout.first_episode(), reward, 0.0).sum(-1)
+
+    optimal = returns(lambda a: a)
+    variations: dict[str, Callable[[Tensor], Tensor]] = {
+        "times 0.9": lambda a: 0.9 * a,
+        "times 1.1": lambda a: 1.1 * a,
+        "and noise": lambda a: a + unit * torch.randn(a.shape, generator=noise, dtype=DOUBLE),
+        "plus 0.1 units": lambda a: a + 0.1 * unit,
+        "less 0.1 units": lambda a: a - 0.1 * unit,
+    }
+    for how, vary in variations.items():
+        gained = returns(vary) - optimal
+        mean, error = gained.mean(1), gained.std(1) / shape[1] ** 0.5
+        m = int((mean - 4 * error).argmax())
+        expect(
+            float(mean[m]) <= 4 * float(error[m]) + 1e-9 * float(optimal.abs().max()),
+            f"optimal_policy: its return {float(optimal[m].mean()):.6g} grows by {float(mean[m]):.3g} with its "
+            f"actions {how}; expected that nothing is better",
+        )
+
+
 CHECKS: dict[str, Callable[[TaskFamily], None]] = {
     check.__name__: check
     for check in (
@@ -250,5 +289,6 @@ CHECKS: dict[str, Callable[[TaskFamily], None]] = {
         task_survives_copies,
         task_survives_subprocesses,
         collecting,
+        optimum,
     )
 }

@@ -11,7 +11,7 @@ from rich.console import Console
 from scipy.stats import t as student_t
 
 from admrl.commands.text_table import print_table
-from admrl.evaluation.gap_table import GapTable
+from admrl.evaluation.gap_table import GapTable, WorstCase
 from admrl.number_text import UNKNOWN, Scale, count, counted, interval, number, with_error
 from admrl.search.objective import Objective
 
@@ -37,36 +37,16 @@ def print_tables(tables: Sequence[GapTable], console: Console, j: int = 0) -> No
     num_seeds, num_tasks = first.episode_return.shape[:2]
     n = first.num_samples[j]
     after = "zero-shot" if n == 0 else f"after {n} real samples a task:"
-    unknown = [table.num_missing(j) == num_tasks for table in tables]
-    for table, none in zip(tables, unknown, strict=True):
-        if not none and (missing := table.num_missing(j)):
+    for table in tables:
+        missing = table.num_missing(j)
+        if 0 < missing < num_tasks:
             console.print(
                 f"{table.method}: {counted(missing, 'task')} without a gap (a simulation broke down)",
                 highlight=False,
             )
-    known = [table for table, none in zip(tables, unknown, strict=True) if not none]
-    worst, means = [t.worst(j) for t in known], [t.average(j) for t in known]
+    worst, means = [_worst(t, j) for t in tables], [t.average(j) for t in tables]
     returns = [_mean_return(t, j) for t in tables]
     errors = [error for _, error in means]
-<<<<<<< HEAD
-    of_worst = Scale.of([w.gap for w in worst], [w.standard_error for w in worst])
-    of_mean, of_return = Scale.of([gap for gap, _ in means], errors), Scale.of(returns, errors)
-    gaps = iter(zip(worst, means, strict=True))
-    rows = []
-    for table, none, adapted in zip(tables, unknown, returns, strict=True):
-        cells, error = (UNKNOWN,) * 4, math.nan
-        if not none:
-            w, mean = next(gaps)
-            error = mean[1]
-            cells = (
-                of_worst.with_error(w.gap, w.standard_error),
-                _task(table, w.task),
-                of_worst.pair(w.corrected, w.standard_error)[0],
-                of_mean.with_error(*mean),
-            )
-        budget = (table.provenance.training_real_samples, table.provenance.training_virtual_samples)
-        rows.append((table.method, *cells, of_return.pair(adapted, error)[0], *map(_samples, budget)))
-=======
     of_gaps = Scale.of(  # one for all, or they could not be compared
         [*(w.gap for w in worst), *(gap for gap, _ in means)], [*(w.standard_error for w in worst), *errors]
     )
@@ -75,9 +55,7 @@ def print_tables(tables: Sequence[GapTable], console: Console, j: int = 0) -> No
         (
             table.method,
             of_gaps.with_error(w.gap, w.standard_error),
-            ", ".join(number(x, 3) for x in table.psi[w.task])
-            if table.psi.shape[1] <= 3
-            else f"task {w.task + 1}",
+            _place(table, w),
             of_gaps.pair(w.corrected, w.standard_error)[0],
             of_gaps.with_error(*mean),
             of_return.pair(adapted, mean[1])[0],
@@ -86,7 +64,6 @@ def print_tables(tables: Sequence[GapTable], console: Console, j: int = 0) -> No
         )
         for table, w, mean, adapted in zip(tables, worst, means, returns, strict=True)
     ]
->>>>>>> x-terminal
     columns = (
         "method",
         of_gaps.label("worst gap"),
@@ -106,20 +83,25 @@ def print_tables(tables: Sequence[GapTable], console: Console, j: int = 0) -> No
         print_intervals(tables, console, j)
 
 
+def _worst(table: GapTable, j: int) -> WorstCase:
+    """The worst case, or that nothing is known."""
+    if table.num_missing(j) == len(table.psi):
+        return WorstCase(0, math.nan, math.nan, math.nan)
+    return table.worst(j)
+
+
+def _place(table: GapTable, worst: WorstCase) -> str:
+    """Where the worst gap is."""
+    if math.isnan(worst.gap):
+        return UNKNOWN
+    psi = table.psi[worst.task]
+    return ", ".join(number(x, 3) for x in psi) if len(psi) <= 3 else f"task {worst.task + 1}"
+
+
 def _mean_return(table: GapTable, j: int) -> float:
-    """Over the tasks that no simulation broke."""
-    return _mean(table.adapted_return[:, :, j].mean(0))
-
-
-def _mean(values: np.ndarray) -> float:
-    """Of those that are known; nan if none is."""
-    known = np.isfinite(values)
-    return float(values[known].mean()) if known.any() else math.nan
-
-
-def _task(table: GapTable, i: int) -> str:
-    """Task i for a narrow column."""
-    return ", ".join(number(x, 3) for x in table.psi[i]) if table.psi.shape[1] <= 3 else f"task {i + 1}"
+    """Over the tasks whose gap is known, or over all if none is."""
+    known = np.isfinite(table.mean_gap(j))
+    return float(table.adapted_return[:, known if known.any() else ~known, j].mean())
 
 
 def print_intervals(tables: Sequence[GapTable], console: Console, j: int = 0) -> None:
@@ -144,7 +126,7 @@ def print_notes(tables: Sequence[GapTable], console: Console) -> None:
         "and its gap measured on the other (worst gap is too large, corrected too small); at: "
         + ", ".join(names)
         + "; A_n: mean return; real, virtual: training samples. "
-        f"A* averages {number(_mean(first.optimal_return))}, best from: "
+        f"A* averages {number(_mean_known(first.optimal_return))}, best from: "
         + ", ".join(f"{name} ({half / 2:g} tasks)" for name, half in halves.most_common(6))
         + ("" if len(halves) <= 6 else f" and {len(halves) - 6} more")
         + "; the methods may see of a task: "
@@ -152,6 +134,12 @@ def print_notes(tables: Sequence[GapTable], console: Console) -> None:
         + f"; reference: {'unknown' if drawn is None else f'{drawn:,}'} real samples.",
         highlight=False,
     )
+
+
+def _mean_known(values: np.ndarray) -> float:
+    """Mean of what is known; nan if nothing is."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def _covered(table: GapTable) -> str:

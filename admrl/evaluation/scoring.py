@@ -148,55 +148,67 @@ def best_known(
     the other three. So the luck of the choice is not counted. (Two halves are not enough to choose by: a policy that
     rarely falls may not do so in one of them.)
 
-    Policies are compared by what they gain over the first shared one on the same start states, if there is one.
+    A policy that was scored on the start states of one policy seed alone is compared with the first shared one on
+    these, and counts as what it gained there, added to what the shared one reached on those of every seed; where that
+    is the less noisy way (a control variate).
 
     Args:
         own: name -> episodes (R', M, N) with N >= 2: a policy for every row, on start states of its row alone.
-        shared: name -> episodes (R, M, N): one policy, on the start states of every policy seed.
+        shared: name -> episodes (R, M, N): a policy, or a method with one for every row, on the start states of every
+            policy seed.
         num_policy_seeds: R
     """
     shared = shared or {}
     names = [name for name, episodes in own.items() for _ in episodes] + list(shared)
-    pool = np.concatenate([*own.values(), *(episodes.mean(0)[None] for episodes in shared.values())])
-    _, num_tasks, num_episodes = pool.shape
-    nowhere = np.full((num_policy_seeds, num_tasks, num_episodes), np.nan)
-    everywhere = np.stack([nowhere] * (len(names) - len(shared)) + list(shared.values()))  # (C, R, M, N)
-    gained = pool - _level(own, shared)
-    tasks, broken = np.arange(num_tasks), np.isnan(pool).any(-1)
+    alone, levels = _gained(own, shared, num_policy_seeds)  # (C', M, N), (C', R, M, N)
+    everywhere = np.concatenate([levels, *(episodes[None] for episodes in shared.values())])  # (C, R, M, N)
+    alone = np.concatenate([alone, np.zeros((len(shared), *alone.shape[1:]))])
+    worth = alone + everywhere.mean(1)  # (C, M, N)
+    _, num_tasks, num_episodes = worth.shape
+    tasks, broken = np.arange(num_tasks), np.isnan(worth).any(-1)
     folds = np.arange(num_episodes) % min(NUM_FOLDS, num_episodes)
     chosen = np.empty((num_tasks, num_episodes), dtype=int)
     for fold in np.unique(folds):
         here = folds == fold
         # a policy that broke down in any episode is never best
-        best = np.where(broken, -np.inf, gained[:, :, ~here].mean(-1)).argmax(0)  # (M,)
+        best = np.where(broken, -np.inf, worth[:, :, ~here].mean(-1)).argmax(0)  # (M,)
         chosen[:, here] = best[:, None]
     at = tasks[:, None], np.arange(num_episodes)
-    counted = pool[chosen, *at]  # (M, N)
-    by_seed = [_by_seed(*both) for both in zip(counted, everywhere[chosen, :, *at], strict=True)]
+    parts = zip(everywhere[chosen, :, *at], alone[chosen, *at], chosen < len(levels), strict=True)
+    by_seed = np.stack([_by_seed(*part) for part in parts], axis=1)
     source = tuple(" / ".join(dict.fromkeys(names[c] for c in sorted(set(row)))) for row in chosen.tolist())
-    return BestKnown(counted.mean(-1), np.stack(by_seed, axis=1), source)
+    return BestKnown(by_seed.mean(0), by_seed, source)
 
 
-def _level(own: dict[str, np.ndarray], shared: dict[str, np.ndarray]) -> np.ndarray:
-    """What the first shared policy reached on every candidate's start states (C, M, N), where it is known; else 0."""
-    if not shared:
-        return np.zeros(())
-    base = next(iter(shared.values()))
+def _gained(
+    own: dict[str, np.ndarray], shared: dict[str, np.ndarray], num_policy_seeds: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What policies of their own start states gained (C', M, N) over a level, and the level on the start states of
+    every policy seed (C', R, M, N): the first shared policy where it follows the same start states, else 0."""
+    shape = next(iter((own | shared).values())).shape[1:]
+    base = next(iter(shared.values()), np.zeros((num_policy_seeds, *shape)))
     base = np.where(np.isnan(base).any((0, 2), keepdims=True), 0.0, base)
-    rows = [base[: len(episodes)] for episodes in own.values()]
-    return np.concatenate([*rows, *(base.mean(0)[None] for _ in shared)])
+    gained, levels = [np.zeros((0, *shape))], [np.zeros((0, *base.shape))]
+    for episodes in own.values():
+        there = base[: len(episodes)]
+        follows = (episodes - there).std(-1, keepdims=True) < episodes.std(-1, keepdims=True)  # (R', M, 1)
+        gained.append(episodes - follows * there)
+        levels.append(follows[:, None] * base)
+    return np.concatenate(gained), np.concatenate(levels)
 
 
-def _by_seed(counted: np.ndarray, paired: np.ndarray) -> np.ndarray:
+def _by_seed(everywhere: np.ndarray, alone: np.ndarray, is_alone: np.ndarray) -> np.ndarray:
     """A* of a task by policy seed (R,).
 
     Args:
-        counted: (N,) the episodes that count.
-        paired: (N, R) the same on every seed's start states; nan where there are none.
+        everywhere: (N, R) of the episodes that count, on every seed's start states.
+        alone: (N,) what those that were simulated for one seed alone gained.
+        is_alone: (N,) which these are.
     """
-    alone = np.isnan(paired).any(1)
-    answer = paired[~alone].sum(0) / len(counted)
-    return answer + alone.mean() * _shares(counted[alone], paired.shape[1]) if alone.any() else answer
+    answer = everywhere.mean(0)
+    if not is_alone.any():
+        return answer
+    return answer + is_alone.mean() * _shares(alone[is_alone], everywhere.shape[1])
 
 
 def _shares(values: np.ndarray, num: int) -> np.ndarray:

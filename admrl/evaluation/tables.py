@@ -66,9 +66,9 @@ def run_tables(
             "kind": "best of the runs evaluated together",
             "runs": sorted(legible(str(run.path)) for run in runs),
         }
-        known = best_of(
-            methods, origin, shared={NAME: pooled.episode_return}, real_samples=pooled.real_samples
-        )
+        further = {NAME: pooled.episode_return}
+        known = best_known(_episodes_by_stage(methods), further, config.num_policy_seeds)
+        known = replace(known, origin=origin, real_samples=pooled.real_samples)
     else:
         known = without_reference(family, tasks, methods, config, seed)
     return gap_tables(family, tasks, methods, known, config, seed)
@@ -98,28 +98,6 @@ def method_labels(runs: Sequence[EvaluableRun]) -> list[str]:
     ]
 
 
-def best_of(
-    methods: Sequence[Method],
-    origin: dict[str, Any],
-    *,
-    shared: dict[str, np.ndarray] | None = None,
-    real_samples: int | None = 0,
-) -> BestKnown:
-    """A* as the best of the methods, at any of their sample counts, and of further candidates.
-
-    Args:
-        shared: the further ones, name -> episodes (R, M, N), each one policy on the start states of R policy seeds.
-        real_samples: that the further ones were trained on.
-    """
-    own = {
-        _stage_name(method, j): method.adapted.episode_return[:, :, j]
-        for method in methods
-        for j in range(method.adapted.episode_return.shape[2])
-    }
-    known = best_known(own, shared, len(methods[0].adapted.episode_return))
-    return replace(known, origin=origin, real_samples=real_samples)
-
-
 def without_reference(
     family: TaskFamily,
     tasks: TaskList,
@@ -129,8 +107,8 @@ def without_reference(
     num_threads: int = 1,
 ) -> BestKnown:
     """A* where nothing but the methods was evaluated: the family's optimal policy, where it is known; else the best
-    of several methods, which tables then say (`GapTable.gap_name`). One method against itself has no gap: A* is
-    unknown.
+    of several methods on average over policy seeds, which tables then say (`GapTable.gap_name`). One method against
+    itself has no gap: A* is unknown.
     """
     exact = closed_form(
         family, tasks.psi, config.num_policy_seeds, config.num_episodes, seed, num_threads=num_threads
@@ -139,10 +117,20 @@ def without_reference(
         return exact
     names = sorted(method.name for method in methods)
     if len(methods) > 1:
-        return best_of(methods, {"kind": BEST_SHOWN, "methods": names})
+        best = best_known({}, _episodes_by_stage(methods), config.num_policy_seeds)
+        return replace(best, origin={"kind": BEST_SHOWN, "methods": names}, real_samples=0)
     num_tasks = len(tasks.psi)
     missing = np.full((config.num_policy_seeds, num_tasks), np.nan)
     return BestKnown(missing[0], missing, ("unknown",) * num_tasks, {"kind": UNKNOWN, "methods": names})
+
+
+def _episodes_by_stage(methods: Sequence[Method]) -> dict[str, np.ndarray]:
+    """name -> episodes (R, M, N), for every sample count of every method."""
+    return {
+        _stage_name(method, j): method.adapted.episode_return[:, :, j]
+        for method in methods
+        for j in range(method.adapted.episode_return.shape[2])
+    }
 
 
 def _stage_name(method: Method, j: int) -> str:

@@ -100,7 +100,7 @@ def _implicit(axis: Axes, check: dict[str, Any]) -> None:
     axis.set_xticks(range(len(names)), [fit(n, 1.2, 10) for n in names], rotation=30, ha="right")
     axis.set_ylabel("implicit part\n(return per unit-box coordinate)")
     psi = ", ".join(number(x, 3) for x in check["psi"])
-    title = f"{check['family']}, psi = ({psi})\nbars: 95 % interval of the truth, by coordinate"
+    title = f"{check['family']}, psi = ({psi})\nbars: truth, 95 % interval, by coordinate"
     axis.set_title(fit(title, 4, 10), fontsize=10)
 
 

@@ -82,11 +82,11 @@ class WorstReport:
                 f"{name} {number(x)}" + ("" if unit == "1" else f" {unit}")
                 for name, x, unit in zip(self.names, task.psi, self.units, strict=True)
             )
-            gap = number(task.gap)
-            interval = f" (interval unknown, {counted(task.num_replicates, 'replicate')})"
+            gap, replicates = number(task.gap), counted(task.num_replicates, "replicate")
+            interval = f" (interval unknown, {replicates})"
             if task.low is not None and task.high is not None:
                 gap, low, high = to_error([task.gap, task.low, task.high], (task.high - task.low) / 4)
-                interval = f" [{low}, {high}] ({self.confidence:.0%}, {task.num_replicates} replicates)"
+                interval = f" [{low}, {high}] ({self.confidence:.0%}, {replicates})"
             slope = ""
             if task.gradient_norm is not None:
                 norm, error = task.gradient_norm, task.gradient_error

@@ -153,6 +153,20 @@ def test_declared_limits_are_those_of_the_environment(family, message):
         run_checks("limited", {"action_limits": CHECKS["action_limits"]}, family())
 
 
+def test_a_declared_optimum_that_is_none_is_refused():
+    class Good(Point):
+        def optimal_policy(self, psi):
+            return lambda t, obs: psi[:, None].to(obs) - obs
+
+    class Bad(Good):
+        def optimal_policy(self, psi):
+            return lambda t, obs: 0.5 * (psi[:, None].to(obs) - obs)
+
+    CHECKS["optimum"](Good())
+    with pytest.raises(ConformanceError, match=r"optimal_policy: its return .* grows by .* with its actions"):
+        CHECKS["optimum"](Bad())
+
+
 @pytest.mark.parametrize("empty", ["", " ", None])
 def test_a_family_needs_a_name(empty):
     class Nameless(Point):

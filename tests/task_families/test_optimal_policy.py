@@ -1,4 +1,4 @@
-"""Optimal policies that families declare: against values in closed form, and against everything nearby."""
+"""Optimal policies that families declare, against closed forms. `check_family` varies all of them."""
 
 import itertools
 
@@ -6,41 +6,12 @@ import pytest
 import torch
 
 from task_families import make, names
-from task_families.rollout import collect
 
 SOLVED = [name for name in names() if make(name).optimal_policy(make(name).first_psi[None]) is not None]
 
 
-def returns(family, psi, act, num=50):
-    """Undiscounted returns (M, num) of one horizon on common start states."""
-    shape = (len(psi), num)
-    generators = [torch.Generator().manual_seed(m) for m in range(len(psi))]
-    simulator = family.make_simulator(shape, dtype=torch.float64, psi=psi)
-    zero = torch.zeros(shape, dtype=torch.float64)
-    rollout = collect(simulator, family, lambda t, obs: (act(t, obs), zero), family.horizon, generators)
-    return family.reward(psi[:, None, None], rollout.obs, rollout.act, rollout.next_obs).sum(-1)
-
-
 def test_families_with_a_closed_form_declare_it():
     assert {"linear_quadratic", "tabular", "point_robot", "sparse_point_robot"} < set(SOLVED)
-
-
-@pytest.mark.parametrize("name", SOLVED)
-def test_no_perturbed_policy_is_better(name):
-    family = make(name)
-    psi = family.box.sample(3, "uniform", torch.Generator().manual_seed(0)).double()
-    best = family.optimal_policy(psi)
-    noise = torch.Generator().manual_seed(1)
-    optimal = returns(family, psi, best)
-    for scale in (0.1, 1.0):
-
-        def perturbed(t, obs, scale=scale):
-            act = best(t, obs)
-            return act + scale * torch.randn(act.shape, generator=noise, dtype=act.dtype)
-
-        gained = returns(family, psi, perturbed) - optimal
-        error = gained.std(1) / 50**0.5
-        assert bool((gained.mean(1) <= 4 * error + 1e-9).all())
 
 
 def test_linear_quadratic_is_stationary_for_the_closed_form():

@@ -28,7 +28,7 @@ def simulated(
 
     Args:
         reference: "paired", a run scored on the start states of every policy seed; "file", with episodes of its own;
-            "file, same start states", those of the first policy seed.
+            "file, same start states", those of the first policy seed; "own", another method's policy beside a run.
     """
     start = starts * draws(rng, kind, num_seeds, num_tasks, num)
     policy = policies * draws(rng, kind, num_seeds, num_tasks, 1)
@@ -36,6 +36,10 @@ def simulated(
     if reference == "paired":
         best = start + noise * draws(rng, kind, num_seeds, num_tasks, num)
         known = best_known({}, {"reference": best}, num_seeds)
+    elif reference == "own":
+        best = start[:1] + noise * draws(rng, kind, 1, num_tasks, num)
+        run = start - 3.0 + noise * draws(rng, kind, num_seeds, num_tasks, num)
+        known = best_known({"own": best}, {"run": run}, num_seeds)
     else:
         same = reference == "file, same start states"
         best = start[:1] if same else starts * draws(rng, kind, 1, num_tasks, num)
@@ -52,7 +56,7 @@ def simulated(
 
 @pytest.mark.parametrize("num_seeds", [2, 3, 5, 10])
 @pytest.mark.parametrize("kind", ["normal", "skewed"])
-@pytest.mark.parametrize("reference", ["paired", "file", "file, same start states"])
+@pytest.mark.parametrize("reference", ["paired", "file", "file, same start states", "own"])
 @pytest.mark.parametrize("policies", [0.0, 0.3])
 def test_the_standard_error_of_a_gap_covers_policies_episodes_and_the_reference(
     num_seeds, kind, reference, policies
@@ -65,17 +69,17 @@ def test_the_standard_error_of_a_gap_covers_policies_episodes_and_the_reference(
     assert 0.90 <= np.mean(np.abs(table.mean_gap() - GAP) <= half) <= 0.98
     true_error = table.mean_gap().std()
     expected = math.sqrt(np.mean(error**2))
-    # safe, where a file's start states happen to be those of a policy seed
-    assert 0.9 < expected / true_error < (1.8 if reference == "file, same start states" else 1.1)
+    # safe, where A*'s episodes have the start states of one policy seed among several
+    assert 0.9 < expected / true_error < (1.1 if reference in ("paired", "file") else 1.8)
 
 
 def test_a_reference_on_the_same_start_states_takes_their_noise_out():
     rng = np.random.default_rng(0)
-    paired, alone = (
+    paired, own, alone = (
         simulated(rng, "normal", 3, 500, reference=r, policies=0.0, noise=0.1).standard_error().mean()
-        for r in ("paired", "file")
+        for r in ("paired", "own", "file")
     )
-    assert paired < alone / 5
+    assert paired < alone / 5 and own < alone / 4
 
 
 @pytest.mark.parametrize("num_seeds", [3, 10])
@@ -123,8 +127,12 @@ def test_episodes_of_a_file_are_shared_out_by_policy_seed():
 
 def test_policies_are_compared_on_the_same_start_states():
     """Seed 1 drew easy start states: its policy looks better than that of seed 0, and is worse."""
-    reference = np.array([[[0.0] * 4], [[10.0] * 4]])  # (R, M, N)
-    own = np.array([[[1.0] * 4], [[9.0] * 4]])
-    assert best_known({"own": own}).returns.tolist() == [9.0]
+    hard, easy = np.array([0.0, 1, 2, 3]), np.array([10.0, 11, 12, 13])
+    reference = np.stack([hard, easy])[:, None]  # (R, M, N)
+    own = np.stack([hard + 1, easy - 1])[:, None]
+    assert best_known({"own": own}).returns.tolist() == [10.5]
     known = best_known({"own": own}, {"reference": reference}, 2)
-    assert known.source == ("own",) and known.returns.tolist() == [1.0]
+    # one more than the reference, wherever one starts
+    assert known.source == ("own",) and known.by_seed.tolist() == [[2.5], [12.5]]
+    unrelated = np.stack([hard[[2, 0, 3, 1]], easy])[:, None]  # does not follow the start states
+    assert best_known({"own": own[:1]}, {"reference": unrelated - 99}, 2).returns.tolist() == [2.5]
