@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from policy_opt.linear_operator import Matvec, Operator, VectorSpace, wide_norm
+from policy_opt.linear_operator import Matvec, Operator, VectorSpace, whole_number, wide_norm
 
 NUM_RITZ_STEPS = (
     12  # products spent on |A| for a relative damping; the estimate is then within a few per cent
@@ -220,8 +220,7 @@ def extreme_eigenvalues(
     Raises:
         ValueError: num_steps below 1, or `like` is not a floating tensor or pytree.
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps: expected an integer >= 1, got {num_steps}; 50 is the default")
+    num_steps = whole_number("num_steps", num_steps, 1, "50 is the default")
     vectors = VectorSpace(like, "like")
     start = torch.randn(vectors.flat_shape, generator=generator, dtype=vectors.dtype, device=vectors.device)
     process = LanczosProcess(Operator(matvec, vectors), start, min(num_steps, vectors.size))

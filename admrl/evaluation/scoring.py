@@ -19,6 +19,7 @@ from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Act, AdapterError, Policy
 from admrl.solving.rollouts import episode_returns, gaussian_noise
 from admrl.streams import Purpose, task_streams
+from task_families.choices import whole_number
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout, collect
 
@@ -46,7 +47,7 @@ def score_policy(
     """
     unit = family.box.to_unit(psi)
     generators = task_streams(seed, Purpose.SCORING, 1, unit)
-    shape = (len(psi), num_episodes)
+    shape = (len(psi), whole_number("num_episodes", num_episodes))
     noise = action_noise(family, shape, generators, dtype)
     latents = task_streams(seed, Purpose.LATENTS, policy_seeds, unit[: len(psi) // len(policy_seeds)])
     rollout = simulate(family, psi, shape, policy.actor(noise, latents), generators, num_threads, dtype)

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.distributions import Beta
 
 from admrl.search.base import Observations, Search
+from task_families.choices import whole_number
 from task_families.task_space import TaskSpace
 
 MOST_WEIGHTED = 2  # coordinates up to which p_0 / p_phi is used
@@ -73,11 +74,9 @@ class CrossEntropySearch(Search):
         for name, value in (("nominal_share", nominal_share), ("soft_update", soft_update)):
             if not 0 <= value < 1:
                 raise ValueError(f"CrossEntropySearch: expected {name} in [0, 1), got {value}")
-        if batch_size < 2 or not 0 < smallest_std < 0.28:
-            raise ValueError(
-                "CrossEntropySearch: expected batch_size >= 2 and smallest_std in (0, 0.28), got "
-                f"{batch_size} and {smallest_std}"
-            )
+        batch_size = whole_number("batch_size", batch_size, 2)
+        if not 0 < smallest_std < 0.28:
+            raise ValueError(f"CrossEntropySearch: expected smallest_std in (0, 0.28), got {smallest_std}")
         self._alpha, self._batch_alpha, self._batch_size = alpha, batch_alpha, batch_size
         self._nominal_share, self._soft, self._weighted = nominal_share, soft_update, weighted
         self._smallest = smallest_std

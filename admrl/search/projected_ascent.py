@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from admrl.search.base import ADDED, Observations, Search, SobolPoints, no_tags, project_unit, unit_scale
-from task_families.choices import check_name
+from task_families.choices import check_name, whole_number
 from task_families.task_space import TaskSpace
 
 RULES = ("plain", "momentum", "normalised", "adam")
@@ -89,7 +89,7 @@ class ProjectedAscent(Search):
         Raises:
             ValueError: more than one task is asked for.
         """
-        if isinstance(n, int) and n > 1:
+        if whole_number("n", n) > 1:
             raise ValueError(f"ask: projected ascent follows one task, got n = {n}; use MultiStartAscent")
         return super().ask(n)
 
@@ -206,10 +206,12 @@ class MultiStartAscent(Search):
         """
         super().__init__(space, generator, first)
         check_step_size(step_size)
-        if not (num_starts >= 1 and num_climbers >= 1 and step_size > 0 and smallest > 0 and merge >= 0):
+        num_starts = whole_number("num_starts", num_starts)
+        num_climbers = whole_number("num_climbers", num_climbers)
+        if not (step_size > 0 and smallest > 0 and merge >= 0):
             raise ValueError(
-                "MultiStartAscent: expected num_starts, num_climbers >= 1, step_size, smallest > 0, merge >= 0; got "
-                f"{num_starts}, {num_climbers}, {step_size:g}, {smallest:g}, {merge:g}"
+                "MultiStartAscent: expected step_size, smallest > 0, merge >= 0; got "
+                f"{step_size:g}, {smallest:g}, {merge:g}"
             )
         self._num_starts, self._num_climbers = num_starts, num_climbers
         self._step_size, self._smallest, self._merge = step_size, smallest, merge
