@@ -252,6 +252,15 @@ class Search(ABC):
         """Observations without a gap."""
         return int((~self.history.known).sum())
 
+    def expects_failure(self, psi: Tensor) -> bool:
+        """Whether a task (k,) lies nearer to a failed task than to any that did not fail."""
+        known = self.history.known
+        if bool(known.all()) or not bool(known.any()):
+            return False
+        embedded = self.space.embed(psi.double()[None])
+        distance = torch.cdist(embedded, self.space.embed(self.history.psi))[0]
+        return bool(distance[~known].min() < distance[known].min())
+
     @property
     def num_starts(self) -> int:
         """Tasks so far that were chosen independently of what was found ("worst of N starts")."""

@@ -11,7 +11,7 @@ Differs from the paper:
 1. Beta distributions with two free parameters; RoML chooses a one-parameter family for each environment.
 2. The variance of each coordinate has a floor, so that the search goes on.
 3. The weights are flattened where they would leave a single task.
-4. A failed evaluation counts as the smallest gap of its batch.
+4. A failed evaluation counts as the smallest gap of its batch; tasks whose nearest neighbour failed are drawn again.
 5. In more than `MOST_WEIGHTED` dimensions the weights would leave a single task, and a batch of a dozen says little
    about the variance of a coordinate. There the better half of the batch counts by rank, as in CMA-ES (Hansen 2016),
    whatever alpha is, and phi contracts on the worst task: see `_climb`.
@@ -33,6 +33,7 @@ from task_families.task_space import TaskSpace
 MOST_WEIGHTED = 2  # coordinates up to which p_0 / p_phi is used
 LEAST_SHARE = 0.5  # of the selected tasks that must count, as an effective number
 STEP = 0.7  # STEP mu / sqrt(k) is the best rate of the mean on a quadratic, at the distance of the start
+MOST_DRAWS = 20  # of a task whose nearest neighbour failed
 EDGE = 1e-4  # draws stay this far from the cube's faces, where a Beta density may be infinite
 
 
@@ -116,18 +117,28 @@ class CrossEntropySearch(Search):
         begin, beta = len(self._cube), self.distribution
         for _ in range(n):
             nominal = bool(torch.rand((), generator=self.generator) < self._nominal_share)
-            if nominal:
-                cube = torch.rand(1, self.space.size, generator=self.generator, dtype=torch.float64)
-            else:  # from two Gamma variables, because torch's Beta takes no generator
-                gammas = [torch._standard_gamma(c, generator=self.generator) for c in _concentrations(beta)]
-                cube = (gammas[0] / (gammas[0] + gammas[1]))[None]
-            cube = cube.clamp(EDGE, 1 - EDGE)
+            cube = self._draw(nominal)
+            for _ in range(MOST_DRAWS):
+                if not self.expects_failure(self.space.from_cube(cube)[0]):
+                    break
+                cube = self._draw(nominal)
             # the draw comes from the mixture of p_0 and p_phi
             density = beta.log_prob(cube).sum(-1).exp() * (1 - self._nominal_share) + self._nominal_share
             self._cube = torch.cat([self._cube, cube])
             self._log_weight = torch.cat([self._log_weight, -density.log()])
             self._nominal = torch.cat([self._nominal, torch.tensor([nominal])])
         return self.space.from_cube(self._cube[begin:]), torch.arange(begin, begin + n)
+
+    def _draw(self, nominal: bool) -> Tensor:
+        """A task in cube coordinates (1, k), from p_0 or p_phi."""
+        if nominal:
+            cube = torch.rand(1, self.space.size, generator=self.generator, dtype=torch.float64)
+        else:  # from two Gamma variables, because torch's Beta takes no generator
+            gammas = [
+                torch._standard_gamma(c, generator=self.generator) for c in _concentrations(self.distribution)
+            ]
+            cube = (gammas[0] / (gammas[0] + gammas[1]))[None]
+        return cube.clamp(EDGE, 1 - EDGE)
 
     def _learn(self, told: Observations, tags: Tensor) -> None:
         ours = tags >= 0

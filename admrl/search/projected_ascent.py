@@ -101,12 +101,9 @@ class ProjectedAscent(Search):
 
     def _new_start(self) -> Tensor:
         """A uniform task (1, k), drawn again while the nearest task told is one that failed."""
-        z, failed = self.space.embed(self.history.psi), ~self.history.known
         psi = self.space.sample(1, "uniform", self.generator)
-        if bool(failed.all()):  # nothing is known to be better
-            return psi
         for _ in range(MOST_DRAWS):
-            if not bool(failed[torch.cdist(self.space.embed(psi.double()), z).argmin()]):
+            if not self.expects_failure(psi[0]):
                 break
             psi = self.space.sample(1, "uniform", self.generator)
         return psi
