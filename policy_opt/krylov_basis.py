@@ -17,6 +17,7 @@ from policy_opt.linear_operator import (
     Operator,
     VectorSpace,
     require_real_and_dense,
+    whole_number,
     wide_norm,
 )
 
@@ -227,8 +228,7 @@ def extreme_eigenvalues(
     Raises:
         ValueError: num_steps below 1, or `like` is not a floating tensor or pytree.
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps: expected an integer >= 1, got {num_steps}; 50 is the default")
+    num_steps = whole_number("num_steps", num_steps, 1, "50 is the default")
     vectors = VectorSpace(like, "like")
     start = torch.randn(vectors.flat_shape, generator=generator, dtype=vectors.dtype, device=vectors.device)
     process = LanczosProcess(Operator(matvec, vectors), start, min(num_steps, vectors.size))

@@ -200,8 +200,8 @@ def lanczos_solve(
     if check_symmetry:
         check_symmetric(matvec, b)
     flat = vectors.flatten(b, "b")
-    limit = min(vectors.size, MAX_STORED_STEPS) if max_steps is None else min(max_steps, vectors.size)
     settings = Settings(rtol, atol, max_steps, None)
+    limit = min(vectors.size, MAX_STORED_STEPS) if max_steps is None else min(max_steps, vectors.size)
     context = _Context(matvec, vectors, vectors.unflatten(flat.detach()), power, settings)
     return _solve(context, flat, as_damping(damping, flat), relative_damping, limit)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -53,6 +54,18 @@ def host_value(mask: Tensor) -> Tensor:
     while functorch.is_functorch_wrapped_tensor(mask):
         mask = functorch.get_unwrapped(mask)
     return mask
+
+
+def whole_number(argument: str, value: Any, least: int, hint: str) -> int:
+    """A count that a caller gave: Python's or numpy's whole number.
+
+    Raises:
+        ValueError: something else, or below the least; names the argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        shown = repr(value) if isinstance(value, bool) or not isinstance(value, Integral) else str(value)
+        raise ValueError(f"{argument}: expected an integer >= {least}, got {shown:.60}; {hint}")
+    return int(value)
 
 
 class VectorSpace:
@@ -181,8 +194,7 @@ def check_symmetric(
 
     A negative answer is certain; a positive one holds with probability one up to rounding.
     """
-    if num_probes < 1:
-        raise ValueError(f"num_probes: expected an integer >= 1, got {num_probes}; 2 is the default")
+    num_probes = whole_number("num_probes", num_probes, 1, "2 is the default")
     vectors = VectorSpace(like, "like")
     operator = Operator(matvec, vectors)
     for _ in range(num_probes):
@@ -306,8 +318,7 @@ def hutchinson_diagonal(
 
     Bekas, Kokiopoulou, Saad, "An estimator for the diagonal of a matrix", 2007. Exact for a diagonal A.
     """
-    if num_probes < 1:
-        raise ValueError(f"num_probes: expected an integer >= 1, got {num_probes}; 32 is the default")
+    num_probes = whole_number("num_probes", num_probes, 1, "32 is the default")
     vectors = VectorSpace(like, "like")
     operator = Operator(matvec, vectors)
     total = torch.zeros(vectors.flat_shape, dtype=vectors.dtype, device=vectors.device)

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from policy_opt.linear_operator import Matvec, Operator, host_value, norm
+from policy_opt.linear_operator import Matvec, Operator, host_value, norm, whole_number
 from policy_opt.solve_result import CODE, RUNNING, LinearSolveResult, LinearSolveWarning, SolveStatus
 
 CONVERGED, MAX_STEPS, STAGNATED = (
@@ -205,8 +205,8 @@ class Settings:
                 continue  # rescaled by `solve`, checked before
             if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
                 raise ValueError(f"{name}: expected a number >= 0, got {value}; 0 asks for the exact answer")
-        if self.max_steps is not None and self.max_steps < 0:
-            raise ValueError(f"max_steps: expected an integer >= 0, got {self.max_steps}; None means 10 p")
+        if self.max_steps is not None:
+            whole_number("max_steps", self.max_steps, 0, "None means 10 p")
 
 
 def solve(

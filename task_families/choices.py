@@ -16,6 +16,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
+from numbers import Integral
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,18 @@ def nearest(word: str, choices: tuple[str, ...]) -> str:
     """A hint for an error message: `` (did you mean 'x'?)`` or nothing."""
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def whole_number(argument: str, value: Any, least: int = 1) -> int:
+    """A count that a caller gave: Python's or numpy's whole number.
+
+    Raises:
+        ValueError: something else, or below the least; names the argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        shown = repr(value) if isinstance(value, bool) or not isinstance(value, Integral) else str(value)
+        raise ValueError(f"{argument}: expected a whole number, {least} or more, got {shown:.60}")
+    return int(value)
 
 
 def check_name(argument: str, word: str, choices: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from task_families.choices import check_name
+from task_families.choices import check_name, whole_number
 from task_families.task_space import KINDS, TaskSet, real, slack, unit_grid
 
 
@@ -84,7 +84,7 @@ class TaskBox:
         ``boundary``, uniform on the faces, each face equally likely.
         """
         check_name("kind", kind, KINDS)
-        shape, dtype = (n, self.size), self.low.dtype
+        shape, dtype = (whole_number("n", n, 0), self.size), self.low.dtype
         if kind == "gaussian_task":
             return self.project(torch.randn(shape, generator=generator, dtype=dtype))
         if kind == "gaussian":

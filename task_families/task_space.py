@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from task_families.choices import check_name
+from task_families.choices import check_name, whole_number
 
 KINDS = ("uniform", "gaussian", "gaussian_task", "boundary")
 MAX_REJECTIONS = 10_000  # draws per wanted task before a condition counts as unsatisfiable
@@ -74,7 +74,7 @@ class TaskSet:
         Raises:
             ValueError: hardly any task of the box satisfies the predicates.
         """
-        found = self.box.low.new_empty(0, self.box.size)
+        n, found = whole_number("n", n, 0), self.box.low.new_empty(0, self.box.size)
         num_drawn = 0
         while len(found) < n:
             if num_drawn > MAX_REJECTIONS * n:
@@ -211,7 +211,7 @@ class _Space(ABC):
     def sample(self, n: int, kind: str, generator: torch.Generator) -> Tensor:
         """n tasks (n, k) drawn independently; kinds as in `TaskBox.sample`, projected where they leave the set."""
         check_name("kind", kind, KINDS)
-        shape, dtype = (n, self.size), self.low.dtype
+        shape, dtype = (whole_number("n", n, 0), self.size), self.low.dtype
         if kind in ("uniform", "boundary"):
             cube = torch.rand(shape, generator=generator, dtype=torch.float64)
             psi = self.from_cube(cube) if kind == "uniform" else self._boundary(cube, generator)
@@ -272,5 +272,6 @@ def unit_grid(shape: Sequence[int], names: tuple[str, ...]) -> Tensor:
         raise ValueError(
             f"grid: expected {len(names)} positive counts, one for each of {', '.join(names)}; got {tuple(shape)}"
         )
-    axes = [torch.linspace(-1, 1, n, dtype=torch.float64).tolist() if n > 1 else [0.0] for n in shape]
+    counts = [whole_number("grid", n) for n in shape]
+    axes = [torch.linspace(-1, 1, n, dtype=torch.float64).tolist() if n > 1 else [0.0] for n in counts]
     return torch.tensor(list(itertools.product(*axes)), dtype=torch.float64)

@@ -21,6 +21,7 @@ from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Act, AdapterError, Policy
 from admrl.solving.rollouts import episode_returns, gaussian_noise
 from admrl.streams import Purpose, task_streams
+from task_families.choices import whole_number
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout, collect
 
@@ -53,7 +54,7 @@ def score_policy(
     generators, latents = (
         task_streams(seed, purpose, policy_seeds, unit) for purpose in (Purpose.SCORING, Purpose.LATENTS)
     )
-    shape = (len(psi), num_episodes)
+    shape = (len(psi), whole_number("num_episodes", num_episodes))
     noise = action_noise(family, shape, generators, dtype)
     rollout = simulate(family, psi, shape, policy.actor(noise, latents), generators, num_threads, dtype)
     return episode_returns(family, psi, rollout).double().numpy(), rollout

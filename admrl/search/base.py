@@ -9,12 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from task_families.choices import whole_number
 from task_families.task_space import TaskSpace
 
 SAME_TASK = 1e-5  # unit coordinates: a task that is told may have been rounded to float32 on the way
@@ -176,7 +176,7 @@ class Search(ABC):
             ValueError: n is not a positive number.
             FloatingPointError: what was told made the search propose a task that is not finite.
         """
-        n = _whole(n)
+        n = whole_number("n", n)
         if (missing := n - len(self._waiting)) > 0:
             psi, tags = self._propose(missing)
             psi = self.space.project(psi.to(self.space.low.dtype))
@@ -251,6 +251,15 @@ class Search(ABC):
     def num_failed(self) -> int:
         """Observations without a gap."""
         return int((~self.history.known).sum())
+
+    def expects_failure(self, psi: Tensor) -> bool:
+        """Whether a task (k,) lies nearer to a failed task than to any that did not fail."""
+        known = self.history.known
+        if bool(known.all()) or not bool(known.any()):
+            return False
+        embedded = self.space.embed(psi.double()[None])
+        distance = torch.cdist(embedded, self.space.embed(self.history.psi))[0]
+        return bool(distance[~known].min() < distance[known].min())
 
     @property
     def num_starts(self) -> int:
@@ -358,14 +367,6 @@ class Search(ABC):
             free[row] = False
             rows.append(row)
         return torch.tensor(rows, dtype=torch.long)
-
-
-def _whole(n: Any) -> int:
-    """A number of tasks; numpy's whole numbers are numbers, too."""
-    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
-        shown = str(n) if isinstance(n, Integral) and not isinstance(n, bool) else repr(n)
-        raise ValueError(f"ask: expected a number of tasks, 1 or more, got {shown}")
-    return int(n)
 
 
 def _is_like(value: Tensor, pattern: Tensor) -> bool:

@@ -17,6 +17,7 @@ from admrl.search.gaussian_process import (
     Posterior,
     fit_hyperparameters,
 )
+from task_families.choices import whole_number
 from task_families.task_space import TaskSpace
 
 GLOBAL = 0  # note about tasks of the acquisition, and of the beginning
@@ -59,11 +60,11 @@ class GaussianProcessSearch(Search):
             ValueError: see `Search`; num_initial below 1, a negative drift.
         """
         super().__init__(space, generator, first)
-        self._num_initial = 2 * space.size + 2 if num_initial is None else num_initial
-        if self._num_initial < 1 or not drift >= 0:
-            raise ValueError(
-                f"GaussianProcessSearch: expected num_initial >= 1 and drift >= 0, got {num_initial} and {drift}"
-            )
+        self._num_initial = (
+            2 * space.size + 2 if num_initial is None else whole_number("num_initial", num_initial)
+        )
+        if not drift >= 0:
+            raise ValueError(f"GaussianProcessSearch: expected drift >= 0, got {drift}")
         self._drift = drift
         self._sobol = SobolPoints(space, generator)
         self._embedded = space.embed(space.low[None].double()).shape[1]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from admrl.search.base import Observations, Search, SobolPoints, no_tags, project_unit, unit_scale
+from task_families.choices import whole_number
 from task_families.task_space import TaskSpace
 
 NUM_RESTARTS, NUM_RAW = 4, 128  # of the acquisition's optimiser
@@ -46,9 +47,9 @@ class BotorchSearch(Search):
         """
         super().__init__(space, generator, first)
         _import_botorch()
-        self._num_initial = 2 * space.size + 2 if num_initial is None else num_initial
-        if self._num_initial < 2:
-            raise ValueError(f"BotorchSearch: expected num_initial >= 2, got {num_initial}")
+        self._num_initial = (
+            2 * space.size + 2 if num_initial is None else whole_number("num_initial", num_initial, 2)
+        )
         self._sobol = SobolPoints(space, generator)
         self.num_without_gradients = 0
 

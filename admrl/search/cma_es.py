@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from admrl.search.base import Observations, Search
+from task_families.choices import whole_number
 from task_families.task_space import TaskSpace
 
 
@@ -41,10 +42,9 @@ class CmaSearch(Search):
         """
         super().__init__(space, generator, first)
         _import_cma()
-        if not step_size > 0 or (population is not None and population < 2):
-            raise ValueError(
-                f"CmaSearch: expected step_size > 0 and population >= 2, got {step_size} and {population}"
-            )
+        if not step_size > 0:
+            raise ValueError(f"CmaSearch: expected step_size > 0, got {step_size}")
+        population = None if population is None else whole_number("population", population, 2)
         if space.size < 2:
             raise ValueError("CmaSearch: expected 2 task parameters or more, got 1; use another search")
         self._step_size, self._population = step_size, population

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from admrl.search.base import TaskSearch
+from task_families.choices import whole_number
 from task_families.conformance_tools import expect, run_checks, seeded
 from task_families.task_box import TaskBox
 from task_families.task_shapes import TaskBall, TaskChoice, TaskCircle, TaskProduct, TaskSimplex
@@ -67,6 +68,7 @@ def check_search(
     Raises:
         ConformanceError: lists every check that failed, with expected and found.
     """
+    num_steps = whole_number("num_steps", num_steps, 6)
     return run_checks(name, CHECKS, Subject(make, SPACES if spaces is None else spaces, num_steps))
 
 

@@ -11,11 +11,15 @@ Differs from the paper:
 1. Beta distributions with two free parameters; RoML chooses a one-parameter family for each environment.
 2. The variance of each coordinate has a floor, so that the search goes on.
 3. The weights are flattened where they would leave a single task.
-4. A failed evaluation counts as the smallest gap of its batch.
+4. A failed evaluation counts as the smallest gap of its batch; tasks whose nearest neighbour failed are drawn again.
+5. In more than `MOST_WEIGHTED` dimensions the weights would leave a single task, and a batch of a dozen says little
+   about the variance of a coordinate. There the better half of the batch counts by rank, as in CMA-ES (Hansen 2016),
+   whatever alpha is, and phi contracts on the worst task: see `_climb`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -23,9 +27,13 @@ from torch import Tensor
 from torch.distributions import Beta
 
 from admrl.search.base import Observations, Search
+from task_families.choices import whole_number
 from task_families.task_space import TaskSpace
 
+MOST_WEIGHTED = 2  # coordinates up to which p_0 / p_phi is used
 LEAST_SHARE = 0.5  # of the selected tasks that must count, as an effective number
+STEP = 0.7  # STEP mu / sqrt(k) is the best rate of the mean on a quadratic, at the distance of the start
+MOST_DRAWS = 20  # of a task whose nearest neighbour failed
 EDGE = 1e-4  # draws stay this far from the cube's faces, where a Beta density may be infinite
 
 
@@ -49,7 +57,8 @@ class CrossEntropySearch(Search):
         """
         Args:
             alpha: level of the CVaR that is aimed at: the mean gap of this share of nominal tasks. RoML: 0.05.
-            batch_alpha: largest share of a batch that need be selected (beta). RoML: 0.2.
+            batch_alpha: largest share of a batch that need be selected (beta). RoML: 0.2. This, alpha and weighted
+                belong to one or two task parameters; see the head of this page, 5.
             batch_size: tasks between two updates.
             nominal_share: of a batch that is drawn uniformly. RoML: 0.2.
             soft_update: weight of the old moments. RoML: 0.5.
@@ -66,11 +75,9 @@ class CrossEntropySearch(Search):
         for name, value in (("nominal_share", nominal_share), ("soft_update", soft_update)):
             if not 0 <= value < 1:
                 raise ValueError(f"CrossEntropySearch: expected {name} in [0, 1), got {value}")
-        if batch_size < 2 or not 0 < smallest_std < 0.28:
-            raise ValueError(
-                "CrossEntropySearch: expected batch_size >= 2 and smallest_std in (0, 0.28), got "
-                f"{batch_size} and {smallest_std}"
-            )
+        batch_size = whole_number("batch_size", batch_size, 2)
+        if not 0 < smallest_std < 0.28:
+            raise ValueError(f"CrossEntropySearch: expected smallest_std in (0, 0.28), got {smallest_std}")
         self._alpha, self._batch_alpha, self._batch_size = alpha, batch_alpha, batch_size
         self._nominal_share, self._soft, self._weighted = nominal_share, soft_update, weighted
         self._smallest = smallest_std
@@ -110,18 +117,28 @@ class CrossEntropySearch(Search):
         begin, beta = len(self._cube), self.distribution
         for _ in range(n):
             nominal = bool(torch.rand((), generator=self.generator) < self._nominal_share)
-            if nominal:
-                cube = torch.rand(1, self.space.size, generator=self.generator, dtype=torch.float64)
-            else:  # from two Gamma variables, because torch's Beta takes no generator
-                gammas = [torch._standard_gamma(c, generator=self.generator) for c in _concentrations(beta)]
-                cube = (gammas[0] / (gammas[0] + gammas[1]))[None]
-            cube = cube.clamp(EDGE, 1 - EDGE)
+            cube = self._draw(nominal)
+            for _ in range(MOST_DRAWS):
+                if not self.expects_failure(self.space.from_cube(cube)[0]):
+                    break
+                cube = self._draw(nominal)
             # the draw comes from the mixture of p_0 and p_phi
             density = beta.log_prob(cube).sum(-1).exp() * (1 - self._nominal_share) + self._nominal_share
             self._cube = torch.cat([self._cube, cube])
             self._log_weight = torch.cat([self._log_weight, -density.log()])
             self._nominal = torch.cat([self._nominal, torch.tensor([nominal])])
         return self.space.from_cube(self._cube[begin:]), torch.arange(begin, begin + n)
+
+    def _draw(self, nominal: bool) -> Tensor:
+        """A task in cube coordinates (1, k), from p_0 or p_phi."""
+        if nominal:
+            cube = torch.rand(1, self.space.size, generator=self.generator, dtype=torch.float64)
+        else:  # from two Gamma variables, because torch's Beta takes no generator
+            gammas = [
+                torch._standard_gamma(c, generator=self.generator) for c in _concentrations(self.distribution)
+            ]
+            cube = (gammas[0] / (gammas[0] + gammas[1]))[None]
+        return cube.clamp(EDGE, 1 - EDGE)
 
     def _learn(self, told: Observations, tags: Tensor) -> None:
         ours = tags >= 0
@@ -135,9 +152,12 @@ class CrossEntropySearch(Search):
 
     def _update(self) -> None:
         draws, gap = self._answered[:, 0].long(), self._answered[:, 1]
-        if bool(gap.isnan().all()):
+        if (num_known := int((~gap.isnan()).sum())) == 0:
             return
         gap = torch.where(gap.isnan(), gap.nan_to_num(nan=torch.inf).min(), gap)  # failed: none is smaller
+        if self.space.size > MOST_WEIGHTED:
+            self._climb(self._cube[draws[gap.argsort(descending=True, stable=True)]], num_known)
+            return
         q = gap.quantile(1 - self._batch_alpha)
         if len(self._nominal_gaps):
             q = torch.minimum(q, self._nominal_gaps.quantile(1 - self._alpha))
@@ -147,9 +167,38 @@ class CrossEntropySearch(Search):
         cube = self._cube[chosen]
         mean = (weight * cube).sum(0)
         variance = (weight * (cube - mean).square()).sum(0)
-        self._mean = self._soft * self._mean + (1 - self._soft) * mean
-        variance = self._soft * self._variance + (1 - self._soft) * variance
-        # a Beta distribution exists only below mean (1 - mean)
+        self._move(
+            self._soft * self._mean + (1 - self._soft) * mean,
+            self._soft * self._variance + (1 - self._soft) * variance,
+        )
+
+    def _climb(self, ranked: Tensor, num_known: int) -> None:
+        """An update in many dimensions from a batch (n, k), the hardest first and those that failed last.
+
+        With the weights w_i ~ log((n + 1) / 2) - log i of the better half, and mu = 1 / sum_i w_i^2 their effective
+        number, one standard error of the selected mean is 1 / sqrt(mu) of a deviation in each of k coordinates, while
+        the way to the optimum is one direction. The mean therefore moves by less in more dimensions. Variances are
+        measured about the old mean, which does not underestimate them; what all coordinates have in common is known k
+        times better than a single one, and is followed k times faster.
+        """
+        n, k = ranked.shape
+        best, rate = ranked[: min(n // 2, num_known)], 1 - self._soft
+        weight = math.log((n + 1) / 2) - torch.arange(1, len(best) + 1, dtype=torch.float64).log()
+        weight = (weight / weight.sum())[:, None]
+        step = (weight * (best - self._mean)).sum(0)
+        ratio = (weight * (best - self._mean).square()).sum(
+            0
+        ) / self._variance  # 1 on average if nothing is selected
+        effective = 1 / float(weight.square().sum())
+        common, own = 1 + rate * (ratio.mean() - 1), rate / k
+        self._move(
+            self._mean + rate * min(1.0, STEP * effective / math.sqrt(k)) * step,
+            self._variance * ((1 - own) * common + own * ratio),
+        )
+
+    def _move(self, mean: Tensor, variance: Tensor) -> None:
+        """New moments; the variance has a floor, and a Beta distribution exists only below mean (1 - mean)."""
+        self._mean = mean
         self._variance = torch.minimum(
             variance.clamp_min(self._smallest**2), 0.95 * self._mean * (1 - self._mean)
         )

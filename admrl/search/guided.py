@@ -18,6 +18,7 @@ from torch import Tensor
 
 from admrl.search.base import Observations, project_unit
 from admrl.search.bayesian import POLISH_STEPS, GaussianProcessSearch, climb
+from task_families.choices import whole_number
 from task_families.task_space import TaskSpace
 
 CLIMB = 1  # note about a climber's task
@@ -49,8 +50,7 @@ class GuidedSearch(GaussianProcessSearch):
             ValueError: see `GaussianProcessSearch`; a patience below 1.
         """
         super().__init__(space, generator, first, num_initial=num_initial, drift=drift)
-        if patience < 1:
-            raise ValueError(f"GuidedSearch: expected patience >= 1, got {patience}")
+        patience = whole_number("patience", patience)
         self._patience = patience
         self._since_best, self._turn = 0, 0
         self._top = -torch.inf

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from admrl.search.base import ADDED, Observations, Search, SobolPoints, project_unit, unit_scale
-from task_families.choices import check_name
+from task_families.choices import check_name, whole_number
 from task_families.task_space import TaskSpace
 
 RULES = ("plain", "momentum", "normalised", "adam")
@@ -115,12 +115,9 @@ class ProjectedAscent(Search):
 
     def _new_start(self) -> Tensor:
         """A uniform task (1, k), drawn again while the nearest task told is one that failed."""
-        z, failed = self.space.embed(self.history.psi), ~self.history.known
         psi = self.space.sample(1, "uniform", self.generator)
-        if bool(failed.all()):  # nothing is known to be better
-            return psi
         for _ in range(MOST_DRAWS):
-            if not bool(failed[torch.cdist(self.space.embed(psi.double()), z).argmin()]):
+            if not self.expects_failure(psi[0]):
                 break
             psi = self.space.sample(1, "uniform", self.generator)
         return psi
@@ -233,10 +230,12 @@ class MultiStartAscent(Search):
         """
         super().__init__(space, generator, first)
         check_step_size(step_size)
-        if not (num_starts >= 1 and num_climbers >= 1 and step_size > 0 and smallest > 0 and merge >= 0):
+        num_starts = whole_number("num_starts", num_starts)
+        num_climbers = whole_number("num_climbers", num_climbers)
+        if not (step_size > 0 and smallest > 0 and merge >= 0):
             raise ValueError(
-                "MultiStartAscent: expected num_starts, num_climbers >= 1, step_size, smallest > 0, merge >= 0; got "
-                f"{num_starts}, {num_climbers}, {step_size:g}, {smallest:g}, {merge:g}"
+                "MultiStartAscent: expected step_size, smallest > 0, merge >= 0; got "
+                f"{step_size:g}, {smallest:g}, {merge:g}"
             )
         self._num_starts, self._num_climbers = num_starts, num_climbers
         self._step_size, self._smallest, self._merge = step_size, smallest, merge

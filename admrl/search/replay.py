@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from admrl.search.base import Observations, Search
+from task_families.choices import whole_number
 from task_families.task_space import TaskSpace
 
 NEW = 1_000_000  # tag of a task that the inner search proposed
@@ -49,10 +50,9 @@ class ArchiveReplay(Search):
         for name, value in (("replay_share", replay_share), ("staleness", staleness)):
             if not 0 <= value <= 1:
                 raise ValueError(f"ArchiveReplay: expected {name} in [0, 1], got {value}")
-        if not temperature > 0 or capacity < 1:
-            raise ValueError(
-                f"ArchiveReplay: expected temperature > 0 and capacity >= 1, got {temperature} and {capacity}"
-            )
+        capacity = whole_number("capacity", capacity)
+        if not temperature > 0:
+            raise ValueError(f"ArchiveReplay: expected temperature > 0, got {temperature}")
         self.inner, self.uses_gradient = inner, inner.uses_gradient
         self._share, self._temperature, self._staleness = replay_share, temperature, staleness
         self._capacity = capacity

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from admrl.search.base import Search, no_tags
-from task_families.choices import check_name
+from task_families.choices import check_name, whole_number
 from task_families.task_space import KINDS, TaskSpace
 
 MAX_POINTS = 1_000_000  # of a grid
@@ -59,8 +59,7 @@ class GridSearch(Search):
             ValueError: see `Search` and `TaskSpace.grid`; a budget below 1.
         """
         super().__init__(space, generator, first)
-        if budget < 1:
-            raise ValueError(f"GridSearch: expected a budget of 1 or more, got {budget}")
+        budget = whole_number("budget", budget)
         per_parameter = max(2, int(budget ** (1 / space.size) + 1e-9))
         counts = tuple(shape) if shape is not None else (per_parameter,) * space.size
         if math.prod(counts) > MAX_POINTS:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from admrl.search.base import Observations, Search, no_tags
 from admrl.search.objective import Objective
+from task_families.choices import whole_number
 from task_families.task_space import TaskSpace
 
 Scorer = Callable[[Tensor], Tensor]
@@ -42,11 +43,9 @@ class ScreenedSearch(Search):
             ValueError: see `Search`; fewer than 2 candidates, a share outside [0, 1].
         """
         super().__init__(space, generator, first)
-        if num_candidates < 2 or not 0 <= nominal_share <= 1:
-            raise ValueError(
-                "ScreenedSearch: expected num_candidates >= 2 and nominal_share in [0, 1], got "
-                f"{num_candidates} and {nominal_share}"
-            )
+        num_candidates = whole_number("num_candidates", num_candidates, 2)
+        if not 0 <= nominal_share <= 1:
+            raise ValueError(f"ScreenedSearch: expected nominal_share in [0, 1], got {nominal_share}")
         self.scorer, self.polisher = scorer, polisher
         self._num_candidates, self._nominal_share = num_candidates, nominal_share
         self._objective = objective or Objective()

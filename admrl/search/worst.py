@@ -16,6 +16,7 @@ from torch import Tensor
 from admrl.number_text import counted, number, to_error, with_error
 from admrl.search.base import Search, TaskSearch, project_unit, unit_scale
 from admrl.storage.files import write_json
+from task_families.choices import whole_number
 from task_families.task_space import TaskSpace
 
 POOLED_DEGREES = 6  # see _Record._standard_error
@@ -159,11 +160,11 @@ def find_worst(
     Raises:
         ValueError: a budget below 1 or below num_probes, a top below 1, gaps of a wrong shape, or no gap known.
     """
-    if budget < 1 or not 0 <= num_probes <= budget or top < 1 or batch < 1:
-        raise ValueError(
-            "find_worst: expected budget >= 1, num_probes from 0 to budget, top >= 1, batch >= 1; got "
-            f"{budget}, {num_probes}, {top}, {batch}"
-        )
+    budget, batch, top = (
+        whole_number(name, n) for name, n in (("budget", budget), ("batch", batch), ("top", top))
+    )
+    if (num_probes := whole_number("num_probes", num_probes, 0)) > budget:
+        raise ValueError(f"num_probes: expected at most {budget}, the budget, got {num_probes}")
     probes = space.sample(num_probes, "uniform", generator) if num_probes else None
     record = _Record(space, search)
     if probes is not None:
