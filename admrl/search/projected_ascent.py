@@ -32,6 +32,7 @@ ADAM = (0.9, 0.999, 1e-8)
 LONGEST = 1e6  # step, unit coordinates: far beyond every space
 GROW, SHRINK = 1.5, 0.5  # of a climber's step after a success and after a failure
 SHORTEST = 1 / 16  # of the rule's step: below it an ascent whose steps fail starts elsewhere
+NUM_WAYS = 16  # other ways that a climber looks at where failure is expected
 MOST_DRAWS = 1000  # of a start: the part that seems sound may be small
 
 
@@ -200,7 +201,8 @@ class MultiStartAscent(Search):
     """Sobol tasks are screened; the best of them climb in turn, each with a step of its own.
 
     A climber's step (a length in unit coordinates, along its gradient) grows after a success and shrinks after a
-    failure, which is taken back. A climber that came within `merge` of a higher one, or whose step has shrunk below
+    failure, which is taken back. Where the nearest task told failed, it takes the steepest other way that seems sound,
+    along the border. A climber that came within `merge` of a higher one, or whose step has shrunk below
     `smallest`, ends; the best start that nobody has climbed from takes its place, or, where none is left, a further
     Sobol task. Without gradients, a climber steps in random directions.
     """
@@ -311,8 +313,24 @@ class MultiStartAscent(Search):
         if bool(slope.isnan().any()):
             slope = torch.randn(self.space.size, generator=self.generator, dtype=torch.float64)
         norm = slope.norm()
-        unit = self.space.to_unit(here.psi) + self._length[climber] * slope / torch.where(norm > 0, norm, 1.0)
-        return self.space.from_unit(project_unit(self.space, unit))[None]
+        uphill = slope / torch.where(norm > 0, norm, 1.0)
+        start, length = self.space.to_unit(here.psi), self._length[climber]
+
+        def end(direction: Tensor) -> Tensor:
+            return self.space.from_unit(project_unit(self.space, start + length * direction))[None]
+
+        psi = end(uphill)
+        if not self.expects_failure(psi[0]):
+            return psi
+        # along the border of what fails: the steepest way that seems sound
+        others = torch.randn(NUM_WAYS, self.space.size, generator=self.generator, dtype=torch.float64)
+        others = others / others.norm(dim=-1, keepdim=True)
+        rise = (others @ uphill).abs()
+        others = others * (others @ uphill).sign()[:, None]
+        for way in others[rise.argsort(descending=True)]:
+            if not self.expects_failure(end(way)[0]):
+                return end(way)
+        return psi
 
     def _learn(self, told: Observations, tags: Tensor) -> None:
         begin = len(self.history) - len(told)

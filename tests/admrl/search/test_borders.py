@@ -4,7 +4,7 @@ import pytest
 import torch
 from search_tools import generator
 
-from admrl.search import CrossEntropySearch
+from admrl.search import CrossEntropySearch, MultiStartAscent
 from task_families import TaskBox
 
 BOX = TaskBox(torch.zeros(2).double(), torch.ones(2).double(), ("x", "y"), ("1", "1"))
@@ -42,3 +42,14 @@ def test_what_fails_is_expected_by_the_nearest_tasks():
     assert search.expects_failure(torch.tensor([0.4, 0.5])) and not search.expects_failure(
         torch.tensor([0.6, 0.0])
     )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_climbers_follow_the_border_of_what_fails(seed):
+    """Uphill leads into what fails; stepping back alone stays near where the climb met the border."""
+    search = MultiStartAscent(
+        BOX, generator(seed), torch.tensor([[0.58, 0.1]]).double(), num_starts=3, num_climbers=1
+    )
+    failed = explored(search, 60)
+    assert search.best().gap > 2.19  # of 2.2
+    assert sum(failed) < 30  # 36 by stepping back alone
