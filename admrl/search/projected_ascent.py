@@ -201,8 +201,8 @@ class MultiStartAscent(Search):
     """Sobol tasks are screened; the best of them climb in turn, each with a step of its own.
 
     A climber's step (a length in unit coordinates, along its gradient) grows after a success and shrinks after a
-    failure, which is taken back. Where the nearest task told failed, it takes the steepest other way that seems sound,
-    along the border. A climber that came within `merge` of a higher one, or whose step has shrunk below
+    failure, which is taken back. Where the nearest task told failed, it takes the steepest other way that seems
+    sound, along the border. A climber that came within `merge` of a higher one, or whose step has shrunk below
     `smallest`, ends; the best start that nobody has climbed from takes its place, or, where none is left, a further
     Sobol task. Without gradients, a climber steps in random directions.
     """
