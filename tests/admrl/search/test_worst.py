@@ -125,7 +125,7 @@ def test_find_worst_survives_failures_and_takes_gradients(tmp_path):
             budget=5,
             generator=generator(),
         )
-    with pytest.raises(ValueError, match="num_probes from 0 to budget"):
+    with pytest.raises(ValueError, match="num_probes: expected at most 5, the budget"):
         find_worst(gap, BOX, make_search("uniform", BOX, generator=generator()), budget=5, num_probes=6,
                    generator=generator())  # fmt: skip
     with pytest.raises(ValueError, match=r"expected \(1,\) or \(1, R\)"):
