@@ -72,7 +72,7 @@ def test_own_family_example_as_a_script():
     run = subprocess.run(
         [sys.executable, str(ROOT / "examples" / "own_family.py")], capture_output=True, text=True, check=True
     )
-    assert run.stdout.count("14 checks passed") == 2
+    assert run.stdout.count("15 checks passed") == 2
 
 
 @pytest.mark.slow
