@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-NAME_WIDTH = 8  # characters of a name on one line, at least
+NAME_WIDTH = 12  # characters of a name on one line, at least
 
 
 def print_table(
@@ -23,19 +23,20 @@ def print_table(
     left: Sequence[str] = (),
 ) -> None:
     """A table whose first column, of names, folds and whose others keep their width. On a console that is too narrow
-    for that, a name is followed by its row as a list.
+    for that, columns move together, or a name is followed by its row as a list.
 
     Args:
         left: columns beside the first one that are aligned on the left.
     """
     rows = [[_harmless(row[0]), *row[1:]] for row in rows]
     short = [[row[0][:NAME_WIDTH], *row[1:]] for row in rows]
-    needed = Measurement.get(console, console.options.update(max_width=10_000), _table(columns, short, left))
-    if needed.minimum <= console.width:
-        table = _table(columns, rows, left)
-        table.title = title or None
-        console.print(table)
-        return
+    wide = console.options.update(max_width=10_000)
+    for space in (1, 0):
+        if Measurement.get(console, wide, _table(columns, short, left, space)).minimum <= console.width:
+            table = _table(columns, rows, left, space)
+            table.title = title or None
+            console.print(table)
+            return
     if title:
         console.print(title, highlight=False)
     for row in rows:
@@ -52,8 +53,12 @@ def print_table(
         console.print(line, highlight=False)
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str], space: int) -> Table:
+    """
+    Args:
+        space: beside every column, in characters; one more divides them.
+    """
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False, padding=(0, space))
     for i, name in enumerate(columns):
         column = name.replace(" (", "\n(")
         lines = [*column.split("\n"), *(line for row in rows for line in row[i].split("\n"))]
