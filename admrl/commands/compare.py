@@ -81,10 +81,9 @@ class Compare(Command):
         write_text(page, render_report(comparison, **tables, figures=figures))
         print_summary(summary, console)
         for note in comparison.notes():
-            console.print(f"note: {note}", style="yellow", highlight=False)
+            console.print(f"note: {note}", style="yellow")
         console.print(
             f"wrote {page} and {len(figures)} figures (PNG, PDF) and 4 tables (CSV) beside it",
-            highlight=False,
         )
 
 

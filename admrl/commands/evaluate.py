@@ -118,8 +118,6 @@ class Evaluate(Command):
                     f"{run.path}: evaluated as it is at its newest checkpoint: {run.position}; it goes on with: "
                     f"{run.resume_command}",
                     style="yellow",
-                    highlight=False,
-                    soft_wrap=True,
                 )
         try:
             tables = evaluate_in_parallel(
@@ -144,4 +142,4 @@ class Evaluate(Command):
             print_objective(tables, objective, self.scale, console, j)
         print_notes(tables, console)
         words = ["admrl", "compare", *(str(run.path) for run in runs), "--tasks", name, "--out", "report"]
-        console.print(f"wrote {name} into each run; next: {shlex.join(words)}", highlight=False)
+        console.print(f"wrote {name} into each run; next: {shlex.join(words)}")

@@ -26,9 +26,7 @@ def print_objective(
     for table in tables:
         known = table.num_missing(j) < len(table.psi)
         value, error = table.objective(objective, j, scale=scale) if known else (math.nan, math.nan)
-        console.print(
-            f"{table.method}: {name} of the {scale} gap {with_error(value, error)}", highlight=False
-        )
+        console.print(f"{table.method}: {name} of the {scale} gap {with_error(value, error)}")
 
 
 def print_tables(tables: Sequence[GapTable], console: Console, j: int = 0) -> None:
@@ -42,7 +40,6 @@ def print_tables(tables: Sequence[GapTable], console: Console, j: int = 0) -> No
         if 0 < missing < num_tasks:
             console.print(
                 f"{table.method}: {counted(missing, 'task')} without a gap (a simulation broke down)",
-                highlight=False,
             )
     worst, means = [_worst(t, j) for t in tables], [t.average(j) for t in tables]
     returns = [_mean_return(t, j) for t in tables]
@@ -111,7 +108,6 @@ def print_intervals(tables: Sequence[GapTable], console: Console, j: int = 0) ->
             mean, worst = interval(*table.average_interval(j)), interval(*table.worst_interval(j))
             console.print(
                 f"{table.method}: 95 % intervals: mean gap {mean}; worst gap, whichever task it is at, {worst}",
-                highlight=False,
             )
 
 
@@ -132,7 +128,6 @@ def print_notes(tables: Sequence[GapTable], console: Console) -> None:
         + "; the methods may see of a task: "
         + "; ".join(f"{t.method}: {t.provenance.sees or 'not recorded'}" for t in tables)
         + f"; reference: {'unknown' if drawn is None else f'{drawn:,}'} real samples.",
-        highlight=False,
     )
 
 

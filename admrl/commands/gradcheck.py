@@ -87,7 +87,7 @@ class Gradcheck(Command):
         picture = run.path / "gradcheck.png"
         plot_gradient_checks([check.to_dict()], picture)
         print_check(check, console)
-        console.print(f"wrote {run.path / 'gradcheck.json'} and {picture}", highlight=False)
+        console.print(f"wrote {run.path / 'gradcheck.json'} and {picture}")
 
 
 def check_job(path: str, psi: list[list[float]], command: Gradcheck, reporter: Reporter) -> GradientCheck:
@@ -138,14 +138,13 @@ def print_check(check: GradientCheck, console: Console) -> None:
         "rollouts that all need. "
         f"|d objective / d theta_hat| {number(check.draws[0].gradient_norm, 2)} (return per step; 0 where Eq. 5 "
         "holds).",
-        highlight=False,
     )
     for d in check.draws:
         if d.implicit_at:
             path = "; ".join(
                 f"{x}: {', '.join(number(v, 3) for v in part)}" for x, part in d.implicit_at.items()
             )
-            console.print(f"{d.estimator}, implicit part by relative damping: {path}", highlight=False)
+            console.print(f"{d.estimator}, implicit part by relative damping: {path}")
 
 
 def _table(check: GradientCheck) -> tuple[list[str], list[list[str]]]:

@@ -101,7 +101,7 @@ class Quickstart(Command):
                 "everything is saved. Continue by hand:\n  " + "\n  ".join(steps), interrupt.signum
             ) from None
         minutes = (time.monotonic() - started) / 60
-        console.print(f"wrote {figure} after {minutes:.1f} minutes", highlight=False)
+        console.print(f"wrote {figure} after {minutes:.1f} minutes")
 
     def _train(self, runs: list[Run], console: Console) -> None:
         from admrl.jobs.pool import Job, num_cores, run_jobs
@@ -112,7 +112,7 @@ class Quickstart(Command):
             console.print(
                 f"{self.num_workers} workers on {num_cores()} core(s): this will take longer", style="yellow"
             )
-        console.print("1/2 meta-training, equal budgets, the same seed and initial policies", highlight=False)
+        console.print("1/2 meta-training, equal budgets, the same seed and initial policies")
         named = NamedFamily(self.family if runs[0].info.source else None)
         jobs = [
             Job(r.info.selector, train_job, (r.path, named), r.steps_left, saves_itself=True) for r in runs
@@ -133,7 +133,6 @@ class Quickstart(Command):
         tasks = check_runs(trained, self._grid(runs[0].family.box.size), config)
         console.print(
             f"2/2 evaluation on {len(tasks.psi)} tasks, {config.num_policy_seeds} policies each",
-            highlight=False,
         )
         lock_runs(trained)
         tables = evaluate_in_parallel(

@@ -87,7 +87,7 @@ class ReferenceReturns(Command):
 
         console = TextConsole()
         if not plan.jobs:
-            console.print("everything that was asked for is in the file already", highlight=False)
+            console.print("everything that was asked for is in the file already")
         try:
             if plan.jobs:
                 run_jobs(plan.jobs, self.num_workers, console)
@@ -107,5 +107,4 @@ class ReferenceReturns(Command):
             "best from "
             + ", ".join(f"{name} ({count / 2:g} tasks)" for name, count in methods.most_common())
             + f"\nnext: admrl evaluate RUN... {shlex.join(['--reference', str(plan.file)])}",
-            highlight=False,
         )

@@ -223,13 +223,12 @@ class SearchWorst(Command):
         }
         write_json(self.folder / REPORT, data)
         for line in (*gap.notes, *confirm.notes, *report.lines()):
-            console.print(line, highlight=False)
+            console.print(line)
         console.print(
             f"{gap.num_policies} zero-shot policies in the search, {confirm.num_policies} to confirm; "
             f"{gap.real_samples + confirm.real_samples:,} real samples. {run.family.box.size} task parameters. Wrote "
             f"{self.folder / REPORT}"
             + "\n  ".join(["; to see the worst again:", *replays] if replays else []),
-            highlight=False,
         )
 
     def _film_file(self, number: int) -> Path:

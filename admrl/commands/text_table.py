@@ -38,19 +38,19 @@ def print_table(
             console.print(table)
             return
     if title:
-        console.print(title, highlight=False)
+        console.print(title)
     for row in rows:
-        console.print(row[0], highlight=False)
+        console.print(row[0])
         fields = [
             f"{name} {text.replace(chr(10), ', ')}" for name, text in zip(columns[1:], row[1:], strict=True)
         ]
         line = " "
         for field in fields:
             if cell_len(line) + cell_len(field) + 2 > console.width and line.strip():
-                console.print(line, highlight=False)
+                console.print(line)
                 line = " "
             line += f" {field}" + ";" * (field is not fields[-1])
-        console.print(line, highlight=False)
+        console.print(line)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str], space: int) -> Table:

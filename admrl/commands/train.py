@@ -128,5 +128,4 @@ class Train(Command):
         console.print(
             f"{len(run.state.records)} tasks, {samples.real} real and {samples.virtual} virtual samples -> "
             f"{run.path}{hint}",
-            highlight=False,
         )

@@ -148,5 +148,4 @@ class TrainBaseline(Command):
         console.print(
             f"{TITLES[run.info.algorithm]}: {run.state.num_updates} gradient steps, {run.state.real_samples} real "
             f"samples{last} -> {run.path}\nnext: {shlex.join(words)}",
-            highlight=False,
         )

@@ -108,9 +108,9 @@ def _adapted_jobs(
     psi_of = dict(zip(keys, tasks.psi.tolist(), strict=True))
     missing = store.missing(keys, config.num_policy_seeds)
     for note in store.notes:
-        console.print(note, style="yellow", highlight=False)
+        console.print(note, style="yellow")
     if 0 < len(missing) < len(keys) * config.num_policy_seeds:
-        console.print(f"{run.path}: {len(missing)} cells are left", highlight=False)
+        console.print(f"{run.path}: {len(missing)} cells are left")
     jobs = []
     for policy_seed in range(config.num_policy_seeds):
         psi = [psi_of[k] for k, r in missing if r == policy_seed]
@@ -188,7 +188,7 @@ def _pooled_jobs(
             _read_pooled(file, len(tasks.psi), config)
             return []
         except DamagedFileError as error:
-            console.print(f"{error}; the reference run is done again", style="yellow", highlight=False)
+            console.print(f"{error}; the reference run is done again", style="yellow")
     arguments = (load, [run.path for run in runs], file, tasks, config, seed)
     return [Job("reference A*", pooled_job, arguments, num_pooled_steps(model_sources(runs)[0], config))]
 

@@ -88,7 +88,7 @@ class Display:
         self._progress.start_task(self._rows[job])
         self._progress.update(self._rows[job], phase=name)
         if not self._console.is_terminal:
-            self._console.print(f"{job}: {name} {_numbers(self._shown[job])}", highlight=False)
+            self._console.print(f"{job}: {name} {_numbers(self._shown[job])}")
 
     def advance(self, job: str, num_steps: int, metrics: dict[str, float]) -> None:
         """The job did some steps."""
@@ -98,7 +98,7 @@ class Display:
 
     def event(self, job: str, message: str) -> None:
         """The job has something to say."""
-        self._console.print(f"{job}: {message}", style="yellow", highlight=False)
+        self._console.print(f"{job}: {message}", style="yellow")
 
     def handle(self, message: tuple[str, str, tuple[Any, ...]]) -> None:
         """A message of a `JobReporter` in another process."""
