@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from policy_opt.implicit_zero import implicit_zero
 from policy_opt.krylov_basis import (
     NUM_RITZ_STEPS,
     LanczosProcess,
@@ -43,7 +44,6 @@ from policy_opt.solve_loop import (
     STAGNATED,
     AnyRunning,
     Settings,
-    implicit_zero,
     is_capturing,
     warn_if_failed,
 )

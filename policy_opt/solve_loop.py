@@ -31,9 +31,14 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from policy_opt.implicit_zero import implicit_zero
 from policy_opt.linear_operator import Matvec, Operator, host_value, norm, whole_number
 from policy_opt.solve_result import CODE, RUNNING, LinearSolveResult, LinearSolveWarning, SolveStatus
 
+COMPILED = (
+    "a solve inside torch.compile: its implicit derivative would be lost in the traced program; call it "
+    "outside, or wrap the function that solves with torch.compiler.disable"
+)
 CONVERGED, MAX_STEPS, STAGNATED = (
     CODE[s] for s in (SolveStatus.CONVERGED, SolveStatus.MAX_STEPS, SolveStatus.STAGNATED)
 )
@@ -330,101 +335,3 @@ def warn_if_failed(answer: LinearSolveResult) -> None:
         LinearSolveWarning,
         stacklevel=2,
     )
-
-
-def implicit_zero(
-    residual: Tensor, inverse: Callable[[Tensor], Tensor], inverse_transposed: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Zero in value; `inverse` applied to tangents, `inverse_transposed` to cotangents. First derivatives
-    only: a second one raises RuntimeError (the solves close over tensors of the outermost transform).
-
-    A pull-back that is called after its transform has ended (`torch.func.vjp`) finds the plain tensors; but
-    tensors batched by a `vmap` that has ended would be read with the wrong axes, so that is refused too.
-    """
-    level, is_batched = _transform_level(), _has_level("Vmap")
-
-    def at_its_level(apply: Callable[[Tensor], Tensor], strict: bool) -> Callable[[Tensor], Tensor]:
-        def checked(vector: Tensor) -> Tensor:
-            if strict and _transform_level() < level:
-                raise RuntimeError(SECOND_DERIVATIVE)
-            return apply(vector)
-
-        return checked
-
-    forward, reverse = at_its_level(inverse, True), at_its_level(inverse_transposed, is_batched)
-    zero: Tensor = _ImplicitZero.apply(residual, forward, reverse)
-    return zero
-
-
-COMPILED = (
-    "a solve inside torch.compile: its implicit derivative would be lost in the traced program; call it "
-    "outside, or wrap the function that solves with torch.compiler.disable"
-)
-SECOND_DERIVATIVE = (
-    "a linear solve that closes over its operator has first derivatives only; for second derivatives "
-    "pass the "
-    "operator's tensors as arguments: custom_root(lambda x, A, b: A @ x - b)"
-)
-
-
-def _transform_level() -> int:
-    level = torch._C._functorch.maybe_current_level()
-    return 0 if level is None else level
-
-
-def _has_level(kind: str, at_least: int = 1) -> bool:
-    """True inside so many transforms of torch.func of one kind ("Vmap", "Grad", "Jvp")."""
-    stack = torch._C._functorch.get_interpreter_stack() or []
-    return sum(level.key() == getattr(torch._C._functorch.TransformType, kind) for level in stack) >= at_least
-
-
-class _ImplicitZero(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(residual: Tensor, inverse: Any, inverse_transposed: Any) -> Tensor:
-        return torch.zeros_like(residual)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        residual, ctx.inverse, ctx.inverse_transposed = inputs
-        ctx.save_for_backward(residual)
-        ctx.save_for_forward(residual)
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> Any:
-        return (
-            _FirstDerivativeOnly.apply(ctx.inverse_transposed(cotangent), cotangent, *ctx.saved_tensors),
-            None,
-            None,
-        )
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
-        if _has_level("Jvp", at_least=2):  # torch drops the outer tangents inside a custom function's jvp
-            raise RuntimeError(SECOND_DERIVATIVE)
-        value: Tensor = _FirstDerivativeOnly.apply(ctx.inverse(tangent), tangent, *ctx.saved_tensors)
-        return value
-
-
-class _FirstDerivativeOnly(torch.autograd.Function):
-    """The identity on `value`, tied to what it depends on so that differentiating it raises instead of giving
-    zero."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(value: Tensor, *depends_on: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> Any:
-        raise RuntimeError(SECOND_DERIVATIVE)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise RuntimeError(SECOND_DERIVATIVE)
