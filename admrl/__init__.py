@@ -52,7 +52,8 @@ def _refuse_other_packages() -> None:
         if spec is None:
             raise ImportError(f"admrl needs its package {name!r} in {here}; install admrl anew")
         found = Path(spec.origin or next(iter(spec.submodule_search_locations or ("nowhere",))))
-        if (found.parent if found.stem == "__init__" else found) != here / name:
+        home = found.parent if found.stem == "__init__" else found
+        if home.resolve() != (here / name).resolve():  # a link to ours is ours
             raise ImportError(
                 f"{found} hides the package {name!r} of admrl, which is {here / name}; rename or move it, so that "
                 f"`import {name}` finds admrl's"
