@@ -146,15 +146,18 @@ class GapTable:
         """Interval of the true worst gap max_m G(m), whichever task it is at; nan with one policy seed.
 
         The gap of the truly worst task is below its own upper end, so the largest upper end of all tasks is above
-        the truth; and the truth is above the mean gap, so above that one's lower end. Both sides are safe for any
-        gaps. (The lower ends of single tasks, all together, would be nearer where one task stands out, and fail for
-        skewed gaps.)
+        the truth; and the truth is above the mean gap, so above that one's lower end. Among several tasks each end has
+        the whole error probability: the lower one fails only where tasks are alike, and then the largest of their upper
+        ends does not; the upper one only where a task stands out. In between both are safe, for any gaps. (The lower
+        ends of single tasks, all together, would be nearer where one task stands out, and fail for skewed gaps.)
         """
-        error, degrees = self.standard_error(j), max(len(self.gap) - 1, 1)
+        error, mean, degrees = self.standard_error(j), self.mean_gap(j), max(len(self.gap) - 1, 1)
         if np.isnan(error).all():
             return math.nan, math.nan
-        quantile = float(student_t.isf((1 - confidence) / 2, degrees))
-        return self.average_interval(j, confidence)[0], float(np.nanmax(self.mean_gap(j) + quantile * error))
+        tails = 1 if np.isfinite(mean).sum() > 1 else 2
+        quantile = float(student_t.isf((1 - confidence) / tails, degrees))
+        average, average_error = self.average(j)
+        return average - quantile * average_error, float(np.nanmax(mean + quantile * error))
 
     def average_interval(self, j: int = 0, confidence: float = CONFIDENCE) -> tuple[float, float]:
         """Interval of the mean gap over these tasks (Student's t); nan with one policy seed."""

@@ -75,7 +75,7 @@ def _implicit(axis: Axes, check: dict[str, Any]) -> None:
     names = [d["estimator"] for d in check["draws"]]
     for i in range(k):
         shift = (i - (k - 1) / 2) * 0.8 / k
-        half = _quantile(check) * truth["implicit_error"][i]
+        half = quantile(check) * truth["implicit_error"][i]
         low, height = truth["implicit"][i] - half, 2 * half
         axis.bar(
             np.arange(len(names)) + shift,
@@ -104,7 +104,7 @@ def _implicit(axis: Axes, check: dict[str, Any]) -> None:
     axis.set_title(fit(title, 4, 10), fontsize=10)
 
 
-def _quantile(check: dict[str, Any]) -> float:
+def quantile(check: dict[str, Any]) -> float:
     """Standard errors to either end of a 95 % interval of the truth, which is a mean over its replicates."""
     return float(student_t.isf(0.025, check["provenance"]["truth"]["num_replicates"] - 1))
 

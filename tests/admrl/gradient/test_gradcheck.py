@@ -9,15 +9,15 @@ from exact_problem import affine_model, double, sample
 from gradient_tools import draws
 
 from admrl.config.presets import PRESETS
-from admrl.config.training import ResolveConfig, TaskGradientConfig
+from admrl.config.training import ResolveConfig, TaskGradientConfig, VirtualTrainingConfig
 from admrl.gradient.check import CheckPlan, SolvedTask, Truth, check_gradient, solve_task
 from admrl.gradient.control_variate import controlled_means, controlled_replicates, lane_statistics, replay
-from admrl.gradient.resolve import _directions
-from admrl.reports.gradient_checks import plot_gradient_checks
-from admrl.solving.solution import make_policy
+from admrl.gradient.resolve import _directions, resolve
+from admrl.reports.gradient_checks import plot_gradient_checks, quantile
+from admrl.solving.solution import Solution, make_policy
 from admrl.training.meta_training import meta_train
 from admrl.training.state import new_state
-from task_families import make
+from task_families import make, spawn_generators
 
 # -- control variates ------------------------------------------------------------------------------------------
 
@@ -133,6 +133,28 @@ def test_check_compares_with_the_truth_and_is_data(problem, tmp_path):
     plain = json.loads(json.dumps(check.to_dict()))
     plot_gradient_checks([plain, plain], tmp_path / "check.png")
     assert (tmp_path / "check.png").stat().st_size > 20_000
+
+
+@pytest.mark.parametrize("num_replicates", [3, 8])
+@pytest.mark.parametrize("updated", [False, True])
+def test_the_interval_of_the_truth_covers(problem, num_replicates, updated):
+    """200 repetitions, as tasks of one batch that are the same: the bars of the figure hold their grand mean."""
+    family, model, psi, theta_hat, *_ = problem
+    num = 200
+    same = [x.repeat_interleave(num, 0) for x in (psi, theta_hat.theta, theta_hat.weights)]
+    found = resolve(
+        family,
+        Solution(same[0], theta_hat.policy, same[1], theta_hat.value, same[2]),
+        ResolveConfig(num_updates=1, radius=1.0, num_replicates=num_replicates, num_episodes=4),
+        VirtualTrainingConfig(num_model_steps=0, num_policy_updates=1, num_samples=100),
+        spawn_generators(torch.Generator().manual_seed(0), num),
+        model=model,
+        updated_model=affine_model(family, family.dynamics) if updated else None,
+    ).replicates
+    value, error = found.mean(1), found.std(1) / num_replicates**0.5
+    check = {"provenance": {"truth": {"num_replicates": num_replicates}}}
+    covered = (value - value.mean(0)).abs() <= quantile(check) * error
+    assert 0.90 <= float(covered.double().mean()) <= 0.98
 
 
 def test_solving_a_task_leaves_the_run_as_it_is():
