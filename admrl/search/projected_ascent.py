@@ -218,7 +218,7 @@ class MultiStartAscent(Search):
         num_starts: int = 16,
         num_climbers: int = 4,
         step_size: float = 0.2,
-        smallest: float = 0.01,
+        smallest: float = 0.0025,
         merge: float = 0.05,
     ) -> None:
         """

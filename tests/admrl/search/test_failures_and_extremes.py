@@ -72,6 +72,26 @@ def test_half_of_the_box_failing_costs_at_most_15_points(name):
     assert hits[True] >= hits[False] - 3, hits
 
 
+@pytest.mark.slow
+def test_multistart_finds_the_best_task_at_the_border_of_what_fails():
+    """The half with the optimum fails: the best task left is often at the border, where the gap is steep. With climbs
+    that ended at steps of 0.01, 31 of these 40 runs found it to 1 %; with 0.0025, 35."""
+    hits = 0
+    for seed in range(40, 80):
+        gap = bumps(2, seed)
+        search, grid = made("multistart", gap.space, seed), gap.space.grid((400, 401))
+        sound = halved(gap, grid).isnan()
+        best = gap(grid)[sound].max() - gap.floor
+        for _ in range(100):
+            psi = search.ask()
+            value, slope = gap.with_gradient(psi)
+            search.tell(psi, torch.where(halved(gap, psi).isnan(), value, torch.nan), slope)
+            if search.history.known.any() and search.best().gap - gap.floor >= 0.99 * best:
+                hits += 1
+                break
+    assert hits >= 34, hits
+
+
 def test_a_grid_does_not_ask_again_for_what_failed():
     space = SPACES["box"]
     search = GridSearch(space, torch.Generator().manual_seed(0), shape=(2, 2))
