@@ -105,8 +105,7 @@ def fisher_operator(distribution: Callable[[Any], Distribution], theta: Any) -> 
     F is the Hessian at theta of KL(distribution(theta) || distribution(.)), exactly, for every family whose
     KL divergence torch knows. Wrap independent action components in `torch.distributions.Independent`.
     """
-    with torch.no_grad():
-        here = distribution(pytree.tree_map(torch.Tensor.detach, theta))
+    here = distribution(theta)
     return hessian_operator(lambda point: kl_divergence(here, distribution(point)).mean(), theta)
 
 

@@ -37,6 +37,7 @@ from policy_opt.linear_operator import (
     host_value,
     wide_norm,
 )
+from policy_opt.operator_solve import takes_operators
 from policy_opt.solve_loop import (
     CONVERGED,
     MAX_STEPS,
@@ -154,6 +155,7 @@ def _residual(operator: Operator, b: Tensor, x: Tensor, damping: Tensor, power: 
     return b - product - damping[..., None] * x
 
 
+@takes_operators
 def lanczos_solve(
     matvec: Matvec,
     b: Any,

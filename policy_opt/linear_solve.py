@@ -25,6 +25,7 @@ from torch import Tensor
 from policy_opt.krylov_basis import resolve_damping
 from policy_opt.linear_operator import Matvec, Operator, VectorSpace, check_symmetric, dot, host_value, norm
 from policy_opt.minres_step import Minres
+from policy_opt.operator_solve import takes_operators, takes_operators_of_normal_equations
 from policy_opt.solve_loop import (
     CONVERGED,
     NONFINITE,
@@ -125,6 +126,7 @@ def _step_to_border(x: Tensor, p: Tensor, radius: float | Tensor) -> Tensor:
     return room / (x_p + (x_p**2 + p_p * room).sqrt())
 
 
+@takes_operators
 def conjugate_gradient(
     matvec: Matvec,
     b: Any,
@@ -172,6 +174,7 @@ def conjugate_gradient(
     return solve(method, operator, flat, start, settings, differentiable=trust_radius is None)
 
 
+@takes_operators_of_normal_equations(conjugate_gradient)
 def normal_cg(
     matvec: Matvec,
     b: Any,
@@ -216,6 +219,7 @@ def normal_cg(
     return dataclasses.replace(result, num_products=2 * result.num_products + checks)
 
 
+@takes_operators
 def minres(
     matvec: Matvec,
     b: Any,

@@ -39,6 +39,10 @@ COMPILED = (
     "a solve inside torch.compile: its implicit derivative would be lost in the traced program; call it "
     "outside, or wrap the function that solves with torch.compiler.disable"
 )
+TRUNCATED = (
+    "a solution with a trust_radius is no function that can be differentiated: it is where the iteration was cut; "
+    "take .detach() of it, or solve without the radius"
+)
 CONVERGED, MAX_STEPS, STAGNATED = (
     CODE[s] for s in (SolveStatus.CONVERGED, SolveStatus.MAX_STEPS, SolveStatus.STAGNATED)
 )
