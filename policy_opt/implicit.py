@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from policy_opt.eager import outside_of_compiled_programs
 from policy_opt.implicit_function import implicit_function, require_nothing_hidden
 from policy_opt.linear_operator import (
     LinearMap,
@@ -39,7 +40,7 @@ from policy_opt.linear_operator import (
 from policy_opt.linear_solve import normal_cg
 from policy_opt.operator_solve import LinearEquation, constant
 from policy_opt.operators import LinearOperator
-from policy_opt.solve_loop import COMPILED, is_capturing
+from policy_opt.solve_loop import is_capturing
 from policy_opt.solve_result import LinearSolveResult, LinearSolveWarning
 
 Optimality = Callable[..., Any]
@@ -120,29 +121,40 @@ def _judged(
     tolerance."""
     if not tolerance >= 0:
         raise ValueError(f"tolerance: expected a number >= 0, got {tolerance}; inf never warns")
-    vectors = VectorSpace(b, "cotangent or tangent")
-    right = vectors.flatten(b, "cotangent or tangent").detach()
-    product = vectors.flatten(matvec(answer.solution), "optimality").detach()
-    scale = wide_norm(right)
-    residual = wide_norm(right - product) / torch.where(scale > 0, scale, 1.0)
     leaves = [wide_norm(leaf.detach().reshape(-1)) for leaf in pytree.tree_leaves(optimality)]
     size = torch.stack(leaves).norm()
-    for number, meaning in (
-        (
-            size,
-            "|F(theta_hat, psi)|: theta_hat is not a root, so the theorem does not apply; solve F = 0 more",
-        ),
-        (residual, "the relative residual of the linear system: dF/dtheta is singular or the solve failed"),
-    ):
-        plain = host_value(number)
-        if not is_capturing(plain.device) and not bool((plain <= tolerance).all()):
-            warnings.warn(
-                f"the derivative of a root is not to be trusted: expected at most {tolerance:g}, got "
-                f"{float(plain.max()):.2e} for {meaning}",
-                LinearSolveWarning,
-                stacklevel=3,
-            )
-    return RootDerivative(value, answer, size, residual)
+    _warn_above(
+        tolerance,
+        size,
+        "|F(theta_hat, psi)|: theta_hat is not a root, so the theorem does not apply; solve F = 0 more",
+    )
+    return RootDerivative(value, answer, size, _system_residual(matvec, answer.solution, b, tolerance))
+
+
+def _system_residual(matvec: Matvec, y: Any, b: Any, tolerance: float) -> Tensor:
+    """|b - A y| / |b| (...), with a warning above the tolerance: `normal_cg` does not see a singular A."""
+    vectors = VectorSpace(b, "cotangent or tangent")
+    right = vectors.flatten(b, "cotangent or tangent").detach()
+    scale = wide_norm(right)
+    product = vectors.flatten(matvec(y), "optimality").detach()
+    residual = wide_norm(right - product) / torch.where(scale > 0, scale, 1.0)
+    _warn_above(
+        tolerance,
+        residual,
+        "the relative residual of the linear system: dF/dtheta is singular or the solve failed",
+    )
+    return residual
+
+
+def _warn_above(tolerance: float, number: Tensor, meaning: str) -> None:
+    plain = host_value(number)
+    if not is_capturing(plain.device) and not bool((plain <= tolerance).all()):
+        warnings.warn(
+            f"the derivative of a root is not to be trusted: expected at most {tolerance:g}, got "
+            f"{float(plain.max()):.2e} for {meaning}",
+            LinearSolveWarning,
+            stacklevel=4,
+        )
 
 
 def _jacobian(optimality: Optimality, theta_hat: Any, psi: Any) -> LinearMap:
@@ -184,6 +196,7 @@ def custom_root(
     """
 
     def decorate(solver: Callable[..., Any]) -> Callable[..., Any]:
+        @outside_of_compiled_programs
         @functools.wraps(solver)
         def root(*args: Any, **keywords: Any) -> Any:
             if keywords:
@@ -191,8 +204,6 @@ def custom_root(
                     f"{', '.join(keywords)}: expected positional arguments, got keywords; optimality(theta, *args) "
                     "takes the solver's arguments in their order"
                 )
-            if torch.compiler.is_compiling():
-                raise RuntimeError(COMPILED)
             _require_differentiable(args)
             theta_hat = implicit_function(_RootEquation(optimality, solver, solve), args)
             _require_fitting(optimality, theta_hat, args)
@@ -256,7 +267,11 @@ class _RootEquation:
             forward, backward = self._jacobian(parameters), self._jacobian(parameters).T
             if transposed:
                 forward, backward = backward, forward
-            return _solve(LinearMap(forward.prepare(), backward.prepare()), right, self.solve)
+            matvec, rmatvec = forward.prepare(), backward.prepare()
+            answer = _solve(LinearMap(matvec, rmatvec), right, self.solve)
+            if bool(host_value(answer.converged).all()):  # what failed is warned of with its status
+                _system_residual(matvec, answer.solution, right, ROOT_TOLERANCE)
+            return answer
 
         return LinearEquation(self._jacobian, solve, transposed).again((theta, args), c)
 

@@ -17,6 +17,8 @@ from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
+from policy_opt.eager import outside_of_compiled_programs
+
 VMAP, JVP = torch._C._functorch.TransformType.Vmap, torch._C._functorch.TransformType.Jvp
 
 
@@ -80,6 +82,7 @@ class _ImplicitFunction(torch.autograd.Function):
         ctx.save_for_forward(*active, *output)
 
     @staticmethod
+    @outside_of_compiled_programs
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         active, x = _point(ctx, ctx.saved_tensors)
         c = ctx.structure.unflatten([g.contiguous() for g in cotangents])  # `sum` sends expanded ones
@@ -88,6 +91,7 @@ class _ImplicitFunction(torch.autograd.Function):
         return (None, None, None, *(-g for g in pull_back(y)))
 
     @staticmethod
+    @outside_of_compiled_programs
     def jvp(ctx: Any, *tangents: Any) -> Any:
         # Torch calls this with forward mode switched off, which would drop the tangents of outer transforms
         # in silence. It is switched on again, on numbers without the tangents of this transform.

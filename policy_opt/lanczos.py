@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from policy_opt.eager import outside_of_compiled_programs
 from policy_opt.implicit_zero import implicit_zero
 from policy_opt.krylov_basis import (
     NUM_RITZ_STEPS,
@@ -155,6 +156,7 @@ def _residual(operator: Operator, b: Tensor, x: Tensor, damping: Tensor, power: 
     return b - product - damping[..., None] * x
 
 
+@outside_of_compiled_programs
 @takes_operators
 def lanczos_solve(
     matvec: Matvec,

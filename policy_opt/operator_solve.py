@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from policy_opt.implicit_function import carries_derivative, implicit_function, require_nothing_hidden
 from policy_opt.linear_operator import Matvec
 from policy_opt.operators import LinearOperator
-from policy_opt.solve_loop import COMPILED, TRUNCATED, warn_if_failed
+from policy_opt.solve_loop import TRUNCATED, warn_if_failed
 from policy_opt.solve_result import LinearSolveResult
 
 Solver = TypeVar("Solver", bound=Callable[..., LinearSolveResult])
@@ -79,21 +79,23 @@ def takes_operators(solver: Solver) -> Solver:
     def solve(matvec: Any, b: Any, **settings: Any) -> LinearSolveResult:
         if not isinstance(matvec, LinearOperator):
             return solver(matvec, b, **settings)
-        _require_eager()
         matvec.require_square("matvec")
         answer = solver(_product(matvec), constant(b), **constant(settings))
         rest, power = _settings_of_derivatives(settings), settings.get("power", 1)
 
         def system(parameters: Any) -> LinearOperator:
-            operator, shift = parameters
+            operator, shift, _ = parameters
             return _damped(operator if power == 1 else operator @ operator, shift)
 
         def again(parameters: Any, c: Any, transposed: bool) -> LinearSolveResult:
-            operator, shift = parameters  # its values are symmetric
-            return solver(_product(operator), c, damping=0.0 if shift is None else shift, **rest)
+            operator, shift, helper = parameters  # its values are symmetric
+            return solver(
+                _product(operator), c, damping=0.0 if shift is None else shift, **_helped(rest, helper)
+            )
 
         kind = _Truncated if settings.get("trust_radius") is not None else LinearEquation
-        x = kind(system, again).attach(answer.solution, (matvec, _shift(answer, settings)), b)
+        parameters = (matvec, _shift(answer, settings), _helper(settings))
+        x = kind(system, again).attach(answer.solution, parameters, b)
         return replace(answer, solution=x)
 
     return solve  # type: ignore[return-value]
@@ -113,7 +115,6 @@ def takes_operators_of_normal_equations(
         def solve(matvec: Any, b: Any, **settings: Any) -> LinearSolveResult:
             if not isinstance(matvec, LinearOperator):
                 return solver(matvec, b, **settings)
-            _require_eager()
             matvec.require_square("matvec")
             if settings.pop("rmatvec", None) is not None:
                 raise ValueError("rmatvec: expected None with a LinearOperator, which knows its transpose")
@@ -124,12 +125,16 @@ def takes_operators_of_normal_equations(
                 return _damped(parameters[0].gram(), parameters[1])
 
             def again(parameters: Any, c: Any, transposed: bool) -> LinearSolveResult:
-                return conjugate_gradient(_product(system(parameters)), c, **rest)
+                return conjugate_gradient(_product(system(parameters)), c, **_helped(rest, parameters[2]))
 
-            equation = LinearEquation(system, again)
-            x = equation.attach(answer.solution, (matvec, shift), matvec.T(b))
+            def unhelped(parameters: Any, c: Any, transposed: bool) -> LinearSolveResult:
+                return conjugate_gradient(_product(system(parameters)), c, **rest | {"preconditioner": None})
+
+            x = LinearEquation(system, again).attach(
+                answer.solution, (matvec, shift, _helper(settings)), matvec.T(b)
+            )
             if shift is None and _is_differentiated(x):
-                w = equation.again((matvec.T, None), matvec(x))
+                w = LinearEquation(system, unhelped).again((matvec.T, None), matvec(x))
                 projected = matvec.T(w)  # x in value; the part of dx in the null space, too
                 x = pytree.tree_map(lambda p, value: p - p.detach() + value, projected, constant(x))
             return replace(answer, solution=x)
@@ -137,11 +142,6 @@ def takes_operators_of_normal_equations(
         return solve  # type: ignore[return-value]
 
     return decorate
-
-
-def _require_eager() -> None:
-    if torch.compiler.is_compiling():
-        raise RuntimeError(COMPILED)
 
 
 def _product(operator: LinearOperator) -> Matvec:
@@ -167,6 +167,16 @@ def _settings_of_derivatives(settings: dict[str, Any]) -> dict[str, Any]:
     if rest.get("rtol") == 0:
         rest["rtol"] = 1e-12
     return rest
+
+
+def _helper(settings: dict[str, Any]) -> LinearOperator | None:
+    """A preconditioner that carries its tensors, as one more parameter; a callable stays a setting."""
+    given = settings.get("preconditioner")
+    return given if isinstance(given, LinearOperator) else None
+
+
+def _helped(settings: dict[str, Any], helper: LinearOperator | None) -> dict[str, Any]:
+    return settings if helper is None else settings | {"preconditioner": helper.prepare()}
 
 
 def _shift(answer: LinearSolveResult, settings: dict[str, Any]) -> Tensor | float | None:

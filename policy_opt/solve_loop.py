@@ -319,6 +319,8 @@ def _implicit_zero(residual: Tensor, method: Method, operator: Operator, setting
     """S(residual): zero, with the derivative A^-1 (A is symmetric in every method that uses this)."""
 
     def solve_again(right_hand_side: Tensor) -> Tensor:
+        if getattr(method, "trust_radius", None) is not None:
+            raise RuntimeError(TRUNCATED)
         again = Operator(operator.matvec, operator.vectors, operator.damping)
         answer = solve(method, again, right_hand_side.detach(), None, settings, differentiable=False)
         warn_if_failed(answer)
