@@ -29,6 +29,6 @@ def deterministic(function: Callable[[Any], Any], name: str) -> Callable[[Any], 
 
 def _random_states() -> list[torch.Tensor]:
     states = [torch.default_generator.get_state()]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing():
         states += [generator.get_state() for generator in torch.cuda.default_generators]
     return states

@@ -13,12 +13,14 @@ many vectors at once. Sums, products `A @ B`, multiples, `A.T` and `A.damped(d)`
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.distributions import Distribution
 from torch.utils import _pytree as pytree
 
@@ -129,19 +131,10 @@ class LinearOperator:
             raise ValueError(f"matrix: expected a matrix of numbers, got entries {tuple(values.shape[1:])}")
         require_real_and_dense("matrix", values)
 
-        def product(at: Tensor, to: Tensor, size: int) -> Make:
-            def apply(numbers: Tensor, v: Tensor) -> Tensor:
-                terms = numbers * v[..., at]
-                return (
-                    torch.zeros_like(terms[..., :1]).expand(*terms.shape[:-1], size).index_add(-1, to, terms)
-                )
-
-            return lambda numbers: lambda v: apply(numbers, v)
-
         return LinearOperator(
             values,
-            product(columns, rows, m),
-            product(rows, columns, n),
+            _sparse_product(rows, columns, m, n),
+            _sparse_product(columns, rows, n, m),
             _like(values, n),
             _like(values, m),
             symmetric or positive_definite,
@@ -177,8 +170,7 @@ class LinearOperator:
         """J'(d2 loss / dz2) J at theta, with z = model(theta, *args), J its Jacobian and loss(z, *args)."""
 
         def make(p: Any) -> Matvec:
-            outputs = deterministic(lambda point: model(point, *p[1]), "model")
-            return gauss_newton_operator(outputs, lambda z: loss(z, *p[1]), p[0])
+            return gauss_newton_operator(lambda point: model(point, *p[1]), lambda z: loss(z, *p[1]), p[0])
 
         return _curvature(make, theta, args)
 
@@ -332,6 +324,40 @@ class LinearOperator:
 
 def _like(tensor: Tensor, size: int) -> VectorSpace:
     return VectorSpace(torch.empty(size, dtype=tensor.dtype, device=tensor.device))
+
+
+def _sparse_product(to: Tensor, at: Tensor, m: int, n: int) -> Make:
+    """The product with the numbers that stand in the rows `to` and the columns `at` of an (m, n) matrix: by
+    indices, which torch differentiates and batches, and in CSR, seven times as fast, where all is constant."""
+    order = to.argsort(stable=True)
+    starts = torch.nn.functional.pad(torch.bincount(to, minlength=m).cumsum(0), (1, 0))
+
+    def by_indices(numbers: Tensor, v: Tensor) -> Tensor:
+        terms = numbers * v[..., at]
+        zeros = torch.zeros_like(terms[..., :1]) if len(to) else v.new_zeros(*v.shape[:-1], 1)
+        return zeros.expand(*terms.shape[:-1], m).index_add(-1, to, terms)
+
+    def make(numbers: Tensor) -> Matvec:
+        if not _is_constant(numbers):
+            return lambda v: by_indices(numbers, v)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            csr = torch.sparse_csr_tensor(starts, at[order], numbers[order], (m, n), check_invariants=False)
+
+        def product(v: Tensor) -> Tensor:
+            if not _is_constant(v):
+                return by_indices(numbers, v)
+            return (csr @ v.reshape(-1, n).mT.contiguous()).mT.reshape(*v.shape[:-1], m)
+
+        return product
+
+    return make
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    """True outside of all transforms, for a tensor without a graph."""
+    in_transform = torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
+    return not (in_transform or tensor.requires_grad)
 
 
 def _curvature(make: Make, theta: Any, args: Any) -> LinearOperator:

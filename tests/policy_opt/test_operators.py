@@ -10,6 +10,7 @@ from solver_tools import normals
 from torch import Tensor
 
 from policy_opt import LinearOperator, as_scipy_operator, conjugate_gradient, minres
+from policy_opt.curvature import hessian_operator
 
 A, B, S = normals(5, 5), normals(5, 5, seed=2), normals(3, 5, seed=3)
 SHIFT = torch.tensor(0.3, dtype=torch.float64)
@@ -183,12 +184,17 @@ def test_an_operator_with_dropout_is_refused():
     def noisy(theta: Tensor) -> Tensor:
         return torch.nn.functional.dropout(theta**2, 0.5).sum()
 
-    for mode in ("hessian", "gauss_newton"):
+    theta = A[0]
+    for product in (
+        lambda: LinearOperator.hessian(noisy, theta)(theta),
+        lambda: LinearOperator.gauss_newton(lambda t: torch.dropout(t, 0.5, True), noisy, theta)(theta),
+        lambda: LinearOperator.fisher(lambda t: torch.distributions.Normal(noisy(t), 1.0), theta)(theta),
+        lambda: hessian_operator(noisy, theta, mode="forward_over_reverse")(theta),
+    ):
         with pytest.raises(ValueError, match="draws random numbers"):
-            if mode == "hessian":
-                LinearOperator.hessian(noisy, A[0])(A[0])
-            else:
-                LinearOperator.gauss_newton(noisy, torch.square, A[0])(A[0])
+            product()
+    kept = hessian_operator(noisy, theta)  # one draw, whose graph is kept
+    torch.testing.assert_close(kept(theta), kept(theta))
 
 
 def test_bad_input_is_named():
