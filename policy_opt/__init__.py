@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         linear_map,
     )
     from policy_opt.linear_solve import LinearSolveResult, SolveStatus, conjugate_gradient, minres, normal_cg
+    from policy_opt.operators import LinearOperator
     from policy_opt.trpo import TrpoReport, trpo_step
     from policy_opt.value import ValueFunction
 
@@ -40,6 +41,7 @@ _EXPORTS = {
     "LanczosResult": "lanczos",
     "extreme_eigenvalues": "krylov_basis",
     "as_scipy_operator": "linear_operator",
+    "LinearOperator": "operators",
     "linear_map": "linear_operator",
     "hutchinson_diagonal": "linear_operator",
     "diagonal_preconditioner": "linear_operator",

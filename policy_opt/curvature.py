@@ -20,6 +20,7 @@ from torch.distributions import Distribution, kl_divergence
 from torch.utils import _pytree as pytree
 
 from policy_opt.linear_operator import Matvec, VectorSpace, batched, require_real_and_dense
+from policy_opt.one_draw import deterministic
 
 Mode = Literal["reverse_over_reverse", "forward_over_reverse"]
 Form = Literal["per_step", "causal", "whole_trajectory"]
@@ -50,7 +51,8 @@ def hessian_operator(f: ScalarFunction, theta: Any, *, mode: Mode = "reverse_ove
     (`benchmarks/krylov.py` prints them for your machine):
         reverse_over_reverse: the graph of the gradient is kept, a product is one backward pass. The default:
             fastest to prepare and as fast as any a product; holds that graph in memory.
-        forward_over_reverse: nothing is kept, each product costs a gradient and its tangent.
+        forward_over_reverse: nothing is kept, each product costs a gradient and its tangent; an f that draws
+            random numbers (dropout) is refused, since each product would be with another matrix.
     (`torch.func.linearize` is not offered: in torch 2.13 its product is wrong from the second call on for
     several common layers, and crashes on others.)
 
@@ -68,7 +70,8 @@ def hessian_operator(f: ScalarFunction, theta: Any, *, mode: Mode = "reverse_ove
             raise ValueError(f"f: expected a scalar tensor, got {got}; sum or average over samples and tasks")
         return value
 
-    return batched(MODES[mode](torch.func.grad(checked), theta), theta, "v")
+    same = checked if mode == "reverse_over_reverse" else deterministic(checked, "f")
+    return batched(MODES[mode](torch.func.grad(same), theta), theta, "v")
 
 
 def hvp(f: ScalarFunction, theta: Any, v: Any, *, mode: Mode = "reverse_over_reverse") -> Any:
@@ -83,11 +86,12 @@ def gauss_newton_operator(model: Callable[[Any], Any], loss: ScalarFunction, the
 
     `model` may return a tensor or a pytree, `loss` maps it to a scalar (Schraudolph 2002).
     """
-    z, pull_back, *_ = torch.func.vjp(model, theta)
+    same = deterministic(model, "model")
+    z, pull_back, *_ = torch.func.vjp(same, theta)
     outer = hessian_operator(loss, z)
 
     def product(v: Any) -> Any:
-        tangent = torch.func.jvp(model, (theta,), (v,))[1]
+        tangent = torch.func.jvp(same, (theta,), (v,))[1]
         return pull_back(outer(tangent))[0]
 
     return batched(product, theta, "v")
@@ -105,8 +109,7 @@ def fisher_operator(distribution: Callable[[Any], Distribution], theta: Any) -> 
     F is the Hessian at theta of KL(distribution(theta) || distribution(.)), exactly, for every family whose
     KL divergence torch knows. Wrap independent action components in `torch.distributions.Independent`.
     """
-    with torch.no_grad():
-        here = distribution(pytree.tree_map(torch.Tensor.detach, theta))
+    here = distribution(theta)
     return hessian_operator(lambda point: kl_divergence(here, distribution(point)).mean(), theta)
 
 

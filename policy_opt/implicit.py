@@ -5,6 +5,7 @@
     root_vjp   adjoint, one solve:    y = (dF/dtheta)'^-1 c,  c' d theta_hat/d psi = - y' dF/dpsi
     root_jvp   forward, one solve for each direction of psi
     custom_root  makes any solver differentiable that way, in every order and under every torch.func transform
+                 (`implicit_function`: the linear solves of its rules are such functions themselves)
 
 F is the gradient of the inner objective for an optimum (then dF/dtheta is its Hessian), or any residual.
 The solves never differentiate through the iterations of the inner solver. Formula and names: Blondel et al.,
@@ -23,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from policy_opt.eager import outside_of_compiled_programs
+from policy_opt.implicit_function import implicit_function, require_nothing_hidden
 from policy_opt.linear_operator import (
     LinearMap,
     Matvec,
@@ -35,7 +38,9 @@ from policy_opt.linear_operator import (
     wide_norm,
 )
 from policy_opt.linear_solve import normal_cg
-from policy_opt.solve_loop import COMPILED, is_capturing, warn_if_failed
+from policy_opt.operator_solve import LinearEquation, constant
+from policy_opt.operators import LinearOperator
+from policy_opt.solve_loop import is_capturing
 from policy_opt.solve_result import LinearSolveResult, LinearSolveWarning
 
 Optimality = Callable[..., Any]
@@ -116,29 +121,40 @@ def _judged(
     tolerance."""
     if not tolerance >= 0:
         raise ValueError(f"tolerance: expected a number >= 0, got {tolerance}; inf never warns")
-    vectors = VectorSpace(b, "cotangent or tangent")
-    right = vectors.flatten(b, "cotangent or tangent").detach()
-    product = vectors.flatten(matvec(answer.solution), "optimality").detach()
-    scale = wide_norm(right)
-    residual = wide_norm(right - product) / torch.where(scale > 0, scale, 1.0)
     leaves = [wide_norm(leaf.detach().reshape(-1)) for leaf in pytree.tree_leaves(optimality)]
     size = torch.stack(leaves).norm()
-    for number, meaning in (
-        (
-            size,
-            "|F(theta_hat, psi)|: theta_hat is not a root, so the theorem does not apply; solve F = 0 more",
-        ),
-        (residual, "the relative residual of the linear system: dF/dtheta is singular or the solve failed"),
-    ):
-        plain = host_value(number)
-        if not is_capturing(plain.device) and not bool((plain <= tolerance).all()):
-            warnings.warn(
-                f"the derivative of a root is not to be trusted: expected at most {tolerance:g}, got "
-                f"{float(plain.max()):.2e} for {meaning}",
-                LinearSolveWarning,
-                stacklevel=3,
-            )
-    return RootDerivative(value, answer, size, residual)
+    _warn_above(
+        tolerance,
+        size,
+        "|F(theta_hat, psi)|: theta_hat is not a root, so the theorem does not apply; solve F = 0 more",
+    )
+    return RootDerivative(value, answer, size, _system_residual(matvec, answer.solution, b, tolerance))
+
+
+def _system_residual(matvec: Matvec, y: Any, b: Any, tolerance: float) -> Tensor:
+    """|b - A y| / |b| (...), with a warning above the tolerance: `normal_cg` does not see a singular A."""
+    vectors = VectorSpace(b, "cotangent or tangent")
+    right = vectors.flatten(b, "cotangent or tangent").detach()
+    scale = wide_norm(right)
+    product = vectors.flatten(matvec(y), "optimality").detach()
+    residual = wide_norm(right - product) / torch.where(scale > 0, scale, 1.0)
+    _warn_above(
+        tolerance,
+        residual,
+        "the relative residual of the linear system: dF/dtheta is singular or the solve failed",
+    )
+    return residual
+
+
+def _warn_above(tolerance: float, number: Tensor, meaning: str) -> None:
+    plain = host_value(number)
+    if not is_capturing(plain.device) and not bool((plain <= tolerance).all()):
+        warnings.warn(
+            f"the derivative of a root is not to be trusted: expected at most {tolerance:g}, got "
+            f"{float(plain.max()):.2e} for {meaning}",
+            LinearSolveWarning,
+            stacklevel=4,
+        )
 
 
 def _jacobian(optimality: Optimality, theta_hat: Any, psi: Any) -> LinearMap:
@@ -162,9 +178,6 @@ def _negative(tree: Any) -> Any:
 
 
 # --- custom_root --------------------------------------------------------------------------------------------
-#
-# The derivative rules solve linear systems G(y, theta, args, c) = (dF/dtheta)' y - c = 0. Those are root
-# problems too, so the rules call the same function on G, and derivatives of every order follow.
 
 
 def custom_root(
@@ -173,8 +186,8 @@ def custom_root(
     """Decorator: give `solver(*args) -> theta_hat`, a root of F(theta, *args), its implicit derivatives.
 
     All floating tensors in args (any pytrees) are differentiated; the solver itself is run without a graph.
-    Composes with `torch.func.grad`, `jacrev`, `jacfwd`, `vmap` (the solver must then be vmappable) and nests
-    for higher derivatives. Tensors that carry derivatives or vmap axes must be arguments, not closed over.
+    Composes with every transform of torch.func in any nesting (`vmap` if the solver may be vmapped), in every
+    order. Tensors that carry derivatives or vmap axes must be arguments; F may not close over them.
     `solve` as in `root_vjp`; a solve that fails inside a derivative gives a `LinearSolveWarning`.
 
         @custom_root(lambda theta, l2: X.T @ (X @ theta - y) + l2 * theta)
@@ -183,6 +196,7 @@ def custom_root(
     """
 
     def decorate(solver: Callable[..., Any]) -> Callable[..., Any]:
+        @outside_of_compiled_programs
         @functools.wraps(solver)
         def root(*args: Any, **keywords: Any) -> Any:
             if keywords:
@@ -190,86 +204,52 @@ def custom_root(
                     f"{', '.join(keywords)}: expected positional arguments, got keywords; optimality(theta, *args) "
                     "takes the solver's arguments in their order"
                 )
-            if torch.compiler.is_compiling():
-                raise RuntimeError(COMPILED)
-            return _root(_RootProblem(optimality, solver, solve), args)
+            _require_differentiable(args)
+            theta_hat = implicit_function(_RootEquation(optimality, solver, solve), args)
+            _require_fitting(optimality, theta_hat, args)
+            return theta_hat
 
         return root
 
     return decorate
 
 
-@dataclass(frozen=True)
-class _RootProblem:
-    optimality: Optimality
-    solver: Callable[..., Any]
-    solve: Solve | None
-
-
-class _Structure:
-    """The pytree structure of theta_hat, known once the solver has run."""
-
-    tree: Any = None
-
-    def unflatten(self, leaves: Any) -> Any:
-        return pytree.tree_unflatten(list(leaves), self.tree)
-
-
-def _root(problem: _RootProblem, args: Any) -> Any:
-    """The root as a differentiable function of every floating tensor in args."""
-    leaves, tree = pytree.tree_flatten(args)
+def _require_differentiable(args: Any) -> None:
+    leaves = pytree.tree_leaves(args)
     for leaf in leaves:
         if isinstance(leaf, Tensor) and leaf.is_complex():
             if leaf.requires_grad:  # a constant may be complex
                 require_real_and_dense("args", leaf)
         else:
             require_dense("args", leaf)
-    is_active = [isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves]
-    active = [leaf for leaf, yes in zip(leaves, is_active, strict=True) if yes]
-
-    def rebuild(tensors: Any) -> Any:
-        rest = iter(tensors)
-        return pytree.tree_unflatten(
-            [next(rest) if yes else leaf for leaf, yes in zip(leaves, is_active, strict=True)], tree
-        )
-
-    if not active and any(isinstance(leaf, float) for leaf in leaves):
+    is_active = any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves)
+    if not is_active and any(isinstance(leaf, float) for leaf in leaves):
         raise ValueError(
             "args: expected at least one floating tensor to differentiate, got Python floats alone; pass "
             "torch.tensor(x), since a float carries no derivative"
         )
-    structure = _Structure()
-    out = _ImplicitRoot.apply(problem, rebuild, structure, *active)
-    return structure.unflatten(out)
 
 
-def _linear_problem(problem: _RootProblem, transposed: bool) -> _RootProblem:
-    """The linear root problem (dF/dtheta) y = c, or its transpose, with (theta, args, c) as arguments."""
-
-    def operator(theta: Any, args: Any) -> LinearMap:
-        forward = linear_map(lambda point: problem.optimality(point, *args), theta)
-        return LinearMap(forward.rmatvec, forward.matvec) if transposed else forward
-
-    def equation(y: Any, theta: Any, args: Any, c: Any) -> Any:
-        return pytree.tree_map(torch.sub, operator(theta, args).matvec(y), c)
-
-    def solver(theta: Any, args: Any, c: Any) -> Any:
-        answer = _solve(operator(theta, args), c, problem.solve)
-        warn_if_failed(answer)
-        return answer.solution
-
-    return _RootProblem(equation, solver, problem.solve)
+def _require_fitting(optimality: Optimality, theta_hat: Any, args: Any) -> None:
+    """Check F at the root: shaped as theta, and a function of its arguments alone."""
+    value = optimality(constant(theta_hat), *constant(args))
+    expected, got = ([tuple(leaf.shape) for leaf in pytree.tree_leaves(tree)] for tree in (theta_hat, value))
+    if expected != got:
+        raise ValueError(f"optimality: expected F(theta, *args) shaped as theta, {expected}, got {got}")
+    require_nothing_hidden(value, args, "optimality")
 
 
-class _ImplicitRoot(torch.autograd.Function):
-    generate_vmap_rule = True
+@dataclass(frozen=True)
+class _RootEquation:
+    """F(theta, *args) = 0."""
 
-    @staticmethod
-    def forward(problem: _RootProblem, rebuild: Any, structure: _Structure, *active: Tensor) -> Any:
-        with torch.enable_grad():  # the solver may use autograd for itself
-            theta_hat = problem.solver(*rebuild([leaf.detach() for leaf in active]))
-        leaves, tree = pytree.tree_flatten(theta_hat)
-        for leaf in leaves:
+    optimality: Optimality
+    solver: Callable[..., Any]
+    solve: Solve | None
+
+    def solution(self, *args: Any) -> Any:
+        theta_hat = self.solver(*args)
+        for leaf in pytree.tree_leaves(theta_hat):
             require_real_and_dense("solver", leaf)
             if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
                 got = f"a tensor of {leaf.dtype}" if isinstance(leaf, Tensor) else type(leaf).__name__
@@ -277,54 +257,30 @@ class _ImplicitRoot(torch.autograd.Function):
                     f"solver: expected theta_hat alone, floating tensors in a pytree, got {got} in its answer; "
                     "return statuses and counts another way"
                 )
-        structure.tree = tree
-        return tuple(leaf.detach() for leaf in leaves)
+        return theta_hat
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.problem, ctx.rebuild, ctx.structure, *active = inputs
-        ctx.num_active = len(active)
-        ctx.save_for_backward(*active, *output)
-        ctx.save_for_forward(*active, *output)
+    def residual(self, theta: Any, *args: Any) -> Any:
+        return self.optimality(theta, *args)
 
-    @staticmethod
-    def _point(ctx: Any) -> tuple[Any, Any]:
-        active, theta = ctx.saved_tensors[: ctx.num_active], ctx.saved_tensors[ctx.num_active :]
-        return active, ctx.structure.unflatten(theta)
+    def linear_solve(self, theta: Any, args: Any, c: Any, transposed: bool) -> Any:
+        def solve(parameters: Any, right: Any, transposed: bool) -> LinearSolveResult:
+            forward, backward = self._jacobian(parameters), self._jacobian(parameters).T
+            if transposed:
+                forward, backward = backward, forward
+            matvec, rmatvec = forward.prepare(), backward.prepare()
+            answer = _solve(LinearMap(matvec, rmatvec), right, self.solve)
+            if bool(host_value(answer.converged).all()):  # what failed is warned of with its status
+                _system_residual(matvec, answer.solution, right, ROOT_TOLERANCE)
+            return answer
 
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        # y = (dF/dtheta)'^-1 c;  gradient = - y' dF/dargs
-        active, theta = _ImplicitRoot._point(ctx)
-        c = ctx.structure.unflatten([g.contiguous() for g in cotangents])  # `sum` sends expanded ones
-        y = _root(_linear_problem(ctx.problem, transposed=True), (theta, ctx.rebuild(active), c))
-        pull_back = torch.func.vjp(lambda *a: ctx.problem.optimality(theta, *ctx.rebuild(a)), *active)[1]
-        return (None, None, None, *(-g for g in pull_back(y)))
+        return LinearEquation(self._jacobian, solve, transposed).again((theta, args), c)
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        # d theta_hat = - (dF/dtheta)^-1 dF/dargs t
-        _require_single_forward_mode()
-        active, theta = _ImplicitRoot._point(ctx)
-        directions = tuple(
-            torch.zeros_like(leaf) if t is None else t for leaf, t in zip(active, tangents[3:], strict=True)
-        )
-        _, push, *_ = torch.func.jvp(
-            lambda *a: ctx.problem.optimality(theta, *ctx.rebuild(a)), tuple(active), directions
-        )
-        x = _root(
-            _linear_problem(ctx.problem, transposed=False), (theta, ctx.rebuild(active), _negative(push))
-        )
-        return tuple(pytree.tree_leaves(x))
+    def _jacobian(self, parameters: Any) -> LinearOperator:
+        """dF/dtheta at (theta, args)."""
 
+        def at(parameters: Any) -> LinearMap:
+            theta, args = parameters
+            return linear_map(lambda point: self.optimality(point, *args), theta)
 
-def _require_single_forward_mode() -> None:
-    """Torch drops the outer tangents inside the jvp of a custom function; refuse instead of answering "
-    "zero."""
-    stack = torch._C._functorch.get_interpreter_stack() or []
-    if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1:
-        raise RuntimeError(
-            "custom_root: forward mode over forward mode (jvp of jvp, jacfwd of jacfwd) is not supported "
-            "by torch's "
-            "custom functions; use jacfwd(jacrev(...)), jacrev(jacrev(...)) or torch.func.hessian"
-        )
+        space = VectorSpace(parameters[0], "theta")
+        return LinearOperator(parameters, lambda p: at(p).matvec, lambda p: at(p).rmatvec, space, space)

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from policy_opt.eager import outside_of_compiled_programs
+
 SECOND_DERIVATIVE = (
-    "a linear solve that closes over its operator has first derivatives only; for second derivatives "
-    "pass the "
-    "operator's tensors as arguments: custom_root(lambda x, A, b: A @ x - b)"
+    "a linear solve with a callable that closes over its tensors has first derivatives only; for any order pass a "
+    "LinearOperator, which carries them: LinearOperator.from_callable(lambda A, v: v @ A.T, A, b) for v -> v @ A.T"
 )
 
 
@@ -69,6 +70,7 @@ class _ImplicitZero(torch.autograd.Function):
         ctx.save_for_forward(residual)
 
     @staticmethod
+    @outside_of_compiled_programs
     def backward(ctx: Any, cotangent: Tensor) -> Any:
         return (
             _FirstDerivativeOnly.apply(ctx.inverse_transposed(cotangent), cotangent, *ctx.saved_tensors),
@@ -77,6 +79,7 @@ class _ImplicitZero(torch.autograd.Function):
         )
 
     @staticmethod
+    @outside_of_compiled_programs
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
         if _has_level("Jvp", at_least=2):  # torch drops the outer tangents inside a custom function's jvp
             raise RuntimeError(SECOND_DERIVATIVE)
@@ -99,9 +102,11 @@ class _FirstDerivativeOnly(torch.autograd.Function):
         pass
 
     @staticmethod
+    @outside_of_compiled_programs
     def backward(ctx: Any, cotangent: Tensor) -> Any:
         raise RuntimeError(SECOND_DERIVATIVE)
 
     @staticmethod
+    @outside_of_compiled_programs
     def jvp(ctx: Any, *tangents: Any) -> Any:
         raise RuntimeError(SECOND_DERIVATIVE)

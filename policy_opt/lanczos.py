@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from policy_opt.eager import outside_of_compiled_programs
 from policy_opt.implicit_zero import implicit_zero
 from policy_opt.krylov_basis import (
     NUM_RITZ_STEPS,
@@ -37,6 +38,7 @@ from policy_opt.linear_operator import (
     host_value,
     wide_norm,
 )
+from policy_opt.operator_solve import takes_operators
 from policy_opt.solve_loop import (
     CONVERGED,
     MAX_STEPS,
@@ -154,6 +156,8 @@ def _residual(operator: Operator, b: Tensor, x: Tensor, damping: Tensor, power: 
     return b - product - damping[..., None] * x
 
 
+@outside_of_compiled_programs
+@takes_operators
 def lanczos_solve(
     matvec: Matvec,
     b: Any,

@@ -114,6 +114,10 @@ class VectorSpace:
             _require_same(name, leaf, self.dtype, self.device)
         return leaves[0] if self.is_plain else torch.cat([leaf.reshape(-1) for leaf in leaves])
 
+    def zeros(self) -> Any:
+        """The zero vector, of the user's kind."""
+        return self.unflatten(torch.zeros(self.flat_shape, dtype=self.dtype, device=self.device))
+
     def unflatten(self, flat: Tensor) -> Any:
         """(..., p) as a vector of the user's kind."""
         if self.is_plain:
@@ -178,7 +182,9 @@ class Operator:
                 f"matvec: expected a callable v -> A v, got {type(matvec).__name__}; wrap a matrix as "
                 "lambda v: v @ A.T"
             )
-        self.matvec, self.vectors, self.damping = matvec, vectors, damping
+        # a LinearOperator does what does not depend on v once
+        self.matvec = matvec.prepare() if hasattr(matvec, "prepare") else matvec
+        self.vectors, self.damping = vectors, damping
         self.num_products = 0
 
     def __call__(self, v: Tensor) -> Tensor:
@@ -241,28 +247,29 @@ def linear_map(function: Callable[[Any], Any], at: Any) -> LinearMap:
     )
 
 
-def batched(product: Matvec, like: Any, name: str) -> Matvec:
-    """Let a product on vectors shaped as `like` accept extra leading axes on every leaf (vmap over them).
+def batched(product: Matvec, like: Any, name: str, *, natively: bool = False) -> Matvec:
+    """Let a product on vectors shaped as `like` (or of that `VectorSpace`) accept extra leading axes on every
+    leaf: by vmap over them, or as they are where the product takes them `natively`.
 
     Raises ValueError where the trailing axes, structure, dtype or device of the argument `name` differ from
     `like`.
     """
-    likes, tree = pytree.tree_flatten(like)
-    VectorSpace(like, "theta")  # floating, one dtype, one device
+    space = like if isinstance(like, VectorSpace) else VectorSpace(like, "theta")
+    tree, shapes = space.tree, space.shapes
 
     def apply(v: Any) -> Any:
         leaves = _leaves_like(tree, v)
-        num_extra = leaves[0].ndim - likes[0].ndim if leaves else 0
+        num_extra = leaves[0].ndim - len(shapes[0]) if leaves else 0
         lead = leaves[0].shape[: max(num_extra, 0)] if leaves else ()
-        if not leaves or [leaf.shape for leaf in leaves] != [(*lead, *other.shape) for other in likes]:
+        if not leaves or [leaf.shape for leaf in leaves] != [(*lead, *shape) for shape in shapes]:
             raise ValueError(
                 f"{name}: expected the structure of theta with shapes "
-                f"{[(..., *other.shape) for other in likes]}, "
+                f"{[(..., *shape) for shape in shapes]}, "
                 f"got {[tuple(leaf.shape) for leaf in leaves]}; leading axes must agree between leaves"
             )
-        for leaf, other in zip(leaves, likes, strict=True):
-            _require_same(name, leaf, other.dtype, other.device)
-        if num_extra == 0:
+        for leaf in leaves:
+            _require_same(name, leaf, space.dtype, space.device)
+        if num_extra == 0 or natively:
             return product(pytree.tree_unflatten(leaves, tree))
         flat = pytree.tree_unflatten([leaf.reshape(-1, *leaf.shape[num_extra:]) for leaf in leaves], tree)
         out = torch.func.vmap(product)(flat)

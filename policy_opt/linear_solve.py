@@ -22,9 +22,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from policy_opt.eager import outside_of_compiled_programs
 from policy_opt.krylov_basis import resolve_damping
 from policy_opt.linear_operator import Matvec, Operator, VectorSpace, check_symmetric, dot, host_value, norm
 from policy_opt.minres_step import Minres
+from policy_opt.operator_solve import takes_operators, takes_operators_of_normal_equations
 from policy_opt.solve_loop import (
     CONVERGED,
     NONFINITE,
@@ -125,6 +127,8 @@ def _step_to_border(x: Tensor, p: Tensor, radius: float | Tensor) -> Tensor:
     return room / (x_p + (x_p**2 + p_p * room).sqrt())
 
 
+@outside_of_compiled_programs
+@takes_operators
 def conjugate_gradient(
     matvec: Matvec,
     b: Any,
@@ -153,8 +157,8 @@ def conjugate_gradient(
         rtol, atol: a system has converged when |b - A x| <= max(rtol |b|, atol), recomputed.
         max_steps: per system; None is 10 p.
         preconditioner: r -> M r with M close to A^-1, symmetric positive definite.
-        trust_radius: stop on |x| = radius, also along a direction of negative curvature (Steihaug). The
-            solution then carries no derivative. Not with a preconditioner, under which |x| need not grow.
+        trust_radius: stop on |x| = radius, also along a direction of negative curvature (Steihaug).
+            Differentiating the solution then raises. Not with a preconditioner, under which |x| need not grow.
         check_symmetry: spend four products on checking <u, Av> = <Au, v> first.
 
     Raises:
@@ -168,10 +172,11 @@ def conjugate_gradient(
             f"and preconditioner={preconditioner}; scale the variables instead of preconditioning"
         )
     operator, flat, start = _prepare(matvec, b, x0, damping, relative_damping, check_symmetry)
-    method = ConjugateGradient(trust_radius)
-    return solve(method, operator, flat, start, settings, differentiable=trust_radius is None)
+    return solve(ConjugateGradient(trust_radius), operator, flat, start, settings)
 
 
+@outside_of_compiled_programs
+@takes_operators_of_normal_equations(conjugate_gradient)
 def normal_cg(
     matvec: Matvec,
     b: Any,
@@ -216,6 +221,8 @@ def normal_cg(
     return dataclasses.replace(result, num_products=2 * result.num_products + checks)
 
 
+@outside_of_compiled_programs
+@takes_operators
 def minres(
     matvec: Matvec,
     b: Any,

@@ -39,6 +39,10 @@ COMPILED = (
     "a solve inside torch.compile: its implicit derivative would be lost in the traced program; call it "
     "outside, or wrap the function that solves with torch.compiler.disable"
 )
+TRUNCATED = (
+    "a solution with a trust_radius is no function that can be differentiated: it is where the iteration was cut; "
+    "take .detach() of it, or solve without the radius"
+)
 CONVERGED, MAX_STEPS, STAGNATED = (
     CODE[s] for s in (SolveStatus.CONVERGED, SolveStatus.MAX_STEPS, SolveStatus.STAGNATED)
 )
@@ -315,6 +319,8 @@ def _implicit_zero(residual: Tensor, method: Method, operator: Operator, setting
     """S(residual): zero, with the derivative A^-1 (A is symmetric in every method that uses this)."""
 
     def solve_again(right_hand_side: Tensor) -> Tensor:
+        if getattr(method, "trust_radius", None) is not None:
+            raise RuntimeError(TRUNCATED)
         again = Operator(operator.matvec, operator.vectors, operator.damping)
         answer = solve(method, again, right_hand_side.detach(), None, settings, differentiable=False)
         warn_if_failed(answer)
