@@ -21,7 +21,8 @@ if TYPE_CHECKING:
         hutchinson_diagonal,
         linear_map,
     )
-    from policy_opt.linear_solve import LinearSolveResult, SolveStatus, conjugate_gradient, minres, normal_cg
+    from policy_opt.linear_solve import conjugate_gradient, minres, normal_cg
+    from policy_opt.solve_result import LinearSolveResult, SolveStatus
     from policy_opt.trpo import TrpoReport, trpo_step
     from policy_opt.value import ValueFunction
 
@@ -34,8 +35,8 @@ _EXPORTS = {
     "conjugate_gradient": "linear_solve",
     "normal_cg": "linear_solve",
     "minres": "linear_solve",
-    "LinearSolveResult": "linear_solve",
-    "SolveStatus": "linear_solve",
+    "LinearSolveResult": "solve_result",
+    "SolveStatus": "solve_result",
     "lanczos_solve": "lanczos",
     "LanczosResult": "lanczos",
     "extreme_eigenvalues": "krylov_basis",
