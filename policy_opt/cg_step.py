@@ -22,11 +22,11 @@ from torch import Tensor
 from policy_opt.linear_operator import dot, norm
 from policy_opt.solve_loop import (
     CONVERGED,
-    MAX_RESTARTS,
     NONFINITE,
     STAGNATED,
     ExtremeOperator,
     Iterate,
+    Method,
     Problem,
     power_of_two,
 )
@@ -42,18 +42,17 @@ class _CGMemory(NamedTuple):
     p_p: Tensor  # p'p
     rho: Tensor  # r'z
     most: Tensor  # largest |p'Ap / p'p|
-    least: Tensor  # smallest one of the steps taken
+    least: Tensor  # smallest one
     best_x: Tensor
     best_size: Tensor  # |r| of best_x, or of x where that is not worse
     is_best: Tensor  # best_x is out of date: x is the best
 
 
 @dataclasses.dataclass(frozen=True)
-class ConjugateGradient:
+class ConjugateGradient(Method):
     """One conjugate-gradient step for the shared loop."""
 
     trust_radius: float | Tensor | None = None
-    max_cycles = MAX_RESTARTS
 
     def scaled(self, of_x: Tensor, of_b: Tensor) -> ConjugateGradient:
         return self if self.trust_radius is None else ConjugateGradient(self.trust_radius * of_x)
@@ -126,7 +125,7 @@ class ConjugateGradient:
                 p_p=rho + beta * beta * m.p_p if problem.preconditioner is None else dot(p, p),
                 rho=rho,
                 most=torch.where(active, most, m.most),
-                least=torch.where(active & ~is_negative, torch.minimum(m.least, curvature), m.least),
+                least=torch.where(active, torch.minimum(m.least, curvature.abs()), m.least),
                 best_x=best_x,
                 best_size=torch.where(active, torch.minimum(size, m.best_size), m.best_size),
                 is_best=torch.where(active, ~gets_worse, m.is_best),

@@ -23,10 +23,17 @@ import torch
 from torch import Tensor
 
 from policy_opt.cg_step import ConjugateGradient
-from policy_opt.krylov_basis import resolve_damping
+from policy_opt.krylov_basis import as_damping, resolve_damping
 from policy_opt.linear_operator import Matvec, Operator, VectorSpace, check_symmetric, dot, host_value, norm
 from policy_opt.minres_step import Minres
-from policy_opt.solve_loop import Settings, is_capturing, solve
+from policy_opt.solve_loop import (
+    Settings,
+    is_capturing,
+    power_of_two,
+    rescaled,
+    solve,
+    unit_of_operator,
+)
 from policy_opt.solve_result import LinearSolveResult
 
 
@@ -86,7 +93,7 @@ def normal_cg(
     damping: float | Tensor = 0.0,
     relative_damping: float = 0.0,
     rtol: float = 1e-6,
-    atol: float = 0.0,
+    atol: float | Tensor = 0.0,
     max_steps: int | None = None,
     preconditioner: Matvec | None = None,
 ) -> LinearSolveResult:
@@ -105,20 +112,46 @@ def normal_cg(
     transpose = matvec if rmatvec is None else rmatvec
     vectors = VectorSpace(b)
     flat_b = vectors.flatten(b, "b")
+    settings = Settings(rtol, atol, max_steps, preconditioner)
+    unit_of_b = power_of_two(flat_b.detach())
     right_hand_side = Operator(transpose, vectors)(flat_b)
+    unit_of_A = None if unit_of_b is not None else unit_of_operator(right_hand_side.detach(), flat_b.detach())
+    if unit_of_b is not None or unit_of_A is not None:
+        one = torch.ones_like(flat_b.detach()[..., 0])
+        unit_of_A = one if unit_of_A is None else unit_of_A
+        unit_of_b = one if unit_of_b is None else unit_of_b
+        of_x = unit_of_b / unit_of_A
+        answer = normal_cg(
+            _times(matvec, unit_of_A, vectors),
+            vectors.unflatten(flat_b * unit_of_b[..., None]),
+            rmatvec=None if rmatvec is None else _times(rmatvec, unit_of_A, vectors),
+            x0=None if x0 is None else _times(lambda v: v, of_x, vectors)(x0),
+            damping=as_damping(damping, flat_b) * unit_of_A.double() ** 2,
+            relative_damping=relative_damping,
+            rtol=rtol,
+            atol=torch.as_tensor(atol) * unit_of_A * unit_of_b,
+            max_steps=max_steps,
+            preconditioner=preconditioner,
+        )
+        answer = dataclasses.replace(answer, num_products=answer.num_products + 1)
+        return rescaled(answer, vectors, of_x, unit_of_A**-2)
     if rmatvec is None:
         _require_symmetric_at(matvec, vectors, flat_b, right_hand_side)
 
     def normal(v: Any) -> Any:
         return transpose(vectors.unflatten(Operator(matvec, vectors)(vectors.flatten(v, "v"))))
 
-    settings = Settings(rtol, atol, max_steps, preconditioner)
     operator, flat, start = _prepare(
         normal, vectors.unflatten(right_hand_side), x0, damping, relative_damping, False
     )
     result = solve(ConjugateGradient(), operator, flat, start, settings)
     checks = 2 if rmatvec is None else 1
     return dataclasses.replace(result, num_products=2 * result.num_products + checks)
+
+
+def _times(product: Matvec, unit: Tensor, vectors: VectorSpace) -> Matvec:
+    """v -> unit product(v), unit (...)."""
+    return lambda v: vectors.unflatten(vectors.flatten(product(v), "matvec") * unit[..., None])
 
 
 def minres(

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from policy_opt.linear_operator import dot, norm, wide_norm
-from policy_opt.solve_loop import CONVERGED, MAX_RESTARTS, NONFINITE, STAGNATED, Iterate, Problem
+from policy_opt.solve_loop import CONVERGED, NONFINITE, STAGNATED, Iterate, Method, Problem
 from policy_opt.solve_result import RUNNING
 
 SAME_RESIDUAL = 1.005  # of two solutions the shorter one is taken up to this factor of the residual
@@ -92,18 +92,12 @@ class _MinresMemory(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Minres:
+class Minres(Method):
     """One MINRES-QLP step for the shared loop."""
-
-    max_cycles = MAX_RESTARTS
-
-    def scaled(self, of_x: Tensor, of_b: Tensor) -> Minres:
-        return self
 
     def start(self, problem: Problem, x: Tensor, r: Tensor) -> Iterate:
         z = problem.precondition(r)
-        r_z = dot(r, z).double()
-        beta = wide_norm(r) if problem.preconditioner is None else r_z.clamp_min(0).sqrt()
+        beta, r_z = _sizes(problem, r, z)
         zeros, none = torch.zeros_like(x), torch.zeros_like(beta)
         nothing = _Reflection(none - 1, none, none)
         others = {name: none for name in _Scalars._fields[4:]}
@@ -111,9 +105,7 @@ class Minres:
         return Iterate(
             x=x.clone(),
             residual_norm=norm(r),
-            code=torch.where(
-                (beta > 0) & (r_z >= 0), RUNNING, torch.where(r_z.isfinite(), STAGNATED, NONFINITE)
-            ),
+            code=torch.where(beta > 0, RUNNING, torch.where(r_z.isfinite(), STAGNATED, NONFINITE)),
             min_curvature=torch.full_like(norm(r), torch.inf),
             direction=zeros,
             memory=_MinresMemory(
@@ -143,8 +135,7 @@ class Minres:
         alpha = dot(v, y).double()
         y = problem.add(y, -ratio(alpha, before.beta), m.new)
         z = problem.precondition(y)
-        y_z = dot(y, z).double()
-        beta = wide_norm(y) if problem.preconditioner is None else y_z.clamp_min(0).sqrt()
+        beta, y_z = _sizes(problem, y, z)
 
         after, root, mu = _factorise(before, alpha, beta)
         eps = torch.finfo(v.dtype).eps
@@ -152,7 +143,7 @@ class Minres:
         best_x = problem.put_rows(is_better, now.x, m.best_x)
         # The last pivot is 0 but for rounding, or x is the least-squares solution already: mu_k = 0.
         is_too_large = eps * after.scale * mu[2].abs() > 0.1 * before.phi
-        is_stuck = is_too_large | (root <= 10 * eps * after.scale)
+        is_stuck = is_too_large | (torch.minimum(root, after.gamma.abs()) <= 10 * eps * after.scale)
         mu = mu[0], mu[1], torch.where(is_stuck, 0.0, mu[2])
         moves = active & is_finite
         x, x_done, w, w_1 = _new_iterate(problem, m, v, now.x, after, mu, moves)
@@ -213,6 +204,15 @@ class Minres:
         return now._replace(x=x)
 
 
+def _sizes(problem: Problem, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """sqrt(y'z) and y'z, for z = M y."""
+    if problem.preconditioner is None:
+        size = wide_norm(y)
+        return size, size * size
+    y_z = dot(y, z).double()
+    return y_z.clamp_min(0).sqrt(), y_z
+
+
 def _factorise(
     before: _Scalars, alpha: Tensor, beta: Tensor
 ) -> tuple[_Scalars, Tensor, tuple[Tensor, Tensor, Tensor]]:
@@ -236,8 +236,7 @@ def _factorise(
     mu_2 = ratio(before.tau_1 - before.eta_1 * before.mu_3 - before.theta_1 * before.mu_2, before.gamma_1)
     mu_1 = ratio(before.tau - before.eta * before.mu_2 - theta_1 * mu_2, right_1.r)
     right_2 = reflection(right_1.r, eps)  # P_{k-1,k+1}
-    size = torch.hypot(torch.hypot(before.beta, alpha), beta)
-    scale = torch.maximum(torch.maximum(before.scale, right_2.r), size)
+    scale = torch.maximum(torch.maximum(before.scale, right_2.r), torch.hypot(alpha, beta))
     mu = ratio(tau - eta * mu_2 - theta * mu_1, gamma)
     after = _Scalars(
         beta=beta,

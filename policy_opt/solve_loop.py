@@ -27,13 +27,21 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from policy_opt.implicit_zero import implicit_zero
-from policy_opt.linear_operator import Matvec, Operator, host_value, norm, whole_number
+from policy_opt.linear_operator import (
+    Matvec,
+    Operator,
+    VectorSpace,
+    host_value,
+    norm,
+    whole_number,
+    wide_norm,
+)
 from policy_opt.solve_result import CODE, RUNNING, LinearSolveResult, LinearSolveWarning, SolveStatus
 
 COMPILED = (
@@ -65,29 +73,30 @@ class Iterate(NamedTuple):
     memory: Any  # a NamedTuple of tensors: the method's own recurrence
 
 
-class Method(Protocol):
+class Method:
     """One solver: how to start at (x, r) and how to take one step with one product."""
 
-    @property
-    def max_cycles(self) -> int:
-        """How often the loop may start it again."""
-        ...
+    max_cycles = MAX_RESTARTS  # how often the loop may start it again
 
     def start(self, problem: Problem, x: Tensor, r: Tensor) -> Iterate:
         """The state before the first step, on copies of x and r (a step may work in place)."""
-        ...
+        raise NotImplementedError
 
     def step(self, problem: Problem, now: Iterate, active: Tensor) -> Iterate:
         """One step of the systems in `active` (...); x, direction and code of the others must stay."""
-        ...
+        raise NotImplementedError
 
     def finish(self, problem: Problem, now: Iterate) -> Iterate:
         """The state with the x to return, when no system of the cycle goes on."""
-        ...
+        return now
+
+    def residual(self, problem: Problem, x: Tensor) -> Tensor:
+        """b - A x (..., p), with the graph of b and of the operator."""
+        return problem.b - problem.operator(x)
 
     def scaled(self, of_x: Tensor, of_b: Tensor) -> Method:
         """The method for of_x x and of_b b instead of x and b, each (...)."""
-        ...
+        return self
 
 
 @dataclass(frozen=True)
@@ -198,7 +207,7 @@ def run(method: Method, problem: Problem, x0: Tensor | None) -> tuple[_Progress,
     """Iterate until every system has stopped. Returns the record, the step counts (...) and the residual
     norms."""
     x = torch.zeros_like(problem.b).detach() if x0 is None else x0.detach()
-    residual = problem.b if x0 is None else problem.b - problem.operator(x)
+    residual = problem.b if x0 is None else method.residual(problem, x)
     size = norm(residual.detach())
     running = torch.full_like(size, RUNNING, dtype=torch.int64)
     code = torch.where(size <= problem.tolerance, CONVERGED, running)
@@ -225,14 +234,14 @@ def run(method: Method, problem: Problem, x0: Tensor | None) -> tuple[_Progress,
             now = method.step(problem, now, active)
             num_steps = num_steps + active
             history.append(now.residual_norm)
-        done = select(cycle, _verify(problem, method.finish(problem, now), done), done)
+        done = select(cycle, _verify(method, problem, method.finish(problem, now), done), done)
     code = torch.where(done.code == RUNNING, MAX_STEPS, done.code)
     return done._replace(code=code), num_steps, history
 
 
-def _verify(problem: Problem, now: Iterate, before: _Progress) -> _Progress:
+def _verify(method: Method, problem: Problem, now: Iterate, before: _Progress) -> _Progress:
     """Recompute the residual of the iterate and decide what its status really is."""
-    residual = problem.b - problem.operator(now.x)
+    residual = method.residual(problem, now.x)
     size = norm(residual.detach())
     is_full = now.code == CYCLE_IS_FULL
     claims = (now.code == CONVERGED) | (now.code == STAGNATED) | is_full
@@ -352,6 +361,12 @@ def power_of_two(vectors: Tensor) -> Tensor | None:
     return torch.ldexp(torch.ones_like(largest), power)
 
 
+def unit_of_operator(product: Tensor, v: Tensor) -> Tensor | None:
+    """Powers of two (...) that bring |A v| / |v| near 1, or None where it is."""
+    size = norm(v)
+    return power_of_two(product / torch.where(size > 0, size, 1.0)[..., None])
+
+
 def _solve_scaled(
     unit_of_b: Tensor | None,
     unit_of_A: Tensor | None,
@@ -376,25 +391,36 @@ def _solve_scaled(
         dataclasses.replace(settings, atol=settings.atol * of_b),
         differentiable=False,
     )
+    answer = rescaled(answer, vectors, of_x, 1.0 if unit_of_A is None else 1 / unit)
+    if inverses is not None:
+        x = vectors.flatten(answer.solution, "x")
+        problem = Problem(operator, b, of_x, 0, None)
+        x = x + implicit_zero(method.residual(problem, x), *inverses)
+        answer = dataclasses.replace(answer, solution=vectors.unflatten(x))
+    return dataclasses.replace(answer, num_products=operator.num_products)
+
+
+def rescaled(
+    answer: LinearSolveResult, vectors: VectorSpace, of_x: Tensor, of_A: Tensor | float
+) -> LinearSolveResult:
+    """The answer for x from that for of_x x, of an operator that was of_A times smaller, (...) each.
+
+    A solution that this precision cannot hold is not one: 0, infinity, or a few bits of a subnormal number.
+    """
     flat = vectors.flatten(answer.solution, "x")
     x = flat / of_x[..., None]
     direction = vectors.flatten(answer.direction, "x") / of_x[..., None]
-    # A solution that this precision cannot hold is not one: 0, infinity, or a few bits of a subnormal number.
-    lost = norm(x.detach() * of_x[..., None] - flat.detach())
-    is_held = lost <= torch.finfo(b.dtype).eps * norm(flat.detach())
+    lost = wide_norm(x.detach() * of_x[..., None] - flat.detach())
+    is_held = lost <= torch.finfo(flat.dtype).eps * wide_norm(flat.detach())
     code = torch.where(is_held | ~answer.converged, answer.status_code, STAGNATED)
     code = torch.where(x.detach().isfinite().all(-1), code, NONFINITE)
-    x = torch.where((code == NONFINITE)[..., None], torch.nan, x)
-    if inverses is not None:
-        x = x + implicit_zero(b - operator(x), *inverses)
     return dataclasses.replace(
         answer,
-        solution=vectors.unflatten(x),
+        solution=vectors.unflatten(torch.where((code == NONFINITE)[..., None], torch.nan, x)),
         direction=vectors.unflatten(direction),
         status_code=code,
-        num_products=operator.num_products,
-        min_curvature=answer.min_curvature if unit_of_A is None else answer.min_curvature / unit,
-        damping=answer.damping if unit_of_A is None else answer.damping / unit,
+        min_curvature=answer.min_curvature * of_A,
+        damping=answer.damping * of_A,
     )
 
 
