@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from policy_opt.linear_solve import conjugate_gradient, minres, normal_cg
     from policy_opt.nonsymmetric import gmres
     from policy_opt.solve_result import LinearSolveResult, SolveStatus
+    from policy_opt.spectrum import SpectrumStatus, extreme_eigenpairs, log_determinant, stochastic_trace
     from policy_opt.trpo import TrpoReport, trpo_step
     from policy_opt.value import ValueFunction
 
@@ -44,6 +45,10 @@ _EXPORTS = {
     "lanczos_solve": "lanczos",
     "LanczosResult": "lanczos",
     "extreme_eigenvalues": "krylov_basis",
+    "extreme_eigenpairs": "spectrum",
+    "stochastic_trace": "spectrum",
+    "log_determinant": "spectrum",
+    "SpectrumStatus": "spectrum",
     "as_scipy_operator": "linear_operator",
     "linear_map": "linear_operator",
     "hutchinson_diagonal": "linear_operator",
