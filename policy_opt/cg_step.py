@@ -7,8 +7,9 @@ Hestenes and Stiefel 1952; the trust radius: Steihaug, "The conjugate gradient m
 large scale optimization", 1983.
 
 Of several iterates the last one is returned, which has the least energy x'Ax/2 - b'x. Where the curvatures met
-spread over more than 1/sqrt(rounding), the energy may have no minimum (A is singular in this precision and the
-system inconsistent), and a solve that fails returns the iterate with the least residual instead.
+spread over more than 1/sqrt(rounding), or the residual has grown as it cannot for a definite A, the energy may have
+no minimum (A is singular in this precision and the system inconsistent), and a solve that fails returns the iterate
+with the least residual instead.
 """
 
 from __future__ import annotations
@@ -145,6 +146,8 @@ class ConjugateGradient(Method):
     def finish(self, problem: Problem, now: Iterate) -> Iterate:
         m = _CGMemory(*now.memory)
         is_singular = m.least <= torch.finfo(now.x.dtype).eps ** 0.5 * m.most
+        # of a definite A no residual is above sqrt(condition) times one before
+        is_singular = is_singular | (now.residual_norm > 10 * (m.most / m.least).sqrt() * m.best_size)
         failed = (now.code != CONVERGED) & (now.code != TRUST_RADIUS) & (now.code != NONFINITE)
         if self.trust_radius is not None:
             failed = failed & (now.code != NEGATIVE_CURVATURE)

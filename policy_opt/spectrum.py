@@ -63,9 +63,9 @@ def extreme_eigenpairs(
     """k eigenpairs of symmetric A at one end of its spectrum, or of largest |eigenvalue|. Without a graph.
 
     The start is random. A bound says that *an* eigenvalue is there, not that no further one lies beyond. A Krylov
-    space that is used up before num_steps products goes on from a new random vector, orthogonal to the others, so that multiple
-    eigenvalues and eigenvectors without a part in the start are found as far as the steps reach. The basis costs
-    (num_steps + 1) p numbers.
+    space that is used up before num_steps products goes on from a new random vector, orthogonal to the others: so
+    multiple eigenvalues, and eigenvectors without a part in the start, are found as far as the steps reach. The
+    basis costs (num_steps + 1) p numbers.
 
     Raises:
         ValueError: k, num_steps < 1, another `end`, or `like` is not a floating tensor or pytree.
@@ -147,7 +147,7 @@ def _require_no_transform() -> None:
     if torch._C._functorch.maybe_current_level() is not None:
         raise RuntimeError(
             "eigenvalues and traces by Lanczos: expected a call outside of torch.func transforms, got one inside; "
-            "they carry no derivative and read their flags: call them before, and give batches as leading axes of `like`"
+            "they carry no derivative and read their flags: call them before, with batches as leading axes of `like`"
         )
 
 
