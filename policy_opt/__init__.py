@@ -15,14 +15,18 @@ if TYPE_CHECKING:
     from policy_opt.implicit import custom_root, root_jvp, root_vjp
     from policy_opt.krylov_basis import extreme_eigenvalues
     from policy_opt.lanczos import LanczosResult, lanczos_solve
+    from policy_opt.least_squares import lsmr
     from policy_opt.linear_operator import (
         as_scipy_operator,
         diagonal_preconditioner,
         hutchinson_diagonal,
         linear_map,
     )
-    from policy_opt.linear_solve import LinearSolveResult, SolveStatus, conjugate_gradient, minres, normal_cg
+    from policy_opt.linear_solve import conjugate_gradient, minres, normal_cg
+    from policy_opt.nonsymmetric import gmres
     from policy_opt.operators import LinearOperator
+    from policy_opt.solve_result import LinearSolveResult, SolveStatus
+    from policy_opt.spectrum import SpectrumStatus, extreme_eigenpairs, log_determinant, stochastic_trace
     from policy_opt.trpo import TrpoReport, trpo_step
     from policy_opt.value import ValueFunction
 
@@ -35,11 +39,17 @@ _EXPORTS = {
     "conjugate_gradient": "linear_solve",
     "normal_cg": "linear_solve",
     "minres": "linear_solve",
-    "LinearSolveResult": "linear_solve",
-    "SolveStatus": "linear_solve",
+    "lsmr": "least_squares",
+    "gmres": "nonsymmetric",
+    "LinearSolveResult": "solve_result",
+    "SolveStatus": "solve_result",
     "lanczos_solve": "lanczos",
     "LanczosResult": "lanczos",
     "extreme_eigenvalues": "krylov_basis",
+    "extreme_eigenpairs": "spectrum",
+    "stochastic_trace": "spectrum",
+    "log_determinant": "spectrum",
+    "SpectrumStatus": "spectrum",
     "as_scipy_operator": "linear_operator",
     "LinearOperator": "operators",
     "linear_map": "linear_operator",

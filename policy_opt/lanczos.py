@@ -136,7 +136,9 @@ def _combine(run: Any, start_norm: Tensor, damping: Tensor, power: int, num_step
         shift = torch.diag_embed(torch.where(own, damping[..., None], 0.0))
         small = small + torch.cat([shift, torch.zeros_like(small[..., -1:, :])], dim=-2)
     u, s, w = torch.linalg.svd(small.nan_to_num(), full_matrices=False)
-    cut = torch.finfo(s.dtype).eps * s.shape[-1] * s[..., :1]
+    # T is as exact as the products are, whatever its own precision
+    rounding = torch.finfo(run.basis.dtype if power == 1 else s.dtype).eps
+    cut = rounding * s.shape[-1] * s[..., :1]
     if power == 1:
         weight = torch.where(s > cut, 1 / torch.where(s > cut, s, 1.0), 0.0) * u[..., 0, :]
     else:
@@ -266,6 +268,13 @@ class _Run:
         self.code = torch.where(active, code, self.code)
         self.min_curvature = torch.where(active, torch.minimum(self.min_curvature, alpha), self.min_curvature)
 
+    def _keep_the_start(self) -> None:
+        """The least residual is never above that of x = 0, but for rounding in a system without a solution."""
+        worse = (self.residual_norm > self.process.start_norm) & (self.context.power == 1)
+        self.x = torch.where(worse[..., None], 0.0, self.x)
+        self.residual = torch.where(worse[..., None], self.b, self.residual)
+        self.residual_norm = torch.where(worse, self.process.start_norm, self.residual_norm)
+
     def _verify(self) -> bool:
         """Recompute the residuals; True when a system that claimed too early has steps left and goes on."""
         power, before = self.context.power, self.residual_norm
@@ -274,6 +283,7 @@ class _Run:
         self.x = _combine(self, self.process.start_norm, self.damping.detach(), power, self.num_steps)
         self.residual = _residual(self.operator, self.b, self.x, self.damping.to(self.b.dtype), power)
         self.residual_norm = wide_norm(self.residual.detach())
+        self._keep_the_start()
         is_within = self.residual_norm <= self.tolerance
         is_used_up = self.betas[..., -1] == 0
         may_go_on = (self.residual_norm <= 0.5 * before) & ~is_used_up

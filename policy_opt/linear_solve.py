@@ -17,114 +17,26 @@ Differs from SciPy in:
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from policy_opt.cg_step import ConjugateGradient
 from policy_opt.eager import outside_of_compiled_programs
-from policy_opt.krylov_basis import resolve_damping
+from policy_opt.krylov_basis import as_damping, resolve_damping
 from policy_opt.linear_operator import Matvec, Operator, VectorSpace, check_symmetric, dot, host_value, norm
 from policy_opt.minres_step import Minres
 from policy_opt.operator_solve import takes_operators, takes_operators_of_normal_equations
 from policy_opt.solve_loop import (
-    CONVERGED,
-    NONFINITE,
-    STAGNATED,
-    Iterate,
-    Problem,
     Settings,
     is_capturing,
+    power_of_two,
+    rescaled,
     solve,
+    unit_of_operator,
 )
-from policy_opt.solve_result import CODE, RUNNING, LinearSolveResult, SolveStatus
-
-NEGATIVE_CURVATURE, TRUST_RADIUS = CODE[SolveStatus.NEGATIVE_CURVATURE], CODE[SolveStatus.TRUST_RADIUS]
-
-
-# --- conjugate gradients ------------------------------------------------------------------------------------
-#
-#   q = A p,  alpha = r'z / p'q,  x += alpha p,  r -= alpha q,  z = M r,  beta = r'z / (r'z before),
-#   p = z + beta p
-#
-# Hestenes and Stiefel 1952; the trust radius: Steihaug, "The conjugate gradient method and trust regions in
-# large scale optimization", 1983.
-
-
-class _CGMemory(NamedTuple):
-    r: Tensor
-    p: Tensor
-    rho: Tensor  # r'z
-    max_curvature: Tensor
-
-
-@dataclasses.dataclass(frozen=True)
-class ConjugateGradient:
-    """One conjugate-gradient step for the shared loop."""
-
-    trust_radius: float | Tensor | None = None
-
-    def scaled(self, scale: Tensor) -> ConjugateGradient:
-        return self if self.trust_radius is None else ConjugateGradient(self.trust_radius * scale)
-
-    def start(self, problem: Problem, x: Tensor, r: Tensor) -> Iterate:
-        z = problem.precondition(r)
-        size, rho = norm(r), dot(r, z)
-        return Iterate(
-            x=x,
-            residual_norm=size,
-            code=torch.where(rho > 0, RUNNING, torch.where(rho.isfinite(), STAGNATED, NONFINITE)),
-            min_curvature=torch.full_like(size, torch.inf),
-            direction=torch.zeros_like(x),
-            memory=_CGMemory(r, z, rho, torch.zeros_like(size)),
-        )
-
-    def step(self, problem: Problem, now: Iterate) -> Iterate:
-        r, p, rho, max_curvature = now.memory
-        q = problem.product(p)
-        p_p, p_q = dot(p, p), dot(p, q)
-        curvature = p_q / p_p
-        max_curvature = torch.maximum(max_curvature, curvature.abs())
-        # Below the rounding of A p the sign of p'Ap means nothing; with a preconditioner p has no scale.
-        floor = torch.finfo(p.dtype).eps if problem.preconditioner is None else 0.0
-        is_negative = curvature <= floor * max_curvature
-        alpha = rho / p_q
-        x = now.x + alpha[..., None] * p
-        r = r - alpha[..., None] * q
-        z = problem.precondition(r)
-        size, new_rho = norm(r), dot(r, z)
-        code = torch.full_like(now.code, RUNNING)
-        code = torch.where(new_rho > 0, code, STAGNATED)
-        code = torch.where(size <= problem.tolerance, CONVERGED, code)
-        code = torch.where(is_negative, NEGATIVE_CURVATURE, code)
-        if self.trust_radius is not None:
-            leaves = ~is_negative & (norm(x) >= self.trust_radius)
-            code = torch.where(leaves, TRUST_RADIUS, code)
-            to_border = _step_to_border(now.x, p, self.trust_radius)
-            at_border = now.x + to_border[..., None] * p
-            x = torch.where((leaves | is_negative)[..., None], at_border, x)
-            size = torch.where(leaves | is_negative, norm(now.memory[0] - to_border[..., None] * q), size)
-        else:
-            x = torch.where(is_negative[..., None], now.x, x)
-            size = torch.where(is_negative, now.residual_norm, size)
-        code = torch.where(p_q.isfinite() & size.isfinite(), code, NONFINITE)
-        stopped_on_p = (code == NEGATIVE_CURVATURE) | (code == TRUST_RADIUS)
-        return Iterate(
-            x=x,
-            residual_norm=size,
-            code=code,
-            min_curvature=torch.minimum(now.min_curvature, curvature),
-            direction=torch.where(stopped_on_p[..., None], p, now.direction),
-            memory=_CGMemory(r, z + (new_rho / rho)[..., None] * p, new_rho, max_curvature),
-        )
-
-
-def _step_to_border(x: Tensor, p: Tensor, radius: float | Tensor) -> Tensor:
-    """The tau >= 0 with |x + tau p| = radius, for |x| <= radius."""
-    x_p, p_p = dot(x, p), dot(p, p)
-    room = (radius**2 - dot(x, x)).clamp_min(0)
-    # the form without cancellation for x'p >= 0, which CG has
-    return room / (x_p + (x_p**2 + p_p * room).sqrt())
+from policy_opt.solve_result import LinearSolveResult
 
 
 @outside_of_compiled_programs
@@ -186,7 +98,7 @@ def normal_cg(
     damping: float | Tensor = 0.0,
     relative_damping: float = 0.0,
     rtol: float = 1e-6,
-    atol: float = 0.0,
+    atol: float | Tensor = 0.0,
     max_steps: int | None = None,
     preconditioner: Matvec | None = None,
 ) -> LinearSolveResult:
@@ -205,20 +117,46 @@ def normal_cg(
     transpose = matvec if rmatvec is None else rmatvec
     vectors = VectorSpace(b)
     flat_b = vectors.flatten(b, "b")
+    settings = Settings(rtol, atol, max_steps, preconditioner)
+    unit_of_b = power_of_two(flat_b.detach())
     right_hand_side = Operator(transpose, vectors)(flat_b)
+    unit_of_A = None if unit_of_b is not None else unit_of_operator(right_hand_side.detach(), flat_b.detach())
+    if unit_of_b is not None or unit_of_A is not None:
+        one = torch.ones_like(flat_b.detach()[..., 0])
+        unit_of_A = one if unit_of_A is None else unit_of_A
+        unit_of_b = one if unit_of_b is None else unit_of_b
+        of_x = unit_of_b / unit_of_A
+        answer = normal_cg(
+            _times(matvec, unit_of_A, vectors),
+            vectors.unflatten(flat_b * unit_of_b[..., None]),
+            rmatvec=None if rmatvec is None else _times(rmatvec, unit_of_A, vectors),
+            x0=None if x0 is None else _times(lambda v: v, of_x, vectors)(x0),
+            damping=as_damping(damping, flat_b) * unit_of_A.double() ** 2,
+            relative_damping=relative_damping,
+            rtol=rtol,
+            atol=torch.as_tensor(atol) * unit_of_A * unit_of_b,
+            max_steps=max_steps,
+            preconditioner=preconditioner,
+        )
+        answer = dataclasses.replace(answer, num_products=answer.num_products + 1)
+        return rescaled(answer, vectors, of_x, unit_of_A**-2)
     if rmatvec is None:
         _require_symmetric_at(matvec, vectors, flat_b, right_hand_side)
 
     def normal(v: Any) -> Any:
         return transpose(vectors.unflatten(Operator(matvec, vectors)(vectors.flatten(v, "v"))))
 
-    settings = Settings(rtol, atol, max_steps, preconditioner)
     operator, flat, start = _prepare(
         normal, vectors.unflatten(right_hand_side), x0, damping, relative_damping, False
     )
     result = solve(ConjugateGradient(), operator, flat, start, settings)
     checks = 2 if rmatvec is None else 1
     return dataclasses.replace(result, num_products=2 * result.num_products + checks)
+
+
+def _times(product: Matvec, unit: Tensor, vectors: VectorSpace) -> Matvec:
+    """v -> unit product(v), unit (...)."""
+    return lambda v: vectors.unflatten(vectors.flatten(product(v), "matvec") * unit[..., None])
 
 
 @outside_of_compiled_programs

@@ -5,12 +5,13 @@ A method (conjugate gradients, MINRES) only says how one step goes. This file ru
 
     r = b - A x                                            the true residual, one product
     repeat   start the method at (x, r)
-             repeat  one step for the systems still running    (one product; stopped systems are frozen by
-             masks) r = b - A x                                   recomputed: the recurrence's r is never
-             believed a system that only believed it converged starts again from r, or STAGNATED if r has not
-             halved
+             repeat  one step for the systems still running    (one product; the others take steps of length 0)
+             r = b - A x                                       recomputed: the recurrence's r is never believed
+             a system that only believed it converged starts again from r, or STAGNATED if r has not halved
 
-Nothing in the inner loop waits for a GPU (`AnyRunning`). The solution carries the implicit derivative
+Nothing in the inner loop waits for a GPU (`AnyRunning`). Outside of transforms the vectors of a step are updated
+in place: a step on a cheap operator is bound by the passes over memory. b and A far from 1 are brought there by
+powers of two, which round nothing (`_solve_scaled`). The solution carries the implicit derivative
 
     A x = b   =>   dx = A^-1 (db - dA x),     reverse:  y = A^-1 g,  gradient = y' d(b - A x) at fixed x,
 
@@ -26,13 +27,21 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from policy_opt.implicit_zero import implicit_zero
-from policy_opt.linear_operator import Matvec, Operator, host_value, norm, whole_number
+from policy_opt.linear_operator import (
+    Matvec,
+    Operator,
+    VectorSpace,
+    host_value,
+    norm,
+    whole_number,
+    wide_norm,
+)
 from policy_opt.solve_result import CODE, RUNNING, LinearSolveResult, LinearSolveWarning, SolveStatus
 
 COMPILED = (
@@ -47,8 +56,14 @@ CONVERGED, MAX_STEPS, STAGNATED = (
     CODE[s] for s in (SolveStatus.CONVERGED, SolveStatus.MAX_STEPS, SolveStatus.STAGNATED)
 )
 NONFINITE = CODE[SolveStatus.NONFINITE]
+CYCLE_IS_FULL = -2  # claimed by a method that restarts by itself
+STILL_FALLING = 0.999  # of the residual in one such cycle; a cycle that repeats itself makes no progress
 MAX_RESTARTS = 20
+SAFE_EXPONENT = {torch.float64: 200, torch.float16: 4}  # of b and A, with room for r'Ar to fall; others: 16
 RUN_AHEAD = 8  # steps a GPU may be ahead of the newest "is anybody running?" that the host has seen
+
+
+Inverses = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 
 
 class Iterate(NamedTuple):
@@ -62,16 +77,30 @@ class Iterate(NamedTuple):
     memory: Any  # a NamedTuple of tensors: the method's own recurrence
 
 
-class Method(Protocol):
+class Method:
     """One solver: how to start at (x, r) and how to take one step with one product."""
 
-    def start(self, problem: Problem, x: Tensor, r: Tensor) -> Iterate: ...
+    max_cycles = MAX_RESTARTS  # how often the loop may start it again
 
-    def step(self, problem: Problem, now: Iterate) -> Iterate: ...
+    def start(self, problem: Problem, x: Tensor, r: Tensor) -> Iterate:
+        """The state before the first step, on copies of x and r (a step may work in place)."""
+        raise NotImplementedError
 
-    def scaled(self, scale: Tensor) -> Method:
-        """The method for scale x instead of x, scale (...)."""
-        ...
+    def step(self, problem: Problem, now: Iterate, active: Tensor) -> Iterate:
+        """One step of the systems in `active` (...); x, direction and code of the others must stay."""
+        raise NotImplementedError
+
+    def finish(self, problem: Problem, now: Iterate) -> Iterate:
+        """The state with the x to return, when no system of the cycle goes on."""
+        return now
+
+    def residual(self, problem: Problem, x: Tensor) -> Tensor:
+        """b - A x (..., p), with the graph of b and of the operator."""
+        return problem.b - problem.operator(x)
+
+    def scaled(self, of_x: Tensor, of_b: Tensor) -> Method:
+        """The method for of_x x and of_b b instead of x and b, each (...)."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -84,11 +113,44 @@ class Problem:
     max_steps: int
     preconditioner: Callable[[Tensor], Tensor] | None
 
+    @property
+    def is_plain(self) -> bool:
+        """No transform of torch.func is active: vectors may be updated in place."""
+        return torch._C._functorch.maybe_current_level() is None
+
+    @property
+    def is_readable(self) -> bool:
+        """A flag costs nothing to read."""
+        return self.is_plain and self.b.device.type == "cpu"
+
     def product(self, v: Tensor) -> Tensor:
         return self.operator(v).detach()
 
     def precondition(self, r: Tensor) -> Tensor:
         return r if self.preconditioner is None else self.preconditioner(r).detach()
+
+    def add(self, y: Tensor, factor: Tensor, x: Tensor, *, into: Tensor | None = None) -> Tensor:
+        """y + factor x for vectors (..., p) and a factor (...); written into y, or into another of the two."""
+        factor = factor[..., None]
+        if factor.dtype != x.dtype:
+            factor = factor.to(x.dtype)
+        if not self.is_plain:
+            return y + factor * x
+        return torch.addcmul(y, x, factor, out=y if into is None else into)
+
+    def put_rows(self, mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+        """`new` in the systems of the mask (...), `old` (which is overwritten) in the others."""
+        if not self.is_readable:
+            return torch.where(mask[..., None], new, old)
+        if bool(mask.any()):
+            old[mask] = new[mask]
+        return old
+
+    def zero_rows(self, mask: Tensor, vector: Tensor) -> Tensor:
+        """The vector with zeros in the systems of the mask (...), whatever stood there."""
+        if self.is_readable and not bool(mask.any()):
+            return vector
+        return torch.where(mask[..., None], 0.0, vector)
 
 
 def select(mask: Tensor, new: Any, old: Any) -> Any:
@@ -149,7 +211,7 @@ def run(method: Method, problem: Problem, x0: Tensor | None) -> tuple[_Progress,
     """Iterate until every system has stopped. Returns the record, the step counts (...) and the residual
     norms."""
     x = torch.zeros_like(problem.b).detach() if x0 is None else x0.detach()
-    residual = problem.b if x0 is None else problem.b - problem.operator(x)
+    residual = problem.b if x0 is None else method.residual(problem, x)
     size = norm(residual.detach())
     running = torch.full_like(size, RUNNING, dtype=torch.int64)
     code = torch.where(size <= problem.tolerance, CONVERGED, running)
@@ -158,15 +220,13 @@ def run(method: Method, problem: Problem, x0: Tensor | None) -> tuple[_Progress,
     num_steps = torch.zeros_like(code)
     history = [size]
     any_running = AnyRunning()
-    for _ in range(1 if is_capturing(x.device) else MAX_RESTARTS):
+    for _ in range(1 if is_capturing(x.device) else method.max_cycles):
         active = (done.code == RUNNING) & (num_steps < problem.max_steps)
         if not any_running(active):
             break
         now = method.start(problem, done.x, done.residual.detach())
         now = now._replace(
-            code=torch.where(
-                active & (now.code == RUNNING), RUNNING, torch.where(active, now.code, done.code)
-            ),
+            code=torch.where(active, now.code, done.code),
             residual_norm=done.residual_norm,
             min_curvature=done.min_curvature,
         )
@@ -175,21 +235,22 @@ def run(method: Method, problem: Problem, x0: Tensor | None) -> tuple[_Progress,
             active = cycle & (now.code == RUNNING) & (num_steps < problem.max_steps)
             if not any_running(active):
                 break
-            now = select(active, method.step(problem, now), now)
+            now = method.step(problem, now, active)
             num_steps = num_steps + active
             history.append(now.residual_norm)
-        done = select(cycle, _verify(problem, now, done), done)
+        done = select(cycle, _verify(method, problem, method.finish(problem, now), done), done)
     code = torch.where(done.code == RUNNING, MAX_STEPS, done.code)
     return done._replace(code=code), num_steps, history
 
 
-def _verify(problem: Problem, now: Iterate, before: _Progress) -> _Progress:
+def _verify(method: Method, problem: Problem, now: Iterate, before: _Progress) -> _Progress:
     """Recompute the residual of the iterate and decide what its status really is."""
-    residual = problem.b - problem.operator(now.x)
+    residual = method.residual(problem, now.x)
     size = norm(residual.detach())
-    claims = (now.code == CONVERGED) | (now.code == STAGNATED)
-    halved = size <= 0.5 * before.residual_norm
-    code = torch.where(claims, torch.where(halved, RUNNING, STAGNATED), now.code)
+    is_full = now.code == CYCLE_IS_FULL
+    claims = (now.code == CONVERGED) | (now.code == STAGNATED) | is_full
+    falls = size <= torch.where(is_full, STILL_FALLING, 0.5) * before.residual_norm
+    code = torch.where(claims, torch.where(falls, RUNNING, STAGNATED), now.code)
     code = torch.where(size <= problem.tolerance, torch.where(claims | (code < 0), CONVERGED, code), code)
     code = torch.where(size.isfinite(), code, NONFINITE)
     worse = (code == STAGNATED) & (size > before.residual_norm)  # keep the best verified x
@@ -225,14 +286,20 @@ def solve(
     x0: Tensor | None,
     settings: Settings,
     differentiable: bool = True,
+    inverses: Inverses | None = None,
 ) -> LinearSolveResult:
-    """Run `method` on the flat system and report; the user's kind of vectors is restored in the result."""
+    """Run `method` on the flat system and report; the user's kind of vectors is restored in the result.
+
+    `inverses` are v -> A^-1 v and w -> A'^-1 w for the derivative; None: `method` on A, which is symmetric.
+    """
     if torch.compiler.is_compiling():
         raise RuntimeError(COMPILED)
     vectors = operator.vectors
-    scale = _scale_of_extreme(b.detach())
-    if scale is not None:
-        return _solve_scaled(scale, method, operator, b, x0, settings, differentiable)
+    unit = power_of_two(b.detach())
+    if differentiable and inverses is None:
+        inverses = _symmetric_inverses(method, operator, settings)
+    if unit is not None:
+        return _solve_scaled(unit, None, method, operator, b, x0, settings, inverses)
     size_of_b = norm(b.detach())
     if x0 is not None:  # A x = 0 is solved by zero, whatever the start: a tolerance of rtol 0 is not reached
         x0 = torch.where((size_of_b > 0)[..., None] | ~x0.isfinite(), x0, 0.0)
@@ -246,10 +313,13 @@ def solve(
         if user is None
         else lambda r: vectors.flatten(user(vectors.unflatten(r)), "preconditioner"),
     )
-    done, num_steps, history = run(method, problem, x0)
+    try:
+        done, num_steps, history = run(method, problem, x0)
+    except ExtremeOperator as found:
+        return _solve_scaled(None, found.unit, method, operator, b, x0, settings, inverses)
     x = torch.where((done.code == NONFINITE)[..., None], torch.nan, done.x)
-    if differentiable:
-        x = x + _implicit_zero(done.residual, method, operator, settings)
+    if inverses is not None:
+        x = x + implicit_zero(done.residual, *inverses)
     scale = torch.where(size_of_b > 0, size_of_b, 1.0)
     damping = torch.zeros_like(size_of_b) if operator.damping is None else operator.damping.detach()
     return LinearSolveResult(
@@ -271,52 +341,108 @@ def tolerance_for(settings: Settings, size_of_b: Tensor) -> Tensor:
     return torch.maximum(settings.rtol * size_of_b, atol)
 
 
-def _scale_of_extreme(b: Tensor) -> Tensor | None:
-    """Powers of two (...) that bring each system's b near 1, or None where no square of b can leave the range
-    of its precision (then nothing is scaled, and nothing is paid)."""
-    if b.numel() == 0 or is_capturing(b.device):
+class ExtremeOperator(Exception):
+    """Raised by a method whose numbers would leave the range of the precision: `unit` (...) times A is near 1."""
+
+    def __init__(self, unit: Tensor) -> None:
+        super().__init__("the operator must be scaled")
+        self.unit = unit
+
+
+def power_of_two(vectors: Tensor) -> Tensor | None:
+    """Powers of two (...) that bring the largest entry of each vector (..., p) near 1, or None where all are so
+    near that no square leaves the range of their precision (then nothing is scaled, and nothing is paid)."""
+    if vectors.numel() == 0 or is_capturing(vectors.device):
         return None
-    largest = b.abs().amax(-1)
+    largest = vectors.abs().amax(-1)
     exponent = torch.frexp(largest).exponent
-    limit = 20 if b.dtype == torch.float16 else 40 if b.dtype in (torch.float32, torch.bfloat16) else 400
+    limit = SAFE_EXPONENT.get(vectors.dtype, 16)
     is_extreme = (exponent.abs() > limit) & (largest > 0) & largest.isfinite()
     if not bool(host_value(is_extreme).any()):
         return None
-    room = math.frexp(torch.finfo(b.dtype).max)[1] - 2
+    room = math.frexp(torch.finfo(vectors.dtype).max)[1] - 2
     power = torch.where(is_extreme, -exponent, 0).clamp(-room, room)
     return torch.ldexp(torch.ones_like(largest), power)
 
 
+def unit_of_operator(product: Tensor, v: Tensor) -> Tensor | None:
+    """Powers of two (...) that bring |A v| / |v| near 1, or None where it is."""
+    size = norm(v)
+    return power_of_two(product / torch.where(size > 0, size, 1.0)[..., None])
+
+
 def _solve_scaled(
-    scale: Tensor,
+    unit_of_b: Tensor | None,
+    unit_of_A: Tensor | None,
     method: Method,
     operator: Operator,
     b: Tensor,
     x0: Tensor | None,
     settings: Settings,
-    differentiable: bool,
+    inverses: Inverses | None,
 ) -> LinearSolveResult:
-    """A (scale x) = scale b: the same iterates, since powers of two round nothing, without under- or
-    overflow."""
+    """(unit_of_A A) x' = unit_of_b b: the same iterates, since powers of two round nothing, without under- or
+    overflow. One unit is None, and 1."""
+    vectors, unit = operator.vectors, unit_of_b if unit_of_A is None else unit_of_A
+    assert unit is not None
+    of_x, of_b = (unit, unit) if unit_of_A is None else (1 / unit, torch.ones_like(unit))
+    inner = operator if unit_of_A is None else ScaledOperator(operator, unit_of_A)
     answer = solve(
-        method.scaled(scale),
-        operator,
-        b * scale[..., None],
-        None if x0 is None else x0 * scale[..., None],
-        dataclasses.replace(settings, atol=settings.atol * scale),
-        differentiable,
+        method.scaled(of_x, of_b),
+        inner,
+        b.detach() * of_b[..., None],
+        None if x0 is None else x0 * of_x[..., None],
+        dataclasses.replace(settings, atol=settings.atol * of_b),
+        differentiable=False,
     )
+    answer = rescaled(answer, vectors, of_x, 1.0 if unit_of_A is None else 1 / unit)
+    if inverses is not None:
+        x = vectors.flatten(answer.solution, "x")
+        problem = Problem(operator, b, of_x, 0, None)
+        x = x + implicit_zero(method.residual(problem, x), *inverses)
+        answer = dataclasses.replace(answer, solution=vectors.unflatten(x))
+    return dataclasses.replace(answer, num_products=operator.num_products)
 
-    def unscaled(vector: Any) -> Any:
-        return operator.vectors.unflatten(operator.vectors.flatten(vector, "x") / scale[..., None])
 
+def rescaled(
+    answer: LinearSolveResult, vectors: VectorSpace, of_x: Tensor, of_A: Tensor | float
+) -> LinearSolveResult:
+    """The answer for x from that for of_x x, of an operator that was of_A times smaller, (...) each.
+
+    A solution that this precision cannot hold is not one: 0, infinity, or a few bits of a subnormal number.
+    """
+    flat = vectors.flatten(answer.solution, "x")
+    x = flat / of_x[..., None]
+    direction = vectors.flatten(answer.direction, "x") / of_x[..., None]
+    lost = wide_norm(x.detach() * of_x[..., None] - flat.detach())
+    is_held = lost <= torch.finfo(flat.dtype).eps * wide_norm(flat.detach())
+    code = torch.where(is_held | ~answer.converged, answer.status_code, STAGNATED)
+    code = torch.where(x.detach().isfinite().all(-1), code, NONFINITE)
     return dataclasses.replace(
-        answer, solution=unscaled(answer.solution), direction=unscaled(answer.direction)
+        answer,
+        solution=vectors.unflatten(torch.where((code == NONFINITE)[..., None], torch.nan, x)),
+        direction=vectors.unflatten(direction),
+        status_code=code,
+        min_curvature=answer.min_curvature * of_A,
+        damping=answer.damping * of_A,
     )
 
 
-def _implicit_zero(residual: Tensor, method: Method, operator: Operator, settings: Settings) -> Tensor:
-    """S(residual): zero, with the derivative A^-1 (A is symmetric in every method that uses this)."""
+class ScaledOperator(Operator):
+    """unit A, unit (...); the products are counted by the operator that is scaled."""
+
+    def __init__(self, operator: Operator, unit: Tensor) -> None:
+        damping = None if operator.damping is None else operator.damping * unit
+        super().__init__(operator.matvec, operator.vectors, damping)
+        self.unscaled, self.unit = operator, unit
+
+    def __call__(self, v: Tensor) -> Tensor:
+        self.num_products += 1
+        return self.unscaled(v) * self.unit[..., None]
+
+
+def _symmetric_inverses(method: Method, operator: Operator, settings: Settings) -> Inverses:
+    """A^-1 twice, by the same method."""
 
     def solve_again(right_hand_side: Tensor) -> Tensor:
         if getattr(method, "trust_radius", None) is not None:
@@ -326,7 +452,7 @@ def _implicit_zero(residual: Tensor, method: Method, operator: Operator, setting
         warn_if_failed(answer)
         return operator.vectors.flatten(answer.solution, "solution").detach()
 
-    return implicit_zero(residual, solve_again, solve_again)
+    return solve_again, solve_again
 
 
 def warn_if_failed(answer: LinearSolveResult) -> None:
