@@ -41,6 +41,8 @@ class Method:
     visited_psi: np.ndarray | None = None  # (n, k) tasks of its training, in order
     model: DynamicsEnsemble | None = None
     evaluation_key: str | None = None
+    oracle: Adapted | None = None
+    """Its optimiser in the true simulator (`EvaluableRun.oracle`)."""
 
 
 def run_tables(
@@ -52,6 +54,7 @@ def run_tables(
     *,
     pooled: PooledReference | None = None,
     reference: Reference | None = None,
+    oracles: Sequence[Adapted] = (),
 ) -> list[GapTable]:
     """One table per run from the episodes of all candidates; see `evaluate_gaps`."""
     family = runs[0].family
@@ -59,6 +62,8 @@ def run_tables(
         _method(run, a, label, config, seed)
         for run, a, label in zip(runs, adapted, method_labels(runs), strict=True)
     ]
+    if oracles:
+        methods = [replace(m, oracle=oracle) for m, oracle in zip(methods, oracles, strict=True)]
     if reference is not None:
         known = reference.best_known(family, tasks.psi, config.num_policy_seeds)
     elif pooled is not None:
@@ -171,6 +176,7 @@ def gap_tables(
             test_set=tasks.name,
             box=np.stack([box.low.double().numpy(), box.high.double().numpy()]),
             model_error=None if method.model is None else model_errors(method.model, probe, scale),
+            oracle_return=None if method.oracle is None else method.oracle.episode_return[:, :, 0],
         )
         for method in methods
     ]
@@ -190,6 +196,7 @@ def _provenance(
             "samples": {name: counts[..., i].sum((0, 1)).tolist() for i, name in enumerate(COUNTS)},
             "scoring_real_samples": returns.size * horizon,
             "evaluation_virtual_samples": int(counts[:, :, -1, COUNTS.index("virtual")].sum()),
+            **_oracle_samples(method, horizon),
             "reference": known.origin,
             "reference_real_samples": known.real_samples,
             "model_error_sample": probe,
@@ -197,6 +204,15 @@ def _provenance(
             **method.provenance,
         }
     )
+
+
+def _oracle_samples(method: Method, horizon: int) -> dict[str, int]:
+    """Of the simulator: they are no method's."""
+    if method.oracle is None:
+        return {}
+    drawn = method.oracle.counts[:, :, -1, COUNTS.index("virtual")].sum()
+    scoring = method.oracle.episode_return.size * horizon
+    return {"oracle_training_samples": int(drawn), "oracle_scoring_samples": scoring}
 
 
 @torch.no_grad()

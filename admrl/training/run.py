@@ -32,6 +32,7 @@ from admrl.storage.files import legible, write_json
 from admrl.streams import VERSION
 from admrl.training.adapter import ModelBasedAdapter, num_steps, relevant_settings
 from admrl.training.meta_training import meta_train
+from admrl.training.oracle import OracleAdapter
 from admrl.training.progress import num_phase_steps, num_steps_left
 from admrl.training.state import MetaState, new_state
 from admrl.training.state_file import dump_state, restore_state
@@ -158,6 +159,10 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
     def adapter(self, config: EvaluationConfig, *, reporter: Reporter | None = None) -> ModelBasedAdapter:
         """See `EvaluableRun`."""
         return ModelBasedAdapter(self, config, reporter=reporter)
+
+    def oracle(self, config: EvaluationConfig, *, reporter: Reporter | None = None) -> OracleAdapter:
+        """See `EvaluableRun`."""
+        return OracleAdapter(self, config, reporter=reporter)
 
     def num_steps(self, config: EvaluationConfig) -> int:
         """See `EvaluableRun`."""
