@@ -9,13 +9,13 @@ from typing import Any
 from admrl.config.checks import check_config
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Adapter
-from admrl.evaluation.evaluable_run import EvaluableRun, ModelSource
+from admrl.evaluation.evaluable_run import EvaluableRun
 from admrl.evaluation.evaluator import evaluate_adapter
 from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.reference import Reference
 from admrl.evaluation.reference_pooled import check_pooled, pooled_reference
 from admrl.evaluation.scoring import check_counts
-from admrl.evaluation.tables import Method, gap_tables, run_tables, without_reference
+from admrl.evaluation.tables import Method, gap_tables, model_sources, run_tables, without_reference
 from admrl.evaluation.task_lists import TaskList, grid_tasks
 from admrl.jobs.reporter import Reporter
 from task_families.family import TaskFamily
@@ -109,11 +109,6 @@ def check_runs(
 def needs_pooled(config: EvaluationConfig, reference: Reference | None) -> bool:
     """Whether A* is also sought by the built-in reference run."""
     return reference is None and config.num_reference_stages > 0
-
-
-def model_sources(runs: Sequence[EvaluableRun]) -> list[ModelSource]:
-    """The runs that have a model which a reference run can start from."""
-    return [source for run in runs if (source := run.model_source) is not None]
 
 
 def evaluate_adapters(

@@ -13,14 +13,14 @@ from rich.console import Console
 
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.evaluable_run import EvaluableRun
-from admrl.evaluation.evaluate_runs import model_sources, needs_pooled
+from admrl.evaluation.evaluate_runs import needs_pooled
 from admrl.evaluation.evaluator import adapt_and_score
 from admrl.evaluation.gap_files import gaps_file
 from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.part_store import FOLDER, PartStore
 from admrl.evaluation.reference import Reference
 from admrl.evaluation.reference_pooled import PooledReference, num_pooled_steps, pooled_reference
-from admrl.evaluation.tables import run_tables
+from admrl.evaluation.tables import model_sources, run_tables
 from admrl.evaluation.task_lists import TaskList
 from admrl.jobs.pool import Job, run_jobs
 from admrl.jobs.reporter import Reporter

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import describe_sees
-from admrl.evaluation.evaluable_run import EvaluableRun
+from admrl.evaluation.evaluable_run import EvaluableRun, ModelSource
 from admrl.evaluation.evaluator import COUNTS, Adapted
 from admrl.evaluation.gap_table import BEST_SHOWN, UNKNOWN, GapTable
 from admrl.evaluation.provenance import Provenance
@@ -21,6 +21,7 @@ from admrl.evaluation.reference_pooled import NAME, PooledReference
 from admrl.evaluation.scoring import BestKnown, best_known, closed_form
 from admrl.evaluation.task_lists import TaskList
 from admrl.runs.versions import versions
+from admrl.solving.hindsight import StoredCandidate, stored_candidate
 from admrl.storage.files import digest, legible
 from dynamics.ensemble import DynamicsEnsemble
 from task_families.family import TaskFamily
@@ -72,11 +73,28 @@ def run_tables(
             "runs": sorted(legible(str(run.path)) for run in runs),
         }
         further = {NAME: pooled.episode_return}
-        known = best_known(_episodes_by_stage(methods), further, config.num_policy_seeds)
+        candidates = stored_candidates(model_sources(runs), family, tasks)
+        known = best_known(_episodes_by_stage(methods), further, config.num_policy_seeds, stored=candidates)
         known = replace(known, origin=origin, real_samples=pooled.real_samples)
     else:
         known = without_reference(family, tasks, methods, config, seed)
     return gap_tables(family, tasks, methods, known, config, seed)
+
+
+def model_sources(runs: Sequence[EvaluableRun]) -> list[ModelSource]:
+    """The runs that have a model which a reference run can start from."""
+    return [source for run in runs if (source := run.model_source) is not None]
+
+
+def stored_candidates(
+    sources: Sequence[ModelSource], family: TaskFamily, tasks: TaskList
+) -> list[StoredCandidate]:
+    """The policies whose episodes the runs have stored, as candidates of A*: no sample is drawn."""
+    found = [
+        stored_candidate(f"{legible(str(s.path))}, stored episodes", family, s.learner.data[0], tasks.psi)
+        for s in sorted(sources, key=lambda source: str(source.path))
+    ]
+    return [candidate for candidate in found if candidate is not None]
 
 
 def _method(run: EvaluableRun, adapted: Adapted, label: str, config: EvaluationConfig, seed: int) -> Method:
