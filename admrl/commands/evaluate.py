@@ -99,7 +99,8 @@ class Evaluate(Command):
         reference = None if self.reference is None else Reference.load(self.reference)
         tasks = check_runs(runs, chosen, self.config, reference, self.decompose)
         for run in runs:
-            check_same_settings(gaps_file(run.path, self.name or tasks.name), self.config, self.seed)
+            file = gaps_file(run.path, self.name or tasks.name)
+            check_same_settings(file, self.config, self.seed, self.decompose)
         lock_runs(runs)
         return runs, tasks, reference
 

@@ -4,7 +4,7 @@ import io
 import json
 import math
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,8 +16,10 @@ from table_tools import toy_table
 from admrl.commands.gap_printing import print_parts
 from admrl.evaluation.evaluable_run import EvaluableRun
 from admrl.evaluation.evaluate_runs import check_runs, evaluate_gaps
+from admrl.evaluation.gap_files import check_same_settings
 from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.parallel import evaluate_in_parallel, lock_runs
+from admrl.evaluation.provenance import Provenance
 from admrl.reports.comparison import cell_rows, compare_tables, paired_rows, summary_rows
 from admrl.reports.heatmap import plot_gap_heatmap
 from admrl.run_kinds import load_any_run
@@ -180,6 +182,18 @@ def test_older_tables_have_no_parts_and_load(tmp_path):
     file.write_text(json.dumps(data))
     with pytest.raises(ValueError, match="oracle_return: expected shape"):
         GapTable.load(file)
+
+
+def test_a_table_with_parts_is_not_replaced_by_one_without(tmp_path):
+    file = tmp_path / "gaps.json"
+    provenance = Provenance(evaluation=asdict(EVALUATION), evaluation_seed=0)
+    toy_table(oracle_return=ORACLE, provenance=provenance).save(file)
+    check_same_settings(file, EVALUATION, 0, decompose=True)
+    with pytest.raises(ValueError, match="holds the parts of its gaps"):
+        check_same_settings(file, EVALUATION, 0)
+    toy_table(provenance=provenance).save(file)
+    check_same_settings(file, EVALUATION, 0)
+    check_same_settings(file, EVALUATION, 0, decompose=True)
 
 
 def test_a_method_without_such_an_optimiser_is_refused_in_words():
