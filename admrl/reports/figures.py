@@ -7,6 +7,7 @@ from pathlib import Path
 
 from admrl.reports.charts import (
     plot_average_return,
+    plot_gap_map,
     plot_learning_curves,
     plot_model_error,
     plot_paths,
@@ -62,6 +63,11 @@ def draw_all(
         "paths",
         "Path of psi with the task gradients and the agreement of the two halves of their data.",
         lambda file: plot_paths(records, comparison, file),
+    )
+    draw(
+        "gap-map",
+        "Gaps that the trainings estimated by themselves: the best stored policy against the zero-shot one.",
+        lambda file: plot_gap_map(records, comparison, file),
     )
     draw("learning", "Learning curves of the trainings.", lambda file: plot_learning_curves(records, file))
     return drawn

@@ -27,7 +27,7 @@ from torch import Tensor
 from dynamics.dataset import TransitionData
 from task_families.family import TaskFamily
 
-ROWS_AT_ONCE = 2_000_000  # rewards that are computed together
+ROWS_AT_ONCE = 500_000  # rewards that are computed together
 PRIOR_DEGREES = (
     4  # a policy's variance is moderated by that of all, with the weight of so many degrees of freedom
 )

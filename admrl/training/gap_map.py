@@ -21,7 +21,6 @@ from admrl.solving.hindsight import Stored, hindsight_bound, stored_returns
 from admrl.training.state import MetaState
 from task_families.family import TaskFamily
 
-GAP_MAP = "gap_map.csv"
 MAX_ROWS = 200  # the newest; each is a reward for every row of D
 COLUMNS = ("bound", "bound error", "return", "return error", "gap", "gap error", "age")
 

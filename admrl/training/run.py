@@ -25,14 +25,14 @@ from admrl.evaluation.scoring import SCORING
 from admrl.jobs.reporter import Reporter
 from admrl.runs.checkpoints import Checkpoint
 from admrl.runs.families import NamedFamily, code_key, new_family, source_of
-from admrl.runs.folder import TASKS
+from admrl.runs.folder import GAP_MAP, TASKS
 from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS, Saver, writing
 from admrl.runs.versions import versions, weights_digest
 from admrl.solving.solution import make_policy
 from admrl.storage.files import legible, write_json, write_text
 from admrl.streams import VERSION
 from admrl.training.adapter import ModelBasedAdapter, num_steps, relevant_settings
-from admrl.training.gap_map import GAP_MAP, gap_map
+from admrl.training.gap_map import gap_map
 from admrl.training.meta_training import meta_train
 from admrl.training.oracle import OracleAdapter
 from admrl.training.progress import num_phase_steps, num_steps_left

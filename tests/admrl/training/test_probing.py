@@ -11,10 +11,10 @@ from fault_tools import SMALL, SignalAt, assert_same_run, fingerprint, kill_afte
 from admrl.config.presets import PRESETS
 from admrl.config.training import num_gradient_episodes
 from admrl.jobs.interruption import Interrupted, deferred_signals
+from admrl.runs.folder import GAP_MAP
 from admrl.solving.hindsight import hindsight_bound, stored_returns
 from admrl.solving.rollouts import episode_returns
 from admrl.training import probing
-from admrl.training.gap_map import GAP_MAP
 from admrl.training.meta_training import meta_train
 from admrl.training.run import Run, prepare_run
 from admrl.training.state import new_state
