@@ -1,4 +1,8 @@
-"""TransitionData: the real transitions D, shared by all tasks (no rewards), with a held-out part."""
+"""TransitionData: the real transitions D, shared by all tasks (no rewards), with a held-out part.
+
+Beside the rows it knows which of them are whole episodes, and whose: the first episode of every lane that was added,
+by the number of its policy. So the return of any policy under any reward can be had without a new sample.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,8 @@ class TransitionData:
         self.next_obs = torch.zeros(0, obs_size, dtype=dtype)  # (R, S)
         self.ends = torch.zeros(0, dtype=torch.bool)  # (R,) the next row does not continue this one
         self.is_held_out = torch.zeros(0, dtype=torch.bool)  # (R,)
+        self.episodes = torch.zeros(0, 3, dtype=torch.long)  # (n, 3) number of the policy, first row, rows
+        self.num_policies = 0
         self._starts: dict[tuple[int, bool], Tensor] = {}
 
     def __len__(self) -> int:
@@ -33,10 +39,12 @@ class TransitionData:
         """An independent copy (tensors are never written in place, so they may be shared)."""
         copy = TransitionData(self.obs.shape[1], self.act.shape[1], self.obs.dtype)
         copy.load_state_dict(self.state_dict())
+        copy.episodes, copy.num_policies = self.episodes, self.num_policies
         return copy
 
     def add(self, rollout: Rollout, held_out: float, generator: torch.Generator) -> Tensor:
-        """Append every task's transitions; a share of the lanes is held out at random.
+        """Append every task's transitions, each task's from a policy of its own; a share of the lanes is held out at
+        random.
 
         Transitions that are not finite (an unstable simulation) are left out.
 
@@ -60,11 +68,27 @@ class TransitionData:
         self.ends = torch.cat([self.ends, ends.flatten()[chosen]])
         self.is_held_out = torch.cat([self.is_held_out, held[:, None].expand_as(lanes).flatten()[chosen]])
         self._starts.clear()
+        self._add_episodes(rollout, keep, first_new)
         added = torch.arange(len(self)) >= first_new
         return added & ~self.is_held_out
 
+    def _add_episodes(self, rollout: Rollout, keep: Tensor, first_new: int) -> None:
+        """Whole first episodes of the lanes whose steps keep (L, T) were appended from row first_new on."""
+        num_tasks, num_lanes = rollout.terminated.shape[:2]
+        first = rollout.first_episode().flatten(0, 1)  # (L, T)
+        per_lane = keep.sum(1)
+        start = first_new + per_lane.cumsum(0) - per_lane
+        policy = self.num_policies + torch.arange(num_tasks).repeat_interleave(num_lanes)
+        whole = (keep | ~first).all(1)
+        new = torch.stack([policy, start, first.sum(1)], dim=1)[whole]
+        self.episodes = torch.cat([self.episodes, new])
+        self.num_policies += num_tasks
+
     def extend(self, other: TransitionData) -> None:
         """Append all rows of another data set, each staying in its part."""
+        shift = torch.tensor([self.num_policies, len(self), 0])
+        self.episodes = torch.cat([self.episodes, other.episodes + shift])
+        self.num_policies += other.num_policies
         for name in (*_COLUMNS, "ends", "is_held_out"):
             setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
         self._starts.clear()

@@ -45,6 +45,9 @@ class Evaluate(Command):
     """Accept tasks of a file that lie outside the box."""
     reference: Path | None = None
     """A* from a file of `admrl reference`. Default: the best of the runs and a built-in reference run."""
+    decompose: bool = False
+    """Also say how much of each gap is the optimisation's and how much the model's: every policy is trained once
+    more, by the same updates in the true simulator. Its samples are counted apart."""
     name: str | None = None
     """Name of the table, gaps/NAME.json. Default: the name of the set of tasks."""
     seed: int = 0
@@ -94,15 +97,16 @@ class Evaluate(Command):
         runs = [load_any_run(path, named) for path in self.runs]
         chosen = choose_tasks(runs[0].family, self.grid, self.tasks, allow_outside=self.allow_outside)
         reference = None if self.reference is None else Reference.load(self.reference)
-        tasks = check_runs(runs, chosen, self.config, reference)
+        tasks = check_runs(runs, chosen, self.config, reference, self.decompose)
         for run in runs:
-            check_same_settings(gaps_file(run.path, self.name or tasks.name), self.config, self.seed)
+            file = gaps_file(run.path, self.name or tasks.name)
+            check_same_settings(file, self.config, self.seed, self.decompose)
         lock_runs(runs)
         return runs, tasks, reference
 
     def execute(self, prepared: Prepared) -> None:
         """Evaluate, print a table, write one gap table into every run folder."""
-        from admrl.commands.gap_printing import print_notes, print_objective, print_tables
+        from admrl.commands.gap_printing import print_notes, print_objective, print_parts, print_tables
         from admrl.evaluation.parallel import evaluate_in_parallel
         from admrl.jobs.display import TextConsole
         from admrl.jobs.interruption import Interrupted
@@ -130,6 +134,7 @@ class Evaluate(Command):
                 name=name,
                 load=partial(load_any_run, named=NamedFamily(self.family, self.accept_changed)),
                 reference=reference,
+                decompose=self.decompose,
             )
         except Interrupted as interrupt:
             raise Interrupted(
@@ -140,6 +145,8 @@ class Evaluate(Command):
         for j in range(len(tables[0].num_samples)):
             print_tables(tables, console, j)
             print_objective(tables, objective, self.scale, console, j)
+            if self.decompose:
+                print_parts(tables, console, j)
         print_notes(tables, console)
         words = ["admrl", "compare", *(str(run.path) for run in runs), "--tasks", name, "--out", "report"]
         console.print(f"wrote {name} into each run; next: {shlex.join(words)}")

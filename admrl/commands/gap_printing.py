@@ -80,6 +80,63 @@ def print_tables(tables: Sequence[GapTable], console: Console, j: int = 0) -> No
         print_intervals(tables, console, j)
 
 
+def print_parts(tables: Sequence[GapTable], console: Console, j: int = 0) -> None:
+    """The optimisation's and the model's part of gaps that were decomposed, and what would help."""
+    parts = [(table.part("optimisation"), table.part("model")) for table in tables]
+    means = [[part.average(j) for part in pair] for pair in parts]
+    worst = [_worst(model, j) for _, model in parts]
+    scale = Scale.of(
+        [*(value for pair in means for value, _ in pair), *(w.gap for w in worst)],
+        [*(error for pair in means for _, error in pair), *(w.standard_error for w in worst)],
+    )
+    rows = [
+        (
+            table.method,
+            *(scale.with_error(*mean) for mean in pair),
+            scale.with_error(w.gap, w.standard_error),
+            _place(model, w),
+            _samples(table.provenance.oracle_training_samples),
+        )
+        for table, (_, model), pair, w in zip(tables, parts, means, worst, strict=True)
+    ]
+    columns = ("method", *(scale.label(f"mean {part} part") for part in ("optimisation", "model")))
+    columns += (scale.label("worst model part"), "at", "oracle")
+    title = "parts of the gaps: optimisation A* - A_oracle, model A_oracle - A_n"
+    print_table(console, columns, rows, title=title, left=("at",))
+    for table, pair in zip(tables, parts, strict=True):
+        console.print(f"{table.method}: {_what_helps(*pair, j)}")
+    console.print(
+        "A_oracle: the same optimiser with the same updates, samples and policy seeds in the true simulator; oracle: "
+        "simulator samples that its updates drew, counted with no method's."
+    )
+
+
+def _what_helps(optimisation: GapTable, model: GapTable, j: int) -> str:
+    """Which of the parts is above 0 beyond its 95 % interval."""
+    seen = {name: part.average_interval(j)[0] > 0 for name, part in (("opt", optimisation), ("model", model))}
+    if len(model.episode_return) < 2:
+        return "with one policy seed nobody knows which part is above its noise"
+    if optimisation.num_missing(j) == len(optimisation.psi):
+        return (
+            f"A* is unknown, and so is the optimisation's part; the model's part is {'' if seen['model'] else 'not '}"
+            "above 0 beyond its noise"
+        )
+    if seen["model"] and seen["opt"]:
+        return (
+            "both parts are above 0: better tasks or more data can win the one, better optimisation the other"
+        )
+    if seen["model"]:
+        return "the model's part is above 0: better tasks or more data can win it"
+    if seen["opt"]:
+        return (
+            "only the optimisation's part is above 0: more updates or samples of the optimisation can win it; better "
+            "tasks or more data cannot be shown to"
+        )
+    return (
+        "neither part is above 0 beyond its noise: nothing is seen that tasks, data or optimisation could win"
+    )
+
+
 def _worst(table: GapTable, j: int) -> WorstCase:
     """The worst case, or that nothing is known."""
     if table.num_missing(j) == len(table.psi):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from admrl.commands.command import Command
+from admrl.config.evaluation import PARTS
+from task_families.choices import check_name
 
 if TYPE_CHECKING:
     from admrl.evaluation.gap_table import GapTable
@@ -29,8 +31,12 @@ class Heatmap(Command):
     num_samples: int = 0
     """Adaptation samples n, 0 for zero-shot."""
 
+    part: str = "gap"
+    """gap; or, of evaluations with --decompose, its parts: optimisation (A* - A_oracle), model (A_oracle - A_n)."""
+
     def check(self) -> None:
         """See `Command`."""
+        check_name("part", self.part, PARTS)
         if self.out.suffix not in FORMATS:
             raise ValueError(f"out: expected a file ending in {', '.join(FORMATS)}, got {self.out}")
         if self.out.is_dir():
@@ -54,7 +60,7 @@ class Heatmap(Command):
             check_comparable(tables[0], other)
         j = tables[0].num_samples.tolist().index(self.num_samples)
         for table in tables:
-            table.worst(j)  # refuses one without any gap
+            table.part(self.part).worst(j)  # refuses one without any gap
         return tables, j
 
     def execute(self, prepared: tuple[list[GapTable], int]) -> None:
@@ -62,5 +68,5 @@ class Heatmap(Command):
         from admrl.reports.heatmap import plot_gap_heatmap
 
         tables, j = prepared
-        plot_gap_heatmap(tables, self.out, j)
+        plot_gap_heatmap(tables, self.out, j, part=self.part)
         print(f"wrote {self.out}")

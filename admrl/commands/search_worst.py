@@ -94,8 +94,10 @@ class SearchWorst(Command):
                 "config.num_reference_stages: expected 1 or more, got 0: without a reference every gap compares a "
                 "policy with itself"
             )
-        if self.search == "screened":
-            raise ValueError("search: screened chooses tasks in a training; expected another, e.g. default")
+        if self.search in ("screened", "population"):
+            raise ValueError(
+                f"search: {self.search} chooses tasks in a training; expected another, e.g. default"
+            )
 
     @property
     def folder(self) -> Path:

@@ -35,8 +35,8 @@ class Train(Command):
     """Task family (docs/task_families.md), or your own, whose code is then run: FILE.py:NAME, MODULE:NAME, or a name
     that an installed package has registered."""
     selector: str = "adversarial"
-    """How the next task is chosen: adversarial (the paper's), uniform, gaussian, screened, default, ...; see
-    docs/search.md. Settings: --config.search.*"""
+    """How the next task is chosen: adversarial (the paper's), uniform, gaussian, screened, population,
+    default, ...; see docs/search.md. Settings: --config.search.*"""
     preset: str = "laptop"
     """Where the settings start from: smoke (seconds), laptop (minutes) or paper (hours). --config.* change them."""
     variant: str = "released"

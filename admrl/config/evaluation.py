@@ -9,6 +9,8 @@ from admrl.config.training import (
 )
 
 REFERENCE_METHODS = ("slbo", "sac")
+PARTS = ("gap", "optimisation", "model")
+"""The gap and what it is the sum of; see `admrl.evaluation.gap_table`."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ SEARCHES = (
     "replay",
     "mixture",
     "screened",
+    "population",
     "default",
 )
 """Every search by its name; see docs/search.md."""
@@ -29,6 +30,7 @@ SEARCHES = (
 OBJECTIVES = ("worst", "cvar", "softmax", "mean")
 SCALES = ("absolute", "ratio")
 SCREEN_SCORES = ("return", "disagreement")
+PROBE_SIGNALS = ("model-minus-real", "hindsight", "random")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class SearchConfig:
     step_length: float = field(default=0.2, metadata={"range": (1e-4, 2)})
     """First step of normalised, adam and multistart, in unit coordinates (the space is [-1, 1])."""
     nominal_share: float = field(default=0.2, metadata={"range": (0, 1)})
-    """Share of uniform tasks in mixture, cem and screened."""
+    """Share of uniform tasks in mixture, cem, screened and population."""
     replay_share: float = field(default=0.3, metadata={"range": (0, 1)})
     """Share of archived hard tasks in replay."""
     drift: float = field(default=0.1, metadata={"range": (0, 100)})
@@ -65,3 +67,22 @@ class SearchConfig:
     """Best candidates whose return is corrected by one real episode each."""
     num_polish_steps: int = field(default=0, metadata={"range": (0, 1000)})
     """Steps of the chosen candidate up the gradient of its disagreement, with its policy held fixed."""
+    population_size: int = field(default=12, metadata={"range": (3, 100_000)})
+    """Candidates of population in each round: a sixth just trained on, a sixth archived ones, else fresh points."""
+    population_signal: str = field(default="model-minus-real", metadata={"choices": PROBE_SIGNALS})
+    """What a candidate's gap is estimated by: return in the model minus real return, best stored return (hindsight)
+    minus real return, or nothing (random, for comparison)."""
+    num_probe_episodes: int = field(default=2, metadata={"range": (0, 1000)})
+    """Real episodes of each candidate's policy; they join D and count as real samples, in place of as many of the
+    further episodes of a round. 0: only with random, which then solves no candidate either."""
+    num_probe_iterations: int = field(default=5, metadata={"range": (1, 100_000)})
+    """Virtual-training iterations of the candidates, the model fitted meanwhile."""
+    num_probe_samples: int = field(default=1600, metadata={"range": (1, 10_000_000)})
+    """Virtual steps per update and candidate; a multiple of horizon x ensemble members."""
+    population_distance: float = field(default=0.3, metadata={"range": (0, 2)})
+    """Least distance between two tasks of a round, in unit coordinates (the space is 2 wide)."""
+    archive_decay: float = field(default=0.7, metadata={"range": (0, 1)})
+    """What is left of an archived gap after each round, because the model has been trained since."""
+    population_polish: bool = False
+    """Move tasks that were just trained on up their task gradient, where its two halves agree, before they are
+    candidates again. The gradient then costs what it costs adversarial."""

@@ -186,6 +186,23 @@ def check_screening(config: MetaTrainConfig, horizon: int) -> None:
     check_lanes(name, num_samples, horizon, config.dynamics.num_members)
 
 
+def check_population(config: MetaTrainConfig, horizon: int) -> None:
+    """The settings of the selector "population" against each other and the family's horizon."""
+    search, num = config.search, config.tasks_per_round
+    if search.population_size < num:
+        raise ValueError(
+            f"config.search.population_size: expected at least config.tasks_per_round ({num}), because a round's "
+            f"tasks are chosen among the candidates; got {search.population_size}"
+        )
+    if not search.num_probe_episodes and search.population_signal != "random":
+        raise ValueError(
+            f"config.search.num_probe_episodes: expected 1 or more, got 0: {search.population_signal} compares with "
+            "real returns; only `config.search.population_signal` random needs none"
+        )
+    name = "config.search.num_probe_samples"
+    check_lanes(name, search.num_probe_samples, horizon, config.dynamics.num_members)
+
+
 def num_gradient_episodes(config: TaskGradientConfig, num_parameters: int) -> int:
     """Real episodes that the task gradient draws itself, beyond the rollouts that it is given.
 

@@ -57,6 +57,17 @@ class EvaluableRun(RunFolder[Info, State]):
             ValueError: the settings are impossible for it; names the setting.
         """
 
+    def oracle(self, config: EvaluationConfig, *, reporter: Reporter | None = None) -> Adapter:
+        """The method's optimiser in the true simulator, for the parts of its gaps.
+
+        Raises:
+            ValueError: the method has none that could run there, or the settings are impossible for it.
+        """
+        raise ValueError(
+            f"decompose: {self.path}: the policies of {self.info.selector} are not made by updates in a model, so "
+            "that there is nothing to repeat in the simulator; evaluate this run without `decompose`"
+        )
+
     @abstractmethod
     def fingerprint(self, config: EvaluationConfig, seed: int) -> dict[str, Any]:
         """Everything that the numbers of its adapter's evaluation depend on, as plain data."""

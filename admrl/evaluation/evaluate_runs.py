@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from admrl.config.checks import check_config
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Adapter
-from admrl.evaluation.evaluable_run import EvaluableRun, ModelSource
+from admrl.evaluation.evaluable_run import EvaluableRun
 from admrl.evaluation.evaluator import evaluate_adapter
 from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.reference import Reference
 from admrl.evaluation.reference_pooled import check_pooled, pooled_reference
 from admrl.evaluation.scoring import check_counts
-from admrl.evaluation.tables import Method, gap_tables, run_tables, without_reference
+from admrl.evaluation.tables import Method, gap_tables, model_sources, run_tables, without_reference
 from admrl.evaluation.task_lists import TaskList, grid_tasks
 from admrl.jobs.reporter import Reporter
 from task_families.family import TaskFamily
@@ -26,6 +28,7 @@ def evaluate_gaps(
     *,
     seed: int = 0,
     reference: Reference | None = None,
+    decompose: bool = False,
     num_threads: int = 1,
     reporter: Reporter | None = None,
 ) -> list[GapTable]:
@@ -38,29 +41,30 @@ def evaluate_gaps(
         seed: of the evaluation; the same for all runs.
         reference: A*; None: the best of what the runs' policies and a common reference run reached. Without that
             run (``config.num_reference_stages`` is 0), see `evaluate_adapters`.
+        decompose: also train the runs' oracles, for the parts of the gaps (`GapTable.part`).
 
     Raises:
-        ValueError: no run, runs of different families, a grid of the wrong dimension, impossible counts, or tasks
-            without a reference.
+        ValueError: no run, runs of different families, a grid of the wrong dimension, impossible counts, tasks
+            without a reference, or a run without an oracle.
     """
-    tasks = check_runs(runs, tasks, config, reference)
+    tasks = check_runs(runs, tasks, config, reference, decompose)
+    zero_shot, work = (
+        replace(config, num_stages=0),
+        dict[str, Any](num_threads=num_threads, reporter=reporter),
+    )
     adapted = [
-        evaluate_adapter(
-            run.family,
-            run.adapter(config, reporter=reporter),
-            tasks,
-            config,
-            seed,
-            num_threads=num_threads,
-            reporter=reporter,
-        )
+        evaluate_adapter(run.family, run.adapter(config, reporter=reporter), tasks, config, seed, **work)
         for run in runs
+    ]
+    oracles = [
+        evaluate_adapter(run.family, run.oracle(zero_shot, reporter=reporter), tasks, zero_shot, seed, **work)
+        for run in (runs if decompose else [])
     ]
     pooled = None
     if needs_pooled(config, reference):
         sources = model_sources(runs)
         pooled = pooled_reference(sources, tasks, config, seed, num_threads=num_threads, reporter=reporter)
-    return run_tables(runs, tasks, adapted, config, seed, pooled=pooled, reference=reference)
+    return run_tables(runs, tasks, adapted, config, seed, pooled=pooled, reference=reference, oracles=oracles)
 
 
 def check_runs(
@@ -68,6 +72,7 @@ def check_runs(
     tasks: Sequence[int] | TaskList,
     config: EvaluationConfig,
     reference: Reference | None = None,
+    decompose: bool = False,
 ) -> TaskList:
     """The tasks, if everything fits together; see `evaluate_gaps`."""
     if not runs:
@@ -81,6 +86,8 @@ def check_runs(
                 f"{run.path} is {run.info.family} ({run.info.variant}); evaluate them apart"
             )
         run.adapter(config)  # refuses what is impossible for its method
+        if decompose:
+            run.oracle(config)
     check_counts(config, first.family)
     chosen = tasks if isinstance(tasks, TaskList) else grid_tasks(first.family, tasks)
     first.family.box.check(chosen.psi, allow_outside=chosen.allow_outside)
@@ -102,11 +109,6 @@ def check_runs(
 def needs_pooled(config: EvaluationConfig, reference: Reference | None) -> bool:
     """Whether A* is also sought by the built-in reference run."""
     return reference is None and config.num_reference_stages > 0
-
-
-def model_sources(runs: Sequence[EvaluableRun]) -> list[ModelSource]:
-    """The runs that have a model which a reference run can start from."""
-    return [source for run in runs if (source := run.model_source) is not None]
 
 
 def evaluate_adapters(

@@ -55,15 +55,21 @@ def load_tables(paths: Sequence[Path], name: str | None = None) -> list[GapTable
     return [GapTable.load(file) for file in files]
 
 
-def check_same_settings(file: Path, config: EvaluationConfig, seed: int) -> None:
-    """A finished table is only replaced by one that was made with the same settings.
+def check_same_settings(file: Path, config: EvaluationConfig, seed: int, decompose: bool = False) -> None:
+    """A finished table is only replaced by one that was made with the same settings, and has as much in it.
 
     Raises:
-        ValueError: another evaluation of that name is there.
+        ValueError: another evaluation of that name is there, or one that was decomposed.
     """
     if not file.exists():
         return
-    there = GapTable.load(file).provenance
+    table = GapTable.load(file)
+    there = table.provenance
+    if table.oracle_return is not None and not decompose:
+        raise ValueError(
+            f"{file} holds the parts of its gaps, which this evaluation would not; nothing was changed. Repeat it "
+            "with `decompose`, or give this one another `name`"
+        )
     settings = there.evaluation
     if settings is None:
         raise ValueError(f"{file} does not say how it was made; give this one another `name`")

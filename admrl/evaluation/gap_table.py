@@ -7,14 +7,21 @@ raise A*. Gaps may be negative: A* was weak.
 
 A policy seed is an independent repetition: policies, start states, episodes, and A*'s episodes are its own. So the
 spread of the gaps over R seeds is all the noise there is, and (mean - gap) / standard error has Student's t
-distribution with R - 1 degrees of freedom. Tables of older versions (`optimal_by_seed` is None) had start states and
+distribution with R - 1 degrees of freedom. A gap has two parts, if the evaluation measured them:
+
+    A* - A_n = (A* - A_oracle) + (A_oracle - A_n)       the optimisation's part, the model's part
+
+where A_oracle(psi) is the real return of policies that the same optimiser made in the true simulator, with the same
+updates, samples and policy seeds (`GapTable.part`).
+
+Tables of older versions (`optimal_by_seed` is None) had start states and
 A* in common, which their standard errors leave out; `not_covered` says so.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +29,23 @@ import numpy as np
 import torch
 from scipy.stats import t as student_t
 
+from admrl.config.evaluation import PARTS
 from admrl.evaluation.provenance import Provenance
 from admrl.search.objective import Objective, scaled_gap
 from admrl.storage.files import DamagedFileError, legible, make_folder, parse_json, write_json
+from task_families.choices import check_name
 
-FORMATS = ("admrl gap table 3", "admrl gap table 2", "admrl gap table 1")  # the first one is written
+FORMATS = (
+    "admrl gap table 4",
+    "admrl gap table 3",
+    "admrl gap table 2",
+    "admrl gap table 1",
+)  # the first one is written
 CONFIDENCE = 0.95  # of intervals
+PART_NAMES = {  # kinds of reference, too
+    "optimisation": "optimisation's part of the gap, A* - A_oracle",
+    "model": "model's part of the gap, A_oracle - A_n",
+}
 UNKNOWN, BEST_SHOWN = "unknown", "best of the methods shown"  # kinds of reference
 _OLDER_BEST = "best of the methods evaluated together"
 _OLDER_RUNS = "best of the runs evaluated together"  # with a reference run, unless the settings say none
@@ -72,6 +90,9 @@ class GapTable:
     model_error: np.ndarray | None = None  # (M,) see `admrl.evaluation.tables.model_errors`
     optimal_by_seed: np.ndarray | None = None
     """(R, M) A* as each policy seed sees it (`admrl.evaluation.scoring.BestKnown.by_seed`); None: an older table."""
+    oracle_return: np.ndarray | None = None
+    """(R, M, N) undiscounted real returns of policies of the same optimiser, made in the true simulator; None: the
+    gaps were not decomposed."""
 
     @property
     def adapted_return(self) -> np.ndarray:
@@ -89,6 +110,8 @@ class GapTable:
         """What the numbers are: a gap against nothing better than the methods themselves is no sub-optimality gap."""
         reference, settings = self.provenance.reference or {}, self.provenance.evaluation or {}
         kind = reference.get("kind")
+        if kind in PART_NAMES.values():
+            return str(kind)
         if kind == UNKNOWN:
             return "sub-optimality gap (unknown: no reference)"
         alone = kind == _OLDER_RUNS and settings.get("num_reference_stages") == 0
@@ -96,6 +119,27 @@ class GapTable:
             return "sub-optimality gap"
         shown = reference.get("methods") or reference.get("runs") or ()
         return f"gap to the best of the {'methods' if len(shown) > 1 else 'policies of the one method'} shown"
+
+    def part(self, name: str) -> GapTable:
+        """The table of a part of the gaps, "optimisation" or "model"; its `gap` is that part, with the same
+        statistics. The two parts add up to the gap. "gap": the table itself.
+
+        Raises:
+            ValueError: an unknown part, or gaps that were not decomposed.
+        """
+        check_name("part", name, PARTS)
+        if name == "gap":
+            return self
+        if self.oracle_return is None:
+            raise ValueError(
+                f"{self.method}: these gaps have no parts; measure them with `admrl evaluate --decompose`"
+            )
+        provenance = replace(self.provenance, reference={"kind": PART_NAMES[name]})
+        if name == "optimisation":
+            episodes = np.repeat(self.oracle_return[:, :, None], len(self.num_samples), axis=2)
+            return replace(self, episode_return=episodes, provenance=provenance)
+        by_seed = self.oracle_return.mean(-1)
+        return replace(self, optimal_return=by_seed.mean(0), optimal_by_seed=by_seed, provenance=provenance)
 
     @property
     def not_covered(self) -> str:
@@ -256,6 +300,7 @@ def _table_fields(data: dict[str, Any]) -> dict[str, Any]:
         "box": (2, size),
         "model_error": (num_tasks,),
         "optimal_by_seed": (len(returns), num_tasks),
+        "oracle_return": (len(returns), num_tasks, None),
     }
     for name, shape in shapes.items():
         if data.get(name) is None:

@@ -13,14 +13,14 @@ from rich.console import Console
 
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.evaluable_run import EvaluableRun
-from admrl.evaluation.evaluate_runs import model_sources, needs_pooled
+from admrl.evaluation.evaluate_runs import needs_pooled
 from admrl.evaluation.evaluator import adapt_and_score
 from admrl.evaluation.gap_files import gaps_file
 from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.part_store import FOLDER, PartStore
 from admrl.evaluation.reference import Reference
 from admrl.evaluation.reference_pooled import PooledReference, num_pooled_steps, pooled_reference
-from admrl.evaluation.tables import run_tables
+from admrl.evaluation.tables import model_sources, run_tables
 from admrl.evaluation.task_lists import TaskList
 from admrl.jobs.pool import Job, run_jobs
 from admrl.jobs.reporter import Reporter
@@ -64,6 +64,7 @@ def evaluate_in_parallel(
     name: str,
     load: Load,
     reference: Reference | None = None,
+    decompose: bool = False,
 ) -> list[GapTable]:
     """`evaluate_gaps` in jobs of one policy seed and a batch of tasks; finished jobs are not done again.
 
@@ -77,12 +78,21 @@ def evaluate_in_parallel(
             jobs += _pooled_jobs(pooled_file, runs, tasks, config, seed, load, console)
         for run, store in zip(runs, stores, strict=True):
             jobs += _adapted_jobs(run, store, tasks, config, seed, load, console)
+        zero_shot = replace(config, num_stages=0)
+        ruled = runs if decompose else []
+        rulers = [PartStore(run, zero_shot, seed, of_oracle=True) for run in ruled]
+        for run, store in zip(ruled, rulers, strict=True):
+            jobs += _adapted_jobs(run, store, tasks, zero_shot, seed, load, console, of_oracle=True)
         if jobs:
             run_jobs(jobs, num_workers, console)
         keys = _keys(runs[0], tasks)
-        adapted = [store.collect(keys, config.num_policy_seeds) for store in stores]
+        adapted, oracles = (
+            [store.collect(keys, config.num_policy_seeds) for store in kind] for kind in (stores, rulers)
+        )
         pooled = None if pooled_file is None else _read_pooled(pooled_file, len(keys), config)
-        tables = run_tables(runs, tasks, adapted, config, seed, pooled=pooled, reference=reference)
+        tables = run_tables(
+            runs, tasks, adapted, config, seed, pooled=pooled, reference=reference, oracles=oracles
+        )
         for run, table in zip(runs, tables, strict=True):
             table.save(gaps_file(run.path, name))
         return tables
@@ -102,15 +112,18 @@ def _adapted_jobs(
     seed: int,
     load: Load,
     console: Console,
+    *,
+    of_oracle: bool = False,
 ) -> list[Job]:
-    """What is left to do for a run."""
+    """What is left to do for a run, or for its oracle."""
     keys = _keys(run, tasks)
     psi_of = dict(zip(keys, tasks.psi.tolist(), strict=True))
     missing = store.missing(keys, config.num_policy_seeds)
     for note in store.notes:
         console.print(note, style="yellow")
     if 0 < len(missing) < len(keys) * config.num_policy_seeds:
-        console.print(f"{run.path}: {len(missing)} cells are left")
+        whose = "the oracle of " if of_oracle else ""
+        console.print(f"{whose}{run.path}: {len(missing)} cells are left")
     jobs = []
     for policy_seed in range(config.num_policy_seeds):
         psi = [psi_of[k] for k, r in missing if r == policy_seed]
@@ -123,8 +136,10 @@ def _adapted_jobs(
                 config,
                 seed,
                 policy_seed,
+                of_oracle,
             )
-            jobs.append(Job(f"A_n of {run.path.name}", adapted_job, arguments, run.num_steps(config)))
+            name = f"{'A_oracle' if of_oracle else 'A_n'} of {run.path.name}"
+            jobs.append(Job(name, adapted_job, arguments, run.num_steps(config)))
     return jobs
 
 
@@ -136,14 +151,15 @@ def adapted_job(
     config: EvaluationConfig,
     seed: int,
     policy_seed: int,
+    of_oracle: bool,
     reporter: Reporter,
 ) -> None:
-    """`adapt_and_score` of a run folder for one policy seed, into its `PartStore`."""
+    """`adapt_and_score` of a run folder, or of its oracle, for one policy seed, into its `PartStore`."""
     run = _opened_again(load, path)
     batch = torch.tensor(psi, dtype=tasks.psi.dtype)
     adapted = adapt_and_score(
         run.family,
-        run.adapter(config, reporter=reporter),
+        (run.oracle if of_oracle else run.adapter)(config, reporter=reporter),
         batch,
         config,
         seed,
@@ -151,7 +167,8 @@ def adapted_job(
         allow_outside=tasks.allow_outside,
         reporter=reporter,
     )
-    PartStore(run, config, seed).save(unit_keys(run.family.box.to_unit(batch)), policy_seed, adapted)
+    store = PartStore(run, config, seed, of_oracle=of_oracle)
+    store.save(unit_keys(run.family.box.to_unit(batch)), policy_seed, adapted)
 
 
 def _opened_again(load: Load, path: Path) -> EvaluableRun:

@@ -30,8 +30,14 @@ Cells = dict[tuple[Key, int], dict[str, np.ndarray]]
 class PartStore:
     """The parts of one run under one evaluation's settings; for the holder of the run's lock and its workers."""
 
-    def __init__(self, run: EvaluableRun, config: EvaluationConfig, seed: int) -> None:
-        settings = run.fingerprint(config, seed)
+    def __init__(
+        self, run: EvaluableRun, config: EvaluationConfig, seed: int, *, of_oracle: bool = False
+    ) -> None:
+        """
+        Args:
+            of_oracle: the parts are those of the run's oracle (`EvaluableRun.oracle`).
+        """
+        settings = run.fingerprint(config, seed) | ({"policies": "oracle"} if of_oracle else {})
         self.folder = run.path / FOLDER / digest(settings)
         self.notes: list[str] = []
         """What was damaged, for the user."""

@@ -46,6 +46,10 @@ class Provenance:
     model_error_sample: str | None = None
     """Which transitions the model errors were measured on; errors on different ones cannot be compared."""
     versions: dict[str, Any] | None = None
+    # the parts of the gaps
+    oracle_training_samples: int | None = None
+    """Of the simulator, that the updates of the method's optimiser drew there; no method's."""
+    oracle_scoring_samples: int | None = None
     # A*
     reference: dict[str, Any] | None = None
     """What A* is the best of."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from admrl.config.checks import check_config, check_lanes
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Act, AdapterError, Policy
+from admrl.solving.hindsight import StoredCandidate
 from admrl.solving.rollouts import episode_returns, gaussian_noise
 from admrl.streams import Purpose, task_streams
 from task_families.choices import whole_number
@@ -143,7 +144,11 @@ def best_known_returns(candidates: dict[str, np.ndarray]) -> tuple[np.ndarray, t
 
 
 def best_known(
-    own: dict[str, np.ndarray], shared: dict[str, np.ndarray] | None = None, num_policy_seeds: int = 1
+    own: dict[str, np.ndarray],
+    shared: dict[str, np.ndarray] | None = None,
+    num_policy_seeds: int = 1,
+    *,
+    stored: Sequence[StoredCandidate] = (),
 ) -> BestKnown:
     """A*, cross-fitted: the episodes are dealt into four folds; the policy that counts in a fold is the best one of
     the other three. So the luck of the choice is not counted. (Two halves are not enough to choose by: a policy that
@@ -152,6 +157,9 @@ def best_known(
     A policy that was scored on the start states of one policy seed alone is compared with the first shared one on
     these, and counts as what it gained there, added to what the shared one reached on those of every seed; where that
     is the less noisy way (a control variate).
+
+    Stored episodes of a training (`admrl.solving.hindsight`) are candidates without a sample: one half of them stands
+    against the folds' best, and the other half counts.
 
     Args:
         own: name -> episodes (R', M, N) with N >= 2: a policy for every row, on start states of its row alone.
@@ -168,17 +176,46 @@ def best_known(
     _, num_tasks, num_episodes = worth.shape
     tasks, broken = np.arange(num_tasks), np.isnan(worth).any(-1)
     folds = np.arange(num_episodes) % min(NUM_FOLDS, num_episodes)
-    chosen = np.empty((num_tasks, num_episodes), dtype=int)
+    chosen, rivals = np.empty((num_tasks, num_episodes), dtype=int), np.empty((num_tasks, num_episodes))
     for fold in np.unique(folds):
         here = folds == fold
         # a policy that broke down in any episode is never best
-        best = np.where(broken, -np.inf, worth[:, :, ~here].mean(-1)).argmax(0)  # (M,)
-        chosen[:, here] = best[:, None]
+        score = np.where(broken, -np.inf, worth[:, :, ~here].mean(-1))  # (C, M)
+        chosen[:, here], rivals[:, here] = score.argmax(0)[:, None], score.max(0)[:, None]
     at = tasks[:, None], np.arange(num_episodes)
-    parts = zip(everywhere[chosen, :, *at], alone[chosen, *at], chosen < len(levels), strict=True)
-    by_seed = np.stack([_by_seed(*part) for part in parts], axis=1)
-    source = tuple(" / ".join(dict.fromkeys(names[c] for c in sorted(set(row)))) for row in chosen.tolist())
-    return BestKnown(by_seed.mean(0), by_seed, source)
+    by = _stored_folds(stored, rivals, folds)  # (M, N) number of the stored candidate that counts, -1: none
+    columns, sources = [], []
+    for m, (reached, gained, is_alone) in enumerate(
+        zip(everywhere[chosen, :, *at], alone[chosen, *at], chosen < len(levels), strict=True)
+    ):
+        usual = by[m] < 0
+        column = np.zeros(num_policy_seeds)
+        if usual.all():
+            column = _by_seed(reached, gained, is_alone)
+        elif usual.any():
+            column += usual.mean() * _by_seed(reached[usual], gained[usual], is_alone[usual])
+        for s, half in {*zip(by[m][~usual].tolist(), (folds % 2)[~usual].tolist(), strict=True)}:
+            share = ((by[m] == s) & (folds % 2 == half)).mean()
+            column += share * _shares(stored[s].episodes[half][m].numpy(), num_policy_seeds)
+        columns.append(column)
+        known = [names[c] for c in sorted(set(chosen[m][usual].tolist()))]
+        known += [stored[s].name for s in sorted(set(by[m][~usual].tolist()))]
+        sources.append(" / ".join(dict.fromkeys(known)))
+    by_seed = np.stack(columns, axis=1)
+    return BestKnown(by_seed.mean(0), by_seed, tuple(sources))
+
+
+def _stored_folds(stored: Sequence[StoredCandidate], rivals: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Which stored candidate counts in every fold (M, N), as it is worth more than the rivals (M, N); -1: none."""
+    by = np.full(rivals.shape, -1)
+    if not stored:
+        return by
+    worth = np.stack([candidate.worth.numpy() for candidate in stored])  # (C, 2, M)
+    for fold in np.unique(folds):
+        of_half, here = worth[:, fold % 2], folds == fold  # (C, M)
+        better = of_half.max(0)[:, None] > rivals[:, here]
+        by[:, here] = np.where(better, of_half.argmax(0)[:, None], -1)
+    return by
 
 
 def _gained(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import describe_sees
-from admrl.evaluation.evaluable_run import EvaluableRun
+from admrl.evaluation.evaluable_run import EvaluableRun, ModelSource
 from admrl.evaluation.evaluator import COUNTS, Adapted
 from admrl.evaluation.gap_table import BEST_SHOWN, UNKNOWN, GapTable
 from admrl.evaluation.provenance import Provenance
@@ -21,6 +21,7 @@ from admrl.evaluation.reference_pooled import NAME, PooledReference
 from admrl.evaluation.scoring import BestKnown, best_known, closed_form
 from admrl.evaluation.task_lists import TaskList
 from admrl.runs.versions import versions
+from admrl.solving.hindsight import StoredCandidate, stored_candidate
 from admrl.storage.files import digest, legible
 from dynamics.ensemble import DynamicsEnsemble
 from task_families.family import TaskFamily
@@ -41,6 +42,8 @@ class Method:
     visited_psi: np.ndarray | None = None  # (n, k) tasks of its training, in order
     model: DynamicsEnsemble | None = None
     evaluation_key: str | None = None
+    oracle: Adapted | None = None
+    """Its optimiser in the true simulator (`EvaluableRun.oracle`)."""
 
 
 def run_tables(
@@ -52,6 +55,7 @@ def run_tables(
     *,
     pooled: PooledReference | None = None,
     reference: Reference | None = None,
+    oracles: Sequence[Adapted] = (),
 ) -> list[GapTable]:
     """One table per run from the episodes of all candidates; see `evaluate_gaps`."""
     family = runs[0].family
@@ -59,6 +63,8 @@ def run_tables(
         _method(run, a, label, config, seed)
         for run, a, label in zip(runs, adapted, method_labels(runs), strict=True)
     ]
+    if oracles:
+        methods = [replace(m, oracle=oracle) for m, oracle in zip(methods, oracles, strict=True)]
     if reference is not None:
         known = reference.best_known(family, tasks.psi, config.num_policy_seeds)
     elif pooled is not None:
@@ -67,11 +73,28 @@ def run_tables(
             "runs": sorted(legible(str(run.path)) for run in runs),
         }
         further = {NAME: pooled.episode_return}
-        known = best_known(_episodes_by_stage(methods), further, config.num_policy_seeds)
+        candidates = stored_candidates(model_sources(runs), family, tasks)
+        known = best_known(_episodes_by_stage(methods), further, config.num_policy_seeds, stored=candidates)
         known = replace(known, origin=origin, real_samples=pooled.real_samples)
     else:
         known = without_reference(family, tasks, methods, config, seed)
     return gap_tables(family, tasks, methods, known, config, seed)
+
+
+def model_sources(runs: Sequence[EvaluableRun]) -> list[ModelSource]:
+    """The runs that have a model which a reference run can start from."""
+    return [source for run in runs if (source := run.model_source) is not None]
+
+
+def stored_candidates(
+    sources: Sequence[ModelSource], family: TaskFamily, tasks: TaskList
+) -> list[StoredCandidate]:
+    """The policies whose episodes the runs have stored, as candidates of A*: no sample is drawn."""
+    found = [
+        stored_candidate(f"{legible(str(s.path))}, stored episodes", family, s.learner.data[0], tasks.psi)
+        for s in sorted(sources, key=lambda source: str(source.path))
+    ]
+    return [candidate for candidate in found if candidate is not None]
 
 
 def _method(run: EvaluableRun, adapted: Adapted, label: str, config: EvaluationConfig, seed: int) -> Method:
@@ -171,6 +194,7 @@ def gap_tables(
             test_set=tasks.name,
             box=np.stack([box.low.double().numpy(), box.high.double().numpy()]),
             model_error=None if method.model is None else model_errors(method.model, probe, scale),
+            oracle_return=None if method.oracle is None else method.oracle.episode_return[:, :, 0],
         )
         for method in methods
     ]
@@ -190,6 +214,7 @@ def _provenance(
             "samples": {name: counts[..., i].sum((0, 1)).tolist() for i, name in enumerate(COUNTS)},
             "scoring_real_samples": returns.size * horizon,
             "evaluation_virtual_samples": int(counts[:, :, -1, COUNTS.index("virtual")].sum()),
+            **_oracle_samples(method, horizon),
             "reference": known.origin,
             "reference_real_samples": known.real_samples,
             "model_error_sample": probe,
@@ -197,6 +222,15 @@ def _provenance(
             **method.provenance,
         }
     )
+
+
+def _oracle_samples(method: Method, horizon: int) -> dict[str, int]:
+    """Of the simulator: they are no method's."""
+    if method.oracle is None:
+        return {}
+    drawn = method.oracle.counts[:, :, -1, COUNTS.index("virtual")].sum()
+    scoring = method.oracle.episode_return.size * horizon
+    return {"oracle_training_samples": int(drawn), "oracle_scoring_samples": scoring}
 
 
 @torch.no_grad()

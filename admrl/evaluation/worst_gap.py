@@ -20,10 +20,12 @@ from admrl.evaluation.evaluator import adapt_and_score
 from admrl.evaluation.part_store import DAMAGED, SUFFIX
 from admrl.evaluation.reference_pooled import pooled_reference
 from admrl.evaluation.scoring import best_known
+from admrl.evaluation.tables import stored_candidates
 from admrl.evaluation.task_lists import TaskList
 from admrl.jobs.reporter import Reporter
 from admrl.runs.families import family_words
 from admrl.search.objective import scaled_gap
+from admrl.solving.hindsight import StoredCandidate
 from admrl.storage.files import digest, make_folder
 from admrl.storage.sealed_file import check_tensor, read_sealed, write_sealed
 from admrl.streams import Purpose, derived_seed
@@ -102,7 +104,7 @@ class RunGap:
             reporter=self._reporter,
         )
         episodes = adapted.episode_return[:, :, 0]  # (R, n, N)
-        shared = {}
+        shared, stored = {}, list[StoredCandidate]()
         real_samples = episodes.size * run.family.horizon
         if run.model_source is not None and config.num_reference_stages:
             reference = pooled_reference(
@@ -114,8 +116,9 @@ class RunGap:
                 reporter=self._reporter,
             )
             shared["reference: SLBO on these tasks"] = reference.episode_return
+            stored = stored_candidates([run.model_source], run.family, TaskList("search", psi))
             real_samples += (reference.real_samples or 0) + reference.episode_return.size * run.family.horizon
-        known = best_known({str(run.path): episodes}, shared, config.num_policy_seeds)
+        known = best_known({str(run.path): episodes}, shared, config.num_policy_seeds, stored=stored)
         gaps = torch.from_numpy((known.by_seed - episodes.mean(-1)).T.copy())  # (n, R)
         optimal = torch.from_numpy(known.returns)[:, None]
         gaps = scaled_gap(optimal, optimal - gaps, self._scale)

@@ -18,7 +18,16 @@ from matplotlib.ticker import MaxNLocator
 
 from admrl.number_text import counted
 from admrl.reports.comparison import Comparison, Row
-from admrl.reports.style import add_legend, axis_label, fit, log_axis, number_axis, save_figure, styles
+from admrl.reports.style import (
+    COLOURS,
+    add_legend,
+    axis_label,
+    fit,
+    log_axis,
+    number_axis,
+    save_figure,
+    styles,
+)
 from admrl.runs.records import RunRecords
 
 matplotlib.use("Agg", force=False)
@@ -228,6 +237,43 @@ def _draw_agreement(axis: plt.Axes, cosine: np.ndarray) -> None:
     axis.set_xticks(number if len(number) <= 12 else number[:: len(number) // 6])
     axis.set_xlabel("task of the training")
     axis.set_ylabel("split-half cosine")
+
+
+def plot_gap_map(records: Sequence[RunRecords], comparison: Comparison, path: Path | str) -> bool:
+    """What trainings knew of their gaps by themselves (`admrl.training.gap_map`), a panel for each of the first five.
+
+    A dot for every task that a zero-shot policy was tried on, in the plane of its first two parameters, coloured by
+    the estimated gap; a large one where that is more than two standard errors from 0.
+
+    Returns:
+        Whether there is a figure: some training must have estimates, of two task parameters or more.
+    """
+    size = comparison.first.psi.shape[1]
+    rows = [(r, r.gap_map[np.isfinite(r.gap_map).all(1)]) for r in records if r.gap_map.shape[1] == size + 7]
+    chosen = [(r, found) for r, found in rows if len(found)][:5]
+    if not chosen or size < 2:
+        return False
+    figure, axes = plt.subplots(
+        1, len(chosen), figsize=(3.7 * len(chosen) + 1.0, 3.7), squeeze=False, layout="constrained"
+    )
+    gaps = np.concatenate([found[:, size + 4] for _, found in chosen])
+    norm, image = plt.Normalize(min(0.0, gaps.min()), max(gaps.max(), 1e-9)), None
+    for axis, (run, found) in zip(axes[0], chosen, strict=True):
+        gap, error = found[:, size + 4], found[:, size + 5]
+        sizes = np.where(np.abs(gap) > 2 * error, 90.0, 30.0)
+        image = axis.scatter(
+            *found[:, :2].T, c=gap, s=sizes, cmap=COLOURS, norm=norm, edgecolors="0.3", linewidths=0.6
+        )
+        _psi_axis(axis.xaxis, comparison, 0)
+        _psi_axis(axis.yaxis, comparison, 1)
+        axis.set_title(fit(f"{run.selector}, seed {run.seed}", 3.4, 10), fontsize=10)
+    assert image is not None
+    bar = figure.colorbar(image, ax=axes.ravel().tolist())
+    bar.set_label(number_axis(bar.ax.yaxis, gaps).label("estimated gap,\nreturn per episode"))
+    note = "large: more than two standard errors from 0; policies of the model as it was when they were tried"
+    figure.supxlabel(fit(note, figure.get_figwidth(), 8), fontsize=8, color="0.35")
+    save_figure(figure, Path(path))
+    return True
 
 
 def plot_learning_curves(records: Sequence[RunRecords], path: Path | str) -> bool:

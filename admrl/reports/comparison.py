@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,20 @@ class Comparison:
     def complete(self, j: int) -> np.ndarray:
         """(M,) bool: tasks whose gap is known in every run of every method; only these are aggregated."""
         return np.isfinite(np.concatenate([m.gaps(j) for m in self.methods])).all(0)
+
+    @property
+    def is_decomposed(self) -> bool:
+        """Whether the gaps of all methods have parts (`GapTable.part`)."""
+        return all(t.oracle_return is not None for m in self.methods for t in m.tables)
+
+    def part(self, name: str) -> Comparison:
+        """The comparison of a part of the gaps.
+
+        Raises:
+            ValueError: see `GapTable.part`.
+        """
+        methods = (replace(m, tables=tuple(t.part(name) for t in m.tables)) for m in self.methods)
+        return Comparison(tuple(methods))
 
     @property
     def paired_seeds(self) -> bool:
@@ -231,6 +245,8 @@ def check_comparable(first: GapTable, other: GapTable) -> None:
 
 
 Row = dict[str, Any]
+PART_STATISTICS = {"optimisation": ("mean",), "model": ("mean", "worst")}
+"""What is said of the parts of the gaps."""
 
 
 def summary_rows(comparison: Comparison) -> list[Row]:
@@ -249,6 +265,17 @@ def summary_rows(comparison: Comparison) -> list[Row]:
                 rows.append(_summary(method, n, "worst gap, corrected", corrected, num))
             answer = interval(method.returns(j)[..., keep], STATISTICS["mean"])
             rows.append(_summary(method, n, "mean return", answer, num))
+    for part, chosen in PART_STATISTICS.items() if comparison.is_decomposed else ():
+        of_part = comparison.part(part)
+        for method in of_part.methods:
+            for j, n in enumerate(comparison.first.num_samples):
+                keep = of_part.complete(j)
+                if not keep.any():
+                    continue
+                gaps = method.gaps_by_seed(j)[..., keep]
+                for name in chosen:
+                    answer = interval(gaps, STATISTICS[name])
+                    rows.append(_summary(method, n, f"{name} {part} part", answer, int(keep.sum())))
     return rows
 
 
@@ -273,6 +300,14 @@ def paired_rows(comparison: Comparison) -> list[Row]:
     """
     if not comparison.paired_seeds:
         return []
+    rows = _paired(comparison, "gap", tuple(STATISTICS))
+    if comparison.is_decomposed:  # optimisers differ little: what tasks are good for is the model's part
+        rows += _paired(comparison.part("model"), "model part", PART_STATISTICS["model"])
+    return rows
+
+
+def _paired(comparison: Comparison, what: str, statistics: Sequence[str]) -> list[Row]:
+    """`paired_rows` of gaps, or of a part of them."""
     rows = []
     for a, b in itertools.combinations(comparison.methods, 2):
         for j, n in enumerate(comparison.first.num_samples):
@@ -281,13 +316,13 @@ def paired_rows(comparison: Comparison) -> list[Row]:
                 continue
             x, y = a.gaps_by_seed(j)[..., keep], b.gaps_by_seed(j)[..., keep]
             better = probability_of_improvement(-x.mean(1), -y.mean(1))
-            for name, statistic in STATISTICS.items():
-                answer = paired_difference(x, y, statistic)
+            for name in statistics:
+                answer = paired_difference(x, y, STATISTICS[name])
                 rows.append(
                     {
                         "methods": f"{a.name} - {b.name}",
                         "n": int(n),
-                        "statistic": f"{name} gap",
+                        "statistic": f"{name} {what}",
                         "difference": answer.interval.value,
                         "low": answer.interval.low,
                         "high": answer.interval.high,
@@ -306,6 +341,7 @@ def cell_rows(comparison: Comparison) -> list[Row]:
         for seed, t in zip(method.seeds, method.tables, strict=True):
             for j, n in enumerate(t.num_samples):
                 gap, error, mean = t.mean_gap(j), t.standard_error(j), t.adapted_return[:, :, j].mean(0)
+                parts = {} if t.oracle_return is None or not comparison.is_decomposed else _parts(t, j)
                 for m, psi in enumerate(t.psi):
                     row: Row = {"method": method.name, "seed": seed, "n": int(n), "task": m + 1}
                     row |= {name: float(x) for name, x in zip(t.task_names, psi, strict=True)}
@@ -317,8 +353,18 @@ def cell_rows(comparison: Comparison) -> list[Row]:
                         "A* from": t.optimal_source[m],
                         "model error": math.nan if t.model_error is None else float(t.model_error[m]),
                     }
+                    row |= {name: float(values[m]) for name, values in parts.items()}
                     rows.append(row)
     return rows
+
+
+def _parts(table: GapTable, j: int) -> dict[str, np.ndarray]:
+    """Columns (M,): both parts of the gaps of a table, with their standard errors."""
+    columns = dict[str, np.ndarray]()
+    for name in PART_STATISTICS:
+        part = table.part(name)
+        columns |= {f"{name} part": part.mean_gap(j), f"{name} part error": part.standard_error(j)}
+    return columns
 
 
 def provenance_rows(comparison: Comparison) -> list[Row]:
@@ -345,6 +391,8 @@ def provenance_rows(comparison: Comparison) -> list[Row]:
                     "of these held out": _shown(samples.get("held_out", [None])[-1]),
                     "scoring samples": _shown(scored),
                     "evaluation virtual samples": _shown(p.evaluation_virtual_samples),
+                    "oracle training samples": _shown(p.oracle_training_samples),
+                    "oracle scoring samples": _shown(p.oracle_scoring_samples),
                     "A*": reference.get("kind", ""),
                     "A* digest": reference.get("digest", ""),
                     "A* real samples": _shown(p.reference_real_samples),
@@ -365,6 +413,8 @@ TOGETHER = (  # columns with the same digits: an estimate, its interval, its err
     ("value", "low", "high", "stratified low", "stratified high"),
     ("difference", "low", "high"),
     ("gap", "standard error"),
+    ("optimisation part", "optimisation part error"),
+    ("model part", "model part error"),
     ("return",),
     ("A*",),
 )

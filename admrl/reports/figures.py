@@ -7,6 +7,7 @@ from pathlib import Path
 
 from admrl.reports.charts import (
     plot_average_return,
+    plot_gap_map,
     plot_learning_curves,
     plot_model_error,
     plot_paths,
@@ -41,6 +42,7 @@ def draw_all(
             f"Sub-optimality gap by task after n = {n} real samples, one colour scale.",
             lambda file, j=j: plot_method_heatmap(comparison, file, j),  # type: ignore[misc]
         )
+    _draw_parts(comparison, draw)
     draw(
         "worst-gap",
         "Worst-case gap against n: the largest mean (filled, too large); corrected for the choice (open, too small).",
@@ -62,5 +64,33 @@ def draw_all(
         "Path of psi with the task gradients and the agreement of the two halves of their data.",
         lambda file: plot_paths(records, comparison, file),
     )
+    draw(
+        "gap-map",
+        "Gaps that the trainings estimated by themselves: the best stored policy against the zero-shot one.",
+        lambda file: plot_gap_map(records, comparison, file),
+    )
     draw("learning", "Learning curves of the trainings.", lambda file: plot_learning_curves(records, file))
     return drawn
+
+
+def _draw_parts(
+    comparison: Comparison, draw: Callable[[str, str, Callable[[Path], bool | None]], None]
+) -> None:
+    """Maps of the parts of the gaps, where they are known; the optimisation's does not depend on n."""
+
+    def plot(part: str, j: int = 0) -> Callable[[Path], bool | None]:
+        if not comparison.is_decomposed:
+            return lambda file: False
+        return lambda file: plot_method_heatmap(comparison.part(part), file, j)
+
+    draw(
+        "optimisation-part",
+        "The optimisation's part of the gap by task: A* minus what the same optimiser reaches in the true simulator.",
+        plot("optimisation"),
+    )
+    for j, n in enumerate(comparison.first.num_samples):
+        draw(
+            f"model-part-n{n}",
+            f"The model's part of the gap by task after n = {n} real samples: what tasks and data can still win.",
+            plot("model", j),
+        )

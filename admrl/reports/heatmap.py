@@ -35,7 +35,7 @@ class Panel:
     visited: np.ndarray | None = None  # (n, k) tasks of the training, in order
 
 
-def plot_gap_heatmap(tables: Sequence[GapTable], path: Path | str, j: int = 0) -> None:
+def plot_gap_heatmap(tables: Sequence[GapTable], path: Path | str, j: int = 0, *, part: str = "gap") -> None:
     """Sub-optimality gaps over a grid of tasks, methods side by side on one colour scale (AdMRL Fig. 3a).
 
     Every cell shows its mean gap and, below, the standard error over policy seeds; the worst task has a frame,
@@ -46,15 +46,16 @@ def plot_gap_heatmap(tables: Sequence[GapTable], path: Path | str, j: int = 0) -
         tables: one per method, of the same family and tasks.
         path: .png, .pdf or .svg.
         j: which of the tables' sample counts.
+        part: "gap", or a part of it, "optimisation" or "model" (`GapTable.part`).
 
     Raises:
-        ValueError: no table, tables that do not belong together, or no gap at all.
+        ValueError: no table, tables that do not belong together, no gap at all, or gaps that were not decomposed.
     """
     if not tables:
         raise ValueError("tables: expected at least one gap table, got none")
     for other in tables[1:]:
         check_comparable(tables[0], other)
-    panels = []
+    tables, panels = [table.part(part) for table in tables], []
     for table in tables:
         worst, (mean, error) = table.worst(j), table.average(j)
         title = (

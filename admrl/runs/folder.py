@@ -10,9 +10,9 @@
     evaluation/      finished parts of evaluations (`admrl.evaluation.part_store`)
     .lock, lock.json who writes at the moment (`admrl.runs.lock`)
 
-beside what a kind of run writes of its own: tasks.json (`admrl train`), curve.json (`admrl train-baseline`). A kind
-is a subclass of `RunFolder`. Files are replaced atomically. Loading executes no code: tensors are safetensors, all
-else is JSON. A folder that is no run is never written to.
+beside what a kind of run writes of its own: tasks.json and gap_map.csv (`admrl train`), curve.json (`admrl
+train-baseline`). A kind is a subclass of `RunFolder`. Files are replaced atomically. Loading executes no code:
+tensors are safetensors, all else is JSON or CSV. A folder that is no run is never written to.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from admrl.storage.files import DamagedFileError, parse_json, write_json
 from admrl.streams import VERSION
 from task_families.family import TaskFamily
 
-CONFIG, TASKS, CURVE = "config.json", "tasks.json", "curve.json"
+CONFIG, TASKS, CURVE, GAP_MAP = "config.json", "tasks.json", "curve.json", "gap_map.csv"
 COMMANDS: dict[str | None, str] = {None: "train", "baseline": "train-baseline"}
 """`kind` in config.json: the command that makes such runs and goes on with them."""
 

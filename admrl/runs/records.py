@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from admrl.runs.folder import TASKS, read_config
+from admrl.runs.folder import GAP_MAP, TASKS, read_config
 from admrl.storage.files import parse_json, plain_number
 
 METRICS_FILE = "metrics.csv"
@@ -24,6 +24,8 @@ class RunRecords:
     seed: int
     tasks: list[dict[str, Any]]  # see `admrl.training.state.TaskRecord`
     metrics: dict[str, np.ndarray]  # (rows,) each; nan where a row does not have it
+    gap_map: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    """(Z, k + 7) rows of gap_map.csv (`admrl.training.gap_map`), nan where one is not known; none in older runs."""
 
     @property
     def psi(self) -> np.ndarray:
@@ -59,9 +61,20 @@ def read_records(path: Path) -> RunRecords:
             for x in task["psi"]:
                 plain_number(x, f"psi of task {i}")
         metrics = _columns(path / METRICS_FILE)
-        return RunRecords(str(config["selector"]), int(config["seed"]), tasks, metrics)
+        gap_map = _rows(path / GAP_MAP)
+        return RunRecords(str(config["selector"]), int(config["seed"]), tasks, metrics, gap_map)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: damaged records ({error})") from error
+
+
+def _rows(file: Path) -> np.ndarray:
+    """The numbers of a csv file below its header (Z, columns); none if there is no file."""
+    if not file.is_file():
+        return np.zeros((0, 0))
+    with open(file, newline="", encoding="utf-8-sig") as opened:
+        header, *rows = csv.reader(opened)
+    numbers = [[float(cell) if cell else math.nan for cell in row] for row in rows]
+    return np.array(numbers).reshape(len(rows), len(header))
 
 
 def _columns(file: Path) -> dict[str, np.ndarray]:

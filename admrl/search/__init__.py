@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from admrl.search.factory import make_search
     from admrl.search.guided import GuidedSearch
     from admrl.search.objective import Objective, scaled_gap, scaled_gradient
+    from admrl.search.population import PopulationSearch
     from admrl.search.projected_ascent import MultiStartAscent, ProjectedAscent
     from admrl.search.replay import ArchiveReplay, MixtureSearch
     from admrl.search.sampling import GridSearch, RandomSearch
@@ -40,6 +41,7 @@ _EXPORTS = {
     "MultiStartAscent": "admrl.search.projected_ascent",
     "Objective": "admrl.search.objective",
     "Observations": "admrl.search.base",
+    "PopulationSearch": "admrl.search.population",
     "ProjectedAscent": "admrl.search.projected_ascent",
     "RandomSearch": "admrl.search.sampling",
     "ScreenedSearch": "admrl.search.screened",

@@ -130,6 +130,8 @@ class Search(ABC):
     """
 
     uses_gradient = False
+    follows_fallbacks = True
+    """Whether it is told gradients without their implicit part, where the halves of the data disagree about it."""
     added_state: ClassVar[frozenset[str]] = frozenset()
     """Entries of `_state` that states of earlier versions lack: they are then as in a new search."""
 

@@ -15,6 +15,7 @@ from admrl.search.cma_es import CmaSearch
 from admrl.search.cross_entropy import CrossEntropySearch
 from admrl.search.guided import GuidedSearch
 from admrl.search.objective import Objective
+from admrl.search.population import PopulationSearch
 from admrl.search.projected_ascent import MultiStartAscent, ProjectedAscent
 from admrl.search.replay import ArchiveReplay, MixtureSearch
 from admrl.search.sampling import GridSearch, RandomSearch
@@ -93,6 +94,16 @@ def make_search(
             num_candidates=c.num_candidates,
             objective=objective,
             nominal_share=c.nominal_share,
+        ),
+        "population": lambda: PopulationSearch(
+            space,
+            generator,
+            first,
+            num_candidates=c.population_size,
+            min_distance=c.population_distance,
+            nominal_share=c.nominal_share,
+            decay=c.archive_decay,
+            polish_step=c.step_length if c.population_polish else None,
         ),
         "default": lambda: GuidedSearch(space, generator, first, drift=c.drift, num_initial=c.num_initial),
     }

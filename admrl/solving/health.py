@@ -75,21 +75,24 @@ class UpdateReport:
         return f"{'; '.join(parts)} (of {num_tasks} tasks)" if parts else None
 
 
-def usable_steps(rollout: Rollout, reward: Tensor, model: DynamicsEnsemble, tasks: slice) -> Tensor:
-    """Steps of a rollout in the model that come before anything broke down in their episode: (M, N, T) bool.
+def usable_steps(rollout: Rollout, reward: Tensor, model: DynamicsEnsemble | None, tasks: slice) -> Tensor:
+    """Steps of a rollout that come before anything broke down in their episode: (M, N, T) bool.
 
     Args:
         reward: (M, N, T).
+        model: that the rollout is of, whose states have limits; None: it is of the simulator.
         tasks: which of the model's tasks the rollout shows, where there is one model for each.
     """
-    normalizer = model.obs_normalizer
-    moved = (normalizer.std > MOVED)[:, None, None]  # (K, 1, 1, S)
-    low, high = model.state_limits()
-    low, high = torch.where(moved, low, -torch.inf), torch.where(moved, high, torch.inf)
-    if model.num_models > 1:
-        low, high = low[tasks], high[tasks]
     state = rollout.next_obs
-    within = ((state > low) & (state < high)).all(-1)  # false where it is not finite
+    if model is None:
+        within = state.isfinite().all(-1)
+    else:
+        moved = (model.obs_normalizer.std > MOVED)[:, None, None]  # (K, 1, 1, S)
+        low, high = model.state_limits()
+        low, high = torch.where(moved, low, -torch.inf), torch.where(moved, high, torch.inf)
+        if model.num_models > 1:
+            low, high = low[tasks], high[tasks]
+        within = ((state > low) & (state < high)).all(-1)  # false where it is not finite
     broken = ~(within & reward.isfinite())
     count = broken.long().cumsum(-1)
     starts = torch.ones_like(broken)

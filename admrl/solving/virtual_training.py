@@ -95,16 +95,30 @@ def virtual_update(
     config: VirtualTrainingConfig,
     generators: Sequence[torch.Generator],
 ) -> tuple[Solution, UpdateReport]:
-    """One TRPO update of every task on fresh virtual samples (Alg. 2, lines 5-6).
-
-    Lanes and tasks in which something is not finite are handled as `admrl.solving.health` says.
-    """
+    """One TRPO update of every task on fresh virtual samples (Alg. 2, lines 5-6); see `policy_update`."""
     rollout = virtual_rollout(
         family, model, solution, num_lanes, generators, precision=config.rollout_precision
     )
-    blocks = task_blocks(
-        solution.theta, num_lanes * family.horizon
-    )  # the value function's features are large, too
+    return policy_update(family, model, solution, rollout, config)
+
+
+@torch.no_grad()
+def policy_update(
+    family: TaskFamily,
+    model: DynamicsEnsemble | None,
+    solution: Solution,
+    rollout: Rollout,
+    config: VirtualTrainingConfig,
+) -> tuple[Solution, UpdateReport]:
+    """One TRPO update of every task on a rollout of its policy (Alg. 2, line 6).
+
+    Lanes and tasks in which something is not finite are handled as `admrl.solving.health` says.
+
+    Args:
+        model: that the rollout is of; None: it is of the simulator.
+    """
+    # the value function's features are large, too
+    blocks = task_blocks(solution.theta, rollout.terminated[0].numel())
     parts = [_improve(family, model, solution.tasks(b), rollout.tasks(b), b, config) for b in blocks]
     thetas, weights, reports = zip(*parts, strict=True)
     names = UpdateReport.__dataclass_fields__
@@ -114,7 +128,7 @@ def virtual_update(
 
 def _improve(
     family: TaskFamily,
-    model: DynamicsEnsemble,
+    model: DynamicsEnsemble | None,
     solution: Solution,
     rollout: Rollout,
     tasks: slice,

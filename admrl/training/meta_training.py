@@ -35,7 +35,7 @@ from math import isfinite
 from admrl.config.training import MetaTrainConfig, num_gradient_episodes, per_task
 from admrl.gradient import Evidence, TaskGradient, task_gradient
 from admrl.jobs.reporter import Reporter, Silent
-from admrl.search import ScreenedSearch
+from admrl.search import PopulationSearch, ScreenedSearch
 from admrl.solving.adaptation import Solution, slbo_adapt
 from admrl.solving.rollouts import (
     real_rollout,
@@ -43,6 +43,7 @@ from admrl.solving.rollouts import (
 )
 from admrl.solving.solution import make_policy, new_solution
 from admrl.solving.virtual_training import virtual_training
+from admrl.training.probing import ModelProbing
 from admrl.training.progress import Phase, RoundProgress, slbo_config
 from admrl.training.round import Direction, Round, Told, directions_to_follow, gaps, plain_numbers
 from admrl.training.screening import ModelScreening
@@ -73,25 +74,13 @@ def meta_train(
         estimate_gradient: the estimator of lines 9-11, called like `task_gradient`.
     """
     reporter = reporter or Silent()
-    if isinstance(state.search, ScreenedSearch):
-        screening = ModelScreening(
-            family,
-            state.learner,
-            make_policy(family, config),
-            config,
-            state.search_generator,
-            num_threads,
-            reporter,
-            state.samples,
-            lambda: f"task {len(state.records) + 1}/{config.num_tasks}: screening",
-        )
-        state.search.scorer, state.search.polisher = screening.score, screening.polish
+    looks_first = _give_model(family, state, config, num_threads, reporter)
     while len(state.records) < config.num_tasks:  # Alg. 1, line 2
         progress = state.progress
         if progress is None:
             state.progress = progress = _begin_round(family, state, config)  # line 3
-            if isinstance(state.search, ScreenedSearch) and on_step is not None:
-                on_step(state)  # screening may take as long as a phase
+            if looks_first and on_step is not None:
+                on_step(state)  # it may take as long as a phase
         now = Round(family, state, progress, per_task(config), num_threads, reporter, on_step, on_phase)
         if progress.phase is Phase.ZERO_SHOT:
             _zero_shot(now)  # line 4
@@ -104,6 +93,30 @@ def meta_train(
             if call is not None:
                 call(state)
     return state
+
+
+def _give_model(
+    family: TaskFamily, state: MetaState, config: MetaTrainConfig, num_threads: int, reporter: Reporter
+) -> bool:
+    """Searches that look at candidates before they choose are given the model; whether the search is one."""
+    if isinstance(state.search, PopulationSearch):
+        state.search.prober = ModelProbing(family, state, config, num_threads, reporter)
+        return True
+    if not isinstance(state.search, ScreenedSearch):
+        return False
+    screening = ModelScreening(
+        family,
+        state.learner,
+        make_policy(family, config),
+        config,
+        state.search_generator,
+        num_threads,
+        reporter,
+        state.samples,
+        lambda: f"task {len(state.records) + 1}/{config.num_tasks}: screening",
+    )
+    state.search.scorer, state.search.polisher = screening.score, screening.polish
+    return True
 
 
 def _begin_round(family: TaskFamily, state: MetaState, config: MetaTrainConfig) -> RoundProgress:
@@ -138,6 +151,7 @@ def _zero_shot(now: Round) -> None:
     progress.theta_hat = progress.solution = theta_hat
     progress.model = learner.model.clone()
     progress.rollouts = {"model": model_rollout, "hat": now.measure(theta_hat)}
+    now.state.note_zero_shots(now.psi)
     now.end_phase(Phase.SLBO)
 
 
@@ -217,9 +231,14 @@ def _records(now: Round, gradient: TaskGradient | None, directions: list[Directi
 
 
 def _draw_as_many(now: Round, theta_hat: Solution) -> None:
-    """The further real episodes that the gradient would have drawn, all of theta_hat; see the head of this page."""
+    """The further real episodes that the gradient would have drawn, all of theta_hat; see the head of this page.
+
+    Those of probed candidates are in place of as many.
+    """
+    num_probed = now.num_probed * now.config.search.num_probe_episodes
     num_episodes = num_gradient_episodes(now.config.gradient, now.family.box.size)
-    if num_episodes:
+    num_episodes -= num_probed // len(now.psi)
+    if num_episodes > 0:
         now.reporter.phase(f"{now.name}: further episodes")
         now.keep(
             real_rollout(now.family, theta_hat, num_episodes, now.generators, num_threads=now.num_threads)

@@ -93,6 +93,11 @@ class Round:
         self.state.samples.real += rollout.num_samples
         report_unstable(rollout, self.reporter)
 
+    @property
+    def num_probed(self) -> int:
+        """Candidates that were tried before the round, by real episodes, too."""
+        return max(0, int((self.state.zero_shots[:, 0] == self.index).sum()) - len(self.psi))
+
     def mean_returns(self, name: str) -> list[float | None]:
         """Of a rollout, one for each task; undiscounted, per episode that stayed stable."""
         rollout = self.progress.rollouts.get(name)
@@ -143,7 +148,13 @@ def gaps(now: Round, gradient: TaskGradient | None, directions: list[Direction])
     failed = ~gap.isfinite()  # an unstable simulation, or a ratio to nothing
     for i in failed.nonzero()[:, 0].tolist():
         now.reporter.event(f"{now.task_name(i)}: the gap is not known; the search counts the task as failed")
-    slope = torch.stack([u if d.value is None else d.value for u, d in zip(unknown, directions, strict=True)])
+    follows = now.state.search.follows_fallbacks
+    slope = torch.stack(
+        [
+            u if d.value is None or (d.fell_back and not follows) else d.value
+            for u, d in zip(unknown, directions, strict=True)
+        ]
+    )
     if gradient is not None:
         slope = scaled_gradient(optimal, optimal - adapted, gradient.optimal, slope, scale)
     return Told(torch.where(failed, torch.nan, gap), torch.where(failed[:, None], torch.nan, slope))

@@ -1,6 +1,7 @@
 """A run of `admrl train`: meta-training into a run folder (`admrl.runs.folder`), a checkpoint never far behind.
 
 tasks.json       one record per finished task
+gap_map.csv      estimated gaps of the zero-shot policies so far, with their errors (`admrl.training.gap_map`)
 checkpoints/     model, optimiser, generators, search, the task in progress
 replay/          the real transitions D
 """
@@ -24,14 +25,16 @@ from admrl.evaluation.scoring import SCORING
 from admrl.jobs.reporter import Reporter
 from admrl.runs.checkpoints import Checkpoint
 from admrl.runs.families import NamedFamily, code_key, new_family, source_of
-from admrl.runs.folder import TASKS
+from admrl.runs.folder import GAP_MAP, TASKS
 from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS, Saver, writing
 from admrl.runs.versions import versions, weights_digest
 from admrl.solving.solution import make_policy
-from admrl.storage.files import legible, write_json
+from admrl.storage.files import legible, write_json, write_text
 from admrl.streams import VERSION
 from admrl.training.adapter import ModelBasedAdapter, num_steps, relevant_settings
+from admrl.training.gap_map import gap_map
 from admrl.training.meta_training import meta_train
+from admrl.training.oracle import OracleAdapter
 from admrl.training.progress import num_phase_steps, num_steps_left
 from admrl.training.state import MetaState, new_state
 from admrl.training.state_file import dump_state, restore_state
@@ -125,8 +128,9 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
         return num_steps_left(self.info.config, len(self.state.records), self.state.progress)
 
     def save_records(self) -> None:
-        """Write tasks.json, a readable copy of what the checkpoint says about the finished tasks."""
+        """Write tasks.json and gap_map.csv, readable copies of what the checkpoint says about the finished tasks."""
         write_json(self.path / TASKS, [r.to_dict() for r in self.state.records])
+        write_text(self.path / GAP_MAP, gap_map(self.family, self.state))
 
     # -- as the evaluation sees it (`admrl.evaluation.evaluable_run`) -----------------------------------------------
 
@@ -158,6 +162,10 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
     def adapter(self, config: EvaluationConfig, *, reporter: Reporter | None = None) -> ModelBasedAdapter:
         """See `EvaluableRun`."""
         return ModelBasedAdapter(self, config, reporter=reporter)
+
+    def oracle(self, config: EvaluationConfig, *, reporter: Reporter | None = None) -> OracleAdapter:
+        """See `EvaluableRun`."""
+        return OracleAdapter(self, config, reporter=reporter)
 
     def num_steps(self, config: EvaluationConfig) -> int:
         """See `EvaluableRun`."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 
 import torch
+from torch import Tensor
 
 from admrl.config.checks import check_config
-from admrl.config.training import MetaTrainConfig, check_sample_counts, check_screening
-from admrl.search import ScreenedSearch, Search, make_search
+from admrl.config.training import MetaTrainConfig, check_population, check_sample_counts, check_screening
+from admrl.search import PopulationSearch, ScreenedSearch, Search, make_search
 from admrl.solving.samples import SampleCounts
 from admrl.streams import Purpose, stream
 from admrl.training.progress import RoundProgress
@@ -53,6 +54,17 @@ class MetaState:
     records: list[TaskRecord] = field(default_factory=list)
     samples: SampleCounts = field(default_factory=SampleCounts)
     progress: RoundProgress | None = None  # None between two rounds
+    zero_shots: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
+    """(Z, 2 + k) zero-shot policies with real episodes: the number of tasks trained on before, the policy's number in
+    the data (`TransitionData.episodes`), psi."""
+
+    def note_zero_shots(self, psi: Tensor) -> None:
+        """The policies that were added to the data last, one for each task psi (M, k), were zero-shot ones."""
+        last = self.learner.data[0].num_policies
+        policy = torch.arange(last - len(psi), last).double()
+        before = torch.full_like(policy, len(self.records))
+        new = torch.cat([torch.stack([before, policy], dim=1), psi.double()], dim=1)
+        self.zero_shots = torch.cat([self.zero_shots, new])
 
 
 def new_state(
@@ -86,7 +98,10 @@ def new_state(
         generator=search_generator,
         config=config.search,
     )
+    if isinstance(search, PopulationSearch):
+        check_population(config, family.horizon)
     if isinstance(search, ScreenedSearch):
         check_screening(config, family.horizon)
         check_members(learner.model, config.search.screen_by)
-    return MetaState(learner, search, generator, search_generator)
+    none = torch.zeros(0, 2 + family.box.size, dtype=torch.float64)
+    return MetaState(learner, search, generator, search_generator, zero_shots=none)

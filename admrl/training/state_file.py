@@ -53,6 +53,8 @@ def dump_state(state: MetaState) -> tuple[dict[str, Tensor], dict[str, Any], dic
             raise FloatingPointError(f"{name} is not finite; the run stops at its last good checkpoint")
     # from here on, nan has a meaning: a gap that is not known, a simulation that broke down
     tensors |= {f"{SEARCH}{k}": v for k, v in state.search.state_dict().items()}
+    data = state.learner.data[0]
+    tensors |= {"episodes": data.episodes, "zero_shots": state.zero_shots}
     if progress is not None:
         for kind, rollout in progress.rollouts.items():
             tensors |= {f"rollout.{kind}.{f}": getattr(rollout, f) for f in ROLLOUT_FIELDS}
@@ -63,6 +65,7 @@ def dump_state(state: MetaState) -> tuple[dict[str, Tensor], dict[str, Any], dic
         "records": [record.to_dict() for record in state.records],
         "real_samples": state.samples.real,
         "virtual_samples": state.samples.virtual,
+        "num_policies": data.num_policies,
         "progress": plain,
     }
     return tensors, meta, state.learner.data[0].state_dict()
@@ -101,11 +104,30 @@ def _restore(state: MetaState, family: TaskFamily, config: MetaTrainConfig, chec
     load_learner(learner, tensors)
     if checkpoint.rows:
         load_rows(learner, checkpoint.rows)
+    _load_episodes(state, tensors, meta)
     state.search.load_state_dict(
         {k.removeprefix(SEARCH): v for k, v in tensors.items() if k.startswith(SEARCH)}
     )
     load_generators("generators.run", tensors, _generators(state))
     state.progress = _load_progress(state, family, config, tensors, meta["progress"])
+
+
+def _load_episodes(state: MetaState, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Which rows are whose episodes; runs of earlier versions do not say it, and begin with what they add."""
+    if "episodes" not in tensors:
+        return
+    data = state.learner.data[0]
+    data.episodes = check_tensor(tensors, "episodes", (None, 3), torch.int64)
+    data.num_policies = plain_count(meta["num_policies"], "num_policies")
+    state.zero_shots = check_tensor(
+        tensors, "zero_shots", (None, 2 + state.search.history.psi.shape[1]), torch.float64
+    )
+    policy, start, length = data.episodes.unbind(1)
+    sound = (policy >= 0) & (policy < data.num_policies) & (start >= 0) & (length > 0)
+    if not bool((sound & (start + length <= len(data))).all()):
+        raise ValueError("episodes: expected rows of the data and numbers of policies")
+    if not bool(state.zero_shots.isfinite().all()):
+        raise ValueError("zero_shots: expected finite numbers")
 
 
 def _load_progress(

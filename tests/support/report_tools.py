@@ -80,6 +80,7 @@ def any_records(names, size=1.0):
                 for _ in range(5)
             ],
             metrics,
+            np.column_stack([rng.uniform(-1, 1, (12, 2)), size * rng.uniform(-50, 100, (12, 6)), range(12)]),
         )
         for name in names
     ]

@@ -39,6 +39,7 @@ FIGURES = {
     "plot_visited": compared(charts.plot_visited),
     "plot_visited in 3-D": lambda n, s, p: charts.plot_visited(any_comparison(n, size=s, k=3), p),
     "plot_paths": lambda n, s, p: charts.plot_paths(any_records(n, s), any_comparison(n, size=s), p),
+    "plot_gap_map": lambda n, s, p: charts.plot_gap_map(any_records(n, s), any_comparison(n, size=s), p),
     "plot_learning_curves": lambda n, s, p: charts.plot_learning_curves(any_records(n, s), p),
     "plot_gradient_checks": lambda n, s, p: gradient_checks.plot_gradient_checks(
         [any_gradient_check(n, s)], p

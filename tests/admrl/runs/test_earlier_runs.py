@@ -35,7 +35,10 @@ def test_it_opens_and_says_once_what_was_filled_in(earlier):
     with pytest.warns(UserWarning) as told:
         run = load_run(earlier)
     (said,) = [str(w.message) for w in told]
-    assert "which had no settings tasks_per_round; virtual.rollout_precision; search.screen_by." in said
+    assert (
+        "which had no settings tasks_per_round; virtual.rollout_precision; search.screen_by, population"
+        in said
+    )
     assert "What that version did: search.screen_by disagreement" in said
     assert run.info.config.search.screen_by == "disagreement"
     assert run.info.config.virtual.rollout_precision == "full"

@@ -34,7 +34,7 @@ def numbers(path):
     return found
 
 
-@pytest.mark.parametrize("selector", ["adversarial", "cem", "default", "screened"])
+@pytest.mark.parametrize("selector", ["adversarial", "cem", "default", "screened", "population"])
 def test_an_extended_run_is_the_longer_run_bit_for_bit(tmp_path, selector):
     """Nothing of `admrl train` depends on the number of tasks; names of phases say it."""
     whole = small_run(tmp_path / "whole", selector=selector)

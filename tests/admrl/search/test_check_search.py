@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from admrl.search import SEARCHES, RandomSearch, ScreenedSearch, SearchConfig, check_search, make_search
+from admrl.search import (
+    SEARCHES,
+    PopulationSearch,
+    RandomSearch,
+    ScreenedSearch,
+    SearchConfig,
+    check_search,
+    make_search,
+)
 from admrl.search.conformance import CHECKS, SPACES, hidden_gap
 from task_families.conformance_tools import ConformanceError
 
@@ -17,6 +25,8 @@ def maker(name):
         search = make_search(name, space, generator=generator, step_size=0.2, config=config)
         if isinstance(search, ScreenedSearch):
             search.scorer = lambda psi: hidden_gap(space, psi)[0]
+        if isinstance(search, PopulationSearch):
+            search.prober = lambda psi: hidden_gap(space, psi)[0]
         return search
 
     return make

@@ -18,6 +18,7 @@ from admrl.search import (
     GuidedSearch,
     MixtureSearch,
     MultiStartAscent,
+    PopulationSearch,
     ProjectedAscent,
     RandomSearch,
     ScreenedSearch,
@@ -47,6 +48,8 @@ def searcher(name, space=BOX, first=None, seed=0, **settings):
     search = make_search(name, space, first, generator=generator(seed), step_size=0.2, config=config)
     if isinstance(search, ScreenedSearch):
         search.scorer = lambda psi: hidden_gap(space, psi)[0]
+    if isinstance(search, PopulationSearch):
+        search.prober = lambda psi: hidden_gap(space, psi)[0]
     return search
 
 
@@ -171,6 +174,12 @@ def test_an_infeasible_start_is_refused(name):
             lambda: ScreenedSearch(BOX, generator(), scorer=lambda psi: psi[:, 0] * math.nan).ask(),
             "64 of 64 scores are nan",
         ),
+        (lambda: PopulationSearch(BOX, generator(), num_candidates=2), "num_candidates"),
+        (lambda: PopulationSearch(BOX, generator(), decay=1.5), "decay"),
+        (lambda: PopulationSearch(BOX, generator(), nominal_share=-0.1), "nominal_share"),
+        (lambda: PopulationSearch(BOX, generator(), min_distance=math.nan), "min_distance"),
+        (lambda: PopulationSearch(BOX, generator(), polish_step=0.0), "polish_step"),
+        (lambda: PopulationSearch(BOX, generator()).ask(13), "at most 12 tasks"),
         (lambda: make_search("defualt", BOX, generator=generator()), "did you mean 'default'"),
     ],
 )

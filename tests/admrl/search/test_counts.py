@@ -13,6 +13,7 @@ from admrl.search import (
     GridSearch,
     GuidedSearch,
     MultiStartAscent,
+    PopulationSearch,
     RandomSearch,
     ScreenedSearch,
     check_search,
@@ -57,6 +58,7 @@ COUNTS = {  # name of the argument, how it is given, the least
     "cmaes population": ("population", lambda n: CmaSearch(BOX, generator(), population=n), 2),
     "multistart num_starts": ("num_starts", lambda n: MultiStartAscent(BOX, generator(), num_starts=n), 1),
     "multistart num_climbers": ("num_climbers", lambda n: MultiStartAscent(BOX, generator(), num_climbers=n), 1),
+    "population": ("num_candidates", lambda n: PopulationSearch(BOX, generator(), num_candidates=n), 3),
     "screened": ("num_candidates", lambda n: ScreenedSearch(BOX, generator(), num_candidates=n), 2),
     "replay": ("capacity", lambda n: ArchiveReplay(BOX, generator(), random_search(), capacity=n), 1),
     "sample": ("n", lambda n: BOX.sample(n, "uniform", generator()), 0),
@@ -69,7 +71,7 @@ COUNTS = {  # name of the argument, how it is given, the least
     "lanczos": ("max_steps", lambda n: lanczos_solve(apply, B, max_steps=n), 0),
     "restrict": ("n", lambda n: BOX.restrict(lambda psi: psi[:, 0] > 0.5).sample(n, "uniform", generator()), 0),
 } | {name: ("n", lambda n, name=name: make_search(name, BOX, generator=generator(), step_size=0.1).ask(n), 1)
-     for name in SEARCHES if name != "screened"}  # fmt: skip
+     for name in SEARCHES if name not in ("screened", "population")}  # fmt: skip
 NONE = [True, False, 2.0, 2.5, float("nan"), "2", None, np.float64(3), np.bool_(True), [2], -1, np.int64(-7)]
 
 

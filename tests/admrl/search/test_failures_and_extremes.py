@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from admrl.search import SEARCHES, CrossEntropySearch, GridSearch, ScreenedSearch, SearchConfig, make_search
+from admrl.search import (
+    SEARCHES,
+    CrossEntropySearch,
+    GridSearch,
+    PopulationSearch,
+    ScreenedSearch,
+    SearchConfig,
+    make_search,
+)
 from admrl.search.conformance import SPACES
 from admrl.search.cross_entropy import LEAST_SHARE, _balanced
 from admrl.search.synthetic import bumps
@@ -27,6 +35,8 @@ def made(name, space, seed=0, **settings):
     search = make_search(name, space, generator=torch.Generator().manual_seed(seed), config=config)
     if isinstance(search, ScreenedSearch):
         search.scorer = first_coordinate
+    if isinstance(search, PopulationSearch):
+        search.prober = first_coordinate
     return search
 
 
@@ -55,7 +65,7 @@ def test_model_based_searches_leave_what_failed_alone_and_find_the_optimum(name,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [s for s in SEARCHES if s not in ("botorch", "screened")])
+@pytest.mark.parametrize("name", [s for s in SEARCHES if s not in ("botorch", "screened", "population")])
 def test_half_of_the_box_failing_costs_at_most_15_points(name):
     hits = {False: 0, True: 0}
     for failing in hits:

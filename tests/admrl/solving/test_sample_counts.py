@@ -32,7 +32,7 @@ class Keeps(Silent):
         self.last |= metrics
 
 
-@pytest.mark.parametrize("selector", ["adversarial", "uniform", "screened"])
+@pytest.mark.parametrize("selector", ["adversarial", "uniform", "screened", "population"])
 def test_a_reporter_that_does_nothing_changes_no_number(selector):
     config, states, keeps = replace(SMALL, num_tasks=2), [], Keeps()
     for reporter in (Deaf(), keeps, None):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from admrl.config.presets import PRESETS
+from admrl.config.search import SearchConfig
 from admrl.config.training import (
     DynamicsConfig,
     FitConfig,
@@ -136,6 +137,28 @@ def test_a_population_closes_the_gap_with_the_samples_of_three_tasks(seed):
     state = new_state(family, "adversarial", config, seed=seed, dtype=torch.float64)
     untrained, _ = worst(family, state.learner.model)
     meta_train(family, state, config, estimate_gradient=exact_estimator(family, state))
+    assert len(state.records) == 12
+    assert state.samples.real <= 3 * 1000 + 5 * 10_000  # three tasks of `LQ`
+    assert 0 < worst(family, state.learner.model)[0] < untrained / 20
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+@pytest.mark.slow
+def test_a_population_that_is_chosen_by_probes_closes_the_gap_with_these_samples_too(seed):
+    """The same three rounds of four, without a task gradient: twelve candidates before each of the later rounds."""
+    family = make("linear_quadratic")
+    config = replace(
+        LQ,
+        num_tasks=12,
+        tasks_per_round=4,
+        slbo=replace(LQ.slbo, num_samples=800),
+        virtual=replace(LQ.virtual, num_model_steps=60),
+        gradient=replace(LQ.gradient, num_samples=8800, num_extra_episodes=0, estimator="causal"),
+        search=SearchConfig(num_probe_iterations=1, num_probe_samples=1000),
+    )
+    state = new_state(family, "population", config, seed=seed, dtype=torch.float64)
+    untrained, _ = worst(family, state.learner.model)
+    meta_train(family, state, config)
     assert len(state.records) == 12
     assert state.samples.real <= 3 * 1000 + 5 * 10_000  # three tasks of `LQ`
     assert 0 < worst(family, state.learner.model)[0] < untrained / 20
