@@ -21,10 +21,10 @@ from task_families.conformance_envs import (
 from task_families.conformance_tools import (
     DOUBLE,
     ROUNDING,
-    ConformanceError,
     central_differences,
     expect,
     random_actions,
+    require_checks,
     run_checks,
     same,
     seeded,
@@ -52,14 +52,8 @@ def require_conformance(family: TaskFamily) -> None:
     Raises:
         ValueError: names the check, with expected and found.
     """
-    for title, check in CHECKS.items():
-        try:
-            run_checks(_name(family), {title: check}, family)
-        except ConformanceError as error:
-            told = " ".join(str(error).split())
-            raise ValueError(
-                f"family: {told}; nothing was trained. `task_families.check_family` lists all failures"
-            ) from error
+    advice = "nothing was trained. `task_families.check_family` lists all failures"
+    require_checks("family", _name(family), CHECKS, family, advice)
 
 
 def _name(family: TaskFamily) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from admrl.commands.command import Command, CommandFailed, at_least, check_own_family
+from admrl.commands.command import Command, CommandFailed, at_least, check_own_family, check_own_search
 from admrl.commands.render import Render
 from admrl.config.checks import check_config, check_seed
 from admrl.config.evaluation import EvaluationConfig
@@ -42,7 +42,8 @@ class SearchWorst(Command):
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run folder."""
     search: str = "default"
-    """How tasks are searched: default, gp, multistart, cem, uniform, grid, ...; see docs/search.md."""
+    """How tasks are searched: default, gp, multistart, cem, uniform, grid, ..., see docs/search.md; or your own:
+    FILE.py:NAME, MODULE:NAME or a registered name."""
     budget: int = 36
     """Tasks to evaluate, the uniform probes among them."""
     batch: int = 6
@@ -74,7 +75,7 @@ class SearchWorst(Command):
     def check(self) -> None:
         """See `Command`."""
         check_own_family(self.family)
-        check_name("search", self.search, SEARCHES)
+        check_own_search("search", self.search)
         check_name("scale", self.scale, SCALES)
         check_seed(self.seed)
         check_config(self.config)
@@ -106,15 +107,18 @@ class SearchWorst(Command):
         """The run and the search; the folder exists afterwards."""
         from admrl.evaluation.reference_pooled import check_pooled
         from admrl.search.factory import make_search
+        from admrl.search.own import checked_search
         from admrl.streams import Purpose, stream
         from admrl.training.run import load_run
 
         run = load_run(self.run, family=self.family, accept_changed=self.accept_changed)
         run.adapter(self.config)  # refuses impossible counts
         check_pooled([run], self.config)
+        space = run.family.box
+        own = None if self.search in SEARCHES else checked_search("search", self.search, space)[0]
         search = make_search(
-            self.search,
-            run.family.box,
+            own or self.search,
+            space,
             generator=stream(self.seed, Purpose.WORST_SEARCH),
             budget=max(1, self.budget - self.num_probes),
         )

@@ -7,10 +7,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from admrl.commands.command import Command, at_least, check_own_family, value_of
+from admrl.commands.command import (
+    Command,
+    at_least,
+    check_own_family,
+    check_own_search,
+    file_name,
+    value_of,
+)
 from admrl.config.checks import check_saving, check_seed
 from admrl.config.presets import PRESETS
-from admrl.config.training import SELECTORS, MetaTrainConfig
+from admrl.config.training import MetaTrainConfig
 from task_families.choices import check_name
 
 if TYPE_CHECKING:
@@ -20,6 +27,7 @@ ALLOWED_WITH_RESUME = (
     "resume",
     "num_tasks",
     "family",
+    "selector",
     "accept_changed",
     "num_threads",
     "checkpoint_seconds",
@@ -36,7 +44,8 @@ class Train(Command):
     that an installed package has registered."""
     selector: str = "adversarial"
     """How the next task is chosen: adversarial (the paper's), uniform, gaussian, screened, default, ...; see
-    docs/search.md. Settings: --config.search.*"""
+    docs/search.md. Settings: --config.search.* Or your own search, whose code is then run: FILE.py:NAME,
+    MODULE:NAME, or a name that an installed package has registered."""
     preset: str = "laptop"
     """Where the settings start from: smoke (seconds), laptop (minutes) or paper (hours). --config.* change them."""
     variant: str = "released"
@@ -51,7 +60,7 @@ class Train(Command):
     """With --resume: train on to so many tasks in all, also where the run is finished. A new run takes
     --config.num-tasks."""
     accept_changed: bool = False
-    """Continue although the file of the run's family has changed since."""
+    """Continue although the file of the run's family, or of its search, has changed since."""
     checkpoint_seconds: float = 30.0
     """Seconds between two checkpoints within a phase (the end of every phase has its own); 0: after every step."""
     keep_checkpoints: int = 3
@@ -73,7 +82,7 @@ class Train(Command):
         check_own_family(self.family)
         check_saving(self.checkpoint_seconds, self.keep_checkpoints)
         if self.resume is None:
-            check_name("selector", self.selector, SELECTORS)
+            check_own_search("selector", self.selector)
             check_seed(self.seed)
             if self.num_tasks is not None:
                 raise ValueError(
@@ -96,7 +105,7 @@ class Train(Command):
         if self.resume is None:
             family = make(self.family, variant=self.variant)
             return prepare_run(
-                self.out or Path("runs") / f"{family.name}-{self.selector}-{self.seed}",
+                self.out or Path("runs") / f"{family.name}-{file_name(self.selector)}-{self.seed}",
                 family=family,
                 variant=self.variant,
                 selector=self.selector,
@@ -104,8 +113,12 @@ class Train(Command):
                 seed=self.seed,
                 config=self.config,
             )
-        named = None if self.family == type(self).family else self.family
-        run = Run.resume(self.resume, NamedFamily(named, self.accept_changed), length=self.num_tasks)
+        named = NamedFamily(
+            None if self.family == type(self).family else self.family,
+            self.accept_changed,
+            None if self.selector == type(self).selector else self.selector,
+        )
+        run = Run.resume(self.resume, named, length=self.num_tasks)
         if run.finished:
             run.release()
             raise ValueError(

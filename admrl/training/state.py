@@ -9,6 +9,7 @@ import torch
 from admrl.config.checks import check_config
 from admrl.config.training import MetaTrainConfig, check_sample_counts, check_screening
 from admrl.search import ScreenedSearch, Search, make_search
+from admrl.search.own import OwnSearch
 from admrl.solving.samples import SampleCounts
 from admrl.streams import Purpose, stream
 from admrl.training.progress import RoundProgress
@@ -56,7 +57,11 @@ class MetaState:
 
 
 def new_state(
-    family: TaskFamily, selector: str, config: MetaTrainConfig, seed: int, dtype: torch.dtype = torch.float32
+    family: TaskFamily,
+    selector: str | OwnSearch,
+    config: MetaTrainConfig,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
 ) -> MetaState:
     """Alg. 1, line 1. The three random streams (search, model, everything else) are independent, so two
     selectors with one seed start from the same model and the same policy.
