@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from admrl.commands.command import Command
+from admrl.commands.outside import with_folders
 
 if TYPE_CHECKING:
     from admrl.evaluation.gap_table import GapTable
@@ -28,6 +29,14 @@ class Heatmap(Command):
     """Which of the runs' tables, by name. Default: the only one."""
     num_samples: int = 0
     """Adaptation samples n, 0 for zero-shot."""
+    policy: tuple[str, ...] = ()
+    """Policies from elsewhere that `admrl evaluate` was given, named in the same way."""
+    method: tuple[str, ...] = ()
+    """The same for methods of your own."""
+    sees_psi: bool = False
+    """As it was for `admrl evaluate`."""
+    family: str | None = None
+    """Their family, where no run is given."""
 
     def check(self) -> None:
         """See `Command`."""
@@ -43,7 +52,7 @@ class Heatmap(Command):
         from admrl.evaluation.gap_files import load_tables
         from admrl.reports.comparison import check_comparable
 
-        tables = load_tables(self.runs, self.tasks)
+        tables = load_tables(with_folders(self.runs, self), self.tasks)
         for table in tables:
             if self.num_samples not in table.num_samples:
                 raise ValueError(

@@ -37,6 +37,19 @@ class FamilyInfo(Protocol):
 
 
 @dataclass(frozen=True)
+class NamedMethod:
+    """A method from elsewhere that the user named; see `admrl.baselines.outside`."""
+
+    option: str
+    """policy or method."""
+    word: str
+    """What names it."""
+    name: str
+    """In tables, and of its folder."""
+    sees_psi: bool = False
+
+
+@dataclass(frozen=True)
 class NamedFamily:
     """The family that the user named for the runs that are opened; it is sent to workers as it is."""
 
@@ -46,6 +59,8 @@ class NamedFamily:
     """Open runs although the family's file, or the search's, has changed since they were made."""
     selector: str | None = None
     """The search of the run that goes on, where it is not one of this package."""
+    methods: tuple[NamedMethod, ...] = ()
+    """Methods from elsewhere whose folders are opened."""
 
 
 NOBODY = NamedFamily()
@@ -139,11 +154,17 @@ def family_of(path: Path, info: FamilyInfo, named: NamedFamily = NOBODY) -> Task
     return found
 
 
-def check_unchanged(path: Path, recorded: Origin, now: Origin | None, danger: str) -> None:
+def check_unchanged(
+    path: Path, recorded: Origin, now: Origin | None, danger: str, remedy: str = "train again"
+) -> None:
     """Refuse code whose file is not the one that the run was made with.
 
     Args:
         danger: what that may mean.
+        remedy: what to do, where the old file does not come back.
+
+    Raises:
+        ValueError: names the file and both checksums.
     """
     now = now or Origin("", "", "", "")
     if recorded.sha256 == now.sha256 or not (recorded.sha256 and now.sha256):
@@ -155,7 +176,7 @@ def check_unchanged(path: Path, recorded: Origin, now: Origin | None, danger: st
     )
     raise ValueError(
         f"{path}: {now.file} has changed since the run was made (sha256 {recorded.sha256:.12} then, {now.sha256:.12} "
-        f"now{versions}), so {danger}: put the old file back, or train again; if the change does not "
+        f"now{versions}), so {danger}: put the old file back, or {remedy}; if the change does not "
         "matter, set `accept_changed`"
     )
 

@@ -36,7 +36,8 @@ from task_families.family import TaskFamily
 
 CONFIG, TASKS, CURVE = "config.json", "tasks.json", "curve.json"
 SELECTOR_SOURCE = "selector_source"  # in config.json: where the code of a search from outside comes from
-COMMANDS: dict[str | None, str] = {None: "train", "baseline": "train-baseline"}
+POLICY = "policy"  # kind of a folder of a method from elsewhere
+COMMANDS: dict[str | None, str] = {None: "train", "baseline": "train-baseline", POLICY: "evaluate"}
 """`kind` in config.json: the command that makes such runs and goes on with them."""
 
 
@@ -371,6 +372,8 @@ def resume_command(
 ) -> str:
     """The command that goes on with a run of that kind, whose family and search come from there."""
     named = [*family_words(source), *family_words(selector, "--selector")]
+    if kind == POLICY:  # nothing is trained there
+        return shlex.join(["admrl", "evaluate", str(path), *named])
     return shlex.join(["admrl", COMMANDS.get(kind, "train"), "--resume", str(path), *named])
 
 
