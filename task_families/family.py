@@ -146,18 +146,26 @@ class TaskFamily(ABC):
         return None
 
     def make_env(
-        self, psi: Tensor | Sequence[float], *, allow_outside: bool = False, render_mode: str | None = None
+        self,
+        psi: Tensor | Sequence[float] | None,
+        *,
+        allow_outside: bool = False,
+        render_mode: str | None = None,
+        shows_psi: bool = False,
     ) -> gymnasium.Env:
-        """One task as a `gymnasium.Env` that any library can train on.
+        """One task as a `gymnasium.Env` that any library can train on; or all of them, a new one at every reset.
+
+        ``reset(options={"psi": ...})`` begins an episode of another task.
 
         Args:
-            psi: (k,)
+            psi: (k,); None: every reset draws a task of the box, uniformly.
             allow_outside: accept a task outside the box, for out-of-distribution evaluation.
             render_mode: ``"rgb_array"`` for pictures, where the family has a body (`has_body`).
+            shows_psi: psi stands behind every observation (S + k,), for policies that see it.
 
         Raises:
             ValueError: psi has the wrong shape or lies outside the box, or there is nothing to take pictures of.
         """
         from task_families.gym_env import TaskEnv
 
-        return TaskEnv(self, psi, allow_outside=allow_outside, render_mode=render_mode)
+        return TaskEnv(self, psi, allow_outside=allow_outside, render_mode=render_mode, shows_psi=shows_psi)
