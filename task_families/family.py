@@ -10,8 +10,9 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,12 +25,22 @@ if TYPE_CHECKING:
     import gymnasium
 
 
+def numpy_reward(
+    function: Callable[..., Any], psi: Tensor, obs: Tensor, act: Tensor, next_obs: Tensor
+) -> Tensor:
+    """`TaskFamily.reward` by a function of numpy arrays, for families whose `reward_has_gradient` is False."""
+    arrays = (x.detach().cpu().numpy() for x in (psi, obs, act, next_obs))
+    reward = torch.as_tensor(np.asarray(function(*arrays)))
+    return reward.to(next_obs)
+
+
 class TaskFamily(ABC):
     """A family of tasks: the extension point for new ones.
 
     A subclass sets the attributes and implements the abstract methods. `reward` and `terminated` are torch
-    functions, vectorised over any leading axes, and `reward` is differentiable in psi and in the observations,
-    because the learned model trains on them too.
+    functions, vectorised over any leading axes, because policies are trained on them in the learned model. `reward`
+    is differentiable in psi and in the observations; where it is not, `reward_has_gradient` says so, and the
+    estimators of the task gradient that differentiate it are refused.
     """
 
     name: ClassVar[str]
@@ -37,6 +48,9 @@ class TaskFamily(ABC):
     formula: ClassVar[str] = ""  # r_psi in one line, for tables; the page has the whole story
     variants: ClassVar[tuple[str, ...]] = ("released",)
     psi_changes_dynamics: ClassVar[bool] = False  # then make_simulator needs psi
+    reward_has_gradient: ClassVar[bool] = (
+        True  # False: torch cannot differentiate `reward`, see `numpy_reward`
+    )
     origin: Origin | None = (
         None  # of the code, for a family that the user named (`task_families.make` sets it)
     )

@@ -17,8 +17,8 @@ class TaskEnv(gymnasium.Env):
     """One task, or a new one at every reset; the time limit is the family's horizon. Observations, actions: float32.
 
     ``reset(options={"psi": ...})`` begins an episode of that task; later ones are of it too, until another is given,
-    unless every reset draws its own. With ``shows_psi``, psi stands behind every observation, as policies that see psi are
-    given it by the evaluation.
+    unless every reset draws its own. With ``shows_psi``, psi stands behind every observation, as the evaluation gives
+    it to policies that see it.
 
     Same simulator, reward and termination code as the batched sampler, with one lane. An episode whose simulation
     becomes unstable terminates with nan observations and reward, and ``info["unstable"]`` is true. Copies and

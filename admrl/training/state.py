@@ -8,6 +8,7 @@ import torch
 
 from admrl.config.checks import check_config
 from admrl.config.training import MetaTrainConfig, check_sample_counts, check_screening
+from admrl.gradient.estimators import check_differentiable
 from admrl.search import ScreenedSearch, Search, make_search
 from admrl.search.own import OwnSearch
 from admrl.solving.samples import SampleCounts
@@ -91,6 +92,8 @@ def new_state(
         generator=search_generator,
         config=config.search,
     )
+    if search.uses_gradient:
+        check_differentiable(family, config.gradient)
     if isinstance(search, ScreenedSearch):
         check_screening(config, family.horizon)
         check_members(learner.model, config.search.screen_by)
