@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from admrl.commands.command import Command, at_least, check_own_family
-from admrl.commands.outside import create_all, named_by, open_together
+from admrl.commands.flags import in_flags
+from admrl.commands.outside import create_all, fitted_to, named_by, open_together
 from admrl.config.checks import check_config, check_seed
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.search import OBJECTIVES, SCALES
@@ -100,9 +101,10 @@ class Evaluate(Command):
         runs = open_together(self.runs, self, self.accept_changed)
         chosen = choose_tasks(runs[0].family, self.grid, self.tasks, allow_outside=self.allow_outside)
         reference = None if self.reference is None else Reference.load(self.reference)
-        tasks = check_runs(runs, chosen, self.config, reference)
+        config, _ = fitted_to(self.config, runs)
+        tasks = check_runs(runs, chosen, config, reference)
         for run in runs:
-            check_same_settings(gaps_file(run.path, self.name or tasks.name), self.config, self.seed)
+            check_same_settings(gaps_file(run.path, self.name or tasks.name), config, self.seed)
         create_all(runs)
         lock_runs(runs)
         return runs, tasks, reference
@@ -118,6 +120,9 @@ class Evaluate(Command):
 
         (runs, tasks, reference), console = prepared, TextConsole()
         name = self.name or tasks.name
+        config, notes = fitted_to(self.config, runs)
+        for note in notes:
+            console.print(in_flags(note, type(self)))
         for run in runs:
             if not run.finished:
                 console.print(
@@ -129,7 +134,7 @@ class Evaluate(Command):
             tables = evaluate_in_parallel(
                 runs,
                 tasks,
-                self.config,
+                config,
                 self.seed,
                 self.num_workers,
                 console,

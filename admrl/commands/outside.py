@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+from admrl.config.evaluation import EvaluationConfig
+from admrl.config.presets import fitted_evaluation
 
 if TYPE_CHECKING:
     from admrl.run_kinds import AnyRun
@@ -85,6 +89,16 @@ def create_all(runs: Sequence[AnyRun]) -> None:
     for run in runs:
         if isinstance(run, OutsideRun):
             create_outside(run)
+
+
+def fitted_to(
+    config: EvaluationConfig, runs: Sequence[AnyRun], default: EvaluationConfig | None = None
+) -> tuple[EvaluationConfig, list[str]]:
+    """The configuration with those of its counts that are the default's rounded to whole episodes of the family; and
+    what was changed, for the user."""
+    sources = [source for run in runs if (source := run.model_source) is not None]
+    members = math.lcm(*(source.learner.model.num_members for source in sources))
+    return fitted_evaluation(config, runs[0].family.horizon, members, default)
 
 
 def with_folders(runs: tuple[Path, ...], options: Options) -> tuple[Path, ...]:

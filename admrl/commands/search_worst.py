@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from admrl.commands.command import Command, CommandFailed, at_least, check_own_family, check_own_search
-from admrl.commands.outside import create_all, open_together
+from admrl.commands.flags import in_flags
+from admrl.commands.outside import create_all, fitted_to, open_together
 from admrl.commands.render import Render
 from admrl.config.checks import check_config, check_seed
 from admrl.config.evaluation import EvaluationConfig
@@ -160,9 +161,10 @@ class SearchWorst(Command):
 
         runs = open_together((self.run,) if self.run else (), self, self.accept_changed)
         judged, source = runs[-1], runs[0]
-        judged.adapter(self.config)  # refuses impossible counts
+        config, _ = fitted_to(self.config, [source])
+        judged.adapter(config)  # refuses impossible counts
         if source.model_source is not None:
-            check_pooled([source.model_source], self.config)
+            check_pooled([source.model_source], config)
         elif judged.family.optimal_policy(judged.family.first_psi[None]) is None:
             raise ValueError(
                 f"run: expected one of `admrl train`, from whose model A* is made: {judged.family.name} has no "
@@ -172,11 +174,20 @@ class SearchWorst(Command):
 
     def execute(self, prepared: tuple[Subject, Search]) -> None:
         """Search, confirm, print and save the report, film the worst tasks."""
-        from admrl.jobs.display import Display, JobReporter, TextConsole
+        from admrl.jobs.display import TextConsole
+
+        config, notes = fitted_to(self.config, [prepared[0].source])
+        console = TextConsole()
+        for note in notes:
+            console.print(in_flags(note, type(self)))
+        replace(self, config=config)._execute(prepared, console)
+
+    def _execute(self, prepared: tuple[Subject, Search], console: Console) -> None:
+        from admrl.jobs.display import Display, JobReporter
         from admrl.jobs.interruption import Interrupted, Interruptible, deferred_signals
         from admrl.streams import Purpose
 
-        (subject, search), console = prepared, TextConsole()
+        subject, search = prepared
         run = subject.judged
         name = f"search-worst {run.path.name}"
         try:

@@ -15,8 +15,9 @@ from admrl.commands.command import (
     file_name,
     value_of,
 )
+from admrl.commands.flags import in_flags
 from admrl.config.checks import check_saving, check_seed
-from admrl.config.presets import PRESETS
+from admrl.config.presets import PRESETS, fitted
 from admrl.config.training import MetaTrainConfig
 from task_families.choices import check_name
 
@@ -47,7 +48,8 @@ class Train(Command):
     docs/search.md. Settings: --config.search.* Or your own search, whose code is then run: FILE.py:NAME,
     MODULE:NAME, or a name that an installed package has registered."""
     preset: str = "laptop"
-    """Where the settings start from: smoke (seconds), laptop (minutes) or paper (hours). --config.* change them."""
+    """Where the settings start from: smoke (seconds), laptop (minutes) or paper (hours). --config.* change them. Sample
+    counts are rounded to the family's horizon, and the run says so."""
     variant: str = "released"
     """The constants of the released code, or what the paper prints where it differs ("paper")."""
     seed: int = 0
@@ -104,15 +106,18 @@ class Train(Command):
 
         if self.resume is None:
             family = make(self.family, variant=self.variant)
-            return prepare_run(
+            config, notes = fitted(self.config, self.preset, family.horizon)
+            new = prepare_run(
                 self.out or Path("runs") / f"{family.name}-{file_name(self.selector)}-{self.seed}",
                 family=family,
                 variant=self.variant,
                 selector=self.selector,
                 preset=self.preset,
                 seed=self.seed,
-                config=self.config,
+                config=config,
             )
+            new.notes += [in_flags(note, type(self)) for note in notes]
+            return new
         named = NamedFamily(
             None if self.family == type(self).family else self.family,
             self.accept_changed,
