@@ -1,15 +1,17 @@
-"""The kinds of run: the one page that knows `admrl train` and `admrl train-baseline` both."""
+"""The kinds of run: the one page that knows `admrl train`, `admrl train-baseline` and methods from elsewhere."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from admrl.baselines.outside_run import OutsideRun
 from admrl.baselines.run import BaselineRun, load_baseline
 from admrl.runs.families import NOBODY, NamedFamily
 from admrl.runs.folder import read_config
 from admrl.training.run import Run, load_run
 
-AnyRun = Run | BaselineRun
+TrainedRun = Run | BaselineRun
+AnyRun = TrainedRun | OutsideRun
 
 
 def load_any_run(path: Path | str, named: NamedFamily = NOBODY) -> AnyRun:
@@ -21,6 +23,9 @@ def load_any_run(path: Path | str, named: NamedFamily = NOBODY) -> AnyRun:
     Raises:
         ValueError: not a run folder, damaged files, a run that has nothing to use yet, or see `family_of`.
     """
-    if read_config(Path(path)).get("kind") == BaselineRun.kind:
+    kind = read_config(Path(path)).get("kind")
+    if kind == OutsideRun.kind:
+        return OutsideRun.open(Path(path), named=named)
+    if kind == BaselineRun.kind:
         return load_baseline(path, named)
     return load_run(path, family=named.family, accept_changed=named.accept_changed)

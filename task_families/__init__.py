@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from task_families.conformance import check_family
     from task_families.conformance_tools import ConformanceError
-    from task_families.family import TaskFamily
+    from task_families.family import TaskFamily, numpy_reward
+    from task_families.gymnasium_simulator import EnvFamily, GymnasiumFamily
+    from task_families.mujoco_family import MujocoFamily
     from task_families.registry import make, names
     from task_families.rollout import Rollout, collect
     from task_families.simulator import Simulator, spawn_generators
@@ -22,6 +24,10 @@ _EXPORTS = {
     "make": "registry",
     "names": "registry",
     "TaskFamily": "family",
+    "numpy_reward": "family",
+    "EnvFamily": "gymnasium_simulator",
+    "GymnasiumFamily": "gymnasium_simulator",
+    "MujocoFamily": "mujoco_family",
     "TaskBox": "task_box",
     "TaskSet": "task_space",
     "TaskSpace": "task_space",

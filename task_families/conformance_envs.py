@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import os
 import pickle
@@ -123,7 +124,8 @@ def bad_input(family: TaskFamily) -> None:
     outside.reset(seed=0)
     for act in (np.full(A, np.nan), np.zeros(A + 1)):
         expect(_refuses(outside.step, act), f"step accepted the action {act.tolist()[:4]}")
-    expect(_refuses(type(family), "no such variant"), "an unknown variant was accepted")
+    if next(iter(inspect.signature(type(family)).parameters), None) == "variant":
+        expect(_refuses(type(family), "no such variant"), "an unknown variant was accepted")
 
 
 def _refuses(call: Callable[..., object], argument: object) -> bool:

@@ -50,6 +50,25 @@ def run_checks(
     return tuple(passed)
 
 
+def require_checks(
+    argument: str, name: str, checks: Mapping[str, Callable[[Subject], None]], subject: Subject, advice: str
+) -> None:
+    """`run_checks` up to the first check that fails.
+
+    Args:
+        argument: that named the subject, for the message.
+        advice: the message's end.
+
+    Raises:
+        ValueError: names the check, with expected and found.
+    """
+    for title, check in checks.items():
+        try:
+            run_checks(name, {title: check}, subject)
+        except ConformanceError as error:
+            raise ValueError(f"{argument}: {' '.join(str(error).split())}; {advice}") from error
+
+
 def seeded(seed: int) -> torch.Generator:
     """A generator with that seed."""
     return torch.Generator().manual_seed(seed)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,12 +25,22 @@ if TYPE_CHECKING:
     import gymnasium
 
 
+def numpy_reward(
+    function: Callable[..., Any], psi: Tensor, obs: Tensor, act: Tensor, next_obs: Tensor
+) -> Tensor:
+    """`TaskFamily.reward` by a function of numpy arrays, for families whose `reward_has_gradient` is False."""
+    arrays = (x.detach().cpu().numpy() for x in (psi, obs, act, next_obs))
+    reward = torch.as_tensor(np.asarray(function(*arrays)))
+    return reward.to(next_obs)
+
+
 class TaskFamily(ABC):
     """A family of tasks: the extension point for new ones.
 
     A subclass sets the attributes and implements the abstract methods. `reward` and `terminated` are torch
-    functions, vectorised over any leading axes, and `reward` is differentiable in psi and in the observations,
-    because the learned model trains on them too.
+    functions, vectorised over any leading axes, because policies are trained on them in the learned model. `reward`
+    is differentiable in psi and in the observations; where it is not, `reward_has_gradient` says so, and the
+    estimators of the task gradient that differentiate it are refused.
     """
 
     name: ClassVar[str]
@@ -37,6 +48,9 @@ class TaskFamily(ABC):
     formula: ClassVar[str] = ""  # r_psi in one line, for tables; the page has the whole story
     variants: ClassVar[tuple[str, ...]] = ("released",)
     psi_changes_dynamics: ClassVar[bool] = False  # then make_simulator needs psi
+    reward_has_gradient: ClassVar[bool] = (
+        True  # False: torch cannot differentiate `reward`, see `numpy_reward`
+    )
     origin: Origin | None = (
         None  # of the code, for a family that the user named (`task_families.make` sets it)
     )
@@ -146,18 +160,26 @@ class TaskFamily(ABC):
         return None
 
     def make_env(
-        self, psi: Tensor | Sequence[float], *, allow_outside: bool = False, render_mode: str | None = None
+        self,
+        psi: Tensor | Sequence[float] | None,
+        *,
+        allow_outside: bool = False,
+        render_mode: str | None = None,
+        shows_psi: bool = False,
     ) -> gymnasium.Env:
-        """One task as a `gymnasium.Env` that any library can train on.
+        """One task as a `gymnasium.Env` that any library can train on; or all of them, a new one at every reset.
+
+        ``reset(options={"psi": ...})`` begins an episode of another task.
 
         Args:
-            psi: (k,)
+            psi: (k,); None: every reset draws a task of the box, uniformly.
             allow_outside: accept a task outside the box, for out-of-distribution evaluation.
             render_mode: ``"rgb_array"`` for pictures, where the family has a body (`has_body`).
+            shows_psi: psi stands behind every observation (S + k,), for policies that see it.
 
         Raises:
             ValueError: psi has the wrong shape or lies outside the box, or there is nothing to take pictures of.
         """
         from task_families.gym_env import TaskEnv
 
-        return TaskEnv(self, psi, allow_outside=allow_outside, render_mode=render_mode)
+        return TaskEnv(self, psi, allow_outside=allow_outside, render_mode=render_mode, shows_psi=shows_psi)

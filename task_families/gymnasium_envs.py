@@ -6,7 +6,9 @@
     env = gymnasium.make("AdMRL/Ant2D-v0", psi=(1.0, 0.0))
 
 ``gymnasium.make("task_families.gymnasium_envs:AdMRL/Ant2D-v0", psi=...)`` imports by itself.
-Arguments: psi (default: the family's first task), variant, allow_outside, render_mode. `max_episode_steps` is the
+Arguments: psi (default: the family's first task), draws_psi (a new task at every reset), shows_psi (behind every
+observation), variant, allow_outside, render_mode. ``env.reset(options={"psi": ...})`` begins an episode of a task.
+`max_episode_steps` is the
 family's horizon; a smaller one shortens episodes, a larger one has no effect.
 """
 
@@ -45,12 +47,17 @@ def make_task_env(
     variant: str = "released",
     allow_outside: bool = False,
     render_mode: str | None = None,
+    draws_psi: bool = False,
+    shows_psi: bool = False,
 ) -> gymnasium.Env:
     """One task as an environment; the entry point of the registered ids. See `TaskFamily.make_env`."""
     made = make(family, variant=variant)
-    return made.make_env(
-        made.first_psi if psi is None else psi, allow_outside=allow_outside, render_mode=render_mode
-    )
+    if draws_psi and psi is not None:
+        raise ValueError(
+            f"psi: every reset draws a task (draws_psi), got {tuple(psi)}; leave one of them out"
+        )
+    first = None if draws_psi else made.first_psi if psi is None else psi
+    return made.make_env(first, allow_outside=allow_outside, render_mode=render_mode, shows_psi=shows_psi)
 
 
 def register_envs() -> None:

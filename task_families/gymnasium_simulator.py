@@ -1,8 +1,9 @@
 """GymnasiumFamily: a task family on any gymnasium environment whose dynamics its seed determines.
 
 Every lane is an environment of its own, stepped in a Python loop: slower than a batched simulator, but everything
-else of this package then applies. The environment's own rewards and terminations are not used. Boxes of any shape
-are flattened in C order, as `gymnasium.spaces.utils.flatten` does: an observation of shape (3, 2) is (6,) here.
+else of this package then applies. The environment's own rewards and terminations are not used. Observations are
+flattened by `gymnasium.spaces.utils.flatten`: a box of shape (3, 2) is (6,) here, in C order, a Discrete(4) is one of
+four, a Dict its parts in its order. Of an action of a Discrete(n), n numbers, the largest chooses.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from task_families.family import TaskFamily
+from task_families.family import TaskFamily, numpy_reward
 from task_families.simulator import Simulator
+from task_families.task_space import TaskSpace
 
 
 class EnvPool:
@@ -91,8 +93,14 @@ class GymnasiumSimulator:
     next reset. The others go back to the family when nothing refers to the simulator any more, or by `close`.
     """
 
-    def __init__(self, family: GymnasiumFamily, shape: tuple[int, int], dtype: torch.dtype) -> None:
-        self.shape = shape
+    def __init__(
+        self, family: GymnasiumFamily, shape: tuple[int, int], dtype: torch.dtype, psi: Tensor | None = None
+    ) -> None:
+        """
+        Args:
+            psi: (M, k), for environments that are told their task.
+        """
+        self.shape, self._psi = shape, psi
         self._family, self._pool = family, family.env_pool
         self._lanes: dict[int, gymnasium.Env] = {}
         self._obs = torch.zeros(*shape, family.obs_size, dtype=dtype)
@@ -112,7 +120,9 @@ class GymnasiumSimulator:
             if not self._is_ready(i):
                 self._lanes[i] = self._pool.take(self._family.make_one)
             with self._closing_what_raises(i) as env:
-                rows[i] = flat(env.reset(seed=int(seed))[0])
+                if self._psi is not None:
+                    self._family.tell_psi(env, self._psi[i // self.shape[1]])
+                rows[i] = flat(env.observation_space, env.reset(seed=int(seed))[0])
         return self._obs
 
     def step(self, act: Tensor) -> Tensor:
@@ -129,9 +139,8 @@ class GymnasiumSimulator:
         seen = []
         for i in range(num_lanes):
             with self._closing_what_raises(i) as env:
-                box = env.action_space
-                clamped = np.clip(actions[i].reshape(box.shape), box.low, box.high).astype(box.dtype)
-                seen.append(flat(env.step(clamped)[0]))
+                action = action_of(env.action_space, actions[i])
+                seen.append(flat(env.observation_space, env.step(action)[0]))
         self._obs = torch.stack(seen).to(self._obs.dtype).view(self._obs.shape)
         return self._obs
 
@@ -158,9 +167,19 @@ def _give_back(pool: EnvPool, lanes: dict[int, gymnasium.Env]) -> None:
     lanes.clear()
 
 
-def flat(obs: Any) -> Tensor:
-    """An observation of a box of any shape -> (S,), in the order of `gymnasium.spaces.utils.flatten`."""
-    return torch.as_tensor(np.asarray(obs).reshape(-1))
+def flat(space: spaces.Space, obs: Any) -> Tensor:
+    """An observation of any space that `gymnasium.spaces.utils.flatten` knows -> (S,), in its order."""
+    if isinstance(space, spaces.Box):
+        return torch.as_tensor(np.asarray(obs).reshape(-1))
+    return torch.as_tensor(np.asarray(spaces.utils.flatten(space, obs), dtype=np.float64))
+
+
+def action_of(space: spaces.Space, numbers: np.ndarray) -> Any:
+    """What the environment is given for the numbers (A,) of an action: clamped to its box, or the largest chooses."""
+    if isinstance(space, spaces.Discrete):
+        return int(space.start) + int(numbers.argmax())
+    assert isinstance(space, spaces.Box)  # `check_spaces`
+    return np.clip(numbers.reshape(space.shape), space.low, space.high).astype(space.dtype)
 
 
 class GymnasiumFamily(TaskFamily):
@@ -172,14 +191,30 @@ class GymnasiumFamily(TaskFamily):
     environments of their own.
     """
 
+    psi_attributes: tuple[str, ...] = ()
+    """Where the dynamics depend on psi: attributes of the environment that are set before every reset, one for each
+    task parameter; or a single one, which is given all of them (k,) if there are several."""
     _has_checked_spaces = False
 
     @abstractmethod
     def make_one(self) -> gymnasium.Env:
-        """A new environment with box spaces and without a time limit.
+        """A new environment without a time limit.
 
-        It is used for many episodes: everything that lasts beyond ``reset(seed=...)`` would show in them.
+        It is used for many episodes and tasks: everything that lasts beyond ``reset(seed=...)`` would show in them.
         """
+
+    def tell_psi(self, env: gymnasium.Env, psi: Tensor) -> None:
+        """Make an environment that of a task (k,), before its reset: sets `psi_attributes` of the innermost one."""
+        inner, values = env.unwrapped, psi.double().tolist()
+        if len(self.psi_attributes) == 1 and len(values) > 1:
+            setattr(inner, self.psi_attributes[0], np.array(values))
+            return
+        for name, value in zip(self.psi_attributes, values, strict=True):
+            setattr(inner, name, value)
+
+    def _told(self, psi: Tensor | None, num_tasks: int) -> Tensor | None:
+        """psi (M, k), where environments are told it."""
+        return self.require_psi(psi, num_tasks) if self.psi_changes_dynamics else None
 
     @property
     def env_pool(self) -> EnvPool:
@@ -203,8 +238,9 @@ class GymnasiumFamily(TaskFamily):
         return {name: value for name, value in self.__dict__.items() if name != "_env_pool"}
 
     def reset(self, n: int, generator: torch.Generator) -> Tensor:
-        """See `TaskFamily.reset`; one environment is reset n times."""
-        simulator = GymnasiumSimulator(self._checked(), (1, 1), torch.float64)
+        """See `TaskFamily.reset`; one environment is reset n times, of the first task if it is told one."""
+        psi = self._told(self.first_psi[None], 1)
+        simulator = GymnasiumSimulator(self._checked(), (1, 1), torch.float64, psi)
         lane = torch.ones(1, 1, dtype=torch.bool)
         states = simulator.start_states(n, generator)
         return torch.cat([simulator.reset(lane, state)[0] for state in states[:, None]])
@@ -220,10 +256,10 @@ class GymnasiumFamily(TaskFamily):
         """See `TaskFamily.make_simulator`; one thread, whatever num_threads says.
 
         Raises:
-            ValueError: the environment's spaces are not boxes, or not those that the family declares; see
-                `check_spaces`.
+            ValueError: the environment's spaces are none that fit, or not those that the family declares; see
+                `check_spaces`. Or psi is missing.
         """
-        return GymnasiumSimulator(self._checked(), shape, dtype)
+        return GymnasiumSimulator(self._checked(), shape, dtype, self._told(psi, shape[0]))
 
     def _checked(self) -> Self:
         """This family; the spaces of its environments are looked at once."""
@@ -240,35 +276,53 @@ class GymnasiumFamily(TaskFamily):
 
 
 def check_spaces(family: TaskFamily, env: gymnasium.Env) -> None:
-    """Refuse an environment whose spaces are not boxes, or not those that the family declares.
+    """Refuse an environment whose spaces do not fit, or are not those that the family declares.
 
     Raises:
         ValueError: names the space, what was expected, and the wrapper that helps.
     """
     seen, acted = env.observation_space, env.action_space
-    if not isinstance(seen, spaces.Box):
-        raise ValueError(
-            f"observation_space: expected a Box, got {seen}; wrap the environment of make_one in "
-            "gymnasium.wrappers.FlattenObservation, or in TransformObservation for what that cannot flatten"
-        )
-    if not isinstance(acted, spaces.Box) or not np.issubdtype(acted.dtype, np.floating):
-        raise ValueError(
-            f"action_space: expected a Box of real numbers, got {acted}; wrap the environment of make_one in "
-            f"{_action_wrapper(acted)}"
-        )
-    for name, size, space in (("obs_size", family.obs_size, seen), ("act_size", family.act_size, acted)):
-        num = int(np.prod(space.shape))
+    obs_size, act_size, low, high = sizes_of(seen, acted)
+    for name, size, num, space in (
+        ("obs_size", family.obs_size, obs_size, seen),
+        ("act_size", family.act_size, act_size, acted),
+    ):
         if num != size:
             raise ValueError(
                 f"{name}: expected {num}, the numbers in the environment's {space}, got {size}; set {name} = {num}"
             )
-    bounds, low, high = family.action_bounds, flat(acted.low).double(), flat(acted.high).double()
+    bounds = family.action_bounds
     if not (_agree(bounds.low, low) and _agree(bounds.high, high)):
         raise ValueError(
             f"act_low, act_high: expected the limits of the environment's action space, {_limits(low, high)}, "
             f"got {_limits(bounds.low, bounds.high)}; set act_limit, or act_low and act_high (None: no limit), or "
             "change the environment's with gymnasium.wrappers.RescaleAction"
         )
+
+
+def sizes_of(seen: spaces.Space, acted: spaces.Space) -> tuple[int, int, Tensor, Tensor]:
+    """Numbers in an observation and in an action, and the limits of the latter (A,) float64.
+
+    Raises:
+        ValueError: names a space that does not fit, what was expected, and the wrapper that helps.
+    """
+    try:
+        obs_size = int(spaces.utils.flatdim(seen))
+    except (ValueError, NotImplementedError) as error:
+        raise ValueError(
+            f"observation_space: expected one of a fixed number of numbers, got {seen}; wrap the environment of "
+            "make_one in gymnasium.wrappers.TransformObservation with a function that makes a Box's of them"
+        ) from error
+    if isinstance(acted, spaces.Discrete):
+        one = torch.ones(int(acted.n), dtype=torch.float64)
+        return obs_size, len(one), -one, one
+    if not isinstance(acted, spaces.Box) or not np.issubdtype(acted.dtype, np.floating):
+        raise ValueError(
+            f"action_space: expected a Box of real numbers or a Discrete, got {acted}; wrap the environment of "
+            "make_one in gymnasium.wrappers.TransformAction with a function that makes its actions of a Box's"
+        )
+    low, high = (torch.as_tensor(end.reshape(-1)).double() for end in (acted.low, acted.high))
+    return obs_size, len(low), low, high
 
 
 def _agree(ours: Tensor, theirs: Tensor) -> bool:
@@ -279,11 +333,107 @@ def _limits(low: Tensor, high: Tensor) -> str:
     return f"{low.tolist()} to {high.tolist()}"
 
 
-def _action_wrapper(space: spaces.Space) -> str:
-    if isinstance(space, spaces.Discrete):
-        return (
-            "gymnasium.wrappers.TransformAction(env, lambda a: "
-            f"{space.start} + int(a.argmax()), gymnasium.spaces.Box(-1, 1, ({space.n},))), where the largest of "
-            f"{space.n} numbers chooses, and set act_size = {space.n}, act_limit = 1.0"
-        )
-    return "gymnasium.wrappers.TransformAction with a function that makes its actions of a Box's"
+class EnvFamily(GymnasiumFamily):
+    """A family of any environment and a reward, in one expression; sizes and limits are read off its spaces.
+
+    A function of the user's that returns one is a family for the command line: ``--family tasks.py:my_family``. What
+    is given as functions are functions of a module, so that other processes find them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        env: str | Callable[..., gymnasium.Env],
+        box: TaskSpace,
+        reward: Callable[[Tensor, Tensor, Tensor, Tensor], Any],
+        *,
+        terminated: Callable[[Tensor], Tensor] | None = None,
+        first_psi: Tensor | None = None,
+        psi_attributes: tuple[str, ...] = (),
+        psi_arguments: tuple[str, ...] = (),
+        reward_has_gradient: bool = True,
+        horizon: int = 200,
+        gamma: float = 0.99,
+    ) -> None:
+        """
+        Args:
+            name: letters, digits and _.
+            env: an id of gymnasium's, whose time limit is left out; or a function that makes a new environment.
+            reward: r_psi(s, a, s') as in `TaskFamily.reward`; of numpy arrays, if it has no gradient.
+            terminated: as `TaskFamily.terminated`; None: nowhere.
+            first_psi: (k,); None: 0.3 of the way from the box's middle to its upper corner.
+            psi_attributes: where the dynamics depend on psi; see `GymnasiumFamily.psi_attributes`.
+            psi_arguments: the same for arguments with which `env` makes an environment of a task.
+            reward_has_gradient: whether torch can differentiate the reward.
+        """
+        told = bool(psi_attributes or psi_arguments)
+        own = {
+            "name": name,
+            "source": "its user",
+            "formula": f"{getattr(reward, '__name__', 'reward')}(s, a, s')",
+        }
+        vars(self).update(own, psi_changes_dynamics=told, reward_has_gradient=reward_has_gradient)
+        super().__init__()
+        if psi_attributes and psi_arguments:
+            raise ValueError("psi_attributes, psi_arguments: expected one of them, got both")
+        for names in (psi_attributes, psi_arguments):
+            if names and len(names) not in (1, box.size):
+                raise ValueError(f"psi_attributes: expected 1 or {box.size} names, got {names}")
+        self.box, self.horizon, self.gamma = box, horizon, gamma
+        middle = box.from_unit(torch.full((box.size,), 0.3).to(box.low))
+        self.first_psi = box.project(middle[None])[0] if first_psi is None else first_psi
+        self.psi_attributes, self._arguments = psi_attributes, psi_arguments
+        self._env, self._reward, self._ends = env, reward, terminated
+        one = self.env_pool.take(self.make_one)
+        self.obs_size, self.act_size, low, high = sizes_of(one.observation_space, one.action_space)
+        self.act_low, self.act_high = low, high
+        vars(self)["picks_largest"] = isinstance(one.action_space, spaces.Discrete)
+        self.env_pool.give_back([one])
+
+    def make_one(self) -> gymnasium.Env:
+        """See `GymnasiumFamily`."""
+        env = self._made(self.first_psi)
+        return _Remade(env, tuple(self.first_psi.tolist())) if self._arguments else env
+
+    def _made(self, psi: Tensor) -> gymnasium.Env:
+        values: list[Any] = psi.double().tolist()
+        if len(self._arguments) == 1 and len(values) > 1:
+            values = [np.array(values)]
+        settings = dict(zip(self._arguments, values, strict=False))
+        if isinstance(self._env, str):
+            return gymnasium.make(self._env, max_episode_steps=-1, disable_env_checker=True, **settings)
+        return self._env(**settings)
+
+    def tell_psi(self, env: gymnasium.Env, psi: Tensor) -> None:
+        """See `GymnasiumFamily`; one that takes its task when it is made is made anew within its wrapper."""
+        if self._arguments:
+            assert isinstance(env, _Remade)
+            env.remake(lambda: self._made(psi), tuple(psi.tolist()))
+        else:
+            super().tell_psi(env, psi)
+
+    def reward(self, psi: Tensor, obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
+        """See `TaskFamily`."""
+        if self.reward_has_gradient:
+            return self._reward(psi, obs, act, next_obs)
+        return numpy_reward(self._reward, psi, obs, act, next_obs)
+
+    def terminated(self, next_obs: Tensor) -> Tensor:
+        """See `TaskFamily`."""
+        unstable = super().terminated(next_obs)
+        return unstable if self._ends is None else unstable | self._ends(next_obs)
+
+
+class _Remade(gymnasium.Wrapper):
+    """An environment that is made anew, and the old one closed, when its task changes."""
+
+    def __init__(self, env: gymnasium.Env, key: tuple[float, ...]) -> None:
+        super().__init__(env)
+        self.env: gymnasium.Env = env
+        self._key = key
+
+    def remake(self, make: Callable[[], gymnasium.Env], key: tuple[float, ...]) -> None:
+        """Nothing happens if it is of that task already."""
+        if key != self._key:
+            self.env.close()
+            self.env, self._key = make(), key

@@ -133,6 +133,7 @@ class Simulated(Protocol):
 
     name: ClassVar[str]
     picks_largest: ClassVar[bool]
+    psi_changes_dynamics: ClassVar[bool]
     box: TaskSpace
     dt: float | None
     horizon: int

@@ -7,9 +7,10 @@ the same"). `laptop` and `smoke` are ours. [ours] marks a number that no paper s
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
-from admrl.config.checks import check_config
+from admrl.config.checks import check_all, check_config
 
 Algorithm = Literal["pearl", "crl", "sac", "mt-joint", "pearl-mt"]
 ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
@@ -329,6 +330,14 @@ def preset_config(preset: str, family: str, algorithm: str) -> BaselineConfig:
     return config
 
 
+STEPS = (
+    "num_initial_steps",
+    "num_prior_steps",
+    "num_posterior_steps",
+    "num_extra_steps",
+)  # whole episodes each
+
+
 def check_baseline(config: BaselineConfig, algorithm: str, family: Any) -> None:
     """Refuse settings that cannot work, before any work.
 
@@ -337,12 +346,14 @@ def check_baseline(config: BaselineConfig, algorithm: str, family: Any) -> None:
     """
     check_config(config)
     horizon = family.horizon
-    for name in ("num_initial_steps", "num_prior_steps", "num_posterior_steps", "num_extra_steps"):
-        steps = getattr(config, name)
-        if steps % horizon:
+
+    def whole(name: str) -> None:
+        if (steps := getattr(config, name)) % horizon:
             raise ValueError(
                 f"config.{name}: expected a multiple of {horizon} (whole episodes of {family.name}), got {steps}"
             )
+
+    check_all([partial(whole, name) for name in STEPS])
     if config.num_prior_steps == 0:
         raise ValueError(
             "config.num_prior_steps: expected at least one episode, since the context of a task is cleared before"

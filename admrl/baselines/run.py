@@ -110,7 +110,9 @@ class BaselineRun(EvaluableRun[BaselineInfo, BaselineState]):
             )
 
     @classmethod
-    def new_state(cls, family: TaskFamily, info: BaselineInfo) -> BaselineState:
+    def new_state(
+        cls, path: Path, family: TaskFamily, info: BaselineInfo, named: NamedFamily
+    ) -> BaselineState:
         """See `RunFolder`."""
         return new_baseline(family, info.algorithm, info.config, info.seed)
 

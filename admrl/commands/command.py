@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
+from pathlib import PurePath
 from typing import Any, Self
 
 
@@ -63,6 +65,25 @@ def check_own_family(family: str | None) -> None:
 
     if family is not None:
         check_family_name(family)
+
+
+def check_own_search(argument: str, name: str) -> None:
+    """Refuse what names no search, as far as that shows without importing anything.
+
+    Raises:
+        ValueError: says what was expected.
+    """
+    from admrl.config.search import GROUP, SEARCHES
+    from task_families.choices import check_named
+
+    check_named(argument, name, SEARCHES, GROUP)
+
+
+def file_name(word: str) -> str:
+    """What the user named, as a part of a file's name: tasks/mine.py:make -> mine-make."""
+    where, _, name = word.rpartition(":")
+    stem = PurePath(where).name.removesuffix(".py")
+    return re.sub(r"[^\w-]+", "-", f"{stem}-{name}" if stem else name).strip("-")
 
 
 def at_least(command: Command, **bounds: float) -> None:

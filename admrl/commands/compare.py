@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from admrl.commands.command import Command
+from admrl.commands.outside import with_folders
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,6 +32,14 @@ class Compare(Command):
     """Folder to write into; files of the same names are replaced."""
     tasks: str | None = None
     """Which of the runs' gap tables, by name. Default: the only one."""
+    policy: tuple[str, ...] = ()
+    """Policies from elsewhere that `admrl evaluate` was given, named in the same way."""
+    method: tuple[str, ...] = ()
+    """The same for methods of your own."""
+    sees_psi: bool = False
+    """As it was for `admrl evaluate`."""
+    family: str | None = None
+    """Their family, where no run is given."""
 
     def check(self) -> None:
         """See `Command`."""
@@ -44,7 +53,7 @@ class Compare(Command):
         from admrl.runs.folder import read_config
         from admrl.runs.records import read_records
 
-        comparison = compare_tables(load_tables(self.runs, self.tasks))
+        comparison = compare_tables(load_tables(with_folders(self.runs, self), self.tasks))
         check_gaps(comparison)
         # paths of psi and learning curves of models; a baseline's curve is in its own folder
         records = [

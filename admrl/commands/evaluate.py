@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from admrl.commands.command import Command, at_least, check_own_family
+from admrl.commands.flags import in_flags
+from admrl.commands.outside import create_all, fitted_to, named_by, open_together
 from admrl.config.checks import check_config, check_seed
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.search import OBJECTIVES, SCALES
@@ -62,8 +64,16 @@ class Evaluate(Command):
     """Of the softmax, in standard deviations of the gaps."""
     scale: str = "absolute"
     """Gaps of that number: absolute (A* - A), or ratio (A* - A) / |A*|."""
+    policy: tuple[str, ...] = ()
+    """Policies from elsewhere beside the runs: a file of stable-baselines3 (.zip), ONNX (.onnx) or TorchScript (.pt),
+    a function FILE.py:NAME, or a program with its arguments in quotes. NAME=... names it; see docs/baselines.md."""
+    method: tuple[str, ...] = ()
+    """Methods of your own beside the runs: FILE.py:NAME, called with the family, returns an Adapter or a function."""
+    sees_psi: bool = False
+    """These policies take psi behind the observation."""
     family: str | None = None
-    """The family of the runs, where it is not one of this package: FILE.py:NAME, MODULE:NAME or a registered name."""
+    """The family of the runs, where it is not one of this package: FILE.py:NAME, MODULE:NAME or a registered name; or
+    that of the policies, where no run is given."""
     accept_changed: bool = False
     """Open runs although the file of their family has changed since they were made."""
     config: EvaluationConfig = EvaluationConfig()
@@ -76,8 +86,8 @@ class Evaluate(Command):
         at_least(self, num_workers=1)
         check_seed(self.seed)
         check_config(self.config)
-        if not self.runs:
-            raise ValueError("runs: expected at least one run folder, got none")
+        if not (self.runs or self.policy or self.method):
+            raise ValueError("runs: expected at least one run folder, or a `policy` or `method`, got none")
         if repeated := [str(path) for path, n in Counter(self.runs).items() if n > 1]:
             raise ValueError(f"runs: {repeated[0]} is given twice; a run counts once")
 
@@ -88,19 +98,18 @@ class Evaluate(Command):
         from admrl.evaluation.parallel import lock_runs
         from admrl.evaluation.reference import Reference
         from admrl.evaluation.task_lists import choose_tasks
-        from admrl.run_kinds import load_any_run
-        from admrl.runs.families import NamedFamily
         from admrl.search.objective import Objective
 
         Objective(self.objective, self.alpha, self.temperature)
-        named = NamedFamily(self.family, self.accept_changed)
-        runs = [load_any_run(path, named) for path in self.runs]
+        runs = open_together(self.runs, self, self.accept_changed)
         chosen = choose_tasks(runs[0].family, self.grid, self.tasks, allow_outside=self.allow_outside)
         reference = None if self.reference is None else Reference.load(self.reference)
-        tasks = check_runs(runs, chosen, self.config, reference, self.decompose)
+        config, _ = fitted_to(self.config, runs)
+        tasks = check_runs(runs, chosen, config, reference, self.decompose)
         for run in runs:
             file = gaps_file(run.path, self.name or tasks.name)
-            check_same_settings(file, self.config, self.seed, self.decompose)
+            check_same_settings(file, config, self.seed, self.decompose)
+        create_all(runs)
         lock_runs(runs)
         return runs, tasks, reference
 
@@ -111,11 +120,13 @@ class Evaluate(Command):
         from admrl.jobs.display import TextConsole
         from admrl.jobs.interruption import Interrupted
         from admrl.run_kinds import load_any_run
-        from admrl.runs.families import NamedFamily
         from admrl.search.objective import Objective
 
         (runs, tasks, reference), console = prepared, TextConsole()
         name = self.name or tasks.name
+        config, notes = fitted_to(self.config, runs)
+        for note in notes:
+            console.print(in_flags(note, type(self)))
         for run in runs:
             if not run.finished:
                 console.print(
@@ -127,12 +138,12 @@ class Evaluate(Command):
             tables = evaluate_in_parallel(
                 runs,
                 tasks,
-                self.config,
+                config,
                 self.seed,
                 self.num_workers,
                 console,
                 name=name,
-                load=partial(load_any_run, named=NamedFamily(self.family, self.accept_changed)),
+                load=partial(load_any_run, named=named_by(self, self.accept_changed)),
                 reference=reference,
                 decompose=self.decompose,
             )

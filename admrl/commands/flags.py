@@ -1,7 +1,8 @@
 """The library speaks of arguments, the command line of flags: `num_workers` -> --num-workers.
 
-A message names an argument where it begins with it ("seed: expected ...") or writes it in backticks. If the command
-has a field of that name, also within its configuration, the flag takes its place; a positional one is in capitals.
+A message names an argument where a line of it begins with it ("seed: expected ...") or writes it in backticks. If the
+command has a field of that name, also within its configuration, the flag takes its place; a positional one is in
+capitals.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ def in_flags(message: str, command: type | None) -> str:
     """
     if command is None:
         return message
-    message = re.sub(rf"^({NAME})(?=[:,] )", lambda found: flag(found[1], command) or found[1], message)
+    message = re.sub(
+        rf"^({NAME})(?=[:,] )", lambda found: flag(found[1], command) or found[1], message, flags=re.MULTILINE
+    )
     return re.sub(rf"`({NAME})`", lambda found: flag(found[1], command) or found[0], message)
 
 

@@ -66,6 +66,11 @@ class Gradcheck(Command):
         from admrl.training.run import load_run
 
         run = load_run(self.run, family=self.family, accept_changed=self.accept_changed)
+        if not run.family.reward_has_gradient and set(self.estimators) != {"resolve"}:
+            raise ValueError(
+                f"estimators: the reward of {run.family.name} has no gradient; expected resolve alone, which differs "
+                f"returns, got {' '.join(self.estimators)}"
+            )
         psi = torch.tensor([self.psi or run.state.records[-1].psi])
         return run, run.family.box.check(psi.to(run.family.box.low))
 

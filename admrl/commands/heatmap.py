@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from admrl.commands.command import Command
+from admrl.commands.outside import with_folders
 from admrl.config.evaluation import PARTS
 from task_families.choices import check_name
 
@@ -30,6 +31,14 @@ class Heatmap(Command):
     """Which of the runs' tables, by name. Default: the only one."""
     num_samples: int = 0
     """Adaptation samples n, 0 for zero-shot."""
+    policy: tuple[str, ...] = ()
+    """Policies from elsewhere that `admrl evaluate` was given, named in the same way."""
+    method: tuple[str, ...] = ()
+    """The same for methods of your own."""
+    sees_psi: bool = False
+    """As it was for `admrl evaluate`."""
+    family: str | None = None
+    """Their family, where no run is given."""
 
     part: str = "gap"
     """gap; or, of evaluations with --decompose, its parts: optimisation (A* - A_oracle), model (A_oracle - A_n)."""
@@ -49,7 +58,7 @@ class Heatmap(Command):
         from admrl.evaluation.gap_files import load_tables
         from admrl.reports.comparison import check_comparable
 
-        tables = load_tables(self.runs, self.tasks)
+        tables = load_tables(with_folders(self.runs, self), self.tasks)
         for table in tables:
             if self.num_samples not in table.num_samples:
                 raise ValueError(

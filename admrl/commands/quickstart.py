@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from admrl.commands.command import Command, at_least, check_own_family
+from admrl.commands.flags import in_flags
+from admrl.commands.outside import fitted_to
+from admrl.commands.train import Train
 from admrl.config.checks import check_seed
 from admrl.config.evaluation import EvaluationConfig
-from admrl.config.presets import PRESETS
+from admrl.config.presets import PRESETS, fitted
 from task_families.choices import check_name
 
 if TYPE_CHECKING:
@@ -65,7 +68,8 @@ class Quickstart(Command):
 
         family = new_family(self.family, "released")
         family.box.grid(self._grid(family.box.size))  # refuses one that does not fit, before any training
-        return [
+        config, notes = fitted(PRESETS[self.preset], self.preset, family.horizon)
+        runs = [
             prepare_run(
                 self.out / selector,
                 family=family,
@@ -73,10 +77,12 @@ class Quickstart(Command):
                 selector=selector,
                 preset=self.preset,
                 seed=self.seed,
-                config=PRESETS[self.preset],
+                config=config,
             )
             for selector in SELECTORS
         ]
+        runs[0].notes += [in_flags(note, Train) for note in notes]
+        return runs
 
     def _grid(self, num_parameters: int) -> tuple[int, ...]:
         """The evaluation grid of so many task parameters."""
@@ -112,6 +118,8 @@ class Quickstart(Command):
             console.print(
                 f"{self.num_workers} workers on {num_cores()} core(s): this will take longer", style="yellow"
             )
+        for note in runs[0].notes:
+            console.print(note)
         console.print("1/2 meta-training, equal budgets, the same seed and initial policies")
         named = NamedFamily(self.family if runs[0].info.source else None)
         jobs = [
@@ -127,9 +135,12 @@ class Quickstart(Command):
         from admrl.run_kinds import load_any_run
         from admrl.runs.families import NamedFamily
 
-        config = EvaluationConfig() if self.preset != "smoke" else SMOKE_EVALUATION
+        default = EvaluationConfig() if self.preset != "smoke" else SMOKE_EVALUATION
         load = partial(load_any_run, named=NamedFamily(self.family if runs[0].info.source else None))
         trained = [load(run.path) for run in runs]
+        config, notes = fitted_to(default, trained, default)
+        for note in notes:
+            console.print(note)
         tasks = check_runs(trained, self._grid(runs[0].family.box.size), config)
         console.print(
             f"2/2 evaluation on {len(tasks.psi)} tasks, {config.num_policy_seeds} policies each",

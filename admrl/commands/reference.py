@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from admrl.commands.command import Command, at_least, check_own_family
+from admrl.commands.flags import in_flags
 from admrl.config.checks import check_config, check_seed
 from admrl.config.evaluation import REFERENCE_METHODS, ReferenceConfig
+from admrl.config.presets import Whole, round_counts
 from admrl.number_text import counted, number
+from dynamics.config import DynamicsConfig
 from task_families.choices import check_name
 
 if TYPE_CHECKING:
@@ -70,10 +73,17 @@ class ReferenceReturns(Command):
         from task_families.registry import make
 
         family = make(self.family, variant=self.variant)
+        units = {
+            "num_samples": Whole(family.horizon),
+            "num_virtual_samples": Whole(family.horizon * DynamicsConfig().num_members),
+        }
+        config, notes = round_counts(self.config, ReferenceConfig(), units, f"horizon {family.horizon}")
+        for note in notes:
+            print(in_flags(note, type(self)))
         return plan_reference(
             family,
             choose_tasks(family, self.grid, self.tasks, allow_outside=self.allow_outside),
-            self.config,
+            config,
             methods=self.methods,
             seeds=self.seeds,
             file=self.out or Path(f"reference-{family.name}.json"),

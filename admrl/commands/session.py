@@ -11,12 +11,12 @@ from rich.console import Console
 from admrl.jobs.display import Display, JobReporter, TextConsole
 from admrl.jobs.interruption import Interrupted, deferred_signals
 from admrl.jobs.pool import num_cores
-from admrl.run_kinds import AnyRun
+from admrl.run_kinds import TrainedRun
 from admrl.runs.versions import versions
 
 
 def train_in_session(
-    run: AnyRun,
+    run: TrainedRun,
     train: Callable[..., None],
     num_threads: int,
     checkpoint_seconds: float,

@@ -7,10 +7,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from admrl.commands.command import Command, at_least, check_own_family, value_of
+from admrl.commands.command import (
+    Command,
+    at_least,
+    check_own_family,
+    check_own_search,
+    file_name,
+    value_of,
+)
+from admrl.commands.flags import in_flags
 from admrl.config.checks import check_saving, check_seed
-from admrl.config.presets import PRESETS
-from admrl.config.training import SELECTORS, MetaTrainConfig
+from admrl.config.presets import PRESETS, fitted
+from admrl.config.training import MetaTrainConfig
 from task_families.choices import check_name
 
 if TYPE_CHECKING:
@@ -20,6 +28,7 @@ ALLOWED_WITH_RESUME = (
     "resume",
     "num_tasks",
     "family",
+    "selector",
     "accept_changed",
     "num_threads",
     "checkpoint_seconds",
@@ -35,10 +44,12 @@ class Train(Command):
     """Task family (docs/task_families.md), or your own, whose code is then run: FILE.py:NAME, MODULE:NAME, or a name
     that an installed package has registered."""
     selector: str = "adversarial"
-    """How the next task is chosen: adversarial (the paper's), uniform, gaussian, screened, population,
-    default, ...; see docs/search.md. Settings: --config.search.*"""
+    """How the next task is chosen: adversarial (the paper's), uniform, gaussian, screened, population, default, ...;
+    see docs/search.md. Settings: --config.search.* Or your own search, whose code is then run: FILE.py:NAME,
+    MODULE:NAME, or a name that an installed package has registered."""
     preset: str = "laptop"
-    """Where the settings start from: smoke (seconds), laptop (minutes) or paper (hours). --config.* change them."""
+    """Where the settings start from: smoke (seconds), laptop (minutes) or paper (hours). --config.* change them.
+    Sample counts are rounded to the family's horizon, and the run says so."""
     variant: str = "released"
     """The constants of the released code, or what the paper prints where it differs ("paper")."""
     seed: int = 0
@@ -51,7 +62,7 @@ class Train(Command):
     """With --resume: train on to so many tasks in all, also where the run is finished. A new run takes
     --config.num-tasks."""
     accept_changed: bool = False
-    """Continue although the file of the run's family has changed since."""
+    """Continue although the file of the run's family, or of its search, has changed since."""
     checkpoint_seconds: float = 30.0
     """Seconds between two checkpoints within a phase (the end of every phase has its own); 0: after every step."""
     keep_checkpoints: int = 3
@@ -73,7 +84,7 @@ class Train(Command):
         check_own_family(self.family)
         check_saving(self.checkpoint_seconds, self.keep_checkpoints)
         if self.resume is None:
-            check_name("selector", self.selector, SELECTORS)
+            check_own_search("selector", self.selector)
             check_seed(self.seed)
             if self.num_tasks is not None:
                 raise ValueError(
@@ -95,17 +106,24 @@ class Train(Command):
 
         if self.resume is None:
             family = make(self.family, variant=self.variant)
-            return prepare_run(
-                self.out or Path("runs") / f"{family.name}-{self.selector}-{self.seed}",
+            config, notes = fitted(self.config, self.preset, family.horizon)
+            new = prepare_run(
+                self.out or Path("runs") / f"{family.name}-{file_name(self.selector)}-{self.seed}",
                 family=family,
                 variant=self.variant,
                 selector=self.selector,
                 preset=self.preset,
                 seed=self.seed,
-                config=self.config,
+                config=config,
             )
-        named = None if self.family == type(self).family else self.family
-        run = Run.resume(self.resume, NamedFamily(named, self.accept_changed), length=self.num_tasks)
+            new.notes += [in_flags(note, type(self)) for note in notes]
+            return new
+        named = NamedFamily(
+            None if self.family == type(self).family else self.family,
+            self.accept_changed,
+            None if self.selector == type(self).selector else self.selector,
+        )
+        run = Run.resume(self.resume, named, length=self.num_tasks)
         if run.finished:
             run.release()
             raise ValueError(

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import tyro
 
-from admrl.baselines.config import ALGORITHMS, PRESETS, TITLES, BaselineConfig, preset_config
+from admrl.baselines.config import ALGORITHMS, PRESETS, STEPS, TITLES, BaselineConfig, preset_config
 from admrl.commands.command import Command, at_least, check_own_family, value_of
+from admrl.commands.flags import in_flags
 from admrl.config.checks import check_saving, check_seed
+from admrl.config.presets import Whole, round_counts
 from admrl.number_text import number
 from task_families.choices import check_name
 
@@ -105,15 +107,21 @@ class TrainBaseline(Command):
         if self.resume is None:
             assert self.algorithm is not None
             family = make(self.family, variant=self.variant)
-            return prepare_baseline(
+            default = preset_config(self.preset, self.family, self.algorithm)
+            units = {name: Whole(family.horizon) for name in STEPS}
+            why = f"preset {self.preset}, horizon {family.horizon}"
+            config, notes = round_counts(self.config, default, units, why)
+            new = prepare_baseline(
                 self.out or Path("runs") / f"{family.name}-{self.algorithm}-{self.seed}",
                 algorithm=self.algorithm,
                 family=family,
                 variant=self.variant,
                 preset=self.preset,
                 seed=self.seed,
-                config=self.config,
+                config=config,
             )
+            new.notes += [in_flags(note, type(self)) for note in notes]
+            return new
         named = None if self.family == type(self).family else self.family
         run = BaselineRun.resume(
             self.resume, NamedFamily(named, self.accept_changed), length=self.num_iterations

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import Field, fields, is_dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -11,34 +13,30 @@ from task_families.choices import check_name
 MAX_LAYERS, MAX_WIDTH, MAX_PARAMETERS = 20, 100_000, 100_000_000  # of a network
 
 
-def check_config(config: Any, where: str = "config.") -> None:
-    """Refuse a configuration with a value outside its range, before any work.
+def check_all(checks: Iterable[Callable[[], object]]) -> None:
+    """Make all checks, and complain once.
 
     Raises:
-        ValueError: names the field, the value and the allowed range.
+        ValueError: every complaint, one a line.
+    """
+    complaints = []
+    for check in checks:
+        try:
+            check()
+        except ValueError as error:
+            complaints.append(str(error))
+    if complaints:
+        raise ValueError("\n".join(complaints))
+
+
+def check_config(config: Any, where: str = "config.") -> None:
+    """Refuse a configuration with values outside their ranges, before any work.
+
+    Raises:
+        ValueError: names every such field, its value and the allowed range.
     """
     hints = get_type_hints(type(config))
-    for f in fields(config):
-        name, value = f"{where}{f.name}", getattr(config, f.name)
-        if is_dataclass(value):
-            check_config(value, f"{name}.")
-        elif value is None and type(None) in get_args(hints[f.name]):
-            continue
-        elif "range" in f.metadata:
-            kind = int if hints[f.name] in (int, int | None) else float
-            _check_number(name, value, kind, *f.metadata["range"])
-        elif "choices" in f.metadata:
-            check_name(name, str(value), f.metadata["choices"])
-        elif get_origin(hints[f.name]) is Literal:
-            check_name(name, str(value), get_args(hints[f.name]))
-        elif f.name.endswith("hidden_sizes"):
-            if not isinstance(value, tuple) or len(value) > MAX_LAYERS:
-                raise ValueError(f"{name}: expected at most {MAX_LAYERS} layer widths, got {value!r:.60}")
-            for width in value:
-                _check_number(name, width, int, 1, MAX_WIDTH)
-        elif f.name == "first_psi":
-            for x in value:
-                _check_number(name, x, float, -1e9, 1e9)
+    check_all([partial(_check_field, config, f, hints[f.name], f"{where}{f.name}") for f in fields(config)])
     for f in fields(config):  # now that every number is one
         if f.name.endswith("hidden_sizes"):
             widths = getattr(config, f.name)
@@ -47,6 +45,29 @@ def check_config(config: Any, where: str = "config.") -> None:
                 raise ValueError(
                     f"{where}{f.name}: expected at most {MAX_PARAMETERS:g} parameters in all members, got {size:g}"
                 )
+
+
+def _check_field(config: Any, f: Field[Any], hint: Any, name: str) -> None:
+    value = getattr(config, f.name)
+    if is_dataclass(value):
+        check_config(value, f"{name}.")
+    elif value is None and type(None) in get_args(hint):
+        return
+    elif "range" in f.metadata:
+        kind = int if hint in (int, int | None) else float
+        _check_number(name, value, kind, *f.metadata["range"])
+    elif "choices" in f.metadata:
+        check_name(name, str(value), f.metadata["choices"])
+    elif get_origin(hint) is Literal:
+        check_name(name, str(value), get_args(hint))
+    elif f.name.endswith("hidden_sizes"):
+        if not isinstance(value, tuple) or len(value) > MAX_LAYERS:
+            raise ValueError(f"{name}: expected at most {MAX_LAYERS} layer widths, got {value!r:.60}")
+        for width in value:
+            _check_number(name, width, int, 1, MAX_WIDTH)
+    elif f.name == "first_psi":
+        for x in value:
+            _check_number(name, x, float, -1e9, 1e9)
 
 
 def _check_number(name: str, value: Any, kind: type, low: float, high: float) -> None:

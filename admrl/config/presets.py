@@ -1,7 +1,12 @@
-"""The presets of meta-training: they only fill values in."""
+"""The presets of meta-training: they only fill values in; and how they are rounded to the horizon of a family."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from admrl.config.evaluation import EvaluationConfig
 from admrl.config.training import (
     MetaTrainConfig,
     ResolveConfig,
@@ -47,3 +52,75 @@ _SMOKE = MetaTrainConfig(
 )
 PRESETS = {"smoke": _SMOKE, "laptop": _LAPTOP, "paper": _PAPER}
 """smoke: seconds, proves the installation; laptop: minutes; paper: Table 1 and App. C, hours."""
+
+
+class Whole(NamedTuple):
+    """What a count must be: a multiple of a unit, and so many of them at least."""
+
+    unit: int
+    least: int = 1
+
+
+def fitted(config: MetaTrainConfig, preset: str, horizon: int) -> tuple[MetaTrainConfig, list[str]]:
+    """The configuration with those sample counts that are the preset's rounded to whole episodes of the horizon; and
+    what was changed, for the user. Counts of the user's own stay, fit or not."""
+    members, num_tasks = config.dynamics.num_members, config.tasks_per_round
+    units = {
+        "virtual.num_samples": Whole(horizon * members),
+        "slbo.num_samples": Whole(horizon * num_tasks),
+        "gradient.num_samples": Whole(horizon * members * num_tasks, 2),
+        "search.num_screen_samples": Whole(horizon * members),
+    }
+    config, notes = round_counts(config, PRESETS[preset], units, f"preset {preset}, horizon {horizon}")
+    longest = PRESETS[preset].fit.num_horizon
+    if config.fit.num_horizon == longest > horizon:
+        config = replace(config, fit=replace(config.fit, num_horizon=horizon))
+        notes.append(f"preset {preset}, horizon {horizon}: `config.fit.num_horizon` {longest} -> {horizon}")
+    return config, notes
+
+
+def fitted_evaluation(
+    config: EvaluationConfig, horizon: int, members: int, default: EvaluationConfig | None = None
+) -> tuple[EvaluationConfig, list[str]]:
+    """The same for the counts of an evaluation that are the defaults.
+
+    Args:
+        members: of the models in which policies are trained; where they differ, a common multiple.
+        default: what the user began with.
+    """
+    units = {
+        "num_samples": Whole(horizon * members),
+        "num_reference_samples": Whole(horizon),
+        "num_stage_samples": Whole(horizon),
+    }
+    return round_counts(config, default or EvaluationConfig(), units, f"horizon {horizon}")
+
+
+def round_counts(config: Any, default: Any, units: Mapping[str, Whole], why: str) -> tuple[Any, list[str]]:
+    """A configuration whose counts are rounded to the nearest multiple, where they are the default's; 0 stays 0.
+
+    Args:
+        units: by setting, parts of the configuration separated by dots.
+        why: for the note, of which there is one or none.
+    """
+    changed = []
+    for setting, whole in units.items():
+        value = _value(config, setting)
+        if value != _value(default, setting) or not value:
+            continue
+        new = max(whole.least, round(value / whole.unit)) * whole.unit
+        if new != value:
+            config = _with(config, setting, new)
+            changed.append(f"`config.{setting}` {value} -> {new}")
+    return config, [f"{why}: {', '.join(changed)}"] if changed else []
+
+
+def _value(config: Any, setting: str) -> Any:
+    for name in setting.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def _with(config: Any, setting: str, value: Any) -> Any:
+    name, _, rest = setting.partition(".")
+    return replace(config, **{name: _with(getattr(config, name), rest, value) if rest else value})

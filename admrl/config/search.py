@@ -26,6 +26,7 @@ SEARCHES = (
 )
 """Every search by its name; see docs/search.md."""
 
+GROUP = "admrl_searches"  # of entry points: searches of other packages
 
 OBJECTIVES = ("worst", "cvar", "softmax", "mean")
 SCALES = ("absolute", "ratio")

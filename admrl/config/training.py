@@ -8,9 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-from admrl.config.checks import (
-    check_lanes,
-)
+from admrl.config.checks import check_all, check_lanes
 from admrl.config.search import SEARCHES, SearchConfig
 from dynamics.config import DynamicsConfig, FitConfig, RolloutPrecision
 from policy_opt.config import TrpoConfig, ValueConfig
@@ -158,21 +156,38 @@ def per_task(config: MetaTrainConfig) -> MetaTrainConfig:
 
 
 def check_sample_counts(config: MetaTrainConfig, horizon: int) -> None:
-    """Every sample count of the configuration against the family's horizon; see `check_lanes` and `per_task`."""
+    """Every sample count of the configuration against the family's horizon; see `check_lanes` and `per_task`.
+
+    Raises:
+        ValueError: names all that do not fit.
+    """
     members, num_tasks = config.dynamics.num_members, config.tasks_per_round
+    slbo, name = config.slbo, "config.gradient.num_samples"
+
+    def gradient() -> None:
+        num_samples = config.gradient.num_samples
+        if check_lanes(name, num_samples, horizon, members, num_tasks) < 2 * members * num_tasks:
+            raise ValueError(
+                f"{name}: expected at least {2 * horizon * members * num_tasks}, so that both halves of a task's "
+                f"data hold every ensemble member; got {num_samples}"
+            )
+
+    def model() -> None:
+        if config.fit.num_horizon > horizon:
+            raise ValueError(
+                f"config.fit.num_horizon: expected 1 to {horizon} (the family's horizon), got "
+                f"{config.fit.num_horizon}"
+            )
+
     per_task(config)
-    check_lanes("config.virtual.num_samples", config.virtual.num_samples, horizon, members)
-    check_lanes("config.slbo.num_samples", config.slbo.num_samples, horizon, tasks=num_tasks)
-    if config.fit.num_horizon > horizon:
-        raise ValueError(
-            f"config.fit.num_horizon: expected 1 to {horizon} (the family's horizon), got {config.fit.num_horizon}"
-        )
-    name, num_samples = "config.gradient.num_samples", config.gradient.num_samples
-    if check_lanes(name, num_samples, horizon, members, num_tasks) < 2 * members * num_tasks:
-        raise ValueError(
-            f"{name}: expected at least {2 * horizon * members * num_tasks}, so that both halves of a task's data "
-            f"hold every ensemble member; got {num_samples}"
-        )
+    check_all(
+        [
+            lambda: check_lanes("config.virtual.num_samples", config.virtual.num_samples, horizon, members),
+            lambda: check_lanes("config.slbo.num_samples", slbo.num_samples, horizon, tasks=num_tasks),
+            model,
+            gradient,
+        ]
+    )
 
 
 def check_screening(config: MetaTrainConfig, horizon: int) -> None:

@@ -16,7 +16,7 @@ from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Adapter, AdapterError, Policy, check_sees, tasks_for
 from admrl.evaluation.evaluator import COUNTS, Adapted, adapt_and_score
 from admrl.evaluation.scoring import score_policy
-from task_families.conformance_tools import expect, run_checks
+from task_families.conformance_tools import expect, require_checks, run_checks
 from task_families.family import TaskFamily
 
 ROUNDING = 1e-3  # float32 sums in another order, over an episode
@@ -63,13 +63,33 @@ def check_adapter(
     Raises:
         ConformanceError: lists every check that failed, with expected and found.
     """
+    return run_checks(adapter.name, CHECKS, _subject(adapter, family, config, psi))
+
+
+def require_adapter(argument: str, adapter: Adapter, family: TaskFamily) -> None:
+    """`check_adapter` with its defaults, up to the first check that fails.
+
+    Args:
+        argument: that named the adapter, for the message.
+
+    Raises:
+        ValueError: names the check, with expected and found.
+    """
+    advice = "nothing was evaluated. `admrl.baselines.check_adapter` lists all failures"
+    require_checks(argument, adapter.name, CHECKS, _subject(adapter, family, None, None), advice)
+
+
+def _subject(
+    adapter: Adapter, family: TaskFamily, config: EvaluationConfig | None, psi: Tensor | None
+) -> Subject:
+    """See `check_adapter`."""
     if config is None:
         samples = 2 * family.horizon
         config = EvaluationConfig(num_policy_seeds=2, num_episodes=2, num_stages=2, num_stage_samples=samples)
     if psi is None:
         corners = torch.tensor([[-0.8], [0.8]]).expand(2, family.box.size)
         psi = family.box.project(family.box.from_unit(corners.to(family.box.low)))
-    return run_checks(adapter.name, CHECKS, Subject(adapter, family, config, psi))
+    return Subject(adapter, family, config, psi)
 
 
 def declarations(s: Subject) -> None:
@@ -107,6 +127,9 @@ def seeds(s: Subject) -> None:
     one, two, other = (s.evaluate(seed) for seed in (0, 0, 1))
     same = np.array_equal(one.episode_return, two.episode_return, equal_nan=True)
     expect(same and np.array_equal(one.counts, two.counts), "the same seed gave two results")
+    first = (s.family.reset(8, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    if torch.equal(*first):  # the same start for every seed; nothing else need differ
+        return
     different = not np.array_equal(one.episode_return, other.episode_return, equal_nan=True)
     expect(different, "two seeds gave the same returns")
 

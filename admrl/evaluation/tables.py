@@ -103,7 +103,7 @@ def _method(run: EvaluableRun, adapted: Adapted, label: str, config: EvaluationC
         label=label,
         name=legible(str(run.path)),
         sees=adapter.sees,
-        provenance=adapter.provenance(),
+        provenance={**adapter.provenance(), **run.provenance()},
         adapted=adapted,
         visited_psi=run.visited_psi,
         model=None if source is None else source.learner.model,

@@ -19,7 +19,7 @@ from admrl.evaluation.evaluable_run import EvaluableRun
 from admrl.evaluation.evaluator import adapt_and_score
 from admrl.evaluation.part_store import DAMAGED, SUFFIX
 from admrl.evaluation.reference_pooled import pooled_reference
-from admrl.evaluation.scoring import best_known
+from admrl.evaluation.scoring import best_known, closed_form
 from admrl.evaluation.tables import stored_candidates
 from admrl.evaluation.task_lists import TaskList
 from admrl.jobs.reporter import Reporter
@@ -61,16 +61,19 @@ class RunGap:
         reporter: Reporter | None = None,
         folder: Path | None = None,
         purpose: Purpose = Purpose.WORST_BATCH,
+        source: EvaluableRun | None = None,
     ) -> None:
         """
         Args:
+            source: the run whose model A* is made of; default: this one. Without a model, A* is the family's optimal
+                policy.
             folder: keep every batch there; where the same calls come again, e.g. after an
                 interruption, they are answered from there.
             purpose: of the calls' policies and episodes, WORST_BATCH or WORST_CONFIRM.
         """
         self._run, self._config, self._seed, self._scale = run, config, seed, scale
         self._num_threads, self._reporter = num_threads, reporter
-        self._folder, self._purpose = folder, purpose
+        self._folder, self._purpose, self._source = folder, purpose, source or run
         self.num_calls = 0
         self.num_policies = 0
         self.real_samples = 0
@@ -106,9 +109,10 @@ class RunGap:
         episodes = adapted.episode_return[:, :, 0]  # (R, n, N)
         shared, stored = {}, list[StoredCandidate]()
         real_samples = episodes.size * run.family.horizon
-        if run.model_source is not None and config.num_reference_stages:
+        source = self._source.model_source
+        if source is not None and config.num_reference_stages:
             reference = pooled_reference(
-                [run.model_source],
+                [source],
                 TaskList("search", psi),
                 config,
                 seed,
@@ -116,9 +120,12 @@ class RunGap:
                 reporter=self._reporter,
             )
             shared["reference: SLBO on these tasks"] = reference.episode_return
-            stored = stored_candidates([run.model_source], run.family, TaskList("search", psi))
+            stored = stored_candidates([source], run.family, TaskList("search", psi))
             real_samples += (reference.real_samples or 0) + reference.episode_return.size * run.family.horizon
         known = best_known({str(run.path): episodes}, shared, config.num_policy_seeds, stored=stored)
+        if source is None:
+            num = config.num_policy_seeds
+            known = closed_form(run.family, psi, num, config.num_episodes, seed) or known
         gaps = torch.from_numpy((known.by_seed - episodes.mean(-1)).T.copy())  # (n, R)
         optimal = torch.from_numpy(known.returns)[:, None]
         gaps = scaled_gap(optimal, optimal - gaps, self._scale)
@@ -129,6 +136,8 @@ class RunGap:
     def _key(self, psi: Tensor, seed: int) -> str:
         """Of everything that the numbers of a batch depend on."""
         settings = self._run.fingerprint(self._config, seed)
+        if self._source is not self._run:
+            settings = {"judged": settings, "source": self._source.fingerprint(self._config, seed)}
         return digest(
             settings | {"all": asdict(self._config), "scale": self._scale, "psi": psi.double().tolist()}
         )

@@ -36,7 +36,7 @@ def lane_statistics(family: TaskFamily, psi: Tensor, rollout: Rollout, *, slopes
 
     mask, psi = rollout.first_episode(), psi.to(rollout.obs)
     weights = discounts(family, mask.shape[-1], rollout.obs)
-    channels = reward_and_slopes(reward, psi) if slopes else [reward(psi)]
+    channels = reward_and_slopes(family, reward, psi) if slopes else [reward(psi)]
     return torch.stack([(torch.where(mask, c, 0.0) * weights).sum(-1) for c in channels], dim=-1)
 
 

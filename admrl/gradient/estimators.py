@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from admrl.config.training import ESTIMATOR_NAMES
+from admrl.config.training import ESTIMATOR_NAMES, TaskGradientConfig
 from admrl.gradient.control_variate import controlled_means, lane_statistics, replay, virtual_mean
 from admrl.gradient.evidence import Evidence
 from admrl.gradient.implicit import Return, for_damping, gradient_of, hessian_of, mixed_product, solve_adjoint
@@ -44,6 +44,7 @@ from policy_opt.linear_operator import Matvec
 from policy_opt.linear_solve import LinearSolveResult, conjugate_gradient
 from policy_opt.trpo import fisher_product
 from task_families.choices import check_name
+from task_families.family import TaskFamily
 from task_families.rollout import Rollout
 
 VIRTUAL_PER_REAL = 8  # model episodes behind the mean of a control variate, per real episode
@@ -163,6 +164,7 @@ def task_gradient(
         ValueError: an unknown estimator, rollouts of different tasks, or too few lanes for two halves.
     """
     check_name("config.estimator", evidence.config.estimator, ESTIMATOR_NAMES)
+    check_differentiable(evidence.family, evidence.config)
     evidence.check()
     evidence, drawn = _with_extra_episodes(evidence, generators, num_threads)
     e, half_range = evidence, evidence.half_range
@@ -187,6 +189,21 @@ def task_gradient(
         growth=found.whole.growth,
         real_samples=sum(rollout.num_samples for rollout in drawn),
         virtual_samples=virtual_star + virtual_hat + found.num_virtual,
+    )
+
+
+def check_differentiable(family: TaskFamily, config: TaskGradientConfig) -> None:
+    """Refuse an estimator that differentiates a reward which has no gradient.
+
+    Raises:
+        ValueError: names the setting, and what there is instead.
+    """
+    if family.reward_has_gradient or (config.estimator == "resolve" and config.resolve.solver == "trpo"):
+        return
+    raise ValueError(
+        f"config.gradient.estimator: the reward of {family.name} has no gradient (`reward_has_gradient` is False), "
+        f"so {config.estimator} cannot differentiate it; use resolve with the solver trpo, which differs returns, or "
+        "a search without gradients (e.g. cem, cmaes, uniform)"
     )
 
 

@@ -34,7 +34,9 @@ from admrl.solving.adaptation import Solution
 from policy_opt.advantage import gae
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout
+from task_families.task_space import TaskSpace
 
+HALF_STEP = 0.1  # of the half-range of a task parameter, where a reward is differed instead of differentiated
 Values = Callable[[Tensor], tuple[Tensor, Tensor]]
 """psi (M, k) -> V_psi of every state and of its successor, each (M, N, T); the latter 0 after the last step."""
 
@@ -152,7 +154,7 @@ def with_baseline(
     The features are those of the solution's value function and the time left.
     """
     psi_0 = solution.psi
-    channels = reward_and_slopes(data.reward, psi_0)  # (1 + k) of (M, N, T)
+    channels = reward_and_slopes(family, data.reward, psi_0)  # (1 + k) of (M, N, T)
     targets = torch.stack([_to_go(data.masked(c), family.gamma) for c in channels], dim=-1)
     features = _features(solution, rollout.obs, 0)
     next_features = _features(solution, rollout.next_obs, 1)
@@ -180,14 +182,29 @@ def with_baseline(
     return replace(data, values=at)
 
 
-def reward_and_slopes(reward: Callable[[Tensor], Tensor], psi: Tensor) -> list[Tensor]:
-    """r and its k derivatives d r/d psi_i at every step, each (M, N, T)."""
+def reward_and_slopes(family: TaskFamily, reward: Callable[[Tensor], Tensor], psi: Tensor) -> list[Tensor]:
+    """r and its k derivatives d r/d psi_i at every step, each (M, N, T); differences where r has no gradient."""
     slopes = []
     for i in range(psi.shape[-1]):
         direction = torch.zeros_like(psi)
         direction[:, i] = 1
-        slopes.append(torch.func.jvp(reward, (psi,), (direction,))[1].detach())
+        if family.reward_has_gradient:
+            slopes.append(torch.func.jvp(reward, (psi,), (direction,))[1].detach())
+        else:
+            slopes.append(_difference(family.box, reward, psi, direction))
     return [reward(psi).detach(), *slopes]
+
+
+def _difference(
+    space: TaskSpace, reward: Callable[[Tensor], Tensor], psi: Tensor, direction: Tensor
+) -> Tensor:
+    """(r(up) - r(down)) / |up - down| along an axis, with tasks of the space at up to HALF_STEP of its half-range to
+    both sides of psi; 0 where the space has no two such tasks."""
+    step = HALF_STEP * (space.high - space.low).to(psi) / 2 * direction
+    up, down = (space.project(psi + sign * step) for sign in (1, -1))
+    width = ((up - down) * direction).sum(-1)
+    change = reward(up) - reward(down)
+    return torch.where(width[:, None, None] > 0, change / width[:, None, None], 0.0)
 
 
 def _to_go(x: Tensor, gamma: float) -> Tensor:

@@ -37,13 +37,30 @@ class FamilyInfo(Protocol):
 
 
 @dataclass(frozen=True)
+class NamedMethod:
+    """A method from elsewhere that the user named; see `admrl.baselines.outside`."""
+
+    option: str
+    """policy or method."""
+    word: str
+    """What names it."""
+    name: str
+    """In tables, and of its folder."""
+    sees_psi: bool = False
+
+
+@dataclass(frozen=True)
 class NamedFamily:
     """The family that the user named for the runs that are opened; it is sent to workers as it is."""
 
     family: str | TaskFamily | None = None
     """See `task_families.make`; or the family itself. None: runs are of families of this package."""
     accept_changed: bool = False
-    """Open runs although the family's file has changed since they were made."""
+    """Open runs although the family's file, or the search's, has changed since they were made."""
+    selector: str | None = None
+    """The search of the run that goes on, where it is not one of this package."""
+    methods: tuple[NamedMethod, ...] = ()
+    """Methods from elsewhere whose folders are opened."""
 
 
 NOBODY = NamedFamily()
@@ -82,15 +99,34 @@ def recorded_origin(path: Path, info: FamilyInfo) -> Origin | None:
     Raises:
         DamagedFileError: something else.
     """
-    if info.source is None:
+    return origin_in(path, info.source, "family")
+
+
+def origin_in(path: Path, source: dict[str, str] | None, what: str) -> Origin | None:
+    """What a run says about the code of its family, its search, ...
+
+    Raises:
+        DamagedFileError: something else.
+    """
+    if source is None:
         return None
     try:
-        found = Origin(**info.source)
-        if any(not isinstance(value, str) for value in info.source.values()):
+        found = Origin(**source)
+        if any(not isinstance(value, str) for value in source.values()):
             raise TypeError("expected text")
     except TypeError as error:
-        raise DamagedFileError(f"{path}: the source of its family is damaged: {error}") from error
+        raise DamagedFileError(f"{path}: the source of its {what} is damaged: {error}") from error
     return found
+
+
+def not_named(path: Path, recorded: Origin, what: str, option: str) -> ValueError:
+    """That a run needs code from outside which the user did not name; says which option to add."""
+    known = f" ({recorded.distribution})" if recorded.distribution else ""
+    return ValueError(
+        f"{path}: its {what} is code from outside this package, {recorded.file[:LONGEST_PATH]!r}{known}; code that "
+        f"you did not name is not run. If you trust it, add `{option}` "
+        f"{shlex.quote(recorded.again[:LONGEST_PATH])}"
+    )
 
 
 def family_of(path: Path, info: FamilyInfo, named: NamedFamily = NOBODY) -> TaskFamily:
@@ -106,13 +142,7 @@ def family_of(path: Path, info: FamilyInfo, named: NamedFamily = NOBODY) -> Task
             raise ValueError(f"family: the run {path} is of {info.family}, got {shown}; leave it out")
         return make(info.family, variant=info.variant)
     if family is None:
-        known = f" ({recorded.distribution})" if recorded.distribution else ""
-        raise ValueError(
-            f"{path}: its family {info.family!r:.60} is code from outside this package, "
-            f"{recorded.file[:LONGEST_PATH]!r}{known}; code that you did "
-            f"not name is not run. If you trust it, add `family` "
-            f"{shlex.quote(recorded.again[:LONGEST_PATH])}"
-        )
+        raise not_named(path, recorded, f"family {info.family!r:.60}", "family")
     found = made(family, info.variant)
     if (found.name, found.variant) != (info.family, info.variant):
         raise ValueError(
@@ -120,12 +150,22 @@ def family_of(path: Path, info: FamilyInfo, named: NamedFamily = NOBODY) -> Task
             f"({found.variant}); name its own: {shlex.quote(recorded.again[:LONGEST_PATH])}"
         )
     if not named.accept_changed:
-        _check_unchanged(path, recorded, origin_of(found))
+        check_unchanged(path, recorded, origin_of(found), "its tasks may be others")
     return found
 
 
-def _check_unchanged(path: Path, recorded: Origin, now: Origin | None) -> None:
-    """Refuse a family whose file is not the one that the run was made with."""
+def check_unchanged(
+    path: Path, recorded: Origin, now: Origin | None, danger: str, remedy: str = "train again"
+) -> None:
+    """Refuse code whose file is not the one that the run was made with.
+
+    Args:
+        danger: what that may mean.
+        remedy: what to do, where the old file does not come back.
+
+    Raises:
+        ValueError: names the file and both checksums.
+    """
     now = now or Origin("", "", "", "")
     if recorded.sha256 == now.sha256 or not (recorded.sha256 and now.sha256):
         return
@@ -136,14 +176,14 @@ def _check_unchanged(path: Path, recorded: Origin, now: Origin | None) -> None:
     )
     raise ValueError(
         f"{path}: {now.file} has changed since the run was made (sha256 {recorded.sha256:.12} then, {now.sha256:.12} "
-        f"now{versions}), so its tasks may be others: put the old file back, or train again; if the change does not "
+        f"now{versions}), so {danger}: put the old file back, or {remedy}; if the change does not "
         "matter, set `accept_changed`"
     )
 
 
-def family_words(source: Any) -> list[str]:
+def family_words(source: Any, option: str = "--family") -> list[str]:
     """The option that names the family of a run again, for commands that are printed."""
     try:
-        return [] if source is None else ["--family", Origin(**source).again]
+        return [] if source is None else [option, Origin(**source).again]
     except TypeError:  # a damaged record; opening the run says so
         return []

@@ -35,7 +35,9 @@ from admrl.streams import VERSION
 from task_families.family import TaskFamily
 
 CONFIG, TASKS, CURVE, GAP_MAP = "config.json", "tasks.json", "curve.json", "gap_map.csv"
-COMMANDS: dict[str | None, str] = {None: "train", "baseline": "train-baseline"}
+SELECTOR_SOURCE = "selector_source"  # in config.json: where the code of a search from outside comes from
+POLICY = "policy"  # kind of a folder of a method from elsewhere
+COMMANDS: dict[str | None, str] = {None: "train", "baseline": "train-baseline", POLICY: "evaluate"}
 """`kind` in config.json: the command that makes such runs and goes on with them."""
 
 
@@ -112,8 +114,16 @@ class RunFolder(ABC, Generic[Info, State]):
 
     @classmethod
     @abstractmethod
-    def new_state(cls, family: TaskFamily, info: Info) -> State:
-        """The beginning of such a training."""
+    def new_state(cls, path: Path, family: TaskFamily, info: Info, named: NamedFamily) -> State:
+        """The beginning of such a training; named is what the user did."""
+
+    @classmethod
+    def check_named(cls, path: Path, info: Info, named: NamedFamily) -> None:
+        """Refuse to write into a run of which code is missing that the user did not name.
+
+        Raises:
+            ValueError: says which option to add.
+        """
 
     @abstractmethod
     def dump(self) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
@@ -159,17 +169,19 @@ class RunFolder(ABC, Generic[Info, State]):
     @property
     def resume_command(self) -> str:
         """The command that goes on with it."""
-        return resume_command(self.path, self.kind, self.info.source)
+        return resume_command(
+            self.path, self.kind, self.info.source, getattr(self.info, SELECTOR_SOURCE, None)
+        )
 
     @classmethod
-    def create(cls, path: Path, info: Info, family: TaskFamily) -> Self:
+    def create(cls, path: Path, info: Info, family: TaskFamily, named: NamedFamily = NOBODY) -> Self:
         """Make the folder of a new run; everything is checked before.
 
         Raises:
             ValueError: the folder already holds a run (or anything else), or cannot be made.
             StorageError: config.json cannot be written.
         """
-        state = cls.new_state(family, info)
+        state = cls.new_state(path, family, info, named)
         create_run(path, info)
         return cls(path, info, family, state)
 
@@ -229,7 +241,9 @@ class RunFolder(ABC, Generic[Info, State]):
         if length is not None:
             info = cls._longer(path, info, length)
         family = family_of(path, info, named)
-        run = cls(path, info, family, cls.new_state(family, info), lock=lock)
+        if lock is not None:
+            cls.check_named(path, info, named)
+        run = cls(path, info, family, cls.new_state(path, family, info, named), lock=lock)
         checkpoint, damage = run.store.load(set_aside=lock is not None)
         if checkpoint is not None:
             run._check_identity(checkpoint)
@@ -353,9 +367,14 @@ def read_config(path: Path, *, command: str = "train") -> dict[str, Any]:
     return data
 
 
-def resume_command(path: Path, kind: str | None, source: dict[str, str] | None = None) -> str:
-    """The command that goes on with a run of that kind."""
-    return shlex.join(["admrl", COMMANDS.get(kind, "train"), "--resume", str(path), *family_words(source)])
+def resume_command(
+    path: Path, kind: str | None, source: dict[str, str] | None = None, selector: dict[str, str] | None = None
+) -> str:
+    """The command that goes on with a run of that kind, whose family and search come from there."""
+    named = [*family_words(source), *family_words(selector, "--selector")]
+    if kind == POLICY:  # nothing is trained there
+        return shlex.join(["admrl", "evaluate", str(path), *named])
+    return shlex.join(["admrl", COMMANDS.get(kind, "train"), "--resume", str(path), *named])
 
 
 def create_run(path: Path, info: Any) -> None:
@@ -380,7 +399,7 @@ def create_run(path: Path, info: Any) -> None:
 
 def _write_config(path: Path, info: Any) -> None:
     """Families of this package have no source, most runs were never extended, and config.json then says nothing."""
-    written = {k: v for k, v in asdict(info).items() if v or k not in ("source", "extended")}
+    written = {k: v for k, v in asdict(info).items() if v or k not in ("source", SELECTOR_SOURCE, "extended")}
     write_json(path / CONFIG, written)
 
 
@@ -397,5 +416,5 @@ def _check_empty(path: Path) -> None:
         config = {}
     raise ValueError(
         f"out: {path} already holds a run; nothing was changed. Choose another folder, or continue it with: "
-        f"{resume_command(path, config.get('kind'), config.get('source'))}"
+        f"{resume_command(path, config.get('kind'), config.get('source'), config.get(SELECTOR_SOURCE))}"
     )

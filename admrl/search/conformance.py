@@ -15,7 +15,7 @@ from torch import Tensor
 
 from admrl.search.base import TaskSearch
 from task_families.choices import whole_number
-from task_families.conformance_tools import expect, run_checks, seeded
+from task_families.conformance_tools import expect, require_checks, run_checks, seeded
 from task_families.task_box import TaskBox
 from task_families.task_shapes import TaskBall, TaskChoice, TaskCircle, TaskProduct, TaskSimplex
 from task_families.task_space import TaskSpace
@@ -70,6 +70,19 @@ def check_search(
     """
     num_steps = whole_number("num_steps", num_steps, 6)
     return run_checks(name, CHECKS, Subject(make, SPACES if spaces is None else spaces, num_steps))
+
+
+def require_search(argument: str, make: Make, space: TaskSpace, name: str) -> None:
+    """`check_search` in one space, up to the first check that fails.
+
+    Args:
+        argument: that named the search, for the message.
+
+    Raises:
+        ValueError: names the check, with expected and found.
+    """
+    advice = "nothing was searched. `admrl.search.check_search` lists all failures"
+    require_checks(argument, name, CHECKS, Subject(make, {"its space": space}, 10), advice)
 
 
 def hidden_gap(space: TaskSpace, psi: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,9 +161,8 @@ def refusals(s: Subject) -> None:
     """Wrong input raises ValueError and changes nothing."""
     search, space = s.new(), s.space
     psi, before = search.ask(), search.state_dict()
-    elsewhere = space.sample(1, "uniform", seeded(99))
+    others = [x[None] for x in space.sample(50, "uniform", seeded(99)) if not torch.equal(x, psi[0])]
     calls: dict[str, Callable[[], Any]] = {
-        "a task that was not asked for": lambda: search.tell(elsewhere, 0.0),
         "an infinite gap": lambda: search.tell(psi, math.inf),
         "a gradient that is not finite": lambda: search.tell(psi, 0.0, torch.full((1, space.size), math.nan)),
         "a gradient of another shape": lambda: search.tell(psi, 0.0, torch.zeros(space.size + 1)),
@@ -160,6 +172,8 @@ def refusals(s: Subject) -> None:
         "a negative standard error": lambda: search.tell(psi, 0.0, None, {"standard_error": [-1.0]}),
         "ask(0)": lambda: search.ask(0),
     }
+    if others:  # a space may have a single task
+        calls["a task that was not asked for"] = lambda: search.tell(others[0], 0.0)
     for what, call in calls.items():
         _refused(call, what)
     expect(_equal(before, search.state_dict()), "refused input changed the state")

@@ -15,6 +15,7 @@ from admrl.search.cma_es import CmaSearch
 from admrl.search.cross_entropy import CrossEntropySearch
 from admrl.search.guided import GuidedSearch
 from admrl.search.objective import Objective
+from admrl.search.own import OwnSearch
 from admrl.search.population import PopulationSearch
 from admrl.search.projected_ascent import MultiStartAscent, ProjectedAscent
 from admrl.search.replay import ArchiveReplay, MixtureSearch
@@ -25,7 +26,7 @@ from task_families.task_space import TaskSpace
 
 
 def make_search(
-    name: str,
+    name: str | OwnSearch,
     space: TaskSpace,
     first: Tensor | None = None,
     *,
@@ -37,6 +38,7 @@ def make_search(
     """The search of that name (`admrl.config.search.SEARCHES`).
 
     Args:
+        name: or one of the user's own, see `admrl.search.own.named_search`.
         first: (1, k) the first task; ascent from one task needs it, and is given a uniform one without.
         generator: of all random choices; components of one search share it.
         step_size: alpha of plain ascent and of momentum, unit coordinates per unit of the gap.
@@ -48,8 +50,22 @@ def make_search(
         ValueError: unknown name, a first task outside the space, a setting outside its range.
         ImportError: the search's optional package is not installed; names the remedy.
     """
-    check_name("selector", name, SEARCHES)
     c = config or SearchConfig(drift=0.0, num_initial=None)
+    if isinstance(name, OwnSearch):
+        return name(space, generator, first=first, config=c, step_size=step_size, budget=budget)
+    check_name("selector", name, SEARCHES)
+    return _makers(space, first, generator, step_size, c, budget)[name]()
+
+
+def _makers(
+    space: TaskSpace,
+    first: Tensor | None,
+    generator: torch.Generator,
+    step_size: float,
+    c: SearchConfig,
+    budget: int,
+) -> dict[str, Callable[[], Search]]:
+    """What makes the search of each name; see `make_search`."""
 
     def ascent(rule: str, size: float) -> Callable[[], Search]:
         def made() -> Search:
@@ -67,7 +83,7 @@ def make_search(
         return MixtureSearch(space, generator, parts, first)
 
     objective = Objective(c.objective, c.alpha, c.temperature)
-    makers: dict[str, Callable[[], Search]] = {
+    return {
         "adversarial": ascent("plain", step_size),
         "momentum": ascent("momentum", step_size),
         "normalised": ascent("normalised", c.step_length),
@@ -107,4 +123,3 @@ def make_search(
         ),
         "default": lambda: GuidedSearch(space, generator, first, drift=c.drift, num_initial=c.num_initial),
     }
-    return makers[name]()

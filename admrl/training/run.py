@@ -8,6 +8,7 @@ replay/          the real transitions D
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,15 +20,27 @@ from torch import Tensor
 from admrl.config.checks import check_config, check_saving, check_seed
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.plain_data import from_dict
-from admrl.config.training import MetaTrainConfig, VirtualTrainingConfig
+from admrl.config.search import GROUP
+from admrl.config.training import SELECTORS, MetaTrainConfig, VirtualTrainingConfig
 from admrl.evaluation.evaluable_run import EvaluableRun
 from admrl.evaluation.scoring import SCORING
 from admrl.jobs.reporter import Reporter
 from admrl.runs.checkpoints import Checkpoint
-from admrl.runs.families import NamedFamily, code_key, new_family, source_of
-from admrl.runs.folder import GAP_MAP, TASKS
+from admrl.runs.families import (
+    LONGEST_PATH,
+    NOBODY,
+    NamedFamily,
+    check_unchanged,
+    code_key,
+    new_family,
+    not_named,
+    origin_in,
+    source_of,
+)
+from admrl.runs.folder import GAP_MAP, SELECTOR_SOURCE, TASKS
 from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS, Saver, writing
 from admrl.runs.versions import versions, weights_digest
+from admrl.search.own import OwnSearch, checked_search, kept_search, named_search
 from admrl.solving.solution import make_policy
 from admrl.storage.files import legible, write_json, write_text
 from admrl.streams import VERSION
@@ -40,6 +53,7 @@ from admrl.training.state import MetaState, new_state
 from admrl.training.state_file import dump_state, restore_state
 from dynamics.learner import ModelLearner
 from policy_opt.gaussian_policy import GaussianPolicy
+from task_families.choices import check_named
 from task_families.family import TaskFamily
 
 METRICS = (
@@ -68,6 +82,8 @@ class TrainInfo:
     versions: dict[str, str]
     source: dict[str, str] | None = None
     """Of a family from outside this package; see `admrl.runs.families`."""
+    selector_source: dict[str, str] | None = None
+    """Of a search from outside; see `admrl.search.own`."""
     extended: tuple[dict[str, Any], ...] = ()
     """See `admrl.runs.folder.RunInfo`."""
 
@@ -81,15 +97,22 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
     @classmethod
     def check_info(cls, data: Any) -> TrainInfo:
         """See `RunFolder`."""
-        info: TrainInfo = from_dict(TrainInfo, data)
+        info: TrainInfo = from_dict(TrainInfo, {SELECTOR_SOURCE: None, **data})
         check_config(info.config)
         check_seed(info.seed)
         return info
 
     @classmethod
-    def new_state(cls, family: TaskFamily, info: TrainInfo) -> MetaState:
+    def new_state(cls, path: Path, family: TaskFamily, info: TrainInfo, named: NamedFamily) -> MetaState:
         """See `RunFolder`."""
-        return new_state(family, info.selector, info.config, info.seed)
+        return new_state(family, search_of(path, info, named), info.config, info.seed)
+
+    @classmethod
+    def check_named(cls, path: Path, info: TrainInfo, named: NamedFamily) -> None:
+        """See `RunFolder`; only who goes on with the training needs the search."""
+        recorded = origin_in(path, info.selector_source, "search")
+        if recorded is not None and named.selector is None:
+            raise not_named(path, recorded, f"search {info.selector!r:.60}", "selector")
 
     def dump(self) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
         """See `RunFolder`."""
@@ -206,6 +229,33 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
         }
 
 
+def search_of(path: Path, info: TrainInfo, named: NamedFamily) -> str | OwnSearch:
+    """What makes the search of a run. Runs no code that the user did not name: a search that is not named is kept as
+    it is, which is enough for whoever does not train.
+
+    Raises:
+        ValueError: another search is named, or its file has changed.
+    """
+    recorded, word = origin_in(path, info.selector_source, "search"), named.selector
+    if recorded is None:
+        if word not in (None, info.selector):
+            raise ValueError(
+                f"selector: the run {path} is of {info.selector!r:.60}, got {word}; leave it out"
+            )
+        return info.selector
+    if word is None:
+        return kept_search()
+    own, where = named_search("selector", word)
+    if where.name != info.selector:
+        again = shlex.quote(recorded.again[:LONGEST_PATH])
+        raise ValueError(
+            f"selector: the run {path} is of {info.selector!r:.60}, got {where.name}; name its own: {again}"
+        )
+    if not named.accept_changed:
+        check_unchanged(path, recorded, where, "its search may be another")
+    return own
+
+
 def prepare_run(
     path: Path | str,
     *,
@@ -220,6 +270,7 @@ def prepare_run(
 
     Args:
         family: see `task_families.make`; or the family itself, made with that variant.
+        selector: one of `admrl.config.search.SEARCHES`; or the user's own, see `admrl.search.own.named_search`.
 
     Raises:
         ValueError: names the argument, what was expected, what came and the remedy.
@@ -228,8 +279,13 @@ def prepare_run(
     """
     check_seed(seed)
     new = new_family(family, variant)
-    info = TrainInfo(new.name, new.variant, selector, preset, seed, config, versions(), source_of(new))
-    return Run.create(Path(path), info, new)
+    name, source, named = selector, None, NOBODY
+    if selector not in SELECTORS:
+        check_named("selector", selector, SELECTORS, GROUP)
+        own, where = checked_search("selector", selector, new.box)
+        name, source, named = own.name, asdict(where), NamedFamily(selector=selector)
+    info = TrainInfo(new.name, new.variant, name, preset, seed, config, versions(), source_of(new), source)
+    return Run.create(Path(path), info, new, named)
 
 
 def load_run(

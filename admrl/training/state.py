@@ -9,7 +9,9 @@ from torch import Tensor
 
 from admrl.config.checks import check_config
 from admrl.config.training import MetaTrainConfig, check_population, check_sample_counts, check_screening
+from admrl.gradient.estimators import check_differentiable
 from admrl.search import PopulationSearch, ScreenedSearch, Search, make_search
+from admrl.search.own import OwnSearch
 from admrl.solving.samples import SampleCounts
 from admrl.streams import Purpose, stream
 from admrl.training.progress import RoundProgress
@@ -68,7 +70,11 @@ class MetaState:
 
 
 def new_state(
-    family: TaskFamily, selector: str, config: MetaTrainConfig, seed: int, dtype: torch.dtype = torch.float32
+    family: TaskFamily,
+    selector: str | OwnSearch,
+    config: MetaTrainConfig,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
 ) -> MetaState:
     """Alg. 1, line 1. The three random streams (search, model, everything else) are independent, so two
     selectors with one seed start from the same model and the same policy.
@@ -100,6 +106,8 @@ def new_state(
     )
     if isinstance(search, PopulationSearch):
         check_population(config, family.horizon)
+    if search.uses_gradient:
+        check_differentiable(family, config.gradient)
     if isinstance(search, ScreenedSearch):
         check_screening(config, family.horizon)
         check_members(learner.model, config.search.screen_by)

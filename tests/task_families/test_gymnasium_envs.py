@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -171,3 +172,54 @@ def test_action_spaces_are_the_limits_of_the_family(name):
     else:
         np.testing.assert_array_equal(space.low, bounds.low.numpy())
         np.testing.assert_array_equal(space.high, bounds.high.numpy())
+
+
+@pytest.mark.parametrize("family", ["point_robot", "hopper2d_params"])  # rewards, dynamics
+def test_a_reset_takes_a_task(family):
+    """An episode of the task that was asked for is that of an environment made for it, bit for bit."""
+    made = make(family)
+    psi = made.box.sample(2, "uniform", torch.Generator().manual_seed(3)).double()
+    env = made.make_env(made.first_psi, shows_psi=True)
+    env.reset(seed=0)
+    for task in psi:
+        alone = made.make_env(task, shows_psi=True)
+        first, info = env.reset(seed=5, options={"psi": task.numpy()})
+        np.testing.assert_array_equal(first, alone.reset(seed=5)[0])
+        np.testing.assert_array_equal(first[-len(task) :], task.numpy().astype(np.float32))
+        np.testing.assert_array_equal(info["psi"], task.numpy())
+        action = np.full(made.act_size, 0.3, dtype=np.float32)
+        for _ in range(3):
+            got, expected = env.step(action), alone.step(action)
+            np.testing.assert_array_equal(got[0], expected[0])
+            assert got[1] == expected[1]
+        np.testing.assert_array_equal(env.reset()[1]["psi"], task.numpy())  # it stays
+    with pytest.raises(ValueError, match="is outside"):
+        env.reset(options={"psi": 100 + psi[0].numpy()})
+    with pytest.raises(ValueError, match="options: expected psi, got 'spi'"):
+        env.reset(options={"spi": psi[0].numpy()})
+
+
+def test_every_reset_draws_a_task_by_its_seed():
+    env = gymnasium.make("AdMRL/PointRobot-v0", draws_psi=True, shows_psi=True)
+    check_env(env.unwrapped, skip_render_check=True)
+    tasks = [env.reset(seed=1)[1]["psi"].tolist() for _ in range(2)] + [
+        env.reset()[1]["psi"].tolist() for _ in range(50)
+    ]
+    assert tasks[0] == tasks[1] and len({tuple(task) for task in tasks}) == 51
+    assert np.abs(tasks).max() <= 1 and np.std(tasks) > 0.4
+    task = [0.25, -0.5]
+    assert env.reset(options={"psi": task})[1]["psi"].tolist() == task
+    with pytest.raises(ValueError, match="psi: every reset draws a task"):
+        gymnasium.make("AdMRL/PointRobot-v0", psi=(0.0, 0.0), draws_psi=True)
+
+
+@pytest.mark.slow
+def test_a_policy_of_all_tasks_by_stable_baselines3(tmp_path):
+    pytest.importorskip("stable_baselines3")
+    example = Path(__file__).parents[2] / "examples" / "psi_conditioned_policy.py"
+    words = [sys.executable, str(example), "--steps", "250", "--grid", "2", "2"]
+    result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "SAC: psi" in result.stdout  # what it sees
+    assert (tmp_path / "gap.png").is_file()
+    assert (tmp_path / "runs" / "point_robot-SAC" / "gaps" / "grid-2x2.json").is_file()

@@ -17,7 +17,6 @@ import pytest
 import torch
 from counted_envs import CountedFamily, count_in_another_process, counts
 from gymnasium import spaces
-from gymnasium.wrappers import FlattenObservation, TransformAction
 
 from admrl.config.presets import PRESETS
 from admrl.training.meta_training import meta_train
@@ -305,42 +304,54 @@ OTHERS = (
     spaces.Discrete(4, start=2),
     spaces.MultiDiscrete([2, 3]),
     spaces.MultiBinary(3),
-    spaces.Dict(a=BOX, b=BOX),
+    spaces.Dict(b=BOX, a=spaces.Discrete(3)),
     spaces.Tuple([BOX, BOX]),
 )
 
 
 @pytest.mark.parametrize("space", OTHERS, ids=lambda space: type(space).__name__)
-def test_other_spaces_are_refused_by_name_with_the_remedy(space):
-    name = type(space).__name__
-    family = family_of(Shaped(observation_space=space))
-    remedy = rf"observation_space: expected a Box, got {name}\(.*gymnasium.wrappers.FlattenObservation"
-    for use in (lambda: family.make_simulator((1, 1)), lambda: family.reset(1, seeded(0))):
-        with pytest.raises(ValueError, match=remedy):
-            use()
+def test_observations_of_other_spaces_are_flattened_as_gymnasium_does(space):
+    """Before: refused, to be wrapped by the user."""
+
+    class Other(Shaped):
+        def reset(self, *, seed=None, options=None):
+            self.observation_space.seed(seed)
+            return self.observation_space.sample(), {}
+
+    num = spaces.utils.flatdim(space)
+    with pytest.raises(ValueError, match=f"obs_size: expected {num}, the numbers in the environment's"):
+        family_of(Other(observation_space=space)).make_simulator((1, 1))
+    family = family_of(Other(observation_space=space), obs_size=num)
+    simulator = family.make_simulator((1, 1), dtype=torch.float64)
+    seen = simulator.reset(torch.ones(1, 1, dtype=torch.bool), torch.tensor([[7.0]]))
+    space.seed(7)
+    np.testing.assert_allclose(seen[0, 0], spaces.utils.flatten(space, space.sample()))
+
+
+def test_spaces_that_do_not_fit_are_refused_by_name_with_the_remedy():
+    words = spaces.Sequence(BOX)
     remedy = (
-        rf"action_space: expected a Box of real numbers, got {name}\(.*gymnasium.wrappers.TransformAction"
+        r"observation_space: expected one of a fixed number of numbers, got Sequence.*TransformObservation"
     )
-    with pytest.raises(ValueError, match=remedy):
-        family_of(Shaped(action_space=space)).make_env([0.0])
-    flat = FlattenObservation(Shaped(observation_space=space))  # the remedy is taken
-    obs_size = flat.observation_space.shape[0]
-    family_of(flat, obs_size=obs_size).make_simulator((1, 1))
+    for use in (lambda f: f.make_simulator((1, 1)), lambda f: f.reset(1, seeded(0))):
+        with pytest.raises(ValueError, match=remedy):
+            use(family_of(Shaped(observation_space=words)))
+    for space in OTHERS[1:]:
+        name = type(space).__name__
+        remedy = rf"action_space: expected a Box of real numbers or a Discrete, got {name}.*TransformAction"
+        with pytest.raises(ValueError, match=remedy):
+            family_of(Shaped(action_space=space)).make_env([0.0])
 
 
-def test_the_remedy_for_choices_works():
-    """A family on CartPole, whose actions are 0 and 1, made by the words of the message."""
+def test_the_largest_of_a_choice_counts():
+    """CartPole's actions are 0 and 1: of two numbers, the larger pushes."""
     env = gymnasium.make("CartPole-v1").unwrapped
-    with pytest.raises(ValueError, match=r"TransformAction.*set act_size = 2, act_limit = 1\.0") as error:
-        family_of(env, obs_size=4).make_simulator((1, 1))
-    code = str(error.value).split("wrap the environment of make_one in ")[1].split(", where the largest")[0]
-    wrapped = eval(code, {"gymnasium": gymnasium, "env": env})
-    family = family_of(wrapped, obs_size=4, act_size=2, act_limit=1.0)
+    family = family_of(env, obs_size=4, act_size=2, act_limit=1.0)
     simulator = family.make_simulator((1, 1))
     simulator.reset(torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1))
-    pushed_left = simulator.step(torch.tensor([[[0.3, 0.1]]]))
-    assert pushed_left[0, 0, 1] < 0
-    assert isinstance(wrapped, TransformAction)
+    assert simulator.step(torch.tensor([[[0.3, 0.1]]]))[0, 0, 1] < 0  # to the left
+    simulator.reset(torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1))
+    assert simulator.step(torch.tensor([[[-0.3, 0.1]]]))[0, 0, 1] > 0
 
 
 @pytest.mark.parametrize(
@@ -370,5 +381,7 @@ def test_limits_that_agree_are_accepted():
 def test_actions_that_are_counted_are_refused():
     """Before: cut to whole numbers towards zero, in silence."""
     env = Shaped(action_space=spaces.Box(0, 5, (2, 2), np.int64))
-    with pytest.raises(ValueError, match=r"action_space: expected a Box of real numbers, got Box\(0, 5"):
+    with pytest.raises(
+        ValueError, match=r"action_space: expected a Box of real numbers or a Discrete, got Box\(0, 5"
+    ):
         family_of(env).make_simulator((1, 1))
