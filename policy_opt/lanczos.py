@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from policy_opt.eager import outside_of_compiled_programs
-from policy_opt.implicit_zero import implicit_zero
+from policy_opt.implicit_zero import implicit_zero, undifferentiable
 from policy_opt.krylov_basis import (
     NUM_RITZ_STEPS,
     LanczosProcess,
@@ -76,7 +76,7 @@ class LanczosResult(LinearSolveResult):
         products).
 
         Same steps as this run, so a smaller damping may end as MAX_STEPS; run with rtol=0 to use every step
-        of max_steps. Not differentiable.
+        of max_steps. Differentiating it raises: solve again with that damping instead.
         """
         context = self.context
         vectors = context.vectors
@@ -94,7 +94,12 @@ class LanczosResult(LinearSolveResult):
         relative = (size / torch.where(scale > 0, scale, 1.0)).to(b.dtype)
         values = {f.name: getattr(self, f.name) for f in fields(LinearSolveResult)}
         values |= dict(
-            solution=vectors.unflatten(torch.where((code == NONFINITE)[..., None], torch.nan, x)),
+            solution=undifferentiable(
+                vectors.unflatten(torch.where((code == NONFINITE)[..., None], torch.nan, x)),
+                self.solution,
+                "the solution of for_damping(d) is no function that can be differentiated: call lanczos_solve with "
+                "damping=d, or take .detach() of it",
+            ),
             status_code=code,
             relative_residual=relative,
             num_products=operator.num_products,

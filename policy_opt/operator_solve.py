@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from policy_opt.implicit_function import carries_derivative, implicit_function, require_nothing_hidden
+from policy_opt.implicit_zero import undifferentiable
 from policy_opt.linear_operator import Matvec
 from policy_opt.operators import LinearOperator
 from policy_opt.solve_loop import TRUNCATED, warn_if_failed
@@ -59,13 +60,6 @@ class LinearEquation:
         return replace(self, transposed=self.transposed != transposed).again(args[1], c)
 
 
-class _Truncated(LinearEquation):
-    """A solution that no equation defines: differentiating it raises."""
-
-    def linear_solve(self, at: Any, /, args: Any, c: Any, transposed: bool) -> Any:
-        raise RuntimeError(TRUNCATED)
-
-
 def constant(tree: Any) -> Any:
     """The same numbers without derivatives."""
     return pytree.tree_map_only(Tensor, torch.Tensor.detach, tree)
@@ -93,9 +87,11 @@ def takes_operators(solver: Solver) -> Solver:
                 _product(operator), c, damping=0.0 if shift is None else shift, **_helped(rest, helper)
             )
 
-        kind = _Truncated if settings.get("trust_radius") is not None else LinearEquation
         parameters = (matvec, _shift(answer, settings), _helper(settings))
-        x = kind(system, again).attach(answer.solution, parameters, b)
+        if settings.get("trust_radius") is not None:
+            x = undifferentiable(answer.solution, (parameters, b), TRUNCATED)
+        else:
+            x = LinearEquation(system, again).attach(answer.solution, parameters, b)
         return replace(answer, solution=x)
 
     return solve  # type: ignore[return-value]

@@ -244,16 +244,24 @@ def test_what_an_operator_may_not_close_over_is_refused():
         vmap(hidden)(e[None])
 
 
-def test_a_truncated_solution_is_not_differentiated():
+def test_what_is_no_function_is_not_differentiated():
+    """A solution cut at a trust radius, or taken from another run's basis."""
+
     def operators(m: Tensor) -> Tensor:
         return conjugate_gradient(LinearOperator.from_matrix(m), B, trust_radius=0.1).solution.sum()
 
     def closures(m: Tensor) -> Tensor:
         return conjugate_gradient(lambda v: v @ m, B, trust_radius=0.1).solution.sum()
 
-    for f in (operators, closures):
+    def basis(m: Tensor) -> Tensor:
+        return lanczos_solve(LinearOperator.from_matrix(m), B).for_damping(0.5).solution.sum()
+
+    def basis_of_closure(m: Tensor) -> Tensor:
+        return lanczos_solve(lambda v: v @ m, B).for_damping(0.5).solution.sum()
+
+    for f in (operators, closures, basis, basis_of_closure):
         for mode in (grad, jacfwd, jacrev):
-            with pytest.raises(RuntimeError, match=r"trust_radius.*detach"):
+            with pytest.raises(RuntimeError, match=r"no function that can be differentiated.*detach"):
                 mode(f)(A)
         assert f(A) == f(A).detach()
 
