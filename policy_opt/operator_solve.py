@@ -110,7 +110,15 @@ def takes_operators_of_normal_equations(
         @functools.wraps(solver)
         def solve(matvec: Any, b: Any, **settings: Any) -> LinearSolveResult:
             if not isinstance(matvec, LinearOperator):
-                return solver(matvec, b, **settings)
+                answer = solver(matvec, b, **settings)
+                if _is_damped(settings) or not _is_differentiated(answer.solution):
+                    return answer
+                transpose = settings.get("rmatvec") or matvec
+                side = conjugate_gradient(
+                    lambda w: matvec(transpose(w)), matvec(answer.solution), **_unhelped(settings)
+                )
+                warn_if_failed(side)
+                return replace(answer, solution=_projected(answer.solution, transpose(side.solution)))
             matvec.require_square("matvec")
             if settings.pop("rmatvec", None) is not None:
                 raise ValueError("rmatvec: expected None with a LinearOperator, which knows its transpose")
@@ -123,16 +131,15 @@ def takes_operators_of_normal_equations(
             def again(parameters: Any, c: Any, transposed: bool) -> LinearSolveResult:
                 return conjugate_gradient(_product(system(parameters)), c, **_helped(rest, parameters[2]))
 
-            def unhelped(parameters: Any, c: Any, transposed: bool) -> LinearSolveResult:
-                return conjugate_gradient(_product(system(parameters)), c, **rest | {"preconditioner": None})
+            def other_side(parameters: Any, c: Any, transposed: bool) -> LinearSolveResult:
+                return conjugate_gradient(_product(system(parameters)), c, **_unhelped(settings))
 
             x = LinearEquation(system, again).attach(
                 answer.solution, (matvec, shift, _helper(settings)), matvec.T(b)
             )
             if shift is None and _is_differentiated(x):
-                w = LinearEquation(system, unhelped).again((matvec.T, None), matvec(x))
-                projected = matvec.T(w)  # x in value; the part of dx in the null space, too
-                x = pytree.tree_map(lambda p, value: p - p.detach() + value, projected, constant(x))
+                w = LinearEquation(system, other_side).again((matvec.T, None), matvec(x))
+                x = _projected(x, matvec.T(w))
             return replace(answer, solution=x)
 
         return solve  # type: ignore[return-value]
@@ -165,6 +172,23 @@ def _settings_of_derivatives(settings: dict[str, Any]) -> dict[str, Any]:
     return rest
 
 
+def _unhelped(settings: dict[str, Any]) -> dict[str, Any]:
+    """For A A': without the preconditioner, which is one of A'A."""
+    rest = _settings_of_derivatives(settings)
+    return {name: value for name, value in rest.items() if name not in ("preconditioner", "rmatvec")}
+
+
+def _projected(x: Any, projection: Any) -> Any:
+    """x with the derivative of its projection A'w onto the range of A', which is x in value: the part of dx in
+    the null space of A, which moves with A, is in it."""
+    return pytree.tree_map(lambda value, p: p - p.detach() + value.detach(), x, projection)
+
+
+def _is_damped(settings: dict[str, Any]) -> bool:
+    damping = settings.get("damping", 0.0)
+    return isinstance(damping, Tensor) or damping != 0 or settings.get("relative_damping", 0.0) != 0
+
+
 def _helper(settings: dict[str, Any]) -> LinearOperator | None:
     """A preconditioner that carries its tensors, as one more parameter; a callable stays a setting."""
     given = settings.get("preconditioner")
@@ -181,7 +205,7 @@ def _shift(answer: LinearSolveResult, settings: dict[str, Any]) -> Tensor | floa
     if settings.get("relative_damping", 0.0):
         extra = damping - damping.detach() if isinstance(damping, Tensor) else 0.0
         return answer.damping + extra
-    return damping if isinstance(damping, Tensor) or damping != 0 else None
+    return damping if _is_damped(settings) else None
 
 
 def _damped(operator: LinearOperator, shift: Tensor | float | None) -> LinearOperator:
