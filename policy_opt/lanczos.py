@@ -11,7 +11,7 @@ The basis costs k p numbers: 2 MB for 200 steps at p = 2384 in float32. Small ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -47,6 +47,7 @@ from policy_opt.solve_loop import (
     AnyRunning,
     Settings,
     is_capturing,
+    rtol_of_derivatives,
     warn_if_failed,
 )
 from policy_opt.solve_result import RUNNING, LinearSolveResult
@@ -309,10 +310,12 @@ def _solve(
         history = [*history, torch.where(run.num_steps == len(history), run.residual_norm, history[-1])]
     x = torch.where((run.code == NONFINITE)[..., None], torch.nan, run.x)
     if differentiable:
-        fixed = run.damping.detach()
+        fixed, settings = run.damping.detach(), context.settings
+        settings = replace(settings, atol=0.0, rtol=rtol_of_derivatives(settings.rtol, b))
+        again = replace(context, settings=settings)
 
         def solve_again(right_hand_side: Tensor) -> Tensor:
-            answer = _solve(context, right_hand_side.detach(), fixed, 0.0, limit, differentiable=False)
+            answer = _solve(again, right_hand_side.detach(), fixed, 0.0, limit, differentiable=False)
             warn_if_failed(answer)
             return context.vectors.flatten(answer.solution, "solution").detach()
 

@@ -21,7 +21,7 @@ from policy_opt.implicit_function import carries_derivative, implicit_function, 
 from policy_opt.implicit_zero import undifferentiable
 from policy_opt.linear_operator import Matvec
 from policy_opt.operators import LinearOperator
-from policy_opt.solve_loop import TRUNCATED, warn_if_failed
+from policy_opt.solve_loop import TRUNCATED, rtol_of_derivatives, warn_if_failed
 from policy_opt.solve_result import LinearSolveResult
 
 Solver = TypeVar("Solver", bound=Callable[..., LinearSolveResult])
@@ -75,7 +75,7 @@ def takes_operators(solver: Solver) -> Solver:
             return solver(matvec, b, **settings)
         matvec.require_square("matvec")
         answer = solver(_product(matvec), constant(b), **constant(settings))
-        rest, power = _settings_of_derivatives(settings), settings.get("power", 1)
+        rest, power = _settings_of_derivatives(settings, b), settings.get("power", 1)
 
         def system(parameters: Any) -> LinearOperator:
             operator, shift, _ = parameters
@@ -115,7 +115,7 @@ def takes_operators_of_normal_equations(
                     return answer
                 transpose = settings.get("rmatvec") or matvec
                 side = conjugate_gradient(
-                    lambda w: matvec(transpose(w)), matvec(answer.solution), **_unhelped(settings)
+                    lambda w: matvec(transpose(w)), matvec(answer.solution), **_unhelped(settings, b)
                 )
                 warn_if_failed(side)
                 return replace(answer, solution=_projected(answer.solution, transpose(side.solution)))
@@ -123,7 +123,7 @@ def takes_operators_of_normal_equations(
             if settings.pop("rmatvec", None) is not None:
                 raise ValueError("rmatvec: expected None with a LinearOperator, which knows its transpose")
             answer = solver(_product(matvec), constant(b), rmatvec=_product(matvec.T), **constant(settings))
-            rest, shift = _settings_of_derivatives(settings), _shift(answer, settings)
+            rest, shift = _settings_of_derivatives(settings, b), _shift(answer, settings)
 
             def system(parameters: Any) -> LinearOperator:
                 return _damped(parameters[0].gram(), parameters[1])
@@ -132,7 +132,7 @@ def takes_operators_of_normal_equations(
                 return conjugate_gradient(_product(system(parameters)), c, **_helped(rest, parameters[2]))
 
             def other_side(parameters: Any, c: Any, transposed: bool) -> LinearSolveResult:
-                return conjugate_gradient(_product(system(parameters)), c, **_unhelped(settings))
+                return conjugate_gradient(_product(system(parameters)), c, **_unhelped(settings, b))
 
             x = LinearEquation(system, again).attach(
                 answer.solution, (matvec, shift, _helper(settings)), matvec.T(b)
@@ -163,18 +163,17 @@ def _product(operator: LinearOperator) -> Matvec:
     return checked
 
 
-def _settings_of_derivatives(settings: dict[str, Any]) -> dict[str, Any]:
-    """What the solves inside a derivative are asked for: another right-hand side has another size, so only a
-    relative tolerance counts."""
+def _settings_of_derivatives(settings: dict[str, Any], b: Any) -> dict[str, Any]:
+    """What the solves inside a derivative are asked for."""
     rest = {name: constant(value) for name, value in settings.items() if name not in OF_THE_FIRST_SOLVE_ALONE}
-    if rest.get("rtol") == 0:
-        rest["rtol"] = 1e-12
+    if "rtol" in rest:
+        rest["rtol"] = rtol_of_derivatives(rest["rtol"], pytree.tree_leaves(b)[0])
     return rest
 
 
-def _unhelped(settings: dict[str, Any]) -> dict[str, Any]:
+def _unhelped(settings: dict[str, Any], b: Any) -> dict[str, Any]:
     """For A A': without the preconditioner, which is one of A'A."""
-    rest = _settings_of_derivatives(settings)
+    rest = _settings_of_derivatives(settings, b)
     return {name: value for name, value in rest.items() if name not in ("preconditioner", "rmatvec")}
 
 

@@ -265,6 +265,11 @@ def solve(
     )
 
 
+def rtol_of_derivatives(rtol: float, b: Tensor) -> float:
+    """The solves inside a derivative have right-hand sides of another size, so that atol says nothing there."""
+    return rtol if rtol > 0 else torch.finfo(b.dtype).eps ** 0.75
+
+
 def tolerance_for(settings: Settings, size_of_b: Tensor) -> Tensor:
     """max(rtol |b|, atol), (...)."""
     atol = torch.as_tensor(settings.atol, dtype=size_of_b.dtype, device=size_of_b.device)
@@ -317,12 +322,13 @@ def _solve_scaled(
 
 def _implicit_zero(residual: Tensor, method: Method, operator: Operator, settings: Settings) -> Tensor:
     """S(residual): zero, with the derivative A^-1 (A is symmetric in every method that uses this)."""
+    relative = dataclasses.replace(settings, atol=0.0, rtol=rtol_of_derivatives(settings.rtol, residual))
 
     def solve_again(right_hand_side: Tensor) -> Tensor:
         if getattr(method, "trust_radius", None) is not None:
             raise RuntimeError(TRUNCATED)
         again = Operator(operator.matvec, operator.vectors, operator.damping)
-        answer = solve(method, again, right_hand_side.detach(), None, settings, differentiable=False)
+        answer = solve(method, again, right_hand_side.detach(), None, relative, differentiable=False)
         warn_if_failed(answer)
         return operator.vectors.flatten(answer.solution, "solution").detach()
 

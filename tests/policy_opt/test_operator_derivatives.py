@@ -273,6 +273,18 @@ def test_what_is_no_function_is_not_differentiated():
         assert f(A) == f(A).detach()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+def test_an_absolute_tolerance_is_one_of_b_alone(solver, dtype):
+    """A cotangent of 1e-6 lies below atol = 1e-4 and was once solved by zero."""
+    a, b = A.to(dtype), B.to(dtype)
+    for matvec in (lambda m: LinearOperator.from_matrix(m), lambda m: lambda v: v @ m.mT):
+        f = lambda m: 1e-6 * solver(matvec(m), b, rtol=0.0, atol=1e-4).solution.sum()  # noqa: B023, E731
+        exact = grad(lambda m: 1e-6 * (torch.linalg.inv(m) @ b).sum())(a)
+        for value in (grad(f)(a), jacfwd(f)(a)):
+            torch.testing.assert_close(value, exact, rtol=3e-3, atol=1e-10, check_dtype=False)
+
+
 def test_a_failed_solve_inside_a_derivative_warns():
     matrix, b = symmetric(torch.linspace(1, 500, 30).double()), normals(30)
     with pytest.warns(LinearSolveWarning, match="MAX_STEPS"):
