@@ -170,6 +170,33 @@ def test_with_every_setting_and_over_a_batch_of_operators(solver, setting):
     close(ours, theirs, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+@pytest.mark.parametrize("is_batched", [True, False])
+def test_a_batch_of_systems_each_with_its_damping(solver, is_batched):
+    matrices = torch.stack([A, A + EYE, 2 * A + EYE]) if is_batched else A
+    b, damping = normals(3, 3, seed=4), torch.tensor([0.1, 0.2, 0.3]).double()
+
+    def ours(m: Tensor, b: Tensor, d: Tensor) -> Tensor:
+        return solver(LinearOperator.from_matrix(m), b, damping=d, rtol=1e-13).solution.sin().sum()
+
+    def dense(m: Tensor, b: Tensor, d: Tensor) -> Tensor:
+        left, right = (m.mT @ m, b[..., None]) if solver is normal_cg else (m, b[..., None])
+        right = m.mT @ right if solver is normal_cg else right
+        return (torch.linalg.inv(left + d[:, None, None] * EYE) @ right).sin().sum()
+
+    for transform in (
+        lambda f: grad(f, argnums=(0, 1, 2)),
+        lambda f: jacfwd(grad(f, argnums=(0, 1, 2)), argnums=2),
+        lambda f: jacrev(jacfwd(f, argnums=2), argnums=0),
+    ):
+        torch.testing.assert_close(
+            transform(ours)(matrices, b, damping),
+            transform(dense)(matrices, b, damping),
+            rtol=1e-8,
+            atol=1e-9,
+        )
+
+
 def test_of_an_operator_and_of_a_pytree():
     """grad, vmap and jacrev take the operator itself; b a pytree, the operator a Hessian."""
     operator = LinearOperator.from_matrix(A)
