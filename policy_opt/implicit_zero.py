@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from policy_opt.eager import outside_of_compiled_programs
 
@@ -73,7 +74,9 @@ class _ImplicitZero(torch.autograd.Function):
     @outside_of_compiled_programs
     def backward(ctx: Any, cotangent: Tensor) -> Any:
         return (
-            _FirstDerivativeOnly.apply(ctx.inverse_transposed(cotangent), cotangent, *ctx.saved_tensors),
+            _Refused.apply(
+                SECOND_DERIVATIVE, ctx.inverse_transposed(cotangent), cotangent, *ctx.saved_tensors
+            ),
             None,
             None,
         )
@@ -83,30 +86,34 @@ class _ImplicitZero(torch.autograd.Function):
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
         if _has_level("Jvp", at_least=2):  # torch drops the outer tangents inside a custom function's jvp
             raise RuntimeError(SECOND_DERIVATIVE)
-        value: Tensor = _FirstDerivativeOnly.apply(ctx.inverse(tangent), tangent, *ctx.saved_tensors)
+        value: Tensor = _Refused.apply(SECOND_DERIVATIVE, ctx.inverse(tangent), tangent, *ctx.saved_tensors)
         return value
 
 
-class _FirstDerivativeOnly(torch.autograd.Function):
+def undifferentiable(value: Any, depends_on: Any, message: str) -> Any:
+    """The same numbers, of which a derivative raises RuntimeError wherever `depends_on` has one (pytrees)."""
+    tensors = [leaf for leaf in pytree.tree_leaves(depends_on) if isinstance(leaf, Tensor)]
+    return pytree.tree_map(lambda leaf: _Refused.apply(message, leaf.detach(), *tensors), value)
+
+
+class _Refused(torch.autograd.Function):
     """The identity on `value`, tied to what it depends on so that differentiating it raises instead of giving
     zero."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(value: Tensor, *depends_on: Tensor) -> Tensor:
+    def forward(message: str, value: Tensor, *depends_on: Tensor) -> Tensor:
         return value.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
+        ctx.message = inputs[0]
 
     @staticmethod
-    @outside_of_compiled_programs
     def backward(ctx: Any, cotangent: Tensor) -> Any:
-        raise RuntimeError(SECOND_DERIVATIVE)
+        raise RuntimeError(ctx.message)
 
     @staticmethod
-    @outside_of_compiled_programs
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise RuntimeError(SECOND_DERIVATIVE)
+        raise RuntimeError(ctx.message)

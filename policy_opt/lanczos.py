@@ -11,7 +11,7 @@ The basis costs k p numbers: 2 MB for 200 steps at p = 2384 in float32. Small ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from policy_opt.eager import outside_of_compiled_programs
-from policy_opt.implicit_zero import implicit_zero
+from policy_opt.implicit_zero import implicit_zero, undifferentiable
 from policy_opt.krylov_basis import (
     NUM_RITZ_STEPS,
     LanczosProcess,
@@ -47,6 +47,7 @@ from policy_opt.solve_loop import (
     AnyRunning,
     Settings,
     is_capturing,
+    rtol_of_derivatives,
     warn_if_failed,
 )
 from policy_opt.solve_result import RUNNING, LinearSolveResult
@@ -76,7 +77,7 @@ class LanczosResult(LinearSolveResult):
         products).
 
         Same steps as this run, so a smaller damping may end as MAX_STEPS; run with rtol=0 to use every step
-        of max_steps. Not differentiable.
+        of max_steps. Differentiating it raises: solve again with that damping instead.
         """
         context = self.context
         vectors = context.vectors
@@ -94,7 +95,12 @@ class LanczosResult(LinearSolveResult):
         relative = (size / torch.where(scale > 0, scale, 1.0)).to(b.dtype)
         values = {f.name: getattr(self, f.name) for f in fields(LinearSolveResult)}
         values |= dict(
-            solution=vectors.unflatten(torch.where((code == NONFINITE)[..., None], torch.nan, x)),
+            solution=undifferentiable(
+                vectors.unflatten(torch.where((code == NONFINITE)[..., None], torch.nan, x)),
+                self.solution,
+                "the solution of for_damping(d) is no function that can be differentiated: call lanczos_solve with "
+                "damping=d, or take .detach() of it",
+            ),
             status_code=code,
             relative_residual=relative,
             num_products=operator.num_products,
@@ -314,10 +320,12 @@ def _solve(
         history = [*history, torch.where(run.num_steps == len(history), run.residual_norm, history[-1])]
     x = torch.where((run.code == NONFINITE)[..., None], torch.nan, run.x)
     if differentiable:
-        fixed = run.damping.detach()
+        fixed, settings = run.damping.detach(), context.settings
+        settings = replace(settings, atol=0.0, rtol=rtol_of_derivatives(settings.rtol, b))
+        again = replace(context, settings=settings)
 
         def solve_again(right_hand_side: Tensor) -> Tensor:
-            answer = _solve(context, right_hand_side.detach(), fixed, 0.0, limit, differentiable=False)
+            answer = _solve(again, right_hand_side.detach(), fixed, 0.0, limit, differentiable=False)
             warn_if_failed(answer)
             return context.vectors.flatten(answer.solution, "solution").detach()
 

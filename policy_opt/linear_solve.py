@@ -5,7 +5,8 @@
 `matvec: (..., p) -> (..., p)`; all leading axes of b are independent systems (tasks or right-hand sides),
 solved by one batched product a step, each converging on its own. b may also be a pytree or a scalar: one
 system. Float32 or float64, CPU or GPU, inside `torch.func.vmap`, `grad`, `jacrev`, `jacfwd` (implicit
-derivative, not through the iterations).
+derivative, not through the iterations). With a `LinearOperator` as matvec the solution has derivatives of every
+order in its parameters, b and the damping (`operator_solve`); with a callable of first order, in what it closes over.
 
 Differs from SciPy in:
 1. the tolerance max(rtol |b|, atol) is tested on the recomputed residual of the returned x, in every solver;

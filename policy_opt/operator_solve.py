@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from policy_opt.implicit_function import carries_derivative, implicit_function, require_nothing_hidden
+from policy_opt.implicit_zero import undifferentiable
 from policy_opt.linear_operator import Matvec
 from policy_opt.operators import LinearOperator
-from policy_opt.solve_loop import TRUNCATED, warn_if_failed
+from policy_opt.solve_loop import TRUNCATED, rtol_of_derivatives, warn_if_failed
 from policy_opt.solve_result import LinearSolveResult
 
 Solver = TypeVar("Solver", bound=Callable[..., LinearSolveResult])
@@ -59,13 +60,6 @@ class LinearEquation:
         return replace(self, transposed=self.transposed != transposed).again(args[1], c)
 
 
-class _Truncated(LinearEquation):
-    """A solution that no equation defines: differentiating it raises."""
-
-    def linear_solve(self, at: Any, /, args: Any, c: Any, transposed: bool) -> Any:
-        raise RuntimeError(TRUNCATED)
-
-
 def constant(tree: Any) -> Any:
     """The same numbers without derivatives."""
     return pytree.tree_map_only(Tensor, torch.Tensor.detach, tree)
@@ -81,7 +75,7 @@ def takes_operators(solver: Solver) -> Solver:
             return solver(matvec, b, **settings)
         matvec.require_square("matvec")
         answer = solver(_product(matvec), constant(b), **constant(settings))
-        rest, power = _settings_of_derivatives(settings), settings.get("power", 1)
+        rest, power = _settings_of_derivatives(settings, b), settings.get("power", 1)
 
         def system(parameters: Any) -> LinearOperator:
             operator, shift, _ = parameters
@@ -93,9 +87,11 @@ def takes_operators(solver: Solver) -> Solver:
                 _product(operator), c, damping=0.0 if shift is None else shift, **_helped(rest, helper)
             )
 
-        kind = _Truncated if settings.get("trust_radius") is not None else LinearEquation
         parameters = (matvec, _shift(answer, settings), _helper(settings))
-        x = kind(system, again).attach(answer.solution, parameters, b)
+        if settings.get("trust_radius") is not None:
+            x = undifferentiable(answer.solution, (parameters, b), TRUNCATED)
+        else:
+            x = LinearEquation(system, again).attach(answer.solution, parameters, b)
         return replace(answer, solution=x)
 
     return solve  # type: ignore[return-value]
@@ -114,12 +110,20 @@ def takes_operators_of_normal_equations(
         @functools.wraps(solver)
         def solve(matvec: Any, b: Any, **settings: Any) -> LinearSolveResult:
             if not isinstance(matvec, LinearOperator):
-                return solver(matvec, b, **settings)
+                answer = solver(matvec, b, **settings)
+                if _is_damped(settings) or not _is_differentiated(answer.solution):
+                    return answer
+                transpose = settings.get("rmatvec") or matvec
+                side = conjugate_gradient(
+                    lambda w: matvec(transpose(w)), matvec(answer.solution), **_unhelped(settings, b)
+                )
+                warn_if_failed(side)
+                return replace(answer, solution=_projected(answer.solution, transpose(side.solution)))
             matvec.require_square("matvec")
             if settings.pop("rmatvec", None) is not None:
                 raise ValueError("rmatvec: expected None with a LinearOperator, which knows its transpose")
             answer = solver(_product(matvec), constant(b), rmatvec=_product(matvec.T), **constant(settings))
-            rest, shift = _settings_of_derivatives(settings), _shift(answer, settings)
+            rest, shift = _settings_of_derivatives(settings, b), _shift(answer, settings)
 
             def system(parameters: Any) -> LinearOperator:
                 return _damped(parameters[0].gram(), parameters[1])
@@ -127,16 +131,15 @@ def takes_operators_of_normal_equations(
             def again(parameters: Any, c: Any, transposed: bool) -> LinearSolveResult:
                 return conjugate_gradient(_product(system(parameters)), c, **_helped(rest, parameters[2]))
 
-            def unhelped(parameters: Any, c: Any, transposed: bool) -> LinearSolveResult:
-                return conjugate_gradient(_product(system(parameters)), c, **rest | {"preconditioner": None})
+            def other_side(parameters: Any, c: Any, transposed: bool) -> LinearSolveResult:
+                return conjugate_gradient(_product(system(parameters)), c, **_unhelped(settings, b))
 
             x = LinearEquation(system, again).attach(
                 answer.solution, (matvec, shift, _helper(settings)), matvec.T(b)
             )
             if shift is None and _is_differentiated(x):
-                w = LinearEquation(system, unhelped).again((matvec.T, None), matvec(x))
-                projected = matvec.T(w)  # x in value; the part of dx in the null space, too
-                x = pytree.tree_map(lambda p, value: p - p.detach() + value, projected, constant(x))
+                w = LinearEquation(system, other_side).again((matvec.T, None), matvec(x))
+                x = _projected(x, matvec.T(w))
             return replace(answer, solution=x)
 
         return solve  # type: ignore[return-value]
@@ -160,13 +163,29 @@ def _product(operator: LinearOperator) -> Matvec:
     return checked
 
 
-def _settings_of_derivatives(settings: dict[str, Any]) -> dict[str, Any]:
-    """What the solves inside a derivative are asked for: another right-hand side has another size, so only a
-    relative tolerance counts."""
+def _settings_of_derivatives(settings: dict[str, Any], b: Any) -> dict[str, Any]:
+    """What the solves inside a derivative are asked for."""
     rest = {name: constant(value) for name, value in settings.items() if name not in OF_THE_FIRST_SOLVE_ALONE}
-    if rest.get("rtol") == 0:
-        rest["rtol"] = 1e-12
+    if "rtol" in rest:
+        rest["rtol"] = rtol_of_derivatives(rest["rtol"], pytree.tree_leaves(b)[0])
     return rest
+
+
+def _unhelped(settings: dict[str, Any], b: Any) -> dict[str, Any]:
+    """For A A': without the preconditioner, which is one of A'A."""
+    rest = _settings_of_derivatives(settings, b)
+    return {name: value for name, value in rest.items() if name not in ("preconditioner", "rmatvec")}
+
+
+def _projected(x: Any, projection: Any) -> Any:
+    """x with the derivative of its projection A'w onto the range of A', which is x in value: the part of dx in
+    the null space of A, which moves with A, is in it."""
+    return pytree.tree_map(lambda value, p: p - p.detach() + value.detach(), x, projection)
+
+
+def _is_damped(settings: dict[str, Any]) -> bool:
+    damping = settings.get("damping", 0.0)
+    return isinstance(damping, Tensor) or damping != 0 or settings.get("relative_damping", 0.0) != 0
 
 
 def _helper(settings: dict[str, Any]) -> LinearOperator | None:
@@ -185,7 +204,7 @@ def _shift(answer: LinearSolveResult, settings: dict[str, Any]) -> Tensor | floa
     if settings.get("relative_damping", 0.0):
         extra = damping - damping.detach() if isinstance(damping, Tensor) else 0.0
         return answer.damping + extra
-    return damping if isinstance(damping, Tensor) or damping != 0 else None
+    return damping if _is_damped(settings) else None
 
 
 def _damped(operator: LinearOperator, shift: Tensor | float | None) -> LinearOperator:

@@ -13,20 +13,19 @@ many vectors at once. Sums, products `A @ B`, multiples, `A.T` and `A.damped(d)`
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.distributions import Distribution
 from torch.utils import _pytree as pytree
 
 from policy_opt.curvature import fisher_operator, gauss_newton_operator, hessian_operator
 from policy_opt.linear_operator import Matvec, VectorSpace, batched, require_dense, require_real_and_dense
 from policy_opt.one_draw import deterministic
+from policy_opt.sparse_product import sparse_product
 
 Make = Callable[[Any], Matvec]
 
@@ -133,8 +132,8 @@ class LinearOperator:
 
         return LinearOperator(
             values,
-            _sparse_product(rows, columns, m, n),
-            _sparse_product(columns, rows, n, m),
+            sparse_product(rows, columns, m, n),
+            sparse_product(columns, rows, n, m),
             _like(values, n),
             _like(values, m),
             symmetric or positive_definite,
@@ -324,40 +323,6 @@ class LinearOperator:
 
 def _like(tensor: Tensor, size: int) -> VectorSpace:
     return VectorSpace(torch.empty(size, dtype=tensor.dtype, device=tensor.device))
-
-
-def _sparse_product(to: Tensor, at: Tensor, m: int, n: int) -> Make:
-    """The product with the numbers that stand in the rows `to` and the columns `at` of an (m, n) matrix: by
-    indices, which torch differentiates and batches, and in CSR, seven times as fast, where all is constant."""
-    order = to.argsort(stable=True)
-    starts = torch.nn.functional.pad(torch.bincount(to, minlength=m).cumsum(0), (1, 0))
-
-    def by_indices(numbers: Tensor, v: Tensor) -> Tensor:
-        terms = numbers * v[..., at]
-        zeros = torch.zeros_like(terms[..., :1]) if len(to) else v.new_zeros(*v.shape[:-1], 1)
-        return zeros.expand(*terms.shape[:-1], m).index_add(-1, to, terms)
-
-    def make(numbers: Tensor) -> Matvec:
-        if not _is_constant(numbers):
-            return lambda v: by_indices(numbers, v)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-            csr = torch.sparse_csr_tensor(starts, at[order], numbers[order], (m, n), check_invariants=False)
-
-        def product(v: Tensor) -> Tensor:
-            if not _is_constant(v):
-                return by_indices(numbers, v)
-            return (csr @ v.reshape(-1, n).mT.contiguous()).mT.reshape(*v.shape[:-1], m)
-
-        return product
-
-    return make
-
-
-def _is_constant(tensor: Tensor) -> bool:
-    """True outside of all transforms, for a tensor without a graph."""
-    in_transform = torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
-    return not (in_transform or tensor.requires_grad)
 
 
 def _curvature(make: Make, theta: Any, args: Any) -> LinearOperator:

@@ -335,6 +335,11 @@ def solve(
     )
 
 
+def rtol_of_derivatives(rtol: float, b: Tensor) -> float:
+    """The solves inside a derivative have right-hand sides of another size, so that atol says nothing there."""
+    return rtol if rtol > 0 else torch.finfo(b.dtype).eps ** 0.75
+
+
 def tolerance_for(settings: Settings, size_of_b: Tensor) -> Tensor:
     """max(rtol |b|, atol), (...)."""
     atol = torch.as_tensor(settings.atol, dtype=size_of_b.dtype, device=size_of_b.device)
@@ -447,8 +452,10 @@ def _symmetric_inverses(method: Method, operator: Operator, settings: Settings) 
     def solve_again(right_hand_side: Tensor) -> Tensor:
         if getattr(method, "trust_radius", None) is not None:
             raise RuntimeError(TRUNCATED)
+        rtol = rtol_of_derivatives(settings.rtol, right_hand_side)
+        relative = dataclasses.replace(settings, atol=0.0, rtol=rtol)
         again = Operator(operator.matvec, operator.vectors, operator.damping)
-        answer = solve(method, again, right_hand_side.detach(), None, settings, differentiable=False)
+        answer = solve(method, again, right_hand_side.detach(), None, relative, differentiable=False)
         warn_if_failed(answer)
         return operator.vectors.flatten(answer.solution, "solution").detach()
 

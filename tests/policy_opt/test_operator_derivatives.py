@@ -170,6 +170,33 @@ def test_with_every_setting_and_over_a_batch_of_operators(solver, setting):
     close(ours, theirs, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+@pytest.mark.parametrize("is_batched", [True, False])
+def test_a_batch_of_systems_each_with_its_damping(solver, is_batched):
+    matrices = torch.stack([A, A + EYE, 2 * A + EYE]) if is_batched else A
+    b, damping = normals(3, 3, seed=4), torch.tensor([0.1, 0.2, 0.3]).double()
+
+    def ours(m: Tensor, b: Tensor, d: Tensor) -> Tensor:
+        return solver(LinearOperator.from_matrix(m), b, damping=d, rtol=1e-13).solution.sin().sum()
+
+    def dense(m: Tensor, b: Tensor, d: Tensor) -> Tensor:
+        left, right = (m.mT @ m, b[..., None]) if solver is normal_cg else (m, b[..., None])
+        right = m.mT @ right if solver is normal_cg else right
+        return (torch.linalg.inv(left + d[:, None, None] * EYE) @ right).sin().sum()
+
+    for transform in (
+        lambda f: grad(f, argnums=(0, 1, 2)),
+        lambda f: jacfwd(grad(f, argnums=(0, 1, 2)), argnums=2),
+        lambda f: jacrev(jacfwd(f, argnums=2), argnums=0),
+    ):
+        torch.testing.assert_close(
+            transform(ours)(matrices, b, damping),
+            transform(dense)(matrices, b, damping),
+            rtol=1e-8,
+            atol=1e-9,
+        )
+
+
 def test_of_an_operator_and_of_a_pytree():
     """grad, vmap and jacrev take the operator itself; b a pytree, the operator a Hessian."""
     operator = LinearOperator.from_matrix(A)
@@ -219,6 +246,13 @@ def test_derivatives_of_a_singular_system_are_the_pseudo_inverses(modes, is_cons
     ours = lambda e: normal_cg(LinearOperator.from_matrix(singular(e)[0]), right(e), rtol=1e-13).solution  # noqa: E731
     exact = lambda e: singular(e)[1] @ right(e)  # noqa: E731
     torch.testing.assert_close(ours(e), exact(e), rtol=1e-10, atol=1e-10)
+
+    def closure(e: Tensor) -> Tensor:
+        a = singular(e)[0]
+        return normal_cg(lambda v: v @ a.T, right(e), rmatvec=lambda w: w @ a, rtol=1e-13).solution
+
+    if len(modes) == 1:
+        torch.testing.assert_close(modes[0](closure)(e), modes[0](exact)(e), rtol=1e-8, atol=1e-8)
     for mode in modes:
         ours, exact = mode(ours), mode(exact)
     torch.testing.assert_close(ours(e), exact(e), rtol=1e-8, atol=1e-8)
@@ -244,18 +278,38 @@ def test_what_an_operator_may_not_close_over_is_refused():
         vmap(hidden)(e[None])
 
 
-def test_a_truncated_solution_is_not_differentiated():
+def test_what_is_no_function_is_not_differentiated():
+    """A solution cut at a trust radius, or taken from another run's basis."""
+
     def operators(m: Tensor) -> Tensor:
         return conjugate_gradient(LinearOperator.from_matrix(m), B, trust_radius=0.1).solution.sum()
 
     def closures(m: Tensor) -> Tensor:
         return conjugate_gradient(lambda v: v @ m, B, trust_radius=0.1).solution.sum()
 
-    for f in (operators, closures):
+    def basis(m: Tensor) -> Tensor:
+        return lanczos_solve(LinearOperator.from_matrix(m), B).for_damping(0.5).solution.sum()
+
+    def basis_of_closure(m: Tensor) -> Tensor:
+        return lanczos_solve(lambda v: v @ m, B).for_damping(0.5).solution.sum()
+
+    for f in (operators, closures, basis, basis_of_closure):
         for mode in (grad, jacfwd, jacrev):
-            with pytest.raises(RuntimeError, match=r"trust_radius.*detach"):
+            with pytest.raises(RuntimeError, match=r"no function that can be differentiated.*detach"):
                 mode(f)(A)
         assert f(A) == f(A).detach()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+def test_an_absolute_tolerance_is_one_of_b_alone(solver, dtype):
+    """A cotangent of 1e-6 lies below atol = 1e-4 and was once solved by zero."""
+    a, b = A.to(dtype), B.to(dtype)
+    for matvec in (lambda m: LinearOperator.from_matrix(m), lambda m: lambda v: v @ m.mT):
+        f = lambda m: 1e-6 * solver(matvec(m), b, rtol=0.0, atol=1e-4).solution.sum()  # noqa: B023, E731
+        exact = grad(lambda m: 1e-6 * (torch.linalg.inv(m) @ b).sum())(a)
+        for value in (grad(f)(a), jacfwd(f)(a)):
+            torch.testing.assert_close(value, exact, rtol=3e-3, atol=1e-10, check_dtype=False)
 
 
 def test_a_failed_solve_inside_a_derivative_warns():
