@@ -85,51 +85,72 @@ class ConjugateGradient(Method):
     def step(self, problem: Problem, now: Iterate, active: Tensor) -> Iterate:
         m = _CGMemory(*now.memory)
         q = problem.product(m.p)
-        p_q = dot(m.p, q)
+        p_q = problem.dot(m.p, q)
         curvature = p_q / m.p_p
         _require_moderate(m, q)
-        most = torch.maximum(m.most, curvature.abs())
         # Below the rounding of A p the sign of p'Ap means nothing; with a preconditioner p has no scale.
         floor = torch.finfo(q.dtype).eps if problem.preconditioner is None else 0.0
-        is_negative, is_finite = curvature <= floor * most, p_q.isfinite()
-        alpha, leaves = self._length(now.x, m, m.rho / p_q, is_negative)
-        alpha = torch.where(active & is_finite, alpha, 0.0)
-        r = problem.add(m.r, -alpha, problem.zero_rows(~is_finite, q))
-        z = problem.precondition(r)
-        size = norm(r)
-        rho = size * size if problem.preconditioner is None else dot(r, z)
-        gets_worse = size > m.best_size
-        best_x = problem.put_rows(gets_worse & m.is_best & active, now.x, m.best_x)
-        x = problem.add(now.x, alpha, m.p)
+        most = torch.maximum(m.most, curvature)
+        is_positive = curvature > floor * most  # and a number
+        everybody = self.trust_radius is None and problem.all_of(is_positive & active)
+        if everybody:  # the masks, a third of the time of a step on a cheap operator, would change nothing
+            alpha, leaves, stops_on_p = m.rho / p_q, None, None
+        else:
+            most = torch.maximum(m.most, curvature.abs())
+            is_positive = curvature > floor * most
+            q = problem.zero_rows(~p_q.isfinite(), q)
+            alpha, leaves = self._length(now.x, m, m.rho / p_q, ~is_positive)
+            alpha = torch.where(active & p_q.isfinite(), alpha, 0.0)
+            stops_on_p = active & p_q.isfinite() & (~is_positive if leaves is None else ~is_positive | leaves)
 
-        code = torch.where(rho > 0, RUNNING, STAGNATED)
-        code = torch.where(size <= problem.tolerance, CONVERGED, code)
-        code = torch.where(is_negative, NEGATIVE_CURVATURE, code)
-        if leaves is not None:
-            code = torch.where(leaves, TRUST_RADIUS, code)
-        code = torch.where(active, torch.where(is_finite & size.isfinite(), code, NONFINITE), now.code)
-        stops_on_p = active & (is_negative if leaves is None else is_negative | leaves)
-        direction = problem.put_rows(stops_on_p, m.p, now.direction)
-        beta = torch.where(active, rho / m.rho, 0.0)
+        def of_active(new: Tensor, old: Tensor) -> Tensor:
+            return new if everybody else torch.where(active, new, old)
+
+        r = problem.add(m.r, -alpha, q)
+        z = problem.precondition(r)
+        rho = problem.dot(r, z)
+        size = rho.sqrt() if problem.preconditioner is None else norm(r)
+        gets_worse, best_x, best_size = size > m.best_size, m.best_x, size
+        if not (everybody and problem.none_of(gets_worse)):
+            best_x = problem.put_rows(active & gets_worse & m.is_best, now.x, best_x)
+            best_size = of_active(torch.minimum(size, m.best_size), m.best_size)
+        x = problem.add(now.x, alpha, m.p)
+        code = now.code
+        goes_on = everybody and problem.preconditioner is None and problem.all_of(size > problem.tolerance)
+        if not goes_on:
+            code = torch.where(rho > 0, RUNNING, STAGNATED)
+            code = torch.where(size <= problem.tolerance, CONVERGED, code)
+            code = torch.where(is_positive, code, NEGATIVE_CURVATURE)
+            code = code if leaves is None else torch.where(leaves, TRUST_RADIUS, code)
+            code = torch.where(p_q.isfinite() & size.isfinite(), code, NONFINITE)
+            code = torch.where(active, code, now.code)
+        direction = now.direction if stops_on_p is None else problem.put_rows(stops_on_p, m.p, now.direction)
+        beta = of_active(rho / m.rho, torch.zeros_like(rho))
         p = problem.add(z, beta, m.p, into=m.p)
+        min_curvature = least = torch.minimum(now.min_curvature, curvature)
+        if not everybody:
+            min_curvature = torch.where(active, min_curvature, now.min_curvature)
+            least = torch.where(active, torch.minimum(m.least, curvature.abs()), m.least)
         return Iterate(
             x=x,
-            residual_norm=torch.where(active, size, now.residual_norm),
+            residual_norm=of_active(size, now.residual_norm),
             code=code,
-            min_curvature=torch.where(active, torch.minimum(now.min_curvature, curvature), now.min_curvature),
+            min_curvature=min_curvature,
             direction=direction,
             memory=_CGMemory(
                 num_steps=m.num_steps + 1,
                 r=r,
                 p=p,
                 # r'p = 0, so |z + beta p|^2 needs no pass over p
-                p_p=rho + beta * beta * m.p_p if problem.preconditioner is None else dot(p, p),
+                p_p=torch.addcmul(rho, beta * beta, m.p_p)
+                if problem.preconditioner is None
+                else problem.dot(p, p),
                 rho=rho,
-                most=torch.where(active, most, m.most),
-                least=torch.where(active, torch.minimum(m.least, curvature.abs()), m.least),
+                most=of_active(most, m.most),
+                least=least,
                 best_x=best_x,
-                best_size=torch.where(active, torch.minimum(size, m.best_size), m.best_size),
-                is_best=torch.where(active, ~gets_worse, m.is_best),
+                best_size=best_size,
+                is_best=of_active(~gets_worse, m.is_best),
             ),
         )
 

@@ -255,12 +255,15 @@ def lsmr(
         )
     if not callable(matvec):
         raise ValueError(f"matvec: expected a callable v -> A v, got {type(matvec).__name__}")
-    at = domain.unflatten(torch.zeros(domain.flat_shape, dtype=domain.dtype, device=domain.device))
-    transpose = linear_map(matvec, at).rmatvec if rmatvec is None else rmatvec
-    rectangle = Rectangle(
-        lambda v: codomain.flatten(matvec(domain.unflatten(v)), "matvec"),
-        lambda w: domain.flatten(transpose(codomain.unflatten(w)), "rmatvec"),
-    )
+
+    def forward(v: Tensor) -> Tensor:
+        return codomain.flatten(matvec(domain.unflatten(v)), "matvec")
+
+    if rmatvec is None:
+        at = torch.zeros(domain.flat_shape, dtype=domain.dtype, device=domain.device)
+        rectangle = Rectangle(forward, linear_map(forward, at).rmatvec)
+    else:
+        rectangle = Rectangle(forward, lambda w: domain.flatten(rmatvec(codomain.unflatten(w)), "rmatvec"))
     rectangle.num_columns = domain.size
     is_damped = isinstance(damping, Tensor) or damping != 0
     if is_damped:

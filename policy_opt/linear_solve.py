@@ -1,9 +1,10 @@
-"""Iterative solvers for A x = b with a callable A: conjugate gradients, normal equations, MINRES.
+"""Iterative solvers for A x = b with a callable A: conjugate gradients, normal equations, MINRES-QLP.
 
     solver(matvec, b, *, x0=None, damping=0.0, rtol=1e-6, atol=0.0, max_steps=None, preconditioner=None)
 
 `matvec: (..., p) -> (..., p)`; all leading axes of b are independent systems (tasks or right-hand sides),
-solved by one batched product a step, each converging on its own. b may also be a pytree or a scalar: one
+solved by one batched product a step, each converging on its own. `least_squares.py` has LSMR for rectangular A,
+`nonsymmetric.py` GMRES. b may also be a pytree or a scalar: one
 system. Float32 or float64, CPU or GPU, inside `torch.func.vmap`, `grad`, `jacrev`, `jacfwd` (implicit
 derivative, not through the iterations). With a `LinearOperator` as matvec the solution has derivatives of every
 order in its parameters, b and the damping (`operator_solve`); with a callable of first order, in what it closes over.
@@ -108,9 +109,7 @@ def normal_cg(
     The residual of the result is that of this damped normal system, relative to |A'b|. `rmatvec` is w -> A'w;
     without it A is taken to be symmetric, A' = A, which is *tested* with one more product: <b, A(Ab)> must be
     |Ab|^2. `relative_damping` is in units of |A|_2^2, `preconditioner` approximates (A'A + damping I)^-1. The
-    rest as in `conjugate_gradient`. SciPy's equivalents are lsqr and lsmr with `damp = sqrt(damping)`, which
-    square no condition
-    number: prefer `as_scipy_operator` with lsmr for an ill-conditioned A without damping.
+    rest as in `conjugate_gradient`. The condition number is squared: prefer `lsmr` for an ill-conditioned A.
 
     Raises:
         ValueError: as `conjugate_gradient`; also when `rmatvec` is missing and A is seen not to be symmetric.
@@ -177,11 +176,11 @@ def minres(
 ) -> LinearSolveResult:
     """Solve (A + damping I) x = b for symmetric A, which may be indefinite or singular; one product a step.
 
-    Minimises |b - A x| over the Krylov space. An inconsistent system ends as STAGNATED with the least-squares
-    residual. `min_curvature` is the smallest Rayleigh quotient of the Lanczos vectors: negative proves that A
-    is indefinite. Arguments and errors as in `conjugate_gradient`; the preconditioner must be positive
-    definite. SciPy's equivalent is `scipy.sparse.linalg.minres`, whose tolerance is relative to |A| |x|
-    instead of |b|.
+    MINRES-QLP: minimises |b - A x| over the Krylov space. An inconsistent system ends as STAGNATED with the shortest
+    least-squares solution (from x0: the nearest one; with a preconditioner, any one). `min_curvature` is the smallest
+    Rayleigh quotient of the Lanczos vectors: negative proves that A is indefinite. Arguments and errors as in
+    `conjugate_gradient`; the preconditioner must be positive definite. SciPy's equivalent is
+    `scipy.sparse.linalg.minres`, whose tolerance is relative to |A| |x| instead of |b|.
     """
     operator, flat, start = _prepare(matvec, b, x0, damping, relative_damping, check_symmetry)
     return solve(Minres(), operator, flat, start, Settings(rtol, atol, max_steps, preconditioner))

@@ -22,6 +22,7 @@ through the recomputed residual does the rest, whatever tensors `matvec` closes 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import warnings
 from collections import deque
@@ -29,6 +30,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,6 +39,7 @@ from policy_opt.linear_operator import (
     Matvec,
     Operator,
     VectorSpace,
+    dot,
     host_value,
     norm,
     whole_number,
@@ -87,7 +90,8 @@ class Method:
         raise NotImplementedError
 
     def step(self, problem: Problem, now: Iterate, active: Tensor) -> Iterate:
-        """One step of the systems in `active` (...); x, direction and code of the others must stay."""
+        """One step of the systems in `active` (...); x, direction and code of the others must stay. Where no code
+        changes, the same tensor may be returned, and the loop asks nobody whether to go on."""
         raise NotImplementedError
 
     def finish(self, problem: Problem, now: Iterate) -> Iterate:
@@ -113,21 +117,36 @@ class Problem:
     max_steps: int
     preconditioner: Callable[[Tensor], Tensor] | None
 
-    @property
+    @functools.cached_property
     def is_plain(self) -> bool:
         """No transform of torch.func is active: vectors may be updated in place."""
         return torch._C._functorch.maybe_current_level() is None
 
-    @property
+    @functools.cached_property
     def is_readable(self) -> bool:
         """A flag costs nothing to read."""
         return self.is_plain and self.b.device.type == "cpu"
+
+    def all_of(self, mask: Tensor) -> bool:
+        """True where that can be read and holds for all systems."""
+        return self.is_readable and bool(mask.all())
+
+    def none_of(self, mask: Tensor) -> bool:
+        """True where that can be read and the mask holds for no system."""
+        return self.is_readable and not bool(mask.any())
 
     def product(self, v: Tensor) -> Tensor:
         return self.operator(v).detach()
 
     def precondition(self, r: Tensor) -> Tensor:
         return r if self.preconditioner is None else self.preconditioner(r).detach()
+
+    def dot(self, a: Tensor, b: Tensor) -> Tensor:
+        """Inner products (...); on a CPU by BLAS, row by row, which needs no product in between as torch does."""
+        if not self.is_readable or a.dtype not in (torch.float32, torch.float64):
+            return dot(a, b)
+        with np.errstate(all="ignore"):
+            return torch.as_tensor(np.vecdot(a.numpy(), b.numpy()))
 
     def add(self, y: Tensor, factor: Tensor, x: Tensor, *, into: Tensor | None = None) -> Tensor:
         """y + factor x for vectors (..., p) and a factor (...); written into y, or into another of the two."""
@@ -230,11 +249,13 @@ def run(method: Method, problem: Problem, x0: Tensor | None) -> tuple[_Progress,
             residual_norm=done.residual_norm,
             min_curvature=done.min_curvature,
         )
-        cycle = active
+        cycle, seen = active, None
         for _ in range(problem.max_steps):
-            active = cycle & (now.code == RUNNING) & (num_steps < problem.max_steps)
-            if not any_running(active):
-                break
+            if now.code is not seen or len(history) > problem.max_steps:  # else nobody can have stopped
+                active = cycle & (now.code == RUNNING) & (num_steps < problem.max_steps)
+                if not any_running(active):
+                    break
+            seen = now.code
             now = method.step(problem, now, active)
             num_steps = num_steps + active
             history.append(now.residual_norm)

@@ -68,7 +68,7 @@ def test_our_solvers_hold_the_whole_suite(name):
 
 def test_faults_are_found_by_their_rules():
     def broken_rules(solver: Callable[..., Any], kind: Any = "symmetric") -> set[str]:
-        return set(check_solver(solver, kind, num_random=1, every=9, dtypes=(torch.float64,)).broken)
+        return set(check_solver(solver, kind, num_random=2, every=8, dtypes=(torch.float64,)).broken)
 
     def liar(matvec, b, **more):
         answer = minres(matvec, b, **more)

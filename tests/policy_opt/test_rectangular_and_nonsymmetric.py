@@ -108,6 +108,42 @@ def test_lsmr_derivatives_for_deficient_ranks_dampings_and_scales():
     torch.testing.assert_close(scaled, jacrev(lambda a: dense(a, b))(matrix), rtol=1e-8, atol=1e-9)
 
 
+SECOND = {
+    "jacrev of jacfwd": lambda f, t: jacrev(jacfwd(f))(t),
+    "jacfwd of jacrev": lambda f, t: jacfwd(jacrev(f))(t),
+    "jacfwd of jacfwd": lambda f, t: jacfwd(jacfwd(f))(t),
+    "jacrev of jacrev": lambda f, t: jacrev(jacrev(f))(t),
+}
+
+
+@pytest.mark.parametrize("transform", SECOND.values(), ids=SECOND.keys())
+def test_a_second_derivative_is_right_or_refused_and_never_zero(transform):
+    """For LSMR also that of the term that moves the null space; plus exp(t), which hides a zero."""
+    tall, square, b = normals(7, 4, seed=3), GENERAL[:7, :7], normals(7)
+    cases = {
+        "lsmr": (
+            lambda t: least_squares(tall + t * tall**2, b, rtol=1e-12).solution.sum(),
+            lambda t: torch.linalg.lstsq(tall + t * tall**2, b[:, None]).solution.sum(),
+        ),
+        "gmres": (
+            lambda t: gmres(
+                lambda v: v @ (square + t * square**2).T, b, rmatvec=lambda w: w @ (square + t * square**2),
+                rtol=1e-13,
+            ).solution.sum(),
+            lambda t: torch.linalg.solve(square + t * square**2, b).sum(),
+        ),
+    }  # fmt: skip
+    at = torch.tensor(0.01).double()
+    for ours, dense_one in cases.values():
+        try:
+            value = transform(lambda t: ours(t) + t.exp(), at)  # noqa: B023
+        except RuntimeError as error:
+            assert "first derivatives only" in str(error)
+        else:
+            exact = jacfwd(jacfwd(lambda t: dense_one(t) + t.exp()))(at)  # noqa: B023
+            torch.testing.assert_close(value, exact, rtol=1e-6, atol=1e-8)
+
+
 def test_lsmr_inputs_are_named():
     matrix, b = normals(6, 4), normals(2, 6)
     with pytest.raises(ValueError, match="damping: expected numbers >= 0"):

@@ -13,10 +13,12 @@ from policy_opt import (
     extreme_eigenvalues,
     fisher_vp,
     gauss_newton_vp,
+    gmres,
     hutchinson_diagonal,
     hvp,
     lanczos_solve,
     linear_map,
+    lsmr,
     minres,
     normal_cg,
     policy_hessian,
@@ -27,7 +29,7 @@ from policy_opt.linear_operator import check_symmetric
 
 REAL = torch.tensor([1.0, 2.0, 3.0, 4.0])
 BATCH = torch.eye(4)
-SOLVERS = {f.__name__: f for f in (conjugate_gradient, normal_cg, minres, lanczos_solve)}
+SOLVERS = {f.__name__: f for f in (conjugate_gradient, normal_cg, minres, lanczos_solve, gmres, lsmr)}
 PLACES = {
     **{f"{n}, b": ("b", lambda x, f=f: f(lambda v: v, x)) for n, f in SOLVERS.items()},
     **{f"{n}, matvec": ("matvec", lambda x, f=f: f(lambda v: x, REAL)) for n, f in SOLVERS.items()},
@@ -46,7 +48,7 @@ PLACES = {
             lambda x, f=f: f(lambda v: v, REAL, preconditioner=lambda v: x),
         )
         for n, f in SOLVERS.items()
-        if n != "lanczos_solve"
+        if n not in ("lanczos_solve", "lsmr")
     },
     "hvp, theta": ("theta", lambda x: hvp(lambda q: (q.abs() ** 2).sum(), x, x)),
     "hvp, v": ("v", lambda x: hvp(lambda q: (q**2).sum(), REAL, x)),
