@@ -26,6 +26,7 @@ from admrl.storage.files import DamagedFileError, digest, parse_json, plain_numb
 from admrl.streams import unit_keys
 from task_families.family import TaskFamily
 
+MAX_PSI = 1e9  # as of `config.first_psi`
 FORMAT = "admrl reference 1"
 
 
@@ -206,6 +207,10 @@ def read_candidate(data: Any) -> Candidate:
         raise ValueError("candidate: expected a task and the returns of at least two episodes")
     for x in numbers:
         plain_number(x, "candidate: psi, episode_return")
+    if (largest := max(map(abs, candidate.psi))) > MAX_PSI:
+        raise ValueError(
+            f"candidate: psi: expected numbers from -{MAX_PSI:g} to {MAX_PSI:g}, got {largest:g}"
+        )
     return candidate
 
 

@@ -103,23 +103,35 @@ def _makers(
         "botorch": lambda: BotorchSearch(space, generator, first, num_initial=c.num_initial),
         "replay": lambda: ArchiveReplay(space, generator, nominal(), first, replay_share=c.replay_share),
         "mixture": mixture,
-        "screened": lambda: ScreenedSearch(
-            space,
-            generator,
-            first,
-            num_candidates=c.num_candidates,
-            objective=objective,
-            nominal_share=c.nominal_share,
-        ),
-        "population": lambda: PopulationSearch(
-            space,
-            generator,
-            first,
-            num_candidates=c.population_size,
-            min_distance=c.population_distance,
-            nominal_share=c.nominal_share,
-            decay=c.archive_decay,
-            polish_step=c.step_length if c.population_polish else None,
-        ),
+        "screened": lambda: _screened(space, generator, first, c, objective),
+        "population": lambda: _population(space, generator, first, c),
         "default": lambda: GuidedSearch(space, generator, first, drift=c.drift, num_initial=c.num_initial),
     }
+
+
+def _screened(
+    space: TaskSpace, generator: torch.Generator, first: Tensor | None, c: SearchConfig, objective: Objective
+) -> ScreenedSearch:
+    return ScreenedSearch(
+        space,
+        generator,
+        first,
+        num_candidates=c.num_candidates,
+        objective=objective,
+        nominal_share=c.nominal_share,
+    )
+
+
+def _population(
+    space: TaskSpace, generator: torch.Generator, first: Tensor | None, c: SearchConfig
+) -> PopulationSearch:
+    return PopulationSearch(
+        space,
+        generator,
+        first,
+        num_candidates=c.population_size,
+        min_distance=c.population_distance,
+        nominal_share=c.nominal_share,
+        decay=c.archive_decay,
+        polish_step=c.step_length if c.population_polish else None,
+    )

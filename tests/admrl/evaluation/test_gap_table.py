@@ -21,6 +21,15 @@ def test_returns_of_every_size_are_saved_and_loaded(tmp_path, size):
     assert Reference.load(tmp_path / "reference.json").candidates[0].episode_return == (size, -size, None)
 
 
+def test_a_reference_of_tasks_that_are_no_tasks_is_refused_when_it_is_read(tmp_path):
+    """A finite number beyond float32 was read, and ended in an OverflowError where tasks are compared."""
+    file = tmp_path / "reference.json"
+    candidate = Candidate((1.0, 1e300), "slbo", 0, 1, 1000, 0, (1.0, 2.0), {}, {})
+    Reference("hopper2d", "released", (candidate,)).save(file)
+    with pytest.raises(DamagedFileError, match=r"psi: expected numbers from -1e\+09 to 1e\+09, got 1e\+300"):
+        Reference.load(file)
+
+
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "1" + "0" * 400])
 def test_what_no_writer_writes_is_refused(tmp_path, number):
     file = tmp_path / "gaps.json"

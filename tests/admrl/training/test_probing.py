@@ -14,10 +14,12 @@ from admrl.jobs.interruption import Interrupted, deferred_signals
 from admrl.runs.folder import GAP_MAP
 from admrl.solving.hindsight import hindsight_bound, stored_returns
 from admrl.solving.rollouts import episode_returns
+from admrl.storage.files import DamagedFileError
 from admrl.training import probing
 from admrl.training.meta_training import meta_train
 from admrl.training.run import Run, prepare_run
 from admrl.training.state import new_state
+from admrl.training.state_file import restore_state
 from task_families import make
 
 PROBES = replace(
@@ -174,6 +176,24 @@ def test_the_map_of_gaps_says_what_the_stored_episodes_say(whole):
         assert float(row["target x"]) == pytest.approx(float(tried[m, 2]), rel=1e-4)
     hat = run.state.records[-1]
     assert float(rows[-1]["return"]) == pytest.approx(hat.return_hat, rel=1e-4)
+
+
+def test_episodes_that_are_no_rows_of_the_data_are_refused(whole):
+    run = Run.open(whole[0])
+    good = run.checkpoint.tensors["episodes"]
+    for bad in (good + torch.tensor([0, 10**6, 0]), -good, good.double(), good[:, :2], good + 1000):
+        tensors = {**run.checkpoint.tensors, "episodes": bad}
+        with pytest.raises(DamagedFileError, match="episodes"):
+            restore_state(
+                new_state(run.family, "population", PAIRS, seed=3),
+                run.family,
+                PAIRS,
+                replace(run.checkpoint, tensors=tensors),
+            )
+    older = {k: v for k, v in run.checkpoint.tensors.items() if k not in ("episodes", "zero_shots")}
+    state = new_state(run.family, "population", PAIRS, seed=3)
+    restore_state(state, run.family, PAIRS, replace(run.checkpoint, tensors=older))
+    assert len(state.learner.data[0].episodes) == len(state.zero_shots) == 0
 
 
 def test_every_selector_writes_the_map(tmp_path):
