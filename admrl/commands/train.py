@@ -48,8 +48,8 @@ class Train(Command):
     docs/search.md. Settings: --config.search.* Or your own search, whose code is then run: FILE.py:NAME,
     MODULE:NAME, or a name that an installed package has registered."""
     preset: str = "laptop"
-    """Where the settings start from: smoke (seconds), laptop (minutes) or paper (hours). --config.* change them. Sample
-    counts are rounded to the family's horizon, and the run says so."""
+    """Where the settings start from: smoke (seconds), laptop (minutes) or paper (hours). --config.* change them.
+    Sample counts are rounded to the family's horizon, and the run says so."""
     variant: str = "released"
     """The constants of the released code, or what the paper prints where it differs ("paper")."""
     seed: int = 0
