@@ -42,6 +42,7 @@ COMMANDS = {  # name: (page, class, what `admrl --help` says)
         "Compare the estimators of the task gradient at a task of a run.",
     ),
     "render": ("render", "Render", "Film one episode, without a screen."),
+    "export": ("export", "Export", "Write a policy of a run as an ONNX or TorchScript file."),
 }
 
 

@@ -35,6 +35,8 @@ TAIL = """
 
 ## A family of your own
 
+[own_family.md](own_family.md) goes from nothing to a heat map, and has every option.
+
 ### Limits of actions
 
 A simulator clamps actions, and a family says where. Policies, exploration noise, models and replays work in units
@@ -90,9 +92,11 @@ with Pendulum() as family:
 * The family owns its environments: one for each lane in use, made once, used again for later episodes and tasks,
   and closed at the end of the `with` block, by `close()`, or with the family. `reset(seed=...)` must start one
   anew, entirely.
-* Observations and actions of other shapes are flattened in C order. Discrete, MultiDiscrete, MultiBinary, Dict and
-  Tuple spaces are refused with the wrapper that makes a box of them; so are sizes and limits that are not the
-  environment's.
+* Observations of other spaces are flattened by `gymnasium.spaces.utils.flatten`, actions of other shapes in C order;
+  of a Discrete action, the largest number chooses. Other spaces of actions are refused with the wrapper that makes a
+  box of them; so are sizes and limits that are not the environment's.
+* `EnvFamily` is the same in one expression, for a reward and an environment: see
+  [own_family.md](own_family.md#a-simulator-that-is-not-mujoco).
 
 ### Observations far from zero
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -157,21 +156,7 @@ class Render(Command):
 
     def _solve(self, run: Run, psi: Tensor) -> Act:
         """The mean action of the policy that is optimal under the run's model (zero-shot)."""
-        from admrl.jobs.display import Display, JobReporter, TextConsole
-        from admrl.solving.adaptation import zero_shot
-        from admrl.streams import Purpose, stream
+        from admrl.commands.session import solve_zero_shot
 
-        virtual = run.virtual
-        num_iterations = math.ceil(self.num_updates / virtual.num_policy_updates)
-        with Display(TextConsole(), {"render": num_iterations * virtual.num_policy_updates}) as display:
-            solution = zero_shot(
-                run.family,
-                run.learner.model,
-                psi,
-                run.policy,
-                num_iterations,
-                virtual,
-                [stream(self.seed, Purpose.FILM_POLICY)],
-                reporter=JobReporter("render", display.handle),
-            )
+        solution = solve_zero_shot(run, psi, self.num_updates, self.seed, "render")
         return lambda t, obs: solution.policy.mean(solution.theta, obs)

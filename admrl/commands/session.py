@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from admrl.jobs.display import Display, JobReporter, TextConsole
 from admrl.jobs.interruption import Interrupted, deferred_signals
 from admrl.jobs.pool import num_cores
 from admrl.run_kinds import TrainedRun
 from admrl.runs.versions import versions
+from admrl.solving.adaptation import zero_shot
+from admrl.solving.solution import Solution
+from admrl.streams import Purpose, stream
+from admrl.training.run import Run
 
 
 def train_in_session(
@@ -43,6 +49,27 @@ def train_in_session(
             interrupt.signum,
         ) from None
     return console
+
+
+def solve_zero_shot(run: Run, psi: Tensor, num_updates: int, seed: int, name: str) -> Solution:
+    """The policy that is optimal for a task (1, k) in a run's model, with a progress display.
+
+    Args:
+        name: of the display.
+    """
+    virtual = run.virtual
+    num_iterations = math.ceil(num_updates / virtual.num_policy_updates)
+    with Display(TextConsole(), {name: num_iterations * virtual.num_policy_updates}) as display:
+        return zero_shot(
+            run.family,
+            run.learner.model,
+            psi,
+            run.policy,
+            num_iterations,
+            virtual,
+            [stream(seed, Purpose.FILM_POLICY)],
+            reporter=JobReporter(name, display.handle),
+        )
 
 
 def set_up(num_threads: int, started_with: dict[str, str]) -> Console:

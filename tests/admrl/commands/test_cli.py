@@ -55,6 +55,7 @@ def admrl(*arguments, cwd=None, code=""):
         ["reference"],
         ["search-worst"],
         ["gradcheck"],
+        ["export"],
     ],
 )
 def test_help_has_a_sentence_for_every_option_and_needs_no_torch(command):

@@ -7,6 +7,8 @@ import pytest
 import torch
 from command_tools import prepared, run_command
 
+from admrl.baselines.outside import load_outside, parse_methods
+from admrl.commands.command import check_own_search
 from admrl.commands.search_worst import SearchWorst
 from admrl.commands.train import Train
 from admrl.config.presets import PRESETS
@@ -15,6 +17,7 @@ from admrl.runs.families import NamedFamily
 from admrl.runs.folder import read_config
 from admrl.search.own import KeptSearch
 from admrl.training.run import Run, load_run, prepare_run, train_run
+from task_families import make
 
 SEARCH = """
 import torch
@@ -140,3 +143,28 @@ def test_the_command_line_takes_it(file, tmp_path, monkeypatch):
 def _plain(path):
     begun(path, "uniform").release()
     return path
+
+
+def test_an_installed_package_may_register_a_search_and_a_method(tmp_path, monkeypatch):
+    """By entry points, which name them in the command line and in the run."""
+    module = f"package_{abs(hash(tmp_path))}"
+    (tmp_path / f"{module}.py").write_text(
+        SEARCH + "\n\ndef straight(family):\n    return lambda obs: torch.ones_like(obs)\n"
+    )
+    info = tmp_path / f"{module}-1.5.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.5\n")
+    (info / "entry_points.txt").write_text(
+        f"[admrl_searches]\ncorner = {module}:Corner\n\n[admrl_adapters]\nstraight = {module}:straight\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    check_own_search("selector", "corner")
+    with pytest.raises(ValueError, match="did you mean 'corner'"):
+        check_own_search("selector", "cornr")
+    run = begun(tmp_path / "run", "corner")
+    run.release()
+    assert run.info.selector == "corner"
+    assert read_config(run.path)["selector_source"]["distribution"] == f"{module} 1.5"
+    assert Run.resume(run.path, NamedFamily(selector="corner")).state.search.num == 0
+    (method,) = parse_methods([], ["straight"], False)
+    assert load_outside(method, make("point_robot")).origin.distribution == f"{module} 1.5"
