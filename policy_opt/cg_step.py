@@ -15,7 +15,6 @@ with the least residual instead.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -108,7 +107,7 @@ class ConjugateGradient(Method):
             alpha, leaves = self._length(now.x, m, m.rho / p_q, ~is_positive)
             alpha = torch.where(active & p_q.isfinite(), alpha, 0.0)
             stops_on_p = active & p_q.isfinite() & (~is_positive if leaves is None else ~is_positive | leaves)
-        of_active: _Pick = _newer if everybody else functools.partial(torch.where, active)
+        of_active: _Pick = _newer if everybody else _where(active)
         r = problem.add(m.r, -alpha, q)
         z = problem.precondition(r)
         rho = problem.dot(r, z)
@@ -171,6 +170,10 @@ class ConjugateGradient(Method):
 
 def _newer(new: Tensor, old: Tensor) -> Tensor:
     return new
+
+
+def _where(mask: Tensor) -> _Pick:
+    return lambda new, old: torch.where(mask, new, old)
 
 
 def _claim(
