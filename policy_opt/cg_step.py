@@ -15,6 +15,7 @@ with the least residual instead.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,9 @@ from policy_opt.solve_loop import (
 from policy_opt.solve_result import CODE, RUNNING, SolveStatus
 
 NEGATIVE_CURVATURE, TRUST_RADIUS = CODE[SolveStatus.NEGATIVE_CURVATURE], CODE[SolveStatus.TRUST_RADIUS]
+
+
+_Pick = Callable[[Tensor, Tensor], Tensor]
 
 
 class _CGMemory(NamedTuple):
@@ -89,7 +93,8 @@ class ConjugateGradient(Method):
         curvature = p_q / m.p_p
         _require_moderate(m, q)
         # Below the rounding of A p the sign of p'Ap means nothing; with a preconditioner p has no scale.
-        floor = torch.finfo(q.dtype).eps if problem.preconditioner is None else 0.0
+        is_bare = problem.preconditioner is None
+        floor = torch.finfo(q.dtype).eps if is_bare else 0.0
         most = torch.maximum(m.most, curvature)
         is_positive = curvature > floor * most  # and a number
         everybody = self.trust_radius is None and problem.all_of(is_positive & active)
@@ -102,52 +107,39 @@ class ConjugateGradient(Method):
             alpha, leaves = self._length(now.x, m, m.rho / p_q, ~is_positive)
             alpha = torch.where(active & p_q.isfinite(), alpha, 0.0)
             stops_on_p = active & p_q.isfinite() & (~is_positive if leaves is None else ~is_positive | leaves)
-
-        def of_active(new: Tensor, old: Tensor) -> Tensor:
-            return new if everybody else torch.where(active, new, old)
-
+        of_active: _Pick = _newer if everybody else _where(active)
         r = problem.add(m.r, -alpha, q)
         z = problem.precondition(r)
         rho = problem.dot(r, z)
-        size = rho.sqrt() if problem.preconditioner is None else norm(r)
+        size = rho.sqrt() if is_bare else norm(r)
         gets_worse, best_x, best_size = size > m.best_size, m.best_x, size
         if not (everybody and problem.none_of(gets_worse)):
             best_x = problem.put_rows(active & gets_worse & m.is_best, now.x, best_x)
-            best_size = of_active(torch.minimum(size, m.best_size), m.best_size)
+            best_size = torch.where(active, torch.minimum(size, m.best_size), m.best_size)
         x = problem.add(now.x, alpha, m.p)
         code = now.code
-        goes_on = everybody and problem.preconditioner is None and problem.all_of(size > problem.tolerance)
-        if not goes_on:
-            code = torch.where(rho > 0, RUNNING, STAGNATED)
-            code = torch.where(size <= problem.tolerance, CONVERGED, code)
-            code = torch.where(is_positive, code, NEGATIVE_CURVATURE)
-            code = code if leaves is None else torch.where(leaves, TRUST_RADIUS, code)
-            code = torch.where(p_q.isfinite() & size.isfinite(), code, NONFINITE)
-            code = torch.where(active, code, now.code)
+        if not (everybody and is_bare and problem.all_of(size > problem.tolerance)):
+            code = of_active(_claim(problem, rho, size, p_q, is_positive, leaves), now.code)
         direction = now.direction if stops_on_p is None else problem.put_rows(stops_on_p, m.p, now.direction)
         beta = of_active(rho / m.rho, torch.zeros_like(rho))
         p = problem.add(z, beta, m.p, into=m.p)
-        min_curvature = least = torch.minimum(now.min_curvature, curvature)
-        if not everybody:
-            min_curvature = torch.where(active, min_curvature, now.min_curvature)
-            least = torch.where(active, torch.minimum(m.least, curvature.abs()), m.least)
+        # r'p = 0, so |z + beta p|^2 needs no pass over p
+        p_p = torch.addcmul(rho, beta * beta, m.p_p) if is_bare else problem.dot(p, p)
+        smallest = of_active(torch.minimum(now.min_curvature, curvature), now.min_curvature)
         return Iterate(
             x=x,
             residual_norm=of_active(size, now.residual_norm),
             code=code,
-            min_curvature=min_curvature,
+            min_curvature=smallest,
             direction=direction,
             memory=_CGMemory(
                 num_steps=m.num_steps + 1,
                 r=r,
                 p=p,
-                # r'p = 0, so |z + beta p|^2 needs no pass over p
-                p_p=torch.addcmul(rho, beta * beta, m.p_p)
-                if problem.preconditioner is None
-                else problem.dot(p, p),
+                p_p=p_p,
                 rho=rho,
                 most=of_active(most, m.most),
-                least=least,
+                least=smallest if everybody else of_active(torch.minimum(m.least, curvature.abs()), m.least),
                 best_x=best_x,
                 best_size=best_size,
                 is_best=of_active(~gets_worse, m.is_best),
@@ -174,6 +166,25 @@ class ConjugateGradient(Method):
             failed = failed & (now.code != NEGATIVE_CURVATURE)
         x = torch.where((failed & is_singular & ~m.is_best)[..., None], m.best_x, now.x)
         return now._replace(x=x)
+
+
+def _newer(new: Tensor, old: Tensor) -> Tensor:
+    return new
+
+
+def _where(mask: Tensor) -> _Pick:
+    return lambda new, old: torch.where(mask, new, old)
+
+
+def _claim(
+    problem: Problem, rho: Tensor, size: Tensor, p_q: Tensor, is_positive: Tensor, leaves: Tensor | None
+) -> Tensor:
+    """The code of every system after a step, the last reason first."""
+    code = torch.where(rho > 0, RUNNING, STAGNATED)
+    code = torch.where(size <= problem.tolerance, CONVERGED, code)
+    code = torch.where(is_positive, code, NEGATIVE_CURVATURE)
+    code = code if leaves is None else torch.where(leaves, TRUST_RADIUS, code)
+    return torch.where(p_q.isfinite() & size.isfinite(), code, NONFINITE)
 
 
 def _require_moderate(m: _CGMemory, q: Tensor) -> None:
