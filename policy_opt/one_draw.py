@@ -12,9 +12,13 @@ import torch
 
 
 def deterministic(function: Callable[[Any], Any], name: str) -> Callable[[Any], Any]:
-    """The function, which raises ValueError when it used torch's own random numbers."""
+    """The function, whose first call raises ValueError when it used torch's own random numbers."""
+    is_checked = False
 
     def checked(point: Any) -> Any:
+        nonlocal is_checked
+        if is_checked:
+            return function(point)
         before = _random_states()
         value = function(point)
         if any(not torch.equal(a, b) for a, b in zip(before, _random_states(), strict=True)):
@@ -22,6 +26,7 @@ def deterministic(function: Callable[[Any], Any], name: str) -> Callable[[Any], 
                 f"{name}: expected the same function at every call, got one that draws random numbers (dropout?), so "
                 "that every product would be with another operator; call .eval(), or draw once and pass the numbers"
             )
+        is_checked = True
         return value
 
     return checked
