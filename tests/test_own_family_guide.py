@@ -145,7 +145,7 @@ def test_the_family_goes_through_every_command_from_a_wheel(tmp_path, installed)
     assert "tasks.py:CartPole" in _refused(start(["evaluate", "runs/mine"]))
     run(["train", "--resume", "runs/mine", "--family", "tasks.py:CartPole"])
     for words in rest:
-        name = words[1]
+        name, words = words[1], ["2" if word == "9" else word for word in words]  # of the grid
         if name == "train":
             words = [*words[:-1], "4"]  # a task more than the three of the preset
         if name != "render" or _has_pictures():
