@@ -31,9 +31,9 @@ OF_THE_FIRST_SOLVE_ALONE = ("x0", "atol", "damping", "relative_damping", "check_
 
 @dataclass(frozen=True)
 class LinearEquation:
-    """system(parameters) x = b, for which x is known."""
+    """operator_of(parameters) x = b, for which x is known."""
 
-    system: Callable[[Any], LinearOperator]
+    operator_of: Callable[[Any], LinearOperator]
     solve: Callable[[Any, Any, bool], LinearSolveResult]
     """(parameters, c, transposed) -> the answer for c; of constants."""
     transposed: bool = False
@@ -53,7 +53,7 @@ class LinearEquation:
 
     def residual(self, at: Any, /, *args: Any) -> Any:
         _, parameters, b = args
-        operator = self.system(parameters)
+        operator = self.operator_of(parameters)
         return pytree.tree_map(torch.sub, (operator.T if self.transposed else operator)(at), b)
 
     def linear_solve(self, at: Any, /, args: Any, c: Any, transposed: bool) -> Any:
@@ -77,7 +77,7 @@ def takes_operators(solver: Solver) -> Solver:
         answer = solver(_product(matvec), constant(b), **constant(settings))
         rest, power = _settings_of_derivatives(settings, b), settings.get("power", 1)
 
-        def system(parameters: Any) -> LinearOperator:
+        def operator_of(parameters: Any) -> LinearOperator:
             operator, shift, _ = parameters
             return _damped(operator if power == 1 else operator @ operator, shift)
 
@@ -91,7 +91,7 @@ def takes_operators(solver: Solver) -> Solver:
         if settings.get("trust_radius") is not None:
             x = undifferentiable(answer.solution, (parameters, b), TRUNCATED)
         else:
-            x = LinearEquation(system, again).attach(answer.solution, parameters, b)
+            x = LinearEquation(operator_of, again).attach(answer.solution, parameters, b)
         return replace(answer, solution=x)
 
     return solve  # type: ignore[return-value]
@@ -125,20 +125,22 @@ def takes_operators_of_normal_equations(
             answer = solver(_product(matvec), constant(b), rmatvec=_product(matvec.T), **constant(settings))
             rest, shift = _settings_of_derivatives(settings, b), _shift(answer, settings)
 
-            def system(parameters: Any) -> LinearOperator:
+            def operator_of(parameters: Any) -> LinearOperator:
                 return _damped(parameters[0].gram(), parameters[1])
 
             def again(parameters: Any, c: Any, transposed: bool) -> LinearSolveResult:
-                return conjugate_gradient(_product(system(parameters)), c, **_helped(rest, parameters[2]))
+                return conjugate_gradient(
+                    _product(operator_of(parameters)), c, **_helped(rest, parameters[2])
+                )
 
             def other_side(parameters: Any, c: Any, transposed: bool) -> LinearSolveResult:
-                return conjugate_gradient(_product(system(parameters)), c, **_unhelped(settings, b))
+                return conjugate_gradient(_product(operator_of(parameters)), c, **_unhelped(settings, b))
 
-            x = LinearEquation(system, again).attach(
+            x = LinearEquation(operator_of, again).attach(
                 answer.solution, (matvec, shift, _helper(settings)), matvec.T(b)
             )
             if shift is None and _is_differentiated(x):
-                w = LinearEquation(system, other_side).again((matvec.T, None), matvec(x))
+                w = LinearEquation(operator_of, other_side).again((matvec.T, None), matvec(x))
                 x = _projected(x, matvec.T(w))
             return replace(answer, solution=x)
 
