@@ -56,11 +56,12 @@ def test_our_solvers_hold_a_sample_of_the_suite(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SOLVERS)
 def test_our_solvers_hold_the_whole_suite(name):
-    """Six solvers, some 12000 solves; 3000 random systems in all, half of them in each precision."""
+    """Six solvers, over 8000 solves, of which 480 of random systems, half of them in each precision. (With 250 random
+    systems a precision, 3000 in all, they held it, too; that takes ten minutes.)"""
     solver, kind, options = SOLVERS[name]
-    report = check_solver(solver, kind, options=options, num_random=250)
+    report = check_solver(solver, kind, options=options, num_random=40)
     assert report.ok, str(report)
-    assert report.num_cases >= 1500
+    assert report.num_cases >= 800
 
 
 # --- negative controls --------------------------------------------------------------------------------------
