@@ -23,7 +23,8 @@ def told(name):
     config = SearchConfig(num_candidates=8)
     first = SPACE.project(torch.tensor([[1.0, 0.0, 0.0, 3.0, 0.2]]))
     search = make_search(name, SPACE, first, generator=seeded(0), config=config, budget=num_tasks)
-    search.scorer = lambda candidates: -SPACE.to_unit(candidates).sum(-1)  # screened alone looks at it
+    # screened alone looks at the one, population alone at the other
+    search.scorer = search.prober = lambda candidates: -SPACE.to_unit(candidates).sum(-1)
     return go_on(search, SPACE, num_tasks)
 
 
