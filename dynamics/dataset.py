@@ -73,13 +73,14 @@ class TransitionData:
         return added & ~self.is_held_out
 
     def _add_episodes(self, rollout: Rollout, keep: Tensor, first_new: int) -> None:
-        """Whole first episodes of the lanes whose steps keep (L, T) were appended from row first_new on."""
+        """Whole first episodes of the lanes whose steps keep (L, T) were appended from row first_new on; of a policy
+        that broke down in none of its lanes, since it must not be judged by those that are left."""
         num_tasks, num_lanes = rollout.terminated.shape[:2]
         first = rollout.first_episode().flatten(0, 1)  # (L, T)
         per_lane = keep.sum(1)
         start = first_new + per_lane.cumsum(0) - per_lane
         policy = self.num_policies + torch.arange(num_tasks).repeat_interleave(num_lanes)
-        whole = (keep | ~first).all(1)
+        whole = (keep | ~first).all(1).view(num_tasks, num_lanes).all(1).repeat_interleave(num_lanes)
         new = torch.stack([policy, start, first.sum(1)], dim=1)[whole]
         self.episodes = torch.cat([self.episodes, new])
         self.num_policies += num_tasks

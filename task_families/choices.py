@@ -56,7 +56,7 @@ class Origin:
     """Where code comes from that is not of this package, as run folders record it."""
 
     name: str
-    """What names it again: FILE.py:NAME, MODULE:NAME or a registered NAME."""
+    """What names it again: FILE.py:NAME, MODULE:NAME, a registered NAME, or a file's own name."""
     file: str
     """The file that defines it, absolute; empty if there is none."""
     sha256: str
@@ -67,9 +67,11 @@ class Origin:
     @property
     def again(self) -> str:
         """What names it again from any folder: the file where it still is, else the name."""
-        if ".py:" in self.name and Path(self.file).is_file():
+        if not (self.file and Path(self.file).is_file()):
+            return self.name
+        if ".py:" in self.name:
             return f"{self.file}:{self.name.rpartition(':')[2]}"
-        return self.name
+        return self.file if self.name == Path(self.file).name else self.name
 
 
 def registered(group: str) -> dict[str, list[EntryPoint]]:

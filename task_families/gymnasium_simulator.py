@@ -435,5 +435,6 @@ class _Remade(gymnasium.Wrapper):
     def remake(self, make: Callable[[], gymnasium.Env], key: tuple[float, ...]) -> None:
         """Nothing happens if it is of that task already."""
         if key != self._key:
+            new = make()  # first: if that fails, the old one is still there to be closed
             self.env.close()
-            self.env, self._key = make(), key
+            self.env, self._key = new, key

@@ -124,8 +124,8 @@ def load_outside(named: NamedMethod, family: TaskFamily) -> Outside:
             )
         check_spaces(named.word, function, family, sees_psi=named.sees_psi)
     elif kind == "file":
-        file = Path(named.word).resolve()
-        origin = Origin(str(file), str(file), file_digest(file), "")
+        file = Path(named.word).absolute()  # not resolved: the suffix of a link says what it is
+        origin = Origin(file.name, str(file), file_digest(file), "")
         function = FILES[file.suffix](file, family, sees_psi=named.sees_psi)
     else:
         words = shlex.split(named.word)

@@ -87,7 +87,7 @@ class OutsideRun(EvaluableRun[OutsideInfo, Outside]):
         recorded = origin_in(path, info.method_source, "method")
         assert recorded is not None  # a folder of this kind has one
         if not asked:
-            again = shlex.quote(f"{info.name}={recorded.again if '.py:' in recorded.name else recorded.name}")
+            again = shlex.quote(f"{info.name}={recorded.again}")
             raise ValueError(
                 f"{path}: the method {info.name!r:.60} is from elsewhere ({recorded.file!r:.300}), and what you did "
                 f"not name is not run. If you trust it, add `{info.config.option}` {again}"
@@ -100,8 +100,12 @@ class OutsideRun(EvaluableRun[OutsideInfo, Outside]):
                 f"NAME={method.word}"
             )
         outside = load_outside(method, family)
+        remedy = f"give the new one another name, NAME={method.word}"
+        if outside.origin.name != recorded.name:
+            raise ValueError(
+                f"{path}: {info.name!r:.60} is {recorded.name!r:.300}, got {outside.origin.name!r:.300}; {remedy}"
+            )
         if not named.accept_changed:
-            remedy = f"give the new one another name, NAME={method.word}"
             check_unchanged(path, recorded, outside.origin, "its tables are of another policy", remedy)
         return outside
 
@@ -140,7 +144,7 @@ class OutsideRun(EvaluableRun[OutsideInfo, Outside]):
             "family": self.info.family,
             "variant": self.info.variant,
             **code_key(self.family),
-            "method": [self.info.config.option, self.info.config.sees_psi],
+            "method": [self.info.config.option, self.info.config.sees_psi, self.state.origin.name],
             "method_sha256": self.state.origin.sha256,
             "seed": seed,
             "evaluation": {name: getattr(config, name) for name in names},

@@ -88,7 +88,7 @@ class Evaluate(Command):
         check_config(self.config)
         if not (self.runs or self.policy or self.method):
             raise ValueError("runs: expected at least one run folder, or a `policy` or `method`, got none")
-        if repeated := [str(path) for path, n in Counter(self.runs).items() if n > 1]:
+        if repeated := [str(path) for path, n in Counter(p.resolve() for p in self.runs).items() if n > 1]:
             raise ValueError(f"runs: {repeated[0]} is given twice; a run counts once")
 
     def prepare(self) -> Prepared:

@@ -95,9 +95,10 @@ class Export(Command):
         states = seen[:: max(1, len(seen) // NUM_STATES)][:NUM_STATES]
         found = difference(solution, read(file, run.family), states)
         if not found <= TOLERANCE:
+            file.unlink(missing_ok=True)
             raise CommandFailed(
                 f"{file}: its actions differ from ours by {found:.2g} of their unit in {len(states)} states, "
-                f"expected at most {TOLERANCE:g}; do not use it"
+                f"expected at most {TOLERANCE:g}; the file was removed"
             )
         print(
             f"{note}\nwrote {file}: obs (rows, {run.family.obs_size}) -> act (rows, {run.family.act_size}), float32; "

@@ -72,7 +72,7 @@ def open_together(runs: Sequence[Path], options: Options, accept_changed: bool) 
     family = opened[0].family if opened else _family(options)
     for method in named.methods:
         folder = method_folder(runs, family.name, method.name)
-        if folder not in [run.path for run in opened]:
+        if folder.resolve() not in [run.path.resolve() for run in opened]:
             opened.append(outside_run(folder, method, family, named))
     return opened
 
@@ -126,7 +126,7 @@ def with_folders(runs: tuple[Path, ...], options: Options) -> tuple[Path, ...]:
                 f"{method.option}: {folder} is of a {config.get('option')} that "
                 f"{'sees' if config.get('sees_psi') else 'does not see'} psi"
             )
-        if folder not in found:
+        if folder.resolve() not in [path.resolve() for path in found]:
             found.append(folder)
     return tuple(found)
 

@@ -70,6 +70,7 @@ def fitted(config: MetaTrainConfig, preset: str, horizon: int) -> tuple[MetaTrai
         "slbo.num_samples": Whole(horizon * num_tasks),
         "gradient.num_samples": Whole(horizon * members * num_tasks, 2),
         "search.num_screen_samples": Whole(horizon * members),
+        "search.num_probe_samples": Whole(horizon * members),
     }
     config, notes = round_counts(config, PRESETS[preset], units, f"preset {preset}, horizon {horizon}")
     longest = PRESETS[preset].fit.num_horizon

@@ -21,7 +21,7 @@ from admrl.evaluation.reference_pooled import NAME, PooledReference
 from admrl.evaluation.scoring import BestKnown, best_known, closed_form
 from admrl.evaluation.task_lists import TaskList
 from admrl.runs.versions import versions
-from admrl.solving.hindsight import StoredCandidate, stored_candidate
+from admrl.solving.hindsight import StoredCandidate, stored_candidate, stored_returns
 from admrl.storage.files import digest, legible
 from dynamics.ensemble import DynamicsEnsemble
 from task_families.family import TaskFamily
@@ -91,7 +91,9 @@ def stored_candidates(
 ) -> list[StoredCandidate]:
     """The policies whose episodes the runs have stored, as candidates of A*: no sample is drawn."""
     found = [
-        stored_candidate(f"{legible(str(s.path))}, stored episodes", family, s.learner.data[0], tasks.psi)
+        stored_candidate(
+            f"{legible(str(s.path))}, stored episodes", stored_returns(family, s.learner.data[0], tasks.psi)
+        )
         for s in sorted(sources, key=lambda source: str(source.path))
     ]
     return [candidate for candidate in found if candidate is not None]

@@ -46,7 +46,8 @@ class RunGap:
 
     All n tasks are solved in one batch: zero-shot in the frozen model, and by the reference run, SLBO on these n
     tasks together. A* is the best known of both, chosen and scored on different episodes (`best_known`). Every call
-    has policies and episodes of its own, so that a task asked for twice says something new; in a call, policy seeds
+    has policies and episodes of its own, so that a task asked for twice says something new, but for the stored
+    episodes of the run, which are candidates of A* in the search alone; in a call, policy seeds
     are independent repetitions, A*'s episodes included.
     """
 
@@ -111,16 +112,18 @@ class RunGap:
         real_samples = episodes.size * run.family.horizon
         source = self._source.model_source
         if source is not None and config.num_reference_stages:
+            tasks = TaskList("search", psi)
             reference = pooled_reference(
                 [source],
-                TaskList("search", psi),
+                tasks,
                 config,
                 seed,
                 num_threads=self._num_threads,
                 reporter=self._reporter,
             )
             shared["reference: SLBO on these tasks"] = reference.episode_return
-            stored = stored_candidates([source], run.family, TaskList("search", psi))
+            if self._purpose is Purpose.WORST_BATCH:  # what chose the tasks must not confirm them
+                stored = stored_candidates([source], run.family, tasks)
             real_samples += (reference.real_samples or 0) + reference.episode_return.size * run.family.horizon
         known = best_known({str(run.path): episodes}, shared, config.num_policy_seeds, stored=stored)
         if source is None:

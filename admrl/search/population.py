@@ -115,7 +115,7 @@ class PopulationSearch(Search):
         return torch.cat([task[None] for task in [*chosen, *fresh]])
 
     def _recent(self, num: int) -> Tensor:
-        """The worst tasks of the last round (num, k), moved up their gradients where these are used and known."""
+        """The first told of the last round (num, k), moved up their gradients where these are used and known."""
         last = self.history[-self._last :][:num]
         if self._polish_step is None:
             return last.psi

@@ -10,7 +10,8 @@ halves in turn; the policy is chosen by one half and its return is taken from th
     bound = (mean of half 2 of the best on half 1 + mean of half 1 of the best on half 2) / 2
 
 Given the choice, that is an unbiased return of a stored policy, so its expectation is at most A*(psi), however many
-policies there are. Policies with a single episode do not count. Shapes: M tasks, n episodes, P policies.
+policies there are, as far as policies and psi do not depend on those episodes (later policies of a training learned
+from earlier ones' episodes). Policies with a single episode do not count. Shapes: M tasks, n episodes, P policies.
 
 (Regret of a level by its own best return so far: MaxMC of robust PLR, Jiang et al. 2021, "Replay-guided adversarial
 environment design". Here every policy counts for every task, because rewards can be recomputed.)
@@ -106,10 +107,13 @@ class _Choice:
     error: Tensor  # (M,) its standard error
 
 
-def _choices(stored: Stored) -> list[_Choice]:
-    """By the first half of every policy's episodes, and by the second; there is a policy."""
-    halves = [stored.means(stored.rank % 2 == half) for half in (0, 1)]
-    both = (halves[0][0] + halves[1][0]).isfinite()  # (M, P)
+def _choices(stored: Stored, least: int = 1) -> list[_Choice]:
+    """By the first half of every policy's episodes, and by the second; there is a policy. Those with fewer than
+    `least` episodes in a half do not count."""
+    rank = stored.rank
+    halves = [stored.means(rank % 2 == half) for half in (0, 1)]
+    enough = torch.minimum(halves[0][1], halves[1][1]) >= least
+    both = (halves[0][0] + halves[1][0]).isfinite() & enough  # (M, P)
     variance, choices = stored.variance(), []
     for (by, by_count), (mean, count) in (halves, halves[::-1]):
         best = torch.where(both, by, -torch.inf).argmax(1)  # (M,)
@@ -145,16 +149,14 @@ class StoredCandidate:
     """(2, M) of returns on the other half: what it counts for."""
 
 
-def stored_candidate(
-    name: str, family: TaskFamily, data: TransitionData, psi: Tensor
-) -> StoredCandidate | None:
-    """Of the data of a run and tasks psi (M, k); None if nothing is stored."""
-    if not len(data.episodes):
+def stored_candidate(name: str, stored: Stored) -> StoredCandidate | None:
+    """Of stored episodes under M tasks; None if there are none. One episode in a half shows no spread, so that A*'s
+    standard error would leave its noise out: a candidate has two in each."""
+    if not len(stored.number):
         return None
-    stored = stored_returns(family, data, psi)
     luck = math.sqrt(2 * math.log(len(stored.number)))
     rank, worth, episodes = stored.rank, [], []
-    for half, choice in enumerate(_choices(stored)):
+    for half, choice in enumerate(_choices(stored, least=2)):
         score = choice.chosen_by - luck * choice.chosen_error
         worth.append(torch.where(choice.known, score, -torch.inf))
         others = [(stored.policy == best) & (rank % 2 != half) for best in choice.best]

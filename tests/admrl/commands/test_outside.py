@@ -142,7 +142,7 @@ def test_they_are_evaluated_drawn_and_compared_beside_a_run(folder):
 
 def test_a_folder_alone_runs_nothing_and_a_changed_file_is_refused(folder, tmp_path):
     file = tmp_path / f"changing_{abs(hash(tmp_path))}.py"
-    file.write_text(CODE)
+    file.write_text(CODE + "\n\ndef left(rows):\n    return -right(rows)\n")
     word = f"{file}:right"
     command = evaluate(folder, policy=(f"mine={word}",), method=())
     run_command(command)
@@ -151,6 +151,14 @@ def test_a_folder_alone_runs_nothing_and_a_changed_file_is_refused(folder, tmp_p
         OutsideRun.open(path)
     by_path = replace(command, runs=(folder / "run", path), policy=(f"mine={word}",))
     assert len(prepared_and_released(by_path)) == 2
+    detour = replace(by_path, runs=(folder / "run", path / ".." / path.name))  # the same folder, opened once
+    assert len(prepared_and_released(detour)) == 2
+    with pytest.raises(ValueError, match=r"right', got '.*left'; give the new one another name"):
+        prepared(replace(command, policy=(f"mine={file}:left",)))  # of the same file
+    program = f"{sys.executable} {folder}/program.py"
+    run_command(evaluate(folder, policy=(f"asked={program}",), method=()))
+    with pytest.raises(ValueError, match="--other'; give the new one another name"):
+        prepared(evaluate(folder, policy=(f"asked={program} --other",), method=()))
     config = json.loads((path / "config.json").read_text())
     config["method_source"]["sha256"] = "0" * 64
     (path / "config.json").write_text(json.dumps(config))

@@ -12,7 +12,7 @@ from admrl.commands.train_baseline import TrainBaseline
 from admrl.config.checks import check_config
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.presets import PRESETS, Whole, fitted, fitted_evaluation, round_counts
-from admrl.config.training import check_sample_counts, check_screening
+from admrl.config.training import check_population, check_sample_counts, check_screening
 from task_families import make
 
 
@@ -22,6 +22,7 @@ def test_every_preset_fits_every_horizon(preset, horizon):
     config, notes = fitted(PRESETS[preset], preset, horizon)
     check_sample_counts(config, horizon)
     check_screening(config, horizon)
+    check_population(config, horizon)
     assert bool(notes) == (config != PRESETS[preset])
     assert fitted(config, preset, horizon)[0] == config
     if horizon == 200:

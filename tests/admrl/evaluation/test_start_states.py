@@ -13,6 +13,7 @@ from table_tools import toy_table
 
 from admrl.baselines import StaticAdapter, evaluate_adapters
 from admrl.commands.gap_printing import print_notes, print_objective, print_tables
+from admrl.evaluation import worst_gap
 from admrl.evaluation.evaluate_runs import evaluate_gaps
 from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.reference import Candidate, Reference
@@ -20,6 +21,7 @@ from admrl.evaluation.scoring import closed_form, score_policy
 from admrl.evaluation.worst_gap import RunGap
 from admrl.reports.comparison import compare_tables
 from admrl.search import Objective
+from admrl.streams import Purpose
 from task_families.point_robot import PointRobot
 
 ZERO_SHOT = replace(CONFIG, num_stages=0, num_episodes=8)
@@ -107,6 +109,16 @@ def test_runs_without_a_reference_run_are_treated_alike(tmp_path):
     assert pooled.provenance.reference["kind"] == "best of the runs evaluated together"
     gaps = RunGap(run, config, 0)(FAMILY.box.grid((2, 1)))
     assert gaps.shape == (2, 2) and bool((gaps.std(1) > 0).all())
+
+
+def test_what_chose_the_worst_tasks_does_not_confirm_them(tmp_path, monkeypatch):
+    """Stored episodes are the same in every call: with them, the confirmed gap of the chosen task is too large."""
+    run, asked = small_run(tmp_path / "run"), []
+    monkeypatch.setattr(worst_gap, "stored_candidates", lambda *_: asked.append(True) or [])
+    config = replace(ZERO_SHOT, num_reference_stages=1, num_reference_samples=40, num_reference_updates=2)
+    for purpose, count in ((Purpose.WORST_BATCH, 1), (Purpose.WORST_CONFIRM, 1)):
+        RunGap(run, config, 0, purpose=purpose)(FAMILY.box.grid((2, 1)))
+        assert len(asked) == count
 
 
 def test_the_noise_of_a_reference_file_is_in_the_error():

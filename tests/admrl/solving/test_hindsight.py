@@ -49,12 +49,13 @@ def test_stored_returns_are_those_of_the_rollouts_under_any_task():
 
 
 def test_only_whole_first_episodes_are_stored():
-    """A lane that fell starts again, and its second episode is cut; what broke down is left out."""
+    """A lane that fell starts again, and its second episode is cut. A policy that broke down in one of its first
+    episodes is left out, since those that are left would flatter it."""
     family = make("linear_quadratic")
-    r = rollout(family, 1, 4, 0.1, 0)
+    r = rollout(family, 2, 4, 0.1, 0)
     r.terminated[0, 0, 9] = True  # falls after ten steps
-    r.next_obs[0, 1, 50] = math.nan
-    r.terminated[0, 1, 50] = True
+    r.next_obs[1, 1, 50] = math.nan
+    r.terminated[1, 1, 50] = True
     r.terminated[0, 2, 20] = True
     r.next_obs[0, 2, 60] = math.nan  # after its first episode
     data = TransitionData(4, 2, DOUBLE)
@@ -62,12 +63,13 @@ def test_only_whole_first_episodes_are_stored():
     horizon = family.horizon
     assert data.episodes.tolist() == [
         [0, 0, 10],
-        [0, 2 * horizon - 1, 21],
-        [0, 3 * horizon - 2, horizon],
+        [0, horizon, horizon],
+        [0, 2 * horizon, 21],
+        [0, 3 * horizon - 1, horizon],
     ]
     psi = family.box.grid((2, 2))
     mine = stored_returns(family, data, psi).returns
-    expected = torch.stack([episode_returns(family, p[None], r)[0] for p in psi])[:, [0, 2, 3]]
+    expected = torch.stack([episode_returns(family, p.expand(2, -1), r)[0] for p in psi])
     torch.testing.assert_close(mine, expected)
 
 
@@ -120,20 +122,12 @@ def test_policies_with_one_episode_do_not_count():
     assert bool(hindsight_bound(empty).standard_error.isnan().all())
 
 
-def candidate_of(stored):
-    """As `stored_candidate` makes it, of returns that are known."""
-    family, data = make("linear_quadratic"), TransitionData(4, 2, DOUBLE)
-    data.episodes = torch.zeros(1, 3).long()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("admrl.solving.hindsight.stored_returns", lambda *_: stored)
-        return stored_candidate("stored", family, data, torch.zeros(1, 2))
-
-
+@pytest.mark.parametrize("num_episodes", [4, 8])
 @pytest.mark.parametrize(("stored_mean", "expected"), [(0.0, 1.0), (6.0, 6.0)])
-def test_a_star_is_not_raised_by_the_luck_of_stored_episodes(stored_mean, expected):
+def test_a_star_is_not_raised_by_the_luck_of_stored_episodes(stored_mean, expected, num_episodes):
     """30 stored policies against one method of mean 1, whose noise is as large."""
     num = 2000
-    candidate = candidate_of(simulated([stored_mean] * 30, 4, num, seed=3))
+    candidate = stored_candidate("stored", simulated([stored_mean] * 30, num_episodes, num, seed=3))
     assert isinstance(candidate, StoredCandidate)
     own = 1 + np.random.default_rng(0).standard_normal((3, num, 8))
     known = best_known({}, {"method": own}, 3, stored=[candidate])
@@ -152,4 +146,14 @@ def test_without_stored_episodes_a_star_is_what_it_was():
     plain = best_known({"a": own}, {"b": other}, 2)
     again = best_known({"a": own}, {"b": other}, 2, stored=[])
     np.testing.assert_array_equal(plain.by_seed, again.by_seed)
-    assert stored_candidate("x", make("linear_quadratic"), TransitionData(4, 2), torch.zeros(1, 2)) is None
+    empty = Stored(torch.zeros(5, 0, dtype=DOUBLE), torch.zeros(0).long(), torch.zeros(0).long())
+    assert stored_candidate("x", empty) is None
+
+
+@pytest.mark.parametrize("num_episodes", [1, 2, 3])
+def test_policies_with_few_episodes_are_no_candidates_of_a_star(num_episodes):
+    """One episode in a half has no spread: the standard error of A* would be too small (0 with two episodes)."""
+    candidate = stored_candidate("stored", simulated([6.0] * 30, num_episodes, 50, seed=3))
+    own = np.random.default_rng(0).standard_normal((3, 50, 8))
+    known = best_known({}, {"method": own}, 3, stored=[candidate])
+    assert set(known.source) == {"method"} and np.isfinite(known.by_seed).all()
