@@ -192,9 +192,9 @@ class GapTable:
         The gap of the truly worst task is below its own upper end, so the largest upper end of all tasks is above
         the truth; and the truth is above the mean gap, so above that one's lower end. Among several tasks each end
         has the whole error probability: the lower one fails only where tasks are alike, and then the largest of their
-        upper ends does not; the upper one only where a task stands out. In between both are safe, for any gaps, if the
-        noise of tasks is independent (90 % where all of it is shared). (The lower ends of single tasks, together, would
-        be nearer where one stands out, and fail for skewed gaps.)
+        upper ends does not; the upper one only where a task stands out. In between both are safe, for any gaps,
+        if the noise of tasks is independent (90 % where all of it is shared). (The lower ends of single tasks,
+        together, would be nearer where one stands out, and fail for skewed gaps.)
         """
         error, mean, degrees = self.standard_error(j), self.mean_gap(j), max(len(self.gap) - 1, 1)
         if np.isnan(error).all():
