@@ -40,7 +40,7 @@ from policy_opt.linear_operator import (
 from policy_opt.linear_solve import normal_cg
 from policy_opt.operator_solve import LinearEquation, constant
 from policy_opt.operators import LinearOperator
-from policy_opt.solve_loop import is_capturing
+from policy_opt.solve_loop import is_capturing, warn_if_failed, warns_if_singular
 from policy_opt.solve_result import LinearSolveResult, LinearSolveWarning
 
 Optimality = Callable[..., Any]
@@ -128,22 +128,23 @@ def _judged(
         size,
         "|F(theta_hat, psi)|: theta_hat is not a root, so the theorem does not apply; solve F = 0 more",
     )
-    return RootDerivative(value, answer, size, _system_residual(matvec, answer.solution, b, tolerance))
+    residual = _relative_residual(matvec, answer.solution, b)
+    _warn_of_residual(residual, tolerance)
+    return RootDerivative(value, answer, size, residual)
 
 
-def _system_residual(matvec: Matvec, y: Any, b: Any, tolerance: float) -> Tensor:
-    """|b - A y| / |b| (...), with a warning above the tolerance: `normal_cg` does not see a singular A."""
+def _relative_residual(matvec: Matvec, y: Any, b: Any) -> Tensor:
+    """|b - A y| / |b| (...): `normal_cg` does not see a singular A."""
     vectors = VectorSpace(b, "cotangent or tangent")
     right = vectors.flatten(b, "cotangent or tangent").detach()
     scale = wide_norm(right)
     product = vectors.flatten(matvec(y), "optimality").detach()
-    residual = wide_norm(right - product) / torch.where(scale > 0, scale, 1.0)
-    _warn_above(
-        tolerance,
-        residual,
-        "the relative residual of the linear system: dF/dtheta is singular or the solve failed",
-    )
-    return residual
+    return wide_norm(right - product) / torch.where(scale > 0, scale, 1.0)
+
+
+def _warn_of_residual(residual: Tensor, tolerance: float) -> None:
+    meaning = "the relative residual of the linear system: dF/dtheta is singular or the solve failed"
+    _warn_above(tolerance, residual, meaning)
 
 
 def _warn_above(tolerance: float, number: Tensor, meaning: str) -> None:
@@ -263,17 +264,29 @@ class _RootEquation:
         return self.optimality(theta, *args)
 
     def linear_solve(self, theta: Any, args: Any, c: Any, transposed: bool) -> Any:
-        def solve(parameters: Any, right: Any, transposed: bool) -> LinearSolveResult:
-            forward, backward = self._jacobian(parameters), self._jacobian(parameters).T
-            if transposed:
-                forward, backward = backward, forward
-            matvec, rmatvec = forward.prepare(), backward.prepare()
-            answer = _solve(LinearMap(matvec, rmatvec), right, self.solve)
-            if bool(host_value(answer.converged).all()):  # what failed is warned of with its status
-                _system_residual(matvec, answer.solution, right, ROOT_TOLERANCE)
-            return answer
+        if not transposed:
+            warns_if_singular(VectorSpace(c), self._is_solved)(constant((theta, args)))
+        return LinearEquation(self._jacobian, self._solution, transposed).again((theta, args), c)
 
-        return LinearEquation(self._jacobian, solve, transposed).again((theta, args), c)
+    def _solution(self, parameters: Any, c: Any, transposed: bool) -> Any:
+        answer, product = self._solve_with_jacobian(parameters, c, transposed)
+        warn_if_failed(answer)
+        if is_capturing(answer.status_code.device) or bool(host_value(answer.converged).all()):
+            _warn_of_residual(_relative_residual(product, answer.solution, c), ROOT_TOLERANCE)
+        return answer.solution
+
+    def _is_solved(self, parameters: Any, c: Any, rtol: float) -> Tensor:
+        answer, product = self._solve_with_jacobian(parameters, c, transposed=False)
+        return _relative_residual(product, answer.solution, c) <= max(rtol, ROOT_TOLERANCE)
+
+    def _solve_with_jacobian(
+        self, parameters: Any, c: Any, transposed: bool
+    ) -> tuple[LinearSolveResult, Matvec]:
+        forward, backward = self._jacobian(parameters), self._jacobian(parameters).T
+        if transposed:
+            forward, backward = backward, forward
+        products = LinearMap(forward.prepare(), backward.prepare())
+        return _solve(products, c, self.solve), products.matvec
 
     def _jacobian(self, parameters: Any) -> LinearOperator:
         """dF/dtheta at (theta, args)."""

@@ -46,9 +46,9 @@ from policy_opt.solve_loop import (
     STAGNATED,
     AnyRunning,
     Settings,
+    inverses_by,
     is_capturing,
-    rtol_of_derivatives,
-    warn_if_failed,
+    of_derivatives,
 )
 from policy_opt.solve_result import RUNNING, LinearSolveResult
 
@@ -321,15 +321,14 @@ def _solve(
     x = torch.where((run.code == NONFINITE)[..., None], torch.nan, run.x)
     if differentiable:
         fixed, settings = run.damping.detach(), context.settings
-        settings = replace(settings, atol=0.0, rtol=rtol_of_derivatives(settings.rtol, b))
-        again = replace(context, settings=settings)
+        is_damped = not is_capturing(b.device) and bool(host_value(fixed).any())
+        again = replace(context, settings=of_derivatives(settings, b))
 
-        def solve_again(right_hand_side: Tensor) -> Tensor:
-            answer = _solve(again, right_hand_side.detach(), fixed, 0.0, limit, differentiable=False)
-            warn_if_failed(answer)
-            return context.vectors.flatten(answer.solution, "solution").detach()
+        def solve_again(right_hand_side: Tensor, **more: Any) -> LinearSolveResult:
+            asked = replace(again, settings=replace(again.settings, **more))
+            return _solve(asked, right_hand_side.detach(), fixed, 0.0, limit, differentiable=False)
 
-        x = x + implicit_zero(run.residual, solve_again, solve_again)
+        x = x + implicit_zero(run.residual, *inverses_by(solve_again, context.vectors, checks=not is_damped))
     scale = torch.where(run.process.start_norm > 0, run.process.start_norm, 1.0)
     return LanczosResult(
         solution=context.vectors.unflatten(x),

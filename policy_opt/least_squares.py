@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from policy_opt.eager import outside_of_compiled_programs
+from policy_opt.implicit_function import carries_derivative
 from policy_opt.implicit_zero import implicit_zero
 from policy_opt.krylov_basis import as_damping
 from policy_opt.linear_operator import (
@@ -37,6 +39,12 @@ from policy_opt.linear_operator import (
     wide_norm,
 )
 from policy_opt.minres_step import ratio
+from policy_opt.operator_solve import (
+    is_zero_somewhere,
+    product_of_constants,
+    takes_operators_of_least_squares,
+)
+from policy_opt.operators import LinearOperator
 from policy_opt.solve_loop import (
     CONVERGED,
     NONFINITE,
@@ -47,6 +55,7 @@ from policy_opt.solve_loop import (
     Problem,
     Settings,
     is_capturing,
+    of_derivatives,
     power_of_two,
     rescaled,
     solve,
@@ -213,6 +222,23 @@ def _divided(vector: Tensor, size: Tensor) -> Tensor:
     return vector * ratio(torch.ones_like(size), size).to(vector.dtype)[..., None]
 
 
+def _solve_gram(
+    A: LinearOperator, damping: Any, c: Any, *, rtol: float = 1e-6, max_steps: int | None = None
+) -> LinearSolveResult:
+    """(A'A + damping)^+ c = A^+ (A'^+ c), where A has rows sqrt(damping) I below."""
+    settings, domain = Settings(rtol, 0.0, max_steps, None), VectorSpace(c)
+    flat = domain.flatten(c, "c")
+    codomain = _space(A.codomain.zeros(), flat)
+    rectangle = _rectangle(product_of_constants(A), product_of_constants(A.T), domain, codomain)
+    if damping is not None:
+        rectangle = rectangle.damped(as_damping(damping, flat).to(flat.dtype).sqrt())
+    w = _pseudo_inverse(rectangle.transposed(), flat, settings)
+    answer = _least_squares(rectangle, w, None, settings, None)
+    return dataclasses.replace(answer, solution=domain.unflatten(answer.solution))
+
+
+@outside_of_compiled_programs
+@takes_operators_of_least_squares(_solve_gram, rectangular=True)
 def lsmr(
     matvec: Matvec,
     b: Any,
@@ -241,13 +267,13 @@ def lsmr(
         max_steps: per system; None is 10 n.
 
     Derivatives are those of x with respect to b, the damping and what `matvec` and `rmatvec` close over, for constant
-    rank. Raises:
+    rank; of every order where `matvec` is a `LinearOperator`, which gives A' and the space of x itself. Raises:
         ValueError: as `conjugate_gradient`, and for a negative damping.
     """
     settings = Settings(rtol, atol, max_steps, None)
     codomain = VectorSpace(b)
     flat_b = codomain.flatten(b, "b")
-    domain = _domain(b if like is None else like, flat_b)
+    domain = _space(b if like is None else like, flat_b)
     shift = as_damping(damping, flat_b).to(flat_b.dtype)
     if not is_capturing(flat_b.device) and bool(host_value(shift < 0).any()):
         raise ValueError(
@@ -256,15 +282,7 @@ def lsmr(
     if not callable(matvec):
         raise ValueError(f"matvec: expected a callable v -> A v, got {type(matvec).__name__}")
 
-    def forward(v: Tensor) -> Tensor:
-        return codomain.flatten(matvec(domain.unflatten(v)), "matvec")
-
-    if rmatvec is None:
-        at = torch.zeros(domain.flat_shape, dtype=domain.dtype, device=domain.device)
-        rectangle = Rectangle(forward, linear_map(forward, at).rmatvec)
-    else:
-        rectangle = Rectangle(forward, lambda w: domain.flatten(rmatvec(codomain.unflatten(w)), "rmatvec"))
-    rectangle.num_columns = domain.size
+    rectangle = _rectangle(matvec, rmatvec, domain, codomain)
     is_damped = isinstance(damping, Tensor) or damping != 0
     if is_damped:
         rectangle = rectangle.damped(shift.detach().sqrt())
@@ -276,8 +294,7 @@ def lsmr(
         rectangle, flat_b, start, settings, _inverses(rectangle, settings), shift if is_damped else None
     )
     x = answer.solution
-    may_be_flat = not is_damped or bool(host_value(shift.detach() == 0).any())
-    if may_be_flat and _is_differentiated(x):
+    if is_zero_somewhere(shift if is_damped else None) and carries_derivative(x):
         moved = x.detach() if start is None else x.detach() - start.detach()
         x = x + _null_space_term(rectangle, moved, settings)
     return dataclasses.replace(
@@ -289,8 +306,29 @@ def lsmr(
     )
 
 
-def _domain(like: Any, b: Tensor) -> VectorSpace:
-    """The space of x: that of `like`, which gets the batch axes of b (..., m) where it is one vector."""
+def _rectangle(
+    matvec: Matvec, rmatvec: Matvec | None, domain: VectorSpace, codomain: VectorSpace
+) -> Rectangle:
+    """The products on flat vectors; A' by torch.func.vjp where there is none."""
+
+    def forward(v: Tensor) -> Tensor:
+        return codomain.flatten(matvec(domain.unflatten(v)), "matvec")
+
+    def backward(w: Tensor) -> Tensor:
+        assert rmatvec is not None
+        return domain.flatten(rmatvec(codomain.unflatten(w)), "rmatvec")
+
+    if rmatvec is None:
+        at = torch.zeros(domain.flat_shape, dtype=domain.dtype, device=domain.device)
+        rectangle = Rectangle(forward, linear_map(forward, at).rmatvec)
+    else:
+        rectangle = Rectangle(forward, backward)
+    rectangle.num_columns = domain.size
+    return rectangle
+
+
+def _space(like: Any, b: Tensor) -> VectorSpace:
+    """The space of vectors like `like`, which gets the batch axes of b (..., m) where it is one vector."""
     if isinstance(like, Tensor) and like.dim() == 1 and b.dim() > 1:
         like = like.expand(*b.shape[:-1], -1)
     domain = VectorSpace(like, "like")
@@ -346,16 +384,10 @@ def _inverses(rectangle: Rectangle, settings: Settings) -> Inverses:
 
 
 def _pseudo_inverse(rectangle: Rectangle, b: Tensor, settings: Settings) -> Tensor:
-    again = dataclasses.replace(settings, atol=0.0)
-    answer = _least_squares(rectangle, b.detach(), None, again, None)
+    answer = _least_squares(rectangle, b.detach(), None, of_derivatives(settings, b), None)
     warn_if_failed(answer)
     x: Tensor = answer.solution
     return x.detach()
-
-
-def _is_differentiated(x: Tensor) -> bool:
-    """Some derivative of x may be asked for."""
-    return x.requires_grad or torch._C._functorch.maybe_current_level() is not None
 
 
 def _null_space_term(rectangle: Rectangle, x: Tensor, settings: Settings) -> Tensor:

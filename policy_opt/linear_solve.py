@@ -29,7 +29,13 @@ from policy_opt.eager import outside_of_compiled_programs
 from policy_opt.krylov_basis import as_damping, resolve_damping
 from policy_opt.linear_operator import Matvec, Operator, VectorSpace, check_symmetric, dot, host_value, norm
 from policy_opt.minres_step import Minres
-from policy_opt.operator_solve import takes_operators, takes_operators_of_normal_equations
+from policy_opt.operator_solve import (
+    moves_the_null_space,
+    product_of_constants,
+    takes_operators,
+    takes_operators_of_least_squares,
+)
+from policy_opt.operators import LinearOperator
 from policy_opt.solve_loop import (
     Settings,
     is_capturing,
@@ -89,8 +95,32 @@ def conjugate_gradient(
     return solve(ConjugateGradient(trust_radius), operator, flat, start, settings)
 
 
+def _solve_gram(A: LinearOperator, damping: Any, c: Any, **settings: Any) -> LinearSolveResult:
+    gram = A.gram() if damping is None else A.gram().damped(damping)
+    return conjugate_gradient(product_of_constants(gram), c, **settings)
+
+
+def _semidefinite_cg(
+    matvec: Matvec,
+    b: Any,
+    *,
+    x0: Any = None,
+    damping: float | Tensor = 0.0,
+    relative_damping: float = 0.0,
+    rtol: float = 1e-6,
+    atol: float | Tensor = 0.0,
+    max_steps: int | None = None,
+    preconditioner: Matvec | None = None,
+) -> LinearSolveResult:
+    """Conjugate gradients where the caller sees to a null space."""
+    settings = Settings(rtol, atol, max_steps, preconditioner)
+    operator, flat, start = _prepare(matvec, b, x0, damping, relative_damping, False)
+    return solve(ConjugateGradient(), operator, flat, start, settings, may_be_singular=True)
+
+
 @outside_of_compiled_programs
-@takes_operators_of_normal_equations(conjugate_gradient)
+@takes_operators_of_least_squares(_solve_gram)
+@moves_the_null_space(_semidefinite_cg)
 def normal_cg(
     matvec: Matvec,
     b: Any,
@@ -117,7 +147,6 @@ def normal_cg(
     transpose = matvec if rmatvec is None else rmatvec
     vectors = VectorSpace(b)
     flat_b = vectors.flatten(b, "b")
-    settings = Settings(rtol, atol, max_steps, preconditioner)
     unit_of_b = power_of_two(flat_b.detach())
     right_hand_side = Operator(transpose, vectors)(flat_b)
     unit_of_A = None if unit_of_b is not None else unit_of_operator(right_hand_side.detach(), flat_b.detach())
@@ -146,10 +175,17 @@ def normal_cg(
     def normal(v: Any) -> Any:
         return transpose(vectors.unflatten(Operator(matvec, vectors)(vectors.flatten(v, "v"))))
 
-    operator, flat, start = _prepare(
-        normal, vectors.unflatten(right_hand_side), x0, damping, relative_damping, False
+    result = _semidefinite_cg(
+        normal,
+        vectors.unflatten(right_hand_side),
+        x0=x0,
+        damping=damping,
+        relative_damping=relative_damping,
+        rtol=rtol,
+        atol=atol,
+        max_steps=max_steps,
+        preconditioner=preconditioner,
     )
-    result = solve(ConjugateGradient(), operator, flat, start, settings)
     checks = 2 if rmatvec is None else 1
     return dataclasses.replace(result, num_products=2 * result.num_products + checks)
 

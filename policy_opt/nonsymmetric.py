@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from policy_opt.eager import outside_of_compiled_programs
 from policy_opt.krylov_basis import as_damping
 from policy_opt.linear_operator import Matvec, Operator, VectorSpace, norm, whole_number, wide_norm
 from policy_opt.minres_step import ratio, reflection
+from policy_opt.operator_solve import takes_square_operators
 from policy_opt.solve_loop import (
     CONVERGED,
     CYCLE_IS_FULL,
@@ -30,8 +32,9 @@ from policy_opt.solve_loop import (
     Method,
     Problem,
     Settings,
+    inverses_by,
+    of_derivatives,
     solve,
-    warn_if_failed,
 )
 from policy_opt.solve_result import RUNNING, LinearSolveResult
 
@@ -138,6 +141,8 @@ class Gmres(Method):
         return now._replace(x=now.x + problem.precondition(now.memory.combine()))
 
 
+@outside_of_compiled_programs
+@takes_square_operators
 def gmres(
     matvec: Matvec,
     b: Any,
@@ -155,9 +160,10 @@ def gmres(
 
     The basis costs (restart + 1) p numbers for each system. A cycle that lowers the residual by less than a
     thousandth repeats itself, and ends as STAGNATED: raise `restart`, or give a preconditioner. `rmatvec` is
-    w -> A'w and used in reverse-mode derivatives alone, which raise without it; forward mode needs none. The
-    preconditioner may be any invertible map. The rest as in `conjugate_gradient`. SciPy's equivalent is
-    `scipy.sparse.linalg.gmres`.
+    w -> A'w and used in reverse-mode derivatives alone, which raise without it; forward mode needs none, nor does a
+    `LinearOperator`, which knows its transpose. The preconditioner may be any invertible map; solves with A' are
+    preconditioned only where it is a `LinearOperator`, too. The rest as in `conjugate_gradient`.
+    SciPy's equivalent is `scipy.sparse.linalg.gmres`.
 
     Raises:
         ValueError: as `conjugate_gradient`, and for restart < 1.
@@ -171,20 +177,23 @@ def gmres(
     shift = None if is_none else as_damping(damping, flat).to(flat.dtype)
     method = Gmres(restart)
 
-    def inverse(product: Matvec | None, user: Matvec | None) -> Callable[[Tensor], Tensor]:
-        def apply(right_hand_side: Tensor) -> Tensor:
+    def solver(product: Matvec | None, user: Matvec | None) -> Callable[..., LinearSolveResult]:
+        def again(c: Tensor, **more: Any) -> LinearSolveResult:
             if product is None:
                 raise ValueError(
-                    "rmatvec: expected w -> A'w for a reverse-mode derivative of gmres, got None; "
-                    "linear_map(matvec, b).rmatvec makes one, and forward mode (jvp, jacfwd) needs none"
+                    "rmatvec: expected w -> A'w for a reverse-mode derivative of gmres, got None; pass a "
+                    "LinearOperator, or linear_map(matvec, b).rmatvec; forward mode (jvp, jacfwd) needs none"
                 )
-            again = dataclasses.replace(settings, preconditioner=user)
+            asked = dataclasses.replace(of_derivatives(settings, c), preconditioner=user, **more)
             operator = Operator(product, vectors, None if shift is None else shift.detach())
-            answer = solve(method, operator, right_hand_side.detach(), None, again, differentiable=False)
-            warn_if_failed(answer)
-            return vectors.flatten(answer.solution, "solution").detach()
+            return solve(method, operator, c.detach(), None, asked, differentiable=False)
 
-        return apply
+        return again
 
-    inverses = inverse(matvec, preconditioner), inverse(rmatvec, None)  # M' is not known
+    inverses = inverses_by(
+        solver(matvec, preconditioner),
+        vectors,
+        checks=shift is None,
+        transposed=solver(rmatvec, None),  # M' is not known
+    )
     return solve(method, Operator(matvec, vectors, shift), flat, start, settings, inverses=inverses)

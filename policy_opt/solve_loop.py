@@ -55,6 +55,11 @@ TRUNCATED = (
     "a solution with a trust_radius is no function that can be differentiated: it is where the iteration was cut; "
     "take .detach() of it, or solve without the radius"
 )
+SINGULAR = (
+    "a forward-mode derivative of a solve whose operator looks singular (it does not reach a random right-hand side) "
+    "holds only while the null space does not move; use normal_cg or lsmr, which move it, or damping; "
+    "positive_definite=True on a LinearOperator that is regular skips this check"
+)
 CONVERGED, MAX_STEPS, STAGNATED = (
     CODE[s] for s in (SolveStatus.CONVERGED, SolveStatus.MAX_STEPS, SolveStatus.STAGNATED)
 )
@@ -308,17 +313,19 @@ def solve(
     settings: Settings,
     differentiable: bool = True,
     inverses: Inverses | None = None,
+    may_be_singular: bool = False,
 ) -> LinearSolveResult:
     """Run `method` on the flat system and report; the user's kind of vectors is restored in the result.
 
     `inverses` are v -> A^-1 v and w -> A'^-1 w for the derivative; None: `method` on A, which is symmetric.
+    Forward mode warns of a singular A unless the caller sees to the null space (`may_be_singular`).
     """
     if torch.compiler.is_compiling():
         raise RuntimeError(COMPILED)
     vectors = operator.vectors
     unit = power_of_two(b.detach())
     if differentiable and inverses is None:
-        inverses = _symmetric_inverses(method, operator, settings)
+        inverses = _symmetric_inverses(method, operator, settings, may_be_singular)
     if unit is not None:
         return _solve_scaled(unit, None, method, operator, b, x0, settings, inverses)
     size_of_b = norm(b.detach())
@@ -359,6 +366,11 @@ def solve(
 def rtol_of_derivatives(rtol: float, b: Tensor) -> float:
     """The solves inside a derivative have right-hand sides of another size, so that atol says nothing there."""
     return rtol if rtol > 0 else torch.finfo(b.dtype).eps ** 0.75
+
+
+def of_derivatives(settings: Settings, b: Tensor) -> Settings:
+    """What the solves inside a derivative are asked for."""
+    return dataclasses.replace(settings, atol=0.0, rtol=rtol_of_derivatives(settings.rtol, b))
 
 
 def tolerance_for(settings: Settings, size_of_b: Tensor) -> Tensor:
@@ -467,20 +479,71 @@ class ScaledOperator(Operator):
         return self.unscaled(v) * self.unit[..., None]
 
 
-def _symmetric_inverses(method: Method, operator: Operator, settings: Settings) -> Inverses:
+def _symmetric_inverses(
+    method: Method, operator: Operator, settings: Settings, may_be_singular: bool
+) -> Inverses:
     """A^-1 twice, by the same method."""
 
-    def solve_again(right_hand_side: Tensor) -> Tensor:
+    def again(right_hand_side: Tensor, **more: Any) -> LinearSolveResult:
         if getattr(method, "trust_radius", None) is not None:
             raise RuntimeError(TRUNCATED)
-        rtol = rtol_of_derivatives(settings.rtol, right_hand_side)
-        relative = dataclasses.replace(settings, atol=0.0, rtol=rtol)
-        again = Operator(operator.matvec, operator.vectors, operator.damping)
-        answer = solve(method, again, right_hand_side.detach(), None, relative, differentiable=False)
-        warn_if_failed(answer)
-        return operator.vectors.flatten(answer.solution, "solution").detach()
+        asked = dataclasses.replace(of_derivatives(settings, right_hand_side), **more)
+        same = Operator(operator.matvec, operator.vectors, operator.damping)
+        return solve(method, same, right_hand_side.detach(), None, asked, differentiable=False)
 
-    return solve_again, solve_again
+    is_damped = operator.damping is not None
+    return inverses_by(again, operator.vectors, checks=not (is_damped or may_be_singular))
+
+
+def inverses_by(
+    solve_again: Callable[..., LinearSolveResult],
+    vectors: VectorSpace,
+    *,
+    checks: bool,
+    transposed: Callable[..., LinearSolveResult] | None = None,
+) -> Inverses:
+    """A^-1 and A'^-1 from solves of constants, (c (..., p), rtol=...) -> answer; transposed None: A symmetric.
+    `checks`: forward mode warns of a singular A."""
+    probe = warns_if_singular(
+        vectors, lambda _, g, rtol: solve_again(vectors.flatten(g, "g"), rtol=rtol).converged
+    )
+
+    def solution(answer: LinearSolveResult) -> Tensor:
+        warn_if_failed(answer)
+        return vectors.flatten(answer.solution, "solution").detach()
+
+    def forward(c: Tensor) -> Tensor:
+        if checks:
+            probe(None)
+        return solution(solve_again(c))
+
+    return forward, lambda c: solution((transposed or solve_again)(c))
+
+
+def warns_if_singular(
+    vectors: VectorSpace, is_solved: Callable[[Any, Any, float], Tensor]
+) -> Callable[[Any], None]:
+    """A check of forward mode, made once, by is_solved(parameters, g, rtol): A z = g of a random g has a solution
+    where A is regular alone.
+
+    In reverse mode the cotangent is such a g. In forward mode A dx = db - dA x has one also where A is singular and
+    the null space moves, and says nothing of the part of dx in it.
+    """
+    is_done = False
+
+    def check(parameters: Any) -> None:
+        nonlocal is_done
+        if is_done or is_capturing(vectors.device):
+            return
+        is_done = True
+        g = torch.from_numpy(np.random.default_rng(0).standard_normal(vectors.flat_shape))
+        # g has about |g| / sqrt(p) in a null space of one dimension, well above this tolerance
+        rtol = 1e-2 * vectors.size**-0.5
+        g = g.to(vectors.dtype).to(vectors.device)
+        if not bool(host_value(is_solved(parameters, vectors.unflatten(g), rtol)).all()):
+            warnings.warn(SINGULAR, LinearSolveWarning, stacklevel=2)
+
+    return check
 
 
 def warn_if_failed(answer: LinearSolveResult) -> None:

@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from policy_opt.eager import outside_of_compiled_programs
 from policy_opt.krylov_basis import LanczosProcess
 from policy_opt.linear_operator import Matvec, Operator, VectorSpace, batched, norm, whole_number
+from policy_opt.operators import LinearOperator
 
 
 class SpectrumStatus(enum.Enum):
@@ -50,6 +52,7 @@ class Eigenpairs(NamedTuple):
     num_products: int
 
 
+@outside_of_compiled_programs
 def extreme_eigenpairs(
     matvec: Matvec,
     like: Any,
@@ -79,7 +82,7 @@ def extreme_eigenpairs(
     vectors = VectorSpace(like, "like")
     size = vectors.size
     num_steps = min(num_steps, size)
-    process = LanczosProcess(Operator(matvec, vectors), _normal(vectors, generator), num_steps)
+    process = LanczosProcess(Operator(_prepared(matvec), vectors), _normal(vectors, generator), num_steps)
     starts = torch.zeros(vectors.flat_shape[:-1], dtype=torch.int64, device=vectors.device)
     for step in range(num_steps):
         _, beta = process.extend()
@@ -124,7 +127,7 @@ def _status(
 ) -> SpectrumStatus:
     if is_short:  # fewer steps than pairs
         return SpectrumStatus.CONVERGED if is_full else SpectrumStatus.MAX_STEPS
-    if not bool((errors <= tolerance).all()) and not is_full:
+    if not bool((errors <= tolerance).all()):
         return SpectrumStatus.MAX_STEPS
     if not is_full and bool(((starts > 0) | (last_beta == 0)).any()):
         return SpectrumStatus.EXHAUSTED
@@ -140,6 +143,11 @@ def _draw_next(process: LanczosProcess, start: Tensor) -> None:
     start = start / norm(start)[..., None]
     is_end = (process.betas[-1] == 0)[..., None]
     process.basis[..., k, :] = torch.where(is_end, start, process.basis[..., k, :])
+
+
+def _prepared(matvec: Matvec) -> Matvec:
+    """What does not depend on the vector done once."""
+    return matvec.prepare() if isinstance(matvec, LinearOperator) else matvec
 
 
 def _require_no_transform() -> None:
@@ -185,6 +193,7 @@ class TraceEstimate(NamedTuple):
     """Calls of the operator, each for all probes at once."""
 
 
+@outside_of_compiled_programs
 def stochastic_trace(
     matvec: Matvec,
     like: Any,
@@ -211,7 +220,7 @@ def stochastic_trace(
         raise ValueError(f"like: expected one vector (p,) or a pytree, got shape {tuple(one.flat_shape)}")
     signs = torch.randint(0, 2, (num_probes, one.size), generator=generator, device=one.device)
     probes = (2 * signs - 1).to(one.dtype)
-    product = matvec if one.is_plain else _on_rows(matvec, like, one)
+    product = _prepared(matvec) if one.is_plain else _on_rows(_prepared(matvec), like, one)
     process = LanczosProcess(Operator(product, VectorSpace(probes)), probes, min(num_steps, one.size))
     for _ in range(process.basis.shape[-2] - 1):
         process.extend()

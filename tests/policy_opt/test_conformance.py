@@ -110,10 +110,34 @@ def test_faults_are_found_by_their_rules():
 
     assert {"bounded", "least squares"} <= broken_rules(explodes)
 
-    def undamped(matvec, b, *, damping=0.0, **more):
-        return conjugate_gradient(matvec, b, **more)
+    def long_in_the_null_space(matvec, b, **more):  # which no residual sees but for rounding
+        answer = minres(matvec, b, **more)
+        far = answer.solution + 1e20 * (b - matvec(answer.solution))
+        return dataclasses.replace(
+            answer, solution=torch.where(answer.converged[..., None], answer.solution, far)
+        )
 
-    assert "damping" in broken_rules(undamped, "positive_definite")
+    assert "bounded" in broken_rules(long_in_the_null_space)
+
+    for solver, kind in (
+        (conjugate_gradient, "positive_definite"),
+        (minres, "symmetric"),
+        (gmres, "square"),
+        (lsmr, "least_squares"),
+    ):
+
+        def undamped(matvec, b, *, damping=0.0, **more):
+            return solver(matvec, b, **more)  # noqa: B023
+
+        options = SOLVERS["lsmr"][2] if solver is lsmr else ALL_OPTIONS
+        report = check_solver(undamped, kind, options=options, num_random=0, every=8, dtypes=(torch.float64,))
+        assert set(report.broken) == {"damping", "honest"}, str(report)
+
+    def slow_from_a_start(matvec, b, *, rtol, x0=None, **more):
+        return minres(matvec, b, x0=x0, rtol=rtol if x0 is None else 9 * rtol, **more)
+
+    report = check_solver(slow_from_a_start, "symmetric", num_random=0, every=3, dtypes=(torch.float64,))
+    assert "honest" in report.broken
 
     def raises(matvec, b, **more):
         raise ZeroDivisionError
