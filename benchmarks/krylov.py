@@ -38,6 +38,7 @@ from policy_opt import (
     GaussianPolicy,
     as_scipy_operator,
     conjugate_gradient,
+    extreme_eigenvalues,
     lanczos_solve,
     normal_cg,
     policy_hessian,
@@ -165,6 +166,26 @@ def report_normal_equations(report: Report, problem: Problem, num_steps: int) ->
         "s",
         2 * num_steps * flop,
     )
+
+
+def report_blocks(report: Report, problem: Problem, rtol: float) -> None:
+    """(A^2 + damping) X = B to a tolerance, each column alone and in one Krylov space."""
+    operator, generator = problem.fast(), torch.Generator().manual_seed(5)
+    spectrum = extreme_eigenvalues(operator, problem.theta, num_steps=20, generator=generator)
+    damping = 1e-3 * max(abs(float(spectrum.smallest)), float(spectrum.largest)) ** 2
+    for k in (2, 8, NUM_COLUMNS):
+        b = torch.randn(k, POLICY.num_params, generator=generator)
+        for block in (False, True):
+            start = time.perf_counter()
+            answer = conjugate_gradient(
+                lambda v: operator(operator(v)), b, damping=damping, rtol=rtol, block=block
+            ).require()
+            report.add(
+                f"(A^2 + damping) X = B to {rtol:g}, k = {k}, block={block}",
+                time.perf_counter() - start,
+                "s",
+                products=answer.num_products,
+            )
 
 
 def report_adjoint(report: Report, problem: Problem, num_steps: int) -> None:
@@ -300,6 +321,7 @@ def report_cheap_steps(report: Report, repeats: int) -> None:
     flat = scipy.LinearOperator((2500, 2500), matvec=poisson, dtype=float)
     rows: dict[str, Callable[[], Any]] = {
         "conjugate_gradient": lambda: conjugate_gradient(poisson, b, rtol=1e-6),
+        "conjugate_gradient, block": lambda: conjugate_gradient(poisson, b, rtol=1e-6, block=True),
         "scipy cg, 64 calls": lambda: [scipy.cg(flat, row, rtol=1e-6) for row in b.numpy()],
     }
     try:
@@ -333,6 +355,7 @@ def main() -> None:
     report = Report()
     report_products(report, problem, 10 if arguments.quick else 40)
     report_normal_equations(report, problem, 20 if arguments.quick else 200)
+    report_blocks(report, problem, 1e-2 if arguments.quick else 1e-4)
     report_adjoint(report, problem, 200)
     report_cheap_steps(report, 5 if arguments.quick else 15)
     print(f"load {os.getloadavg()[0]:.2f} at the end")

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from policy_opt.block_cg_step import BlockConjugateGradient
 from policy_opt.cg_step import ConjugateGradient
 from policy_opt.eager import outside_of_compiled_programs
 from policy_opt.krylov_basis import as_damping, resolve_damping
@@ -62,6 +63,7 @@ def conjugate_gradient(
     preconditioner: Matvec | None = None,
     trust_radius: float | None = None,
     check_symmetry: bool = False,
+    block: bool = False,
 ) -> LinearSolveResult:
     """Solve (A + damping I) x = b for symmetric positive definite A + damping I; one product a step.
 
@@ -80,10 +82,12 @@ def conjugate_gradient(
         trust_radius: stop on |x| = radius, also along a direction of negative curvature (Steihaug).
             Differentiating the solution then raises. Not with a preconditioner, under which |x| need not grow.
         check_symmetry: spend four products on checking <u, Av> = <Au, v> first.
+        block: b (..., s, p) holds s right-hand sides of one A (and one damping), which share a Krylov space: fewer
+            products, more arithmetic beside them (`policy_opt.block_cg_step`). Not with a preconditioner or radius.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, integer tensors, a non-symmetric operator
-            (checked).
+            (checked), several dampings in one block.
     """
     settings = Settings(rtol, atol, max_steps, preconditioner)
     if trust_radius is not None and (preconditioner is not None or not trust_radius > 0):
@@ -92,7 +96,26 @@ def conjugate_gradient(
             f"and preconditioner={preconditioner}; scale the variables instead of preconditioning"
         )
     operator, flat, start = _prepare(matvec, b, x0, damping, relative_damping, check_symmetry)
-    return solve(ConjugateGradient(trust_radius), operator, flat, start, settings)
+    if not block or flat.dim() == 1:
+        return solve(ConjugateGradient(trust_radius), operator, flat, start, settings)
+    if preconditioner is not None or trust_radius is not None:
+        raise ValueError("block: expected no preconditioner and no trust_radius beside it; leave block out")
+    operator.damping = _damping_of_block(operator.damping, relative_damping)
+    return solve(BlockConjugateGradient(), operator, flat, start, settings)
+
+
+def _damping_of_block(damping: Tensor | None, relative_damping: float) -> Tensor | None:
+    """One number for each block (..., s): with a relative damping the largest that its systems estimate."""
+    if damping is None:
+        return None
+    largest = damping.amax(-1, keepdim=True).expand_as(damping)
+    is_one = is_capturing(damping.device) or relative_damping or bool(host_value(largest == damping).all())
+    if not is_one:
+        raise ValueError(
+            f"damping: expected one number for each block of {damping.shape[-1]} right-hand sides, got several; "
+            "give equal ones, or leave block out"
+        )
+    return largest if relative_damping else damping
 
 
 def _solve_gram(A: LinearOperator, damping: Any, c: Any, **settings: Any) -> LinearSolveResult:
