@@ -65,14 +65,15 @@ class LanczosProcess:
         return alpha, beta
 
 
+def square_tridiagonal(diagonal: Tensor, beside: Tensor) -> Tensor:
+    """The symmetric matrix (..., k, k) of its diagonal (..., k) and what stands beside it (..., k - 1)."""
+    return torch.diag_embed(diagonal) + torch.diag_embed(beside, 1) + torch.diag_embed(beside, -1)
+
+
 def tridiagonal(alphas: Tensor, betas: Tensor, num_steps: Tensor) -> Tensor:
     """T (..., k+1, k) of which each system keeps its own first num_steps columns; the others are zero."""
     k = alphas.shape[-1]
-    square = (
-        torch.diag_embed(alphas)
-        + torch.diag_embed(betas[..., :-1], 1)
-        + torch.diag_embed(betas[..., :-1], -1)
-    )
+    square = square_tridiagonal(alphas, betas[..., :-1])
     last = torch.zeros_like(alphas)
     last = torch.cat([last[..., :-1], betas[..., -1:]], dim=-1)
     columns = torch.arange(k, device=alphas.device) < num_steps[..., None]  # (..., k)
@@ -89,7 +90,7 @@ def ritz_values_of(alphas: Tensor, betas: Tensor, num_steps: Tensor) -> Tensor:
     above = 1 + 4 * (alphas.abs() + 2 * betas).amax(-1, keepdim=True)
     diagonal = torch.where(own, alphas, above)
     coupling = torch.where(own[..., 1:], betas[..., :-1], 0.0)
-    square = torch.diag_embed(diagonal) + torch.diag_embed(coupling, 1) + torch.diag_embed(coupling, -1)
+    square = square_tridiagonal(diagonal, coupling)
     return torch.where(own, torch.linalg.eigvalsh(square.nan_to_num()), torch.nan)
 
 
@@ -241,9 +242,7 @@ def extreme_eigenvalues(
     last_beta = torch.where(is_used_up[..., -1] > 0, 0.0, betas[..., -1])
     above = 1 + 4 * (alphas.abs() + 2 * betas).amax(-1, keepdim=True)  # Gershgorin: sorts to the end
     coupling = torch.where(own[..., 1:], betas[..., :-1], 0.0)
-    square = torch.diag_embed(torch.where(own, alphas, above))
-    square = square + torch.diag_embed(coupling, 1) + torch.diag_embed(coupling, -1)
-    theta, s = torch.linalg.eigh(square)
+    theta, s = torch.linalg.eigh(square_tridiagonal(torch.where(own, alphas, above), coupling))
     last = own.sum(-1, keepdim=True) - 1  # (..., 1)
     largest = theta.gather(-1, last)[..., 0]
     rounding = torch.finfo(vectors.dtype).eps * vectors.size**0.5

@@ -38,13 +38,13 @@ from policy_opt.linear_operator import (
     norm,
     wide_norm,
 )
-from policy_opt.minres_step import ratio
 from policy_opt.operator_solve import (
     is_zero_somewhere,
     product_of_constants,
     takes_operators_of_least_squares,
 )
 from policy_opt.operators import LinearOperator
+from policy_opt.reflections import divided, ratio
 from policy_opt.solve_loop import (
     CONVERGED,
     NONFINITE,
@@ -145,9 +145,9 @@ class Lsmr(Method):
         if not problem.is_readable or bool(x.any()):
             u = u - self.rectangle.forward(x).detach()
         beta = wide_norm(u)
-        v = _divided(r, beta)  # alpha v = A'u, and r = A'(b - A x)
+        v = divided(r, beta)  # alpha v = A'u, and r = A'(b - A x)
         alpha = wide_norm(v)
-        v = _divided(v, alpha)
+        v = divided(v, alpha)
         none, size = torch.zeros_like(alpha), wide_norm(r)
         return Iterate(
             x=x.clone(),
@@ -156,7 +156,7 @@ class Lsmr(Method):
             min_curvature=torch.full_like(norm(r), torch.inf),
             direction=torch.zeros_like(x),
             memory=_LsmrMemory(
-                u=_divided(u, beta),
+                u=divided(u, beta),
                 v=v,
                 h=v.clone(),
                 h_bar=torch.zeros_like(v),
@@ -178,12 +178,12 @@ class Lsmr(Method):
         is_finite = u.isfinite().all(-1)
         u = problem.add(problem.zero_rows(~is_finite, u), -m.alpha, m.u, into=m.u)
         beta = wide_norm(u)
-        u = _divided(u, beta)
+        u = divided(u, beta)
         v = self.rectangle.backward(u).detach()
         is_finite = is_finite & v.isfinite().all(-1)
         v = problem.add(problem.zero_rows(~is_finite, v), -beta, m.v, into=m.v)
         alpha = wide_norm(v)
-        v = _divided(v, alpha)
+        v = divided(v, alpha)
 
         rho = torch.hypot(m.alpha_bar, beta)
         c, s = ratio(m.alpha_bar, rho), ratio(beta, rho)
@@ -215,11 +215,6 @@ class Lsmr(Method):
                 u, v, h, h_bar, alpha, alpha_bar, zeta_bar, rho, rho_bar, c_bar, s_bar, scale, m.beta_1
             ),
         )
-
-
-def _divided(vector: Tensor, size: Tensor) -> Tensor:
-    """vector / size, (..., p) and (...), and 0 where the size is 0."""
-    return vector * ratio(torch.ones_like(size), size).to(vector.dtype)[..., None]
 
 
 def _solve_gram(

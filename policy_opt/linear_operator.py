@@ -204,7 +204,7 @@ def check_symmetric(
     vectors = VectorSpace(like, "like")
     operator = Operator(matvec, vectors)
     for _ in range(num_probes):
-        u, v = (_gaussian(vectors, generator) for _ in range(2))
+        u, v = (gaussian(vectors, generator) for _ in range(2))
         left, right = operator(v), operator(u)
         scale = norm(u) * norm(left) + norm(v) * norm(right)
         defect = (dot(u, left) - dot(right, v)).abs()
@@ -212,12 +212,13 @@ def check_symmetric(
             raise ValueError(
                 "matvec: expected a symmetric operator, got <u, Av> - <Au, v> = "
                 f"{float(defect.max()):.2e} at scale "
-                f"{float(scale.max()):.2e}; use normal_cg with rmatvec, or as_scipy_operator and SciPy's "
-                "gmres"
+                f"{float(scale.max()):.2e}; use gmres, or normal_cg with "
+                "rmatvec"
             )
 
 
-def _gaussian(vectors: VectorSpace, generator: torch.Generator | None) -> Tensor:
+def gaussian(vectors: VectorSpace, generator: torch.Generator | None) -> Tensor:
+    """A vector (..., p) of standard normal numbers."""
     shape, dtype, device = vectors.flat_shape, vectors.dtype, vectors.device
     if generator is None and torch._C._functorch.maybe_current_level() is not None:
         # vmap refuses torch's own random numbers; probes may be the same for every element of its axis
@@ -330,7 +331,7 @@ def hutchinson_diagonal(
     operator = Operator(matvec, vectors)
     total = torch.zeros(vectors.flat_shape, dtype=vectors.dtype, device=vectors.device)
     for _ in range(num_probes):
-        z = _gaussian(vectors, generator).sign()
+        z = gaussian(vectors, generator).sign()
         total = total + z * operator(z)
     return vectors.unflatten(total / num_probes)
 

@@ -24,44 +24,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from policy_opt.linear_operator import dot, norm, wide_norm
-from policy_opt.solve_loop import CONVERGED, NONFINITE, STAGNATED, Iterate, Method, Problem
+from policy_opt.linear_operator import dot, host_value, norm, wide_norm
+from policy_opt.reflections import Reflection, divided, ratio, reflection
+from policy_opt.solve_loop import CONVERGED, NONFINITE, STAGNATED, Iterate, Method, Problem, is_capturing
 from policy_opt.solve_result import RUNNING
 
 SAME_RESIDUAL = 1.005  # of two solutions the shorter one is taken up to this factor of the residual
-
-
-class _Reflection(NamedTuple):
-    """The symmetric [[c, s], [s, -c]] that maps (a, b) to (r, 0)."""
-
-    c: Tensor
-    s: Tensor
-    r: Tensor
-
-
-def reflection(a: Tensor, b: Tensor) -> _Reflection:
-    """With c = -1 for a = b = 0, so that what does not exist yet in the first steps is left alone."""
-    r = torch.hypot(a, b)
-    is_zero = r == 0
-    safe = torch.where(is_zero, 1.0, r)
-    return _Reflection(torch.where(is_zero, -1.0, a / safe), b / safe, r)
-
-
-def ratio(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, and 0 where b is 0."""
-    is_zero = b == 0
-    return torch.where(is_zero, 0.0, a / torch.where(is_zero, 1.0, b))
 
 
 class _Scalars(NamedTuple):
     """The numbers of the factorisation, each (...) and float64; `_1` is one step old, `_2` two."""
 
     beta: Tensor
-    left: _Reflection  # Q_k
-    right_1: _Reflection  # P_{k-1,k}
-    right_2: _Reflection  # P_{k-1,k+1}, for the next step
+    left: Reflection  # Q_k
+    right_1: Reflection  # P_{k-1,k}
+    right_2: Reflection  # P_{k-1,k+1}, for the next step
     delta_bar: Tensor
-    eps: Tensor
     gamma: Tensor
     gamma_1: Tensor
     tau: Tensor
@@ -99,7 +77,7 @@ class Minres(Method):
         z = problem.precondition(r)
         beta, r_z = _sizes(problem, r, z)
         zeros, none = torch.zeros_like(x), torch.zeros_like(beta)
-        nothing = _Reflection(none - 1, none, none)
+        nothing = Reflection(none - 1, none, none)
         others = {name: none for name in _Scalars._fields[4:]}
         scalars = _Scalars(beta, nothing, nothing, nothing, **others)._replace(phi=beta)
         return Iterate(
@@ -127,7 +105,7 @@ class Minres(Method):
     def step(self, problem: Problem, now: Iterate, active: Tensor) -> Iterate:
         m = _MinresMemory(*now.memory)
         before = m.scalars
-        v = m.z * ratio(torch.ones_like(before.beta), before.beta).to(m.z.dtype)[..., None]
+        v = divided(m.z, before.beta)
         product = problem.product(v)
         is_finite = product.isfinite().all(-1)
         y = problem.zero_rows(~is_finite, product)
@@ -187,7 +165,7 @@ class Minres(Method):
         """
         m = _MinresMemory(*now.memory)
         failed = ((now.code == STAGNATED) | (now.code == RUNNING)) & m.best_root.isfinite()
-        if problem.is_readable and not bool(failed.any()):
+        if not is_capturing(now.x.device) and not bool(host_value(failed).any()):
             return now
         best = problem.b - problem.product(m.best_x)
         candidates = [(now.x, norm(problem.b - problem.product(now.x))), (m.best_x, norm(best))]
@@ -244,7 +222,6 @@ def _factorise(
         right_1=right_1,
         right_2=right_2,
         delta_bar=delta_bar,
-        eps=eps,
         gamma=gamma,
         gamma_1=right_2.r,
         tau=tau,

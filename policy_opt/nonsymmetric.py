@@ -21,8 +21,8 @@ from torch import Tensor
 from policy_opt.eager import outside_of_compiled_programs
 from policy_opt.krylov_basis import as_damping
 from policy_opt.linear_operator import Matvec, Operator, VectorSpace, norm, whole_number, wide_norm
-from policy_opt.minres_step import ratio, reflection
 from policy_opt.operator_solve import takes_square_operators
+from policy_opt.reflections import divided, reflection
 from policy_opt.solve_loop import (
     CONVERGED,
     CYCLE_IS_FULL,
@@ -44,11 +44,11 @@ class _Cycle:
 
     def __init__(self, r: Tensor, size: int) -> None:
         self.beta = wide_norm(r)
-        first = r * ratio(torch.ones_like(self.beta), self.beta).to(r.dtype)[..., None]
+        first = divided(r, self.beta)
         self.basis = torch.zeros_like(r)[..., None, :].repeat_interleave(size + 1, dim=-2)
         self.basis[..., 0, :] = first
         self.columns: list[Tensor] = []  # of R, (..., k + 1) each
-        self.rotations: list[tuple[Tensor, Tensor]] = []
+        self.left = torch.ones_like(self.beta)[..., None, None]  # Q', (..., k + 1, k + 1)
         self.right = [self.beta]  # Q' |r| e_1; the last entry is the residual
         self.num_own = torch.zeros_like(self.beta, dtype=torch.int64)
         self.scale = torch.zeros_like(self.beta)
@@ -68,16 +68,21 @@ class _Cycle:
         self.scale = torch.maximum(self.scale, torch.hypot(torch.linalg.vector_norm(h, dim=-1), beta))
         is_end = beta <= torch.finfo(w.dtype).eps * w.shape[-1] ** 0.5 * self.scale
         beta = torch.where(is_end, 0.0, beta)
-        factor = ratio(torch.ones_like(beta), beta).to(w.dtype)[..., None]
-        self.basis[..., k + 1, :] = torch.where(is_end[..., None], 0.0, w * factor)
-        column = list(h.unbind(-1))
-        for i, (c, s) in enumerate(self.rotations):
-            column[i], column[i + 1] = c * column[i] + s * column[i + 1], s * column[i] - c * column[i + 1]
-        c, s, column[k] = reflection(column[k], beta)
-        self.rotations.append((c, s))
-        self.columns.append(torch.stack(column, -1))
+        self.basis[..., k + 1, :] = divided(w, beta)
+        column = (self.left @ h[..., None])[..., 0]
+        c, s, last = reflection(column[..., k], beta)
+        self._reflect(c[..., None], s[..., None])
+        self.columns.append(torch.cat([column[..., :k], last[..., None]], -1))
         self.right[-1:] = [c * self.right[-1], s * self.right[-1]]
         return h[..., -1], is_end
+
+    def _reflect(self, c: Tensor, s: Tensor) -> None:
+        """The newest reflection, of the last row and a new one."""
+        above = torch.nn.functional.pad(self.left[..., :-1, :], (0, 1))
+        row = self.left[..., -1, :]
+        own, new = torch.cat([c * row, s], -1), torch.cat([s * row, -c], -1)
+        above = above.expand(*own.shape[:-1], *above.shape[-2:])
+        self.left = torch.cat([above, own[..., None, :], new[..., None, :]], -2)
 
     def combine(self) -> Tensor:
         """V_k y (..., p), each system with its own number of columns."""

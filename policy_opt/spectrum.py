@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from policy_opt.eager import outside_of_compiled_programs
-from policy_opt.krylov_basis import LanczosProcess
-from policy_opt.linear_operator import Matvec, Operator, VectorSpace, batched, norm, whole_number
+from policy_opt.krylov_basis import LanczosProcess, square_tridiagonal
+from policy_opt.linear_operator import Matvec, Operator, VectorSpace, batched, gaussian, norm, whole_number
 from policy_opt.operators import LinearOperator
 
 
@@ -82,12 +82,12 @@ def extreme_eigenpairs(
     vectors = VectorSpace(like, "like")
     size = vectors.size
     num_steps = min(num_steps, size)
-    process = LanczosProcess(Operator(_prepared(matvec), vectors), _normal(vectors, generator), num_steps)
+    process = LanczosProcess(Operator(_prepared(matvec), vectors), gaussian(vectors, generator), num_steps)
     starts = torch.zeros(vectors.flat_shape[:-1], dtype=torch.int64, device=vectors.device)
     for step in range(num_steps):
         _, beta = process.extend()
         if step + 1 < num_steps and bool((beta == 0).any()):
-            _draw_next(process, _normal(vectors, generator))
+            _draw_next(process, gaussian(vectors, generator))
             starts = starts + (beta == 0)
     alphas, betas = torch.stack(process.alphas, -1), torch.stack(process.betas, -1)
     if not bool(alphas.isfinite().all() & betas.isfinite().all()):
@@ -97,9 +97,7 @@ def extreme_eigenpairs(
         )
         products = process.operator.num_products
         return Eigenpairs(nothing, _stacked(vectors, basis), nothing, SpectrumStatus.NONFINITE, products)
-    coupling = betas[..., :-1]
-    square = torch.diag_embed(alphas) + torch.diag_embed(coupling, 1) + torch.diag_embed(coupling, -1)
-    theta, s = torch.linalg.eigh(square)
+    theta, s = torch.linalg.eigh(square_tridiagonal(alphas, betas[..., :-1]))
     is_full = num_steps == size  # the whole space: T is A
     last_beta = torch.zeros_like(betas[..., -1]) if is_full else betas[..., -1]
     most = theta.abs().amax(-1, keepdim=True)
@@ -157,10 +155,6 @@ def _require_no_transform() -> None:
             "eigenvalues and traces by Lanczos: expected a call outside of torch.func transforms, got one inside; "
             "they carry no derivative and read their flags: call them before, with batches as leading axes of `like`"
         )
-
-
-def _normal(vectors: VectorSpace, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(vectors.flat_shape, generator=generator, dtype=vectors.dtype, device=vectors.device)
 
 
 def _padded(values: Tensor, k: int) -> Tensor:
@@ -261,9 +255,7 @@ def _on_rows(matvec: Matvec, like: Any, one: VectorSpace) -> Matvec:
 
 def _quadrature(alphas: Tensor, betas: Tensor, function: Callable[[Tensor], Tensor] | None) -> Tensor:
     """sum_i s_1i^2 f(theta_i) (num_probes); steps after the Krylov space has ended have no weight."""
-    coupling = betas[..., :-1]
-    square = torch.diag_embed(alphas) + torch.diag_embed(coupling, 1) + torch.diag_embed(coupling, -1)
-    theta, s = torch.linalg.eigh(square)
+    theta, s = torch.linalg.eigh(square_tridiagonal(alphas, betas[..., :-1]))
     weight = s[..., 0, :] ** 2
     own = weight > torch.finfo(torch.float64).eps ** 2
     points = torch.where(own, theta, theta.gather(-1, weight.argmax(-1, keepdim=True)))
