@@ -21,16 +21,8 @@ from torch import Tensor
 
 from policy_opt.cg_step import NEGATIVE_CURVATURE
 from policy_opt.linear_operator import norm
-from policy_opt.solve_loop import (
-    CONVERGED,
-    NONFINITE,
-    STAGNATED,
-    ExtremeOperator,
-    Iterate,
-    Method,
-    Problem,
-    power_of_two,
-)
+from policy_opt.method import CONVERGED, NONFINITE, STAGNATED, Iterate, Method, Problem
+from policy_opt.scaling import ExtremeOperator, power_of_two
 from policy_opt.solve_result import RUNNING
 
 

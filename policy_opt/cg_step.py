@@ -22,16 +22,8 @@ import torch
 from torch import Tensor
 
 from policy_opt.linear_operator import dot, norm
-from policy_opt.solve_loop import (
-    CONVERGED,
-    NONFINITE,
-    STAGNATED,
-    ExtremeOperator,
-    Iterate,
-    Method,
-    Problem,
-    power_of_two,
-)
+from policy_opt.method import CONVERGED, NONFINITE, STAGNATED, Iterate, Method, Problem
+from policy_opt.scaling import ExtremeOperator, power_of_two
 from policy_opt.solve_result import CODE, RUNNING, SolveStatus
 
 NEGATIVE_CURVATURE, TRUST_RADIUS = CODE[SolveStatus.NEGATIVE_CURVATURE], CODE[SolveStatus.TRUST_RADIUS]

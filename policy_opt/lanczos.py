@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from policy_opt.derivative_solves import inverses_by, of_derivatives
 from policy_opt.eager import outside_of_compiled_programs
 from policy_opt.implicit_zero import implicit_zero, undifferentiable
 from policy_opt.krylov_basis import (
@@ -38,18 +39,8 @@ from policy_opt.linear_operator import (
     host_value,
     wide_norm,
 )
+from policy_opt.method import CONVERGED, MAX_STEPS, NONFINITE, STAGNATED, AnyRunning, Settings, is_capturing
 from policy_opt.operator_solve import takes_operators
-from policy_opt.solve_loop import (
-    CONVERGED,
-    MAX_STEPS,
-    NONFINITE,
-    STAGNATED,
-    AnyRunning,
-    Settings,
-    inverses_by,
-    is_capturing,
-    of_derivatives,
-)
 from policy_opt.solve_result import RUNNING, LinearSolveResult
 
 MAX_STORED_STEPS = 200  # default limit, because the basis is stored

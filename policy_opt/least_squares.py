@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from policy_opt.derivative_solves import Inverses, of_derivatives, warn_if_failed
 from policy_opt.eager import outside_of_compiled_programs
 from policy_opt.implicit_function import carries_derivative
 from policy_opt.implicit_zero import implicit_zero
@@ -38,6 +39,16 @@ from policy_opt.linear_operator import (
     norm,
     wide_norm,
 )
+from policy_opt.method import (
+    CONVERGED,
+    NONFINITE,
+    STAGNATED,
+    Iterate,
+    Method,
+    Problem,
+    Settings,
+    is_capturing,
+)
 from policy_opt.operator_solve import (
     is_zero_somewhere,
     product_of_constants,
@@ -45,23 +56,8 @@ from policy_opt.operator_solve import (
 )
 from policy_opt.operators import LinearOperator
 from policy_opt.reflections import divided, ratio
-from policy_opt.solve_loop import (
-    CONVERGED,
-    NONFINITE,
-    STAGNATED,
-    Inverses,
-    Iterate,
-    Method,
-    Problem,
-    Settings,
-    is_capturing,
-    of_derivatives,
-    power_of_two,
-    rescaled,
-    solve,
-    unit_of_operator,
-    warn_if_failed,
-)
+from policy_opt.scaling import power_of_two, rescaled, unit_of_operator
+from policy_opt.solve_loop import solve
 from policy_opt.solve_result import RUNNING, LinearSolveResult
 
 Product = Callable[[Tensor], Tensor]

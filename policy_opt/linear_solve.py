@@ -29,6 +29,7 @@ from policy_opt.cg_step import ConjugateGradient
 from policy_opt.eager import outside_of_compiled_programs
 from policy_opt.krylov_basis import as_damping, resolve_damping
 from policy_opt.linear_operator import Matvec, Operator, VectorSpace, check_symmetric, dot, host_value, norm
+from policy_opt.method import Settings, is_capturing
 from policy_opt.minres_step import Minres
 from policy_opt.operator_solve import (
     moves_the_null_space,
@@ -37,14 +38,8 @@ from policy_opt.operator_solve import (
     takes_operators_of_least_squares,
 )
 from policy_opt.operators import LinearOperator
-from policy_opt.solve_loop import (
-    Settings,
-    is_capturing,
-    power_of_two,
-    rescaled,
-    solve,
-    unit_of_operator,
-)
+from policy_opt.scaling import power_of_two, rescaled, unit_of_operator
+from policy_opt.solve_loop import solve
 from policy_opt.solve_result import LinearSolveResult
 
 

@@ -22,202 +22,36 @@ through the recomputed residual does the rest, whatever tensors `matvec` closes 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
-import warnings
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from policy_opt.derivative_solves import TRUNCATED, Inverses, inverses_by, of_derivatives
 from policy_opt.implicit_zero import implicit_zero
-from policy_opt.linear_operator import (
-    Matvec,
-    Operator,
-    VectorSpace,
-    dot,
-    host_value,
-    norm,
-    whole_number,
-    wide_norm,
+from policy_opt.linear_operator import Operator, norm
+from policy_opt.method import (
+    CONVERGED,
+    CYCLE_IS_FULL,
+    MAX_STEPS,
+    NONFINITE,
+    STAGNATED,
+    AnyRunning,
+    Iterate,
+    Method,
+    Problem,
+    Settings,
+    is_capturing,
+    select,
 )
-from policy_opt.solve_result import CODE, RUNNING, LinearSolveResult, LinearSolveWarning, SolveStatus
+from policy_opt.scaling import ExtremeOperator, ScaledOperator, power_of_two, rescaled
+from policy_opt.solve_result import RUNNING, LinearSolveResult
 
 COMPILED = (
     "a solve inside torch.compile: its implicit derivative would be lost in the traced program; call it "
     "outside, or wrap the function that solves with torch.compiler.disable"
 )
-TRUNCATED = (
-    "a solution with a trust_radius is no function that can be differentiated: it is where the iteration was cut; "
-    "take .detach() of it, or solve without the radius"
-)
-SINGULAR = (
-    "a forward-mode derivative of a solve whose operator looks singular (it does not reach a random right-hand side) "
-    "holds only while the null space does not move; use normal_cg or lsmr, which move it, or damping; "
-    "positive_definite=True on a LinearOperator that is regular skips this check"
-)
-CONVERGED, MAX_STEPS, STAGNATED = (
-    CODE[s] for s in (SolveStatus.CONVERGED, SolveStatus.MAX_STEPS, SolveStatus.STAGNATED)
-)
-NONFINITE = CODE[SolveStatus.NONFINITE]
-CYCLE_IS_FULL = -2  # claimed by a method that restarts by itself
 STILL_FALLING = 0.999  # of the residual in one such cycle; a cycle that repeats itself makes no progress
-MAX_RESTARTS = 20
-SAFE_EXPONENT = {torch.float64: 200, torch.float16: 4}  # of b and A, with room for r'Ar to fall; others: 16
-RUN_AHEAD = 8  # steps a GPU may be ahead of the newest "is anybody running?" that the host has seen
-
-
-Inverses = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
-
-
-class Iterate(NamedTuple):
-    """What a method hands to the loop after a step. Vectors are (..., p), numbers (...)."""
-
-    x: Tensor
-    residual_norm: Tensor
-    code: Tensor  # RUNNING, or the code of the status that the method claims
-    min_curvature: Tensor
-    direction: Tensor
-    memory: Any  # a NamedTuple of tensors: the method's own recurrence
-
-
-class Method:
-    """One solver: how to start at (x, r) and how to take one step with one product."""
-
-    max_cycles = MAX_RESTARTS  # how often the loop may start it again
-
-    def start(self, problem: Problem, x: Tensor, r: Tensor) -> Iterate:
-        """The state before the first step, on copies of x and r (a step may work in place)."""
-        raise NotImplementedError
-
-    def step(self, problem: Problem, now: Iterate, active: Tensor) -> Iterate:
-        """One step of the systems in `active` (...); x, direction and code of the others must stay. Where no code
-        changes, the same tensor may be returned, and the loop asks nobody whether to go on."""
-        raise NotImplementedError
-
-    def finish(self, problem: Problem, now: Iterate) -> Iterate:
-        """The state with the x to return, when no system of the cycle goes on."""
-        return now
-
-    def residual(self, problem: Problem, x: Tensor) -> Tensor:
-        """b - A x (..., p), with the graph of b and of the operator."""
-        return problem.b - problem.operator(x)
-
-    def scaled(self, of_x: Tensor, of_b: Tensor) -> Method:
-        """The method for of_x x and of_b b instead of x and b, each (...)."""
-        return self
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A x = b on flat vectors, with everything a step needs. Products handed to a step carry no graph."""
-
-    operator: Operator
-    b: Tensor  # (..., p)
-    tolerance: Tensor  # (...)
-    max_steps: int
-    preconditioner: Callable[[Tensor], Tensor] | None
-
-    @functools.cached_property
-    def is_plain(self) -> bool:
-        """No transform of torch.func is active: vectors may be updated in place."""
-        return torch._C._functorch.maybe_current_level() is None
-
-    @functools.cached_property
-    def is_readable(self) -> bool:
-        """A flag costs nothing to read."""
-        return self.is_plain and self.b.device.type == "cpu"
-
-    def all_of(self, mask: Tensor) -> bool:
-        """True where that can be read and holds for all systems."""
-        return self.is_readable and bool(mask.all())
-
-    def none_of(self, mask: Tensor) -> bool:
-        """True where that can be read and the mask holds for no system."""
-        return self.is_readable and not bool(mask.any())
-
-    def product(self, v: Tensor) -> Tensor:
-        return self.operator(v).detach()
-
-    def precondition(self, r: Tensor) -> Tensor:
-        return r if self.preconditioner is None else self.preconditioner(r).detach()
-
-    def dot(self, a: Tensor, b: Tensor) -> Tensor:
-        """Inner products (...); on a CPU by BLAS, row by row, which needs no product in between as torch does."""
-        if not self.is_readable or a.dtype not in (torch.float32, torch.float64):
-            return dot(a, b)
-        with np.errstate(all="ignore"):
-            return torch.as_tensor(np.vecdot(a.numpy(), b.numpy()))
-
-    def add(self, y: Tensor, factor: Tensor, x: Tensor, *, into: Tensor | None = None) -> Tensor:
-        """y + factor x for vectors (..., p) and a factor (...); written into y, or into another of the two."""
-        factor = factor[..., None]
-        if factor.dtype != x.dtype:
-            factor = factor.to(x.dtype)
-        if not self.is_plain:
-            return y + factor * x
-        return torch.addcmul(y, x, factor, out=y if into is None else into)
-
-    def put_rows(self, mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
-        """`new` in the systems of the mask (...), `old` (which is overwritten) in the others."""
-        if not self.is_readable:
-            return torch.where(mask[..., None], new, old)
-        if bool(mask.any()):
-            old[mask] = new[mask]
-        return old
-
-    def zero_rows(self, mask: Tensor, vector: Tensor) -> Tensor:
-        """The vector with zeros in the systems of the mask (...), whatever stood there."""
-        if self.is_readable and not bool(mask.any()):
-            return vector
-        return torch.where(mask[..., None], 0.0, vector)
-
-
-def select(mask: Tensor, new: Any, old: Any) -> Any:
-    """Elementwise over a (named) tuple: `new` where the system's mask (...) is set, else `old`."""
-    if isinstance(new, Tensor):
-        return torch.where(mask[..., None] if new.dim() > mask.dim() else mask, new, old)
-    parts = [select(mask, a, b) for a, b in zip(new, old, strict=True)]
-    return type(new)(*parts)
-
-
-class AnyRunning:
-    """Answers "is any system still running?" without draining a GPU's queue.
-
-    On the CPU: exactly. On a GPU: by flags copied back asynchronously; the newest one that has arrived is
-    used, and the host waits only for the one of `RUN_AHEAD` steps ago. While a CUDA graph is captured: always
-    yes.
-    """
-
-    def __init__(self) -> None:
-        self.pending: deque[tuple[torch.cuda.Event, Tensor]] = deque()
-
-    def __call__(self, mask: Tensor) -> bool:
-        mask = host_value(mask)
-        if mask.device.type != "cuda":
-            return bool(mask.any())
-        if torch.cuda.is_current_stream_capturing():
-            return True
-        flag = torch.empty((), dtype=torch.bool, pin_memory=True)
-        flag.copy_(mask.any(), non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self.pending.append((event, flag))
-        if len(self.pending) > RUN_AHEAD:
-            self.pending[0][0].synchronize()
-        while self.pending and self.pending[0][0].query():
-            if not bool(self.pending.popleft()[1]):
-                return False
-        return True
-
-
-def is_capturing(device: torch.device) -> bool:
-    """True while a CUDA graph is being recorded, when no value may be read back."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 class _Progress(NamedTuple):
@@ -285,26 +119,6 @@ def _verify(method: Method, problem: Problem, now: Iterate, before: _Progress) -
     return select(worse, kept, fresh)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a solve was asked for, apart from A, b and x0."""
-
-    rtol: float
-    atol: float | Tensor
-    max_steps: int | None
-    preconditioner: Matvec | None
-
-    def __post_init__(self) -> None:
-        for name in ("rtol", "atol"):
-            value = getattr(self, name)
-            if isinstance(value, Tensor) and name == "atol":
-                continue  # rescaled by `solve`, checked before
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-                raise ValueError(f"{name}: expected a number >= 0, got {value}; 0 asks for the exact answer")
-        if self.max_steps is not None:
-            whole_number("max_steps", self.max_steps, 0, "None means 10 p")
-
-
 def solve(
     method: Method,
     operator: Operator,
@@ -363,50 +177,10 @@ def solve(
     )
 
 
-def rtol_of_derivatives(rtol: float, b: Tensor) -> float:
-    """The solves inside a derivative have right-hand sides of another size, so that atol says nothing there."""
-    return rtol if rtol > 0 else torch.finfo(b.dtype).eps ** 0.75
-
-
-def of_derivatives(settings: Settings, b: Tensor) -> Settings:
-    """What the solves inside a derivative are asked for."""
-    return dataclasses.replace(settings, atol=0.0, rtol=rtol_of_derivatives(settings.rtol, b))
-
-
 def tolerance_for(settings: Settings, size_of_b: Tensor) -> Tensor:
     """max(rtol |b|, atol), (...)."""
     atol = torch.as_tensor(settings.atol, dtype=size_of_b.dtype, device=size_of_b.device)
     return torch.maximum(settings.rtol * size_of_b, atol)
-
-
-class ExtremeOperator(Exception):
-    """Raised by a method whose numbers would leave the range of the precision: `unit` (...) times A is near 1."""
-
-    def __init__(self, unit: Tensor) -> None:
-        super().__init__("the operator must be scaled")
-        self.unit = unit
-
-
-def power_of_two(vectors: Tensor) -> Tensor | None:
-    """Powers of two (...) that bring the largest entry of each vector (..., p) near 1, or None where all are so
-    near that no square leaves the range of their precision (then nothing is scaled, and nothing is paid)."""
-    if vectors.numel() == 0 or is_capturing(vectors.device):
-        return None
-    largest = vectors.abs().amax(-1)
-    exponent = torch.frexp(largest).exponent
-    limit = SAFE_EXPONENT.get(vectors.dtype, 16)
-    is_extreme = (exponent.abs() > limit) & (largest > 0) & largest.isfinite()
-    if not bool(host_value(is_extreme).any()):
-        return None
-    room = math.frexp(torch.finfo(vectors.dtype).max)[1] - 2
-    power = torch.where(is_extreme, -exponent, 0).clamp(-room, room)
-    return torch.ldexp(torch.ones_like(largest), power)
-
-
-def unit_of_operator(product: Tensor, v: Tensor) -> Tensor | None:
-    """Powers of two (...) that bring |A v| / |v| near 1, or None where it is."""
-    size = norm(v)
-    return power_of_two(product / torch.where(size > 0, size, 1.0)[..., None])
 
 
 def _solve_scaled(
@@ -442,43 +216,6 @@ def _solve_scaled(
     return dataclasses.replace(answer, num_products=operator.num_products)
 
 
-def rescaled(
-    answer: LinearSolveResult, vectors: VectorSpace, of_x: Tensor, of_A: Tensor | float
-) -> LinearSolveResult:
-    """The answer for x from that for of_x x, of an operator that was of_A times smaller, (...) each.
-
-    A solution that this precision cannot hold is not one: 0, infinity, or a few bits of a subnormal number.
-    """
-    flat = vectors.flatten(answer.solution, "x")
-    x = flat / of_x[..., None]
-    direction = vectors.flatten(answer.direction, "x") / of_x[..., None]
-    lost = wide_norm(x.detach() * of_x[..., None] - flat.detach())
-    is_held = lost <= torch.finfo(flat.dtype).eps * wide_norm(flat.detach())
-    code = torch.where(is_held | ~answer.converged, answer.status_code, STAGNATED)
-    code = torch.where(x.detach().isfinite().all(-1), code, NONFINITE)
-    return dataclasses.replace(
-        answer,
-        solution=vectors.unflatten(torch.where((code == NONFINITE)[..., None], torch.nan, x)),
-        direction=vectors.unflatten(direction),
-        status_code=code,
-        min_curvature=answer.min_curvature * of_A,
-        damping=answer.damping * of_A,
-    )
-
-
-class ScaledOperator(Operator):
-    """unit A, unit (...); the products are counted by the operator that is scaled."""
-
-    def __init__(self, operator: Operator, unit: Tensor) -> None:
-        damping = None if operator.damping is None else operator.damping * unit
-        super().__init__(operator.matvec, operator.vectors, damping)
-        self.unscaled, self.unit = operator, unit
-
-    def __call__(self, v: Tensor) -> Tensor:
-        self.num_products += 1
-        return self.unscaled(v) * self.unit[..., None]
-
-
 def _symmetric_inverses(
     method: Method, operator: Operator, settings: Settings, may_be_singular: bool
 ) -> Inverses:
@@ -493,68 +230,3 @@ def _symmetric_inverses(
 
     is_damped = operator.damping is not None
     return inverses_by(again, operator.vectors, checks=not (is_damped or may_be_singular))
-
-
-def inverses_by(
-    solve_again: Callable[..., LinearSolveResult],
-    vectors: VectorSpace,
-    *,
-    checks: bool,
-    transposed: Callable[..., LinearSolveResult] | None = None,
-) -> Inverses:
-    """A^-1 and A'^-1 from solves of constants, (c (..., p), rtol=...) -> answer; transposed None: A symmetric.
-    `checks`: forward mode warns of a singular A."""
-    probe = warns_if_singular(
-        vectors, lambda _, g, rtol: solve_again(vectors.flatten(g, "g"), rtol=rtol).converged
-    )
-
-    def solution(answer: LinearSolveResult) -> Tensor:
-        warn_if_failed(answer)
-        return vectors.flatten(answer.solution, "solution").detach()
-
-    def forward(c: Tensor) -> Tensor:
-        if checks:
-            probe(None)
-        return solution(solve_again(c))
-
-    return forward, lambda c: solution((transposed or solve_again)(c))
-
-
-def warns_if_singular(
-    vectors: VectorSpace, is_solved: Callable[[Any, Any, float], Tensor]
-) -> Callable[[Any], None]:
-    """A check of forward mode, made once, by is_solved(parameters, g, rtol): A z = g of a random g has a solution
-    where A is regular alone.
-
-    In reverse mode the cotangent is such a g. In forward mode A dx = db - dA x has one also where A is singular and
-    the null space moves, and says nothing of the part of dx in it.
-    """
-    is_done = False
-
-    def check(parameters: Any) -> None:
-        nonlocal is_done
-        if is_done or is_capturing(vectors.device):
-            return
-        is_done = True
-        g = torch.from_numpy(np.random.default_rng(0).standard_normal(vectors.flat_shape))
-        # g has about |g| / sqrt(p) in a null space of one dimension, well above this tolerance
-        rtol = 1e-2 * vectors.size**-0.5
-        g = g.to(vectors.dtype).to(vectors.device)
-        if not bool(host_value(is_solved(parameters, vectors.unflatten(g), rtol)).all()):
-            warnings.warn(SINGULAR, LinearSolveWarning, stacklevel=2)
-
-    return check
-
-
-def warn_if_failed(answer: LinearSolveResult) -> None:
-    """Warn where a solve inside a derivative rule did not converge (its result reaches no caller)."""
-    if is_capturing(answer.status_code.device) or bool(host_value(answer.converged).all()):
-        return
-    codes = host_value(answer.status_code)
-    names = sorted({list(SolveStatus)[int(code)].name for code in codes.unique()} - {"CONVERGED"})
-    warnings.warn(
-        f"the solve inside the derivative of a linear solve ended with {', '.join(names)}: the gradient is "
-        "inaccurate; solve with more steps, damping, or a preconditioner",
-        LinearSolveWarning,
-        stacklevel=2,
-    )
