@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from policy_opt import conjugate_gradient, custom_root, hvp, lanczos_solve, root_vjp
+from policy_opt import conjugate_gradient, custom_root, extreme_eigenvalues, hvp, lanczos_solve, root_vjp
 from policy_opt.curvature import fisher_operator, hessian_operator
-from policy_opt.krylov_basis import extreme_eigenvalues
 
 torch.set_default_dtype(torch.float64)
 torch.manual_seed(0)

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from policy_opt.gaussian_mlp_rop import gaussian_mlp_policy_hessian
     from policy_opt.gaussian_policy import GaussianPolicy
     from policy_opt.implicit import custom_root, root_jvp, root_vjp
-    from policy_opt.krylov_basis import extreme_eigenvalues
     from policy_opt.lanczos import LanczosResult, lanczos_solve
     from policy_opt.least_squares import lsmr
     from policy_opt.linear_operator import (
@@ -26,7 +25,13 @@ if TYPE_CHECKING:
     from policy_opt.nonsymmetric import gmres
     from policy_opt.operators import LinearOperator
     from policy_opt.solve_result import LinearSolveResult, SolveStatus
-    from policy_opt.spectrum import SpectrumStatus, extreme_eigenpairs, log_determinant, stochastic_trace
+    from policy_opt.spectrum import (
+        SpectrumStatus,
+        extreme_eigenpairs,
+        extreme_eigenvalues,
+        log_determinant,
+        stochastic_trace,
+    )
     from policy_opt.trpo import TrpoReport, trpo_step
     from policy_opt.value import ValueFunction
 
@@ -45,7 +50,7 @@ _EXPORTS = {
     "SolveStatus": "solve_result",
     "lanczos_solve": "lanczos",
     "LanczosResult": "lanczos",
-    "extreme_eigenvalues": "krylov_basis",
+    "extreme_eigenvalues": "spectrum",
     "extreme_eigenpairs": "spectrum",
     "stochastic_trace": "spectrum",
     "log_determinant": "spectrum",

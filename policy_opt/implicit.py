@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from policy_opt.derivative_solves import warn_if_failed, warns_if_singular
 from policy_opt.eager import outside_of_compiled_programs
 from policy_opt.implicit_function import implicit_function, require_nothing_hidden
+from policy_opt.krylov.derivative_solves import warn_if_failed, warns_if_singular
+from policy_opt.krylov.method import is_capturing
 from policy_opt.linear_operator import (
     LinearMap,
     Matvec,
@@ -39,7 +40,6 @@ from policy_opt.linear_operator import (
     wide_norm,
 )
 from policy_opt.linear_solve import normal_cg
-from policy_opt.method import is_capturing
 from policy_opt.operator_solve import LinearEquation, constant
 from policy_opt.operators import LinearOperator
 from policy_opt.solve_result import LinearSolveResult, LinearSolveWarning

@@ -2,7 +2,7 @@
 
     x + S(b - A x),     S(r) = 0,     dS = A^-1 dr,     reverse: A'^-1
 
-`policy_opt.solve_loop` says why; this page knows torch's transforms.
+`policy_opt.krylov.solve_loop` says why; this page knows torch's transforms.
 """
 
 from __future__ import annotations

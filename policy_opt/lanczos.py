@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from policy_opt.derivative_solves import inverses_by, of_derivatives
 from policy_opt.eager import outside_of_compiled_programs
 from policy_opt.implicit_zero import implicit_zero, undifferentiable
-from policy_opt.krylov_basis import (
+from policy_opt.krylov.basis import (
     NUM_RITZ_STEPS,
     LanczosProcess,
     as_damping,
@@ -31,6 +30,16 @@ from policy_opt.krylov_basis import (
     ritz_values_of,
     tridiagonal,
 )
+from policy_opt.krylov.derivative_solves import inverses_by, of_derivatives
+from policy_opt.krylov.method import (
+    CONVERGED,
+    MAX_STEPS,
+    NONFINITE,
+    STAGNATED,
+    AnyRunning,
+    Settings,
+    is_capturing,
+)
 from policy_opt.linear_operator import (
     Matvec,
     Operator,
@@ -39,7 +48,6 @@ from policy_opt.linear_operator import (
     host_value,
     wide_norm,
 )
-from policy_opt.method import CONVERGED, MAX_STEPS, NONFINITE, STAGNATED, AnyRunning, Settings, is_capturing
 from policy_opt.operator_solve import takes_operators
 from policy_opt.solve_result import RUNNING, LinearSolveResult
 

@@ -25,21 +25,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from policy_opt.derivative_solves import Inverses, of_derivatives, warn_if_failed
 from policy_opt.eager import outside_of_compiled_programs
 from policy_opt.implicit_function import carries_derivative
 from policy_opt.implicit_zero import implicit_zero
-from policy_opt.krylov_basis import as_damping
-from policy_opt.linear_operator import (
-    Matvec,
-    Operator,
-    VectorSpace,
-    host_value,
-    linear_map,
-    norm,
-    wide_norm,
-)
-from policy_opt.method import (
+from policy_opt.krylov.basis import as_damping
+from policy_opt.krylov.derivative_solves import Inverses, of_derivatives, warn_if_failed
+from policy_opt.krylov.method import (
     CONVERGED,
     NONFINITE,
     STAGNATED,
@@ -49,15 +40,24 @@ from policy_opt.method import (
     Settings,
     is_capturing,
 )
+from policy_opt.krylov.reflections import divided, ratio
+from policy_opt.krylov.scaling import power_of_two, rescaled, unit_of_operator
+from policy_opt.krylov.solve_loop import solve
+from policy_opt.linear_operator import (
+    Matvec,
+    Operator,
+    VectorSpace,
+    host_value,
+    linear_map,
+    norm,
+    wide_norm,
+)
 from policy_opt.operator_solve import (
     is_zero_somewhere,
     product_of_constants,
     takes_operators_of_least_squares,
 )
 from policy_opt.operators import LinearOperator
-from policy_opt.reflections import divided, ratio
-from policy_opt.scaling import power_of_two, rescaled, unit_of_operator
-from policy_opt.solve_loop import solve
 from policy_opt.solve_result import RUNNING, LinearSolveResult
 
 Product = Callable[[Tensor], Tensor]

@@ -24,13 +24,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policy_opt.block_cg_step import BlockConjugateGradient
-from policy_opt.cg_step import ConjugateGradient
 from policy_opt.eager import outside_of_compiled_programs
-from policy_opt.krylov_basis import as_damping, resolve_damping
+from policy_opt.krylov.basis import as_damping, resolve_damping
+from policy_opt.krylov.block_cg_step import BlockConjugateGradient
+from policy_opt.krylov.cg_step import ConjugateGradient
+from policy_opt.krylov.method import Settings, is_capturing
+from policy_opt.krylov.minres_step import Minres
+from policy_opt.krylov.scaling import power_of_two, rescaled, unit_of_operator
+from policy_opt.krylov.solve_loop import solve
 from policy_opt.linear_operator import Matvec, Operator, VectorSpace, check_symmetric, dot, host_value, norm
-from policy_opt.method import Settings, is_capturing
-from policy_opt.minres_step import Minres
 from policy_opt.operator_solve import (
     moves_the_null_space,
     product_of_constants,
@@ -38,8 +40,6 @@ from policy_opt.operator_solve import (
     takes_operators_of_least_squares,
 )
 from policy_opt.operators import LinearOperator
-from policy_opt.scaling import power_of_two, rescaled, unit_of_operator
-from policy_opt.solve_loop import solve
 from policy_opt.solve_result import LinearSolveResult
 
 
@@ -78,7 +78,8 @@ def conjugate_gradient(
             Differentiating the solution then raises. Not with a preconditioner, under which |x| need not grow.
         check_symmetry: spend four products on checking <u, Av> = <Au, v> first.
         block: b (..., s, p) holds s right-hand sides of one A (and one damping), which share a Krylov space: fewer
-            products, more arithmetic beside them (`policy_opt.block_cg_step`). Not with a preconditioner or radius.
+            products, more arithmetic beside them (`policy_opt.krylov.block_cg_step`). Without a preconditioner and
+            a radius.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, integer tensors, a non-symmetric operator

@@ -18,11 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policy_opt.derivative_solves import inverses_by, of_derivatives
 from policy_opt.eager import outside_of_compiled_programs
-from policy_opt.krylov_basis import as_damping
-from policy_opt.linear_operator import Matvec, Operator, VectorSpace, norm, whole_number, wide_norm
-from policy_opt.method import (
+from policy_opt.krylov.basis import as_damping
+from policy_opt.krylov.derivative_solves import inverses_by, of_derivatives
+from policy_opt.krylov.method import (
     CONVERGED,
     CYCLE_IS_FULL,
     NONFINITE,
@@ -32,9 +31,10 @@ from policy_opt.method import (
     Problem,
     Settings,
 )
+from policy_opt.krylov.reflections import divided, reflection
+from policy_opt.krylov.solve_loop import solve
+from policy_opt.linear_operator import Matvec, Operator, VectorSpace, norm, whole_number, wide_norm
 from policy_opt.operator_solve import takes_square_operators
-from policy_opt.reflections import divided, reflection
-from policy_opt.solve_loop import solve
 from policy_opt.solve_result import RUNNING, LinearSolveResult
 
 

@@ -17,11 +17,16 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from policy_opt.derivative_solves import TRUNCATED, rtol_of_derivatives, warn_if_failed, warns_if_singular
 from policy_opt.implicit_function import carries_derivative, implicit_function, require_nothing_hidden
 from policy_opt.implicit_zero import undifferentiable
+from policy_opt.krylov.derivative_solves import (
+    TRUNCATED,
+    rtol_of_derivatives,
+    warn_if_failed,
+    warns_if_singular,
+)
+from policy_opt.krylov.method import is_capturing
 from policy_opt.linear_operator import Matvec, VectorSpace, host_value
-from policy_opt.method import is_capturing
 from policy_opt.operators import LinearOperator
 from policy_opt.solve_result import LinearSolveResult
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from policy_opt.eager import outside_of_compiled_programs
-from policy_opt.krylov_basis import LanczosProcess, square_tridiagonal
+from policy_opt.krylov.basis import LanczosProcess, square_tridiagonal
 from policy_opt.linear_operator import Matvec, Operator, VectorSpace, batched, gaussian, norm, whole_number
 from policy_opt.operators import LinearOperator
 
@@ -169,6 +169,57 @@ def _stacked(vectors: VectorSpace, found: Tensor) -> Any:
     parts = found.split([shape.numel() for shape in vectors.shapes], dim=-1)
     leaves = [part.reshape(-1, *shape) for part, shape in zip(parts, vectors.shapes, strict=True)]
     return pytree.tree_unflatten(leaves, vectors.tree)
+
+
+# --- the two ends alone ----------------------------------------------------------------------------------------
+
+
+class ExtremeEigenvalues(NamedTuple):
+    """The ends of the spectrum of a symmetric operator, each with the radius in which an eigenvalue surely
+    lies."""
+
+    smallest: Tensor
+    largest: Tensor
+    smallest_error: Tensor
+    largest_error: Tensor
+    num_products: int
+
+
+def extreme_eigenvalues(
+    matvec: Matvec, like: Any, *, num_steps: int = 50, generator: torch.Generator | None = None
+) -> ExtremeEigenvalues:
+    """Lanczos estimates of the extreme eigenvalues of symmetric A from a random start shaped as `like`.
+
+    The Ritz values lie inside the spectrum; an eigenvalue is within the reported error |A u - theta u| of
+    each (Parlett, "The Symmetric Eigenvalue Problem", 1980, section 4.5), to which the rounding of the
+    products, eps sqrt(p) |A|, is added. A Krylov space that is used up early holds every distinct eigenvalue
+    that the start has a part of: with probability one, all of them.
+
+    Raises:
+        ValueError: num_steps below 1, or `like` is not a floating tensor or pytree.
+    """
+    num_steps = whole_number("num_steps", num_steps, 1, "50 is the default")
+    vectors = VectorSpace(like, "like")
+    start = torch.randn(vectors.flat_shape, generator=generator, dtype=vectors.dtype, device=vectors.device)
+    process = LanczosProcess(Operator(matvec, vectors), start, min(num_steps, vectors.size))
+    for _ in range(process.basis.shape[-2] - 1):
+        process.extend()
+    alphas, betas = torch.stack(process.alphas, -1), torch.stack(process.betas, -1)
+    # The steps after the space is used up (beta = 0) are zero vectors, whose alpha = 0 is no eigenvalue.
+    is_used_up = (betas == 0).cumsum(-1)
+    own = (is_used_up - (betas == 0).to(is_used_up.dtype)) == 0  # (..., k)
+    last_beta = torch.where(is_used_up[..., -1] > 0, 0.0, betas[..., -1])
+    above = 1 + 4 * (alphas.abs() + 2 * betas).amax(-1, keepdim=True)  # Gershgorin: sorts to the end
+    coupling = torch.where(own[..., 1:], betas[..., :-1], 0.0)
+    theta, s = torch.linalg.eigh(square_tridiagonal(torch.where(own, alphas, above), coupling))
+    last = own.sum(-1, keepdim=True) - 1  # (..., 1)
+    largest = theta.gather(-1, last)[..., 0]
+    rounding = torch.finfo(vectors.dtype).eps * vectors.size**0.5
+    rounding = rounding * torch.maximum(theta[..., 0].abs(), largest.abs())
+    error = last_beta[..., None] * s[..., -1, :].abs() + rounding[..., None]  # (..., k)
+    return ExtremeEigenvalues(
+        theta[..., 0], largest, error[..., 0], error.gather(-1, last)[..., 0], process.operator.num_products
+    )
 
 
 # --- traces of functions ------------------------------------------------------------------------------------

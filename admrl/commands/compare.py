@@ -14,7 +14,8 @@ from admrl.commands.outside import with_folders
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from admrl.reports.comparison import Comparison, Row
+    from admrl.reports.comparison import Comparison
+    from admrl.reports.rows import Row
     from admrl.runs.records import RunRecords
 
 
@@ -70,9 +71,9 @@ class Compare(Command):
     def execute(self, prepared: tuple[Comparison, list[RunRecords]]) -> None:
         """Write tables, figures and the report."""
         from admrl.jobs.display import TextConsole
-        from admrl.reports.comparison import cell_rows, paired_rows, provenance_rows, summary_rows, to_csv
         from admrl.reports.figures import draw_all
         from admrl.reports.page import render_report
+        from admrl.reports.rows import cell_rows, paired_rows, provenance_rows, summary_rows, to_csv
         from admrl.storage.files import write_text
 
         (comparison, records), console = prepared, TextConsole()
@@ -99,7 +100,7 @@ class Compare(Command):
 def print_summary(rows: list[Row], console: Console) -> None:
     """Gap statistics with their intervals over training runs."""
     from admrl.commands.text_table import print_table
-    from admrl.reports.comparison import texts
+    from admrl.reports.rows import texts
 
     shown = []
     for row in rows:

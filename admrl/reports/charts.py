@@ -17,7 +17,8 @@ from matplotlib.artist import Artist
 from matplotlib.ticker import MaxNLocator
 
 from admrl.number_text import counted
-from admrl.reports.comparison import Comparison, Row
+from admrl.reports.comparison import Comparison
+from admrl.reports.rows import Row
 from admrl.reports.style import (
     COLOURS,
     add_legend,

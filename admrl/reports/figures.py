@@ -14,8 +14,9 @@ from admrl.reports.charts import (
     plot_visited,
     plot_worst_gap,
 )
-from admrl.reports.comparison import Comparison, Row
+from admrl.reports.comparison import Comparison
 from admrl.reports.heatmap import plot_method_heatmap
+from admrl.reports.rows import Row
 from admrl.runs.records import RunRecords
 
 SUFFIXES = (".png", ".pdf")

@@ -19,8 +19,9 @@ from matplotlib.colors import Normalize, to_hex
 
 from admrl.evaluation.gap_table import GapTable
 from admrl.number_text import Scale, counted, distinct, number, to_error, with_error
-from admrl.reports.comparison import Comparison, Method, Row, texts
+from admrl.reports.comparison import Comparison, Method
 from admrl.reports.heatmap import colour_scale, levels, nearest
+from admrl.reports.rows import Row, texts
 from admrl.reports.style import COLOURS, axis_label
 from admrl.reports.svg_chart import svg_chart
 

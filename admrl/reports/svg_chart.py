@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from admrl.number_text import Scale
-from admrl.reports.comparison import Comparison, Row, texts
+from admrl.reports.comparison import Comparison
+from admrl.reports.rows import Row, texts
 from admrl.reports.style import styles
 
 WIDTH, HEIGHT = 520, 300  # pixels

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from policy_opt import SolveStatus, lanczos_solve, normal_cg
-from policy_opt.krylov_basis import extreme_eigenvalues
+from policy_opt import SolveStatus, extreme_eigenvalues, lanczos_solve, normal_cg
 
 
 def symmetric(eigenvalues: Tensor, seed: int = 0) -> Tensor:

@@ -10,9 +10,8 @@ from solver_tools import SOLVERS, SPD, Counted, every_solver, normals
 from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from policy_opt import custom_root, lanczos_solve, minres, normal_cg, root_jvp, root_vjp
+from policy_opt import custom_root, extreme_eigenvalues, lanczos_solve, minres, normal_cg, root_jvp, root_vjp
 from policy_opt.curvature import MODES
-from policy_opt.krylov_basis import extreme_eigenvalues
 from policy_opt.linear_operator import check_symmetric, diagonal_preconditioner, hutchinson_diagonal
 from policy_opt.solve_result import LinearSolveWarning
 

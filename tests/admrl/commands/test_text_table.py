@@ -16,7 +16,7 @@ from admrl.commands.gradcheck import print_check
 from admrl.commands.text_table import print_table
 from admrl.gradient.check import GradientCheck, Truth
 from admrl.number_text import with_error
-from admrl.reports.comparison import summary_rows
+from admrl.reports.rows import summary_rows
 from admrl.search.objective import Objective
 
 SUPERSCRIPTS = str.maketrans(

@@ -20,8 +20,9 @@ from admrl.evaluation.gap_files import check_same_settings
 from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.parallel import evaluate_in_parallel, lock_runs
 from admrl.evaluation.provenance import Provenance
-from admrl.reports.comparison import cell_rows, compare_tables, paired_rows, summary_rows
+from admrl.reports.comparison import compare_tables
 from admrl.reports.heatmap import plot_gap_heatmap
+from admrl.reports.rows import cell_rows, paired_rows, summary_rows
 from admrl.run_kinds import load_any_run
 from admrl.training.run import Run
 

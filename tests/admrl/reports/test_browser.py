@@ -8,9 +8,9 @@ import pytest
 from browser_tools import Page, browser
 from report_tools import HOSTILE, any_comparison
 
-from admrl.reports.comparison import cell_rows, paired_rows, provenance_rows, summary_rows
 from admrl.reports.figures import draw_all
 from admrl.reports.page import render_report
+from admrl.reports.rows import cell_rows, paired_rows, provenance_rows, summary_rows
 
 pytestmark = pytest.mark.browser
 

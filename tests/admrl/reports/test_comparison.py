@@ -17,17 +17,10 @@ from admrl.evaluation.gap_files import gaps_file, load_tables
 from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.provenance import Provenance
 from admrl.reports.charts import plot_model_error, plot_visited
-from admrl.reports.comparison import (
-    cell_rows,
-    compare_tables,
-    paired_rows,
-    provenance_rows,
-    summary_rows,
-    texts,
-    to_csv,
-)
+from admrl.reports.comparison import compare_tables
 from admrl.reports.heatmap import plot_method_heatmap
 from admrl.reports.page import render_report
+from admrl.reports.rows import cell_rows, paired_rows, provenance_rows, summary_rows, texts, to_csv
 from admrl.reports.style import styles
 from admrl.runs.records import read_records
 

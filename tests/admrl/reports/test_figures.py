@@ -12,7 +12,7 @@ from report_tools import HOSTILE, any_comparison, any_gradient_check, any_record
 
 import admrl.reports
 from admrl.reports import charts, gradient_checks, heatmap
-from admrl.reports.comparison import summary_rows
+from admrl.reports.rows import summary_rows
 from admrl.reports.style import STYLES, styles
 
 

@@ -22,8 +22,7 @@ from admrl.search import (
 )
 from admrl.search.botorch_search import BotorchSearch
 from admrl.search.cma_es import CmaSearch
-from policy_opt import conjugate_gradient, lanczos_solve, minres
-from policy_opt.krylov_basis import extreme_eigenvalues
+from policy_opt import conjugate_gradient, extreme_eigenvalues, lanczos_solve, minres
 from policy_opt.linear_operator import check_symmetric, hutchinson_diagonal
 
 

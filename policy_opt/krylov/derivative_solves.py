@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policy_opt.krylov.method import Settings, is_capturing
 from policy_opt.linear_operator import VectorSpace, host_value
-from policy_opt.method import Settings, is_capturing
 from policy_opt.solve_result import LinearSolveResult, LinearSolveWarning, SolveStatus
 
 TRUNCATED = (

@@ -8,8 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from policy_opt.krylov.method import NONFINITE, STAGNATED, is_capturing
 from policy_opt.linear_operator import Operator, VectorSpace, host_value, norm, wide_norm
-from policy_opt.method import NONFINITE, STAGNATED, is_capturing
 from policy_opt.solve_result import LinearSolveResult
 
 SAFE_EXPONENT = {torch.float64: 200, torch.float16: 4}  # of b and A, with room for r'Ar to fall; others: 16

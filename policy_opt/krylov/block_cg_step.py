@@ -19,10 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from policy_opt.cg_step import NEGATIVE_CURVATURE
+from policy_opt.krylov.cg_step import NEGATIVE_CURVATURE
+from policy_opt.krylov.method import CONVERGED, NONFINITE, STAGNATED, Iterate, Method, Problem
+from policy_opt.krylov.scaling import ExtremeOperator, power_of_two
 from policy_opt.linear_operator import norm
-from policy_opt.method import CONVERGED, NONFINITE, STAGNATED, Iterate, Method, Problem
-from policy_opt.scaling import ExtremeOperator, power_of_two
 from policy_opt.solve_result import RUNNING
 
 

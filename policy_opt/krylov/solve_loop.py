@@ -27,10 +27,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from policy_opt.derivative_solves import TRUNCATED, Inverses, inverses_by, of_derivatives
 from policy_opt.implicit_zero import implicit_zero
-from policy_opt.linear_operator import Operator, norm
-from policy_opt.method import (
+from policy_opt.krylov.derivative_solves import TRUNCATED, Inverses, inverses_by, of_derivatives
+from policy_opt.krylov.method import (
     CONVERGED,
     CYCLE_IS_FULL,
     MAX_STEPS,
@@ -44,7 +43,8 @@ from policy_opt.method import (
     is_capturing,
     select,
 )
-from policy_opt.scaling import ExtremeOperator, ScaledOperator, power_of_two, rescaled
+from policy_opt.krylov.scaling import ExtremeOperator, ScaledOperator, power_of_two, rescaled
+from policy_opt.linear_operator import Operator, norm
 from policy_opt.solve_result import RUNNING, LinearSolveResult
 
 COMPILED = (

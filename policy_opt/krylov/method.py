@@ -1,4 +1,4 @@
-"""What a method is to the loop that runs it (`policy_opt.solve_loop`), and what the loop gives to a method."""
+"""What a method is to the loop that runs it (`policy_opt.krylov.solve_loop`), and what the loop gives to a method."""
 
 from __future__ import annotations
 

@@ -24,9 +24,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from policy_opt.krylov.method import CONVERGED, NONFINITE, STAGNATED, Iterate, Method, Problem, is_capturing
+from policy_opt.krylov.reflections import Reflection, divided, ratio, reflection
 from policy_opt.linear_operator import dot, host_value, norm, wide_norm
-from policy_opt.method import CONVERGED, NONFINITE, STAGNATED, Iterate, Method, Problem, is_capturing
-from policy_opt.reflections import Reflection, divided, ratio, reflection
 from policy_opt.solve_result import RUNNING
 
 SAME_RESIDUAL = 1.005  # of two solutions the shorter one is taken up to this factor of the residual

@@ -21,9 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from policy_opt.krylov.method import CONVERGED, NONFINITE, STAGNATED, Iterate, Method, Problem
+from policy_opt.krylov.scaling import ExtremeOperator, power_of_two
 from policy_opt.linear_operator import dot, norm
-from policy_opt.method import CONVERGED, NONFINITE, STAGNATED, Iterate, Method, Problem
-from policy_opt.scaling import ExtremeOperator, power_of_two
 from policy_opt.solve_result import CODE, RUNNING, SolveStatus
 
 NEGATIVE_CURVATURE, TRUST_RADIUS = CODE[SolveStatus.NEGATIVE_CURVATURE], CODE[SolveStatus.TRUST_RADIUS]
