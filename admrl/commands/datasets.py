@@ -129,7 +129,7 @@ class FitDynamics(Command):
         from admrl.datasets.fitting import fit_to_data, num_reports, save_model
         from admrl.datasets.minari_files import new_folder
         from admrl.jobs.display import Display, JobReporter, TextConsole
-        from admrl.jobs.interruption import Interruptible, deferred_signals
+        from admrl.jobs.interruption import Interruptible, check_interruption, deferred_signals
         from admrl.reports.model_fit import plot_fit_report, rows_as_csv
         from admrl.storage.files import write_json, write_text
 
@@ -151,7 +151,7 @@ class FitDynamics(Command):
             for name in ("coordinates", "horizons"):
                 write_text(folder / f"{name}.csv", rows_as_csv(report[name]))
             plot_fit_report(report, folder / "report.png")
-            reporter.phase("done")  # what came meanwhile stops it before the folder is there
+            check_interruption()  # before the folder is there
         print_report(report, prepared, console)
         console.print(f"wrote {self.out}: model.ckpt, report.json, report.png, coordinates.csv, horizons.csv")
 
@@ -161,7 +161,7 @@ def print_report(report: dict[str, Any], data: Logged, console: Console) -> None
     from admrl.commands.text_table import print_table
     from admrl.number_text import count, number
 
-    title = f"one step, {report['num_transitions']} transitions in {report['num_episodes']} held-out episodes"
+    title = f"one step, {report['num_episodes']} held-out episodes"
     columns = ["coordinate", "error", "no change", "ratio", "in changes"]
     names = ("error", "no_change", "ratio", "error_in_changes")
     rows = [[str(r["coordinate"]), *(number(r[name], 3) for name in names)] for r in report["coordinates"]]

@@ -9,6 +9,7 @@ report.png       its picture, if the command line drew one
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import warnings
 from dataclasses import asdict, dataclass
@@ -184,7 +185,7 @@ def _about(data: Logged, held: Tensor, config: DataFitConfig, seed: int) -> dict
     for column in (data.obs, data.act, data.next_obs, data.ends):
         content.update(column.contiguous().numpy().tobytes())
     return {
-        "config": asdict(config),
+        "config": json.loads(json.dumps(asdict(config))),  # as it is read again
         "seed": seed,
         "obs_size": data.obs_size,
         "act_size": data.act_size,

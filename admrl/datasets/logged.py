@@ -102,20 +102,17 @@ def read_npz(file: Path) -> Logged:
         ValueError: not such a file; see `Logged.checked`.
     """
     try:
-        with np.load(file, allow_pickle=False) as opened:
-            if not isinstance(opened, NpzFile):
-                raise DamagedFileError(
-                    f"{file}: expected arrays by name, as numpy.savez writes them, got one array"
-                )
-            arrays = {name: opened[name] for name in opened.files}
-    except DamagedFileError:
-        raise
-    except OSError as error:
-        raise DamagedFileError(f"{file}: cannot be read ({error.strerror or error})") from error
+        with file.open("rb") as handle:  # numpy leaves a damaged one open
+            opened = np.load(handle, allow_pickle=False)
+            arrays = {name: opened[name] for name in opened.files} if isinstance(opened, NpzFile) else None
+    except FileNotFoundError as error:
+        raise ValueError(f"{file}: there is no such file") from error
     except Exception as error:  # numpy, zip and zlib each have their own for a damaged file
         raise DamagedFileError(
             f"{file}: expected arrays of numbers as numpy.savez writes them: {error}"
         ) from error
+    if arrays is None:
+        raise DamagedFileError(f"{file}: expected arrays by name, as numpy.savez writes them, got one array")
     return Logged.checked(str(file), arrays)
 
 

@@ -131,6 +131,8 @@ def policy_tasks(run: Run) -> Tensor:
         noted = policy[before == index * num]
         if index and not finished and (state.progress is None or state.progress.theta_hat is None):
             continue  # its tasks have collected nothing
+        if index == 0 and hidden and num > 1:
+            continue  # candidates may have come first
         own = int(noted[-num]) if index else 0
         end = begins[index + 1] - hidden if index + 1 < len(rounds) else num_policies
         exact = state.zero_shots[before == index * num][-num:, 2:] if index else psi
@@ -151,9 +153,10 @@ def _dealt(psi: Tensor, num_policies: int, num_resolved: int) -> Tensor:
     """Tasks of a round's policies: B in turn, and at the end num_resolved of each task together."""
     num = len(psi)
     in_turn = num_policies - num * num_resolved
-    if in_turn < 0 or in_turn % num:
+    if num_resolved and (in_turn < 0 or in_turn % num):
         return psi.new_full((num_policies, psi.shape[1]), torch.nan)
-    return torch.cat([psi.repeat(in_turn // num, 1), psi.repeat_interleave(num_resolved, 0)])
+    whole = psi.repeat(in_turn // num + 1, 1)[:in_turn]
+    return torch.cat([whole, psi.repeat_interleave(num_resolved, 0)])
 
 
 def _episode(family: TaskFamily, data: TransitionData, first: int, length: int, psi: Tensor) -> Episode:

@@ -66,13 +66,11 @@ def _horizons(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
         ]  # neither 0 nor nan
         if shown:
             axes.plot(*zip(*shown, strict=True), color=colour, marker=marker, linestyle=line, label=label)
-    axes.set_xscale("log")
     if axes.lines:
         axes.set_yscale("log")
         log_axis(axes.yaxis)
         axes.legend(frameon=False, fontsize=8)
-    log_axis(axes.xaxis)
-    axes.set_xlabel("steps, open loop")
+    _steps_axis(axes, steps)
     axes.set_ylabel("error (standard deviations of the states)")
 
 
@@ -82,9 +80,15 @@ def _coverage(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
         axes.axhline(level, color=colour, linestyle=":")
         values = [100 * row[f"coverage_{level}"] for row in rows]
         axes.plot(steps, values, color=colour, marker=marker, linestyle=line, label=f"{level} % interval")
-    axes.set_xscale("log")
-    log_axis(axes.xaxis)
+    _steps_axis(axes, steps)
     axes.set_ylim(0, 103)
-    axes.set_xlabel("steps, open loop")
     axes.set_ylabel("truth within the interval (%)")
     axes.legend(frameon=False, fontsize=8)
+
+
+def _steps_axis(axes: Any, steps: Sequence[int]) -> None:
+    """Logarithmic, also where nothing is drawn."""
+    axes.set_xlim(0.8 * steps[0], 1.25 * steps[-1])
+    axes.set_xscale("log")
+    log_axis(axes.xaxis)
+    axes.set_xlabel("steps, open loop")
