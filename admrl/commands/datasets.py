@@ -115,7 +115,7 @@ class FitDynamics(Command):
     def prepare(self) -> Logged:
         """The data."""
         from admrl.datasets.fitting import check_fit
-        from admrl.datasets.logged import read_data
+        from admrl.datasets.reading import read_data
 
         data = read_data(self.data)
         check_fit(data, self.config)

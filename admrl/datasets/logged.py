@@ -116,21 +116,6 @@ def read_npz(file: Path) -> Logged:
     return Logged.checked(str(file), arrays)
 
 
-def read_data(path: Path | str) -> Logged:
-    """Logged transitions: an .npz file of the form above, or the folder of a Minari data set (needs admrl[minari]).
-
-    Raises:
-        ValueError: neither of them, or see `Logged.checked`.
-        ImportError: minari is not installed.
-    """
-    from admrl.datasets.minari_files import read_minari
-
-    path = Path(path)
-    if not path.exists():
-        raise ValueError(f"{path}: there is no such file or folder")
-    return read_minari(path) if path.is_dir() else read_npz(path)
-
-
 def _numbers(where: str, arrays: Mapping[str, np.ndarray], name: str, num_axes: int) -> np.ndarray:
     """An array as finite float64."""
     if name not in arrays:

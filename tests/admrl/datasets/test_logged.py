@@ -5,7 +5,8 @@ import pytest
 import torch
 from data_tools import linear_arrays
 
-from admrl.datasets.logged import Logged, read_data, read_npz
+from admrl.datasets.logged import Logged, read_npz
+from admrl.datasets.reading import read_data
 from admrl.storage.files import DamagedFileError
 
 ARRAYS = linear_arrays(num_episodes=5, num_steps=30)

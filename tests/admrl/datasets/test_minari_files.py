@@ -12,8 +12,8 @@ from adapter_tools import small_run
 from data_tools import linear_arrays
 
 from admrl.datasets import minari_files
-from admrl.datasets.logged import read_data
 from admrl.datasets.minari_files import Episode, read_minari, write_minari
+from admrl.datasets.reading import read_data
 from admrl.datasets.run_data import export_data
 from admrl.storage.files import DamagedFileError, StorageError
 
