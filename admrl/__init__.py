@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from admrl.config.evaluation import EvaluationConfig
     from admrl.config.presets import PRESETS
     from admrl.config.training import MetaTrainConfig
+    from admrl.datasets.fitting import fit_to_data, load_model
+    from admrl.datasets.reading import read_data
+    from admrl.datasets.run_data import export_data
     from admrl.evaluation.evaluate_runs import evaluate_gaps
     from admrl.evaluation.gap_table import GapTable
     from admrl.evaluation.reference import Reference
@@ -37,6 +40,10 @@ _EXPORTS = {
     "Reference": "admrl.evaluation.reference",
     "plot_gap_heatmap": "admrl.reports.heatmap",
     "load_run": "admrl.training.run",
+    "export_data": "admrl.datasets.run_data",
+    "read_data": "admrl.datasets.reading",
+    "fit_to_data": "admrl.datasets.fitting",
+    "load_model": "admrl.datasets.fitting",
     "MetaTrainConfig": "admrl.config.training",
     "EvaluationConfig": "admrl.config.evaluation",
     "PRESETS": "admrl.config.presets",

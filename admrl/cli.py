@@ -43,6 +43,12 @@ COMMANDS = {  # name: (page, class, what `admrl --help` says)
     ),
     "render": ("render", "Render", "Film one episode, without a screen."),
     "export": ("export", "Export", "Write a policy of a run as an ONNX or TorchScript file."),
+    "export-data": ("datasets", "ExportData", "Write the real transitions of a run as a Minari data set."),
+    "fit-dynamics": (
+        "datasets",
+        "FitDynamics",
+        "Fit a dynamics model to logged transitions; say how good it is.",
+    ),
 }
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +24,27 @@ from torch import Tensor, nn
 from dynamics.config import DynamicsConfig, RolloutPrecision
 from dynamics.normalizer import Normalizer
 from dynamics.relu_networks import Derivatives, relu_networks
-from task_families.family import TaskFamily
+from task_families.simulator import ActionBounds
 
 Prediction = Callable[[Tensor, Tensor], Tensor]
 
 STATE_LIMIT = 100.0  # standard deviations; a diverging model stays finite (released code: the same)
+
+
+class Spaces(Protocol):
+    """What a model needs to know of a system: a task family, or logged data."""
+
+    @property
+    def obs_size(self) -> int:
+        """S"""
+
+    @property
+    def act_size(self) -> int:
+        """A"""
+
+    @property
+    def action_bounds(self) -> ActionBounds:
+        """Where actions are clamped, and their unit."""
 
 
 class DynamicsEnsemble(nn.Module):
@@ -35,7 +52,7 @@ class DynamicsEnsemble(nn.Module):
 
     def __init__(
         self,
-        family: TaskFamily,
+        family: Spaces,
         config: DynamicsConfig,
         generator: torch.Generator,
         *,

@@ -18,7 +18,7 @@ ORDER = (  # rooms of admrl: each may import those before it
     {"runs", "search", "solving"},
     {"gradient", "evaluation"},
     {"training", "baselines", "reports"},
-    {"run_kinds"},
+    {"run_kinds", "datasets"},
     {"commands"},
     {"cli"},
     {"__main__"},

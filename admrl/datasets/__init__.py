@@ -1,0 +1,1 @@
+"""Logged transitions as files of other programs, out and in, and models that are fitted to them."""
