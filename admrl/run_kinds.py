@@ -1,5 +1,5 @@
-"""The kinds of run: the one page that knows `admrl train`, `admrl train-baseline`, methods from elsewhere, and runs that
-are not told psi."""
+"""The kinds of run: the one page that knows `admrl train`, `admrl train-baseline`, methods from elsewhere, and
+runs that are not told psi."""
 
 from __future__ import annotations
 

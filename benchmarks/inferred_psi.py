@@ -2,9 +2,9 @@
 
     python benchmarks/inferred_psi.py RUN [--tasks 20] [--noise 0] [--json FILE]
 
-RUN is a run of `admrl train`. For each task, drawn uniformly, one episode is played with the zero-shot policy of the true
-psi in the run's model, and one with the policy of the middle of the box, which is what a method plays that knows nothing;
-psi is inferred from each. Gaps of the method that is told psi and of the one that infers it:
+RUN is a run of `admrl train`. For each task, drawn uniformly, one episode is played with the zero-shot policy of the
+true psi in the run's model, and one with the policy of the middle of the box, as a method does that knows nothing;
+psi is inferred from each. Gaps of the method that is told psi, and of the one that infers it:
 
     admrl evaluate RUN --infer-psi 2 --config.num-stages 1 --config.num-stage-samples 400
 """
@@ -44,7 +44,9 @@ def estimate(run, psi, played, arguments):
     solution = zero_shot(family, learner.model, played, run.policy, 1, virtual, generators)
     rollout = real_rollout(family, replace(solution, psi=psi.to(solution.psi)), 1, generators)
     rewards = family.reward(psi.to(rollout.obs)[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
-    noise = torch.randn(rewards.shape, generator=torch.Generator().manual_seed(arguments.seed + 1)).to(rewards)
+    noise = torch.randn(rewards.shape, generator=torch.Generator().manual_seed(arguments.seed + 1)).to(
+        rewards
+    )
     rewards = rewards + arguments.noise * noise
     begin = time.perf_counter()
     found = infer_psi(family, rollout.obs, rollout.act, rollout.next_obs, rewards)

@@ -31,8 +31,8 @@ from admrl.solving.psi_estimate import (
     LEAST_SQUARES,
     NO_ROWS,
     NOT_ASKED,
-    SHRINKING,
     PROFILE,
+    SHRINKING,
     PsiEstimate,
 )
 from admrl.solving.psi_likelihood import Likelihood
@@ -45,6 +45,7 @@ NUM_GRID, NUM_REFINEMENTS = (
     17,
     4,
 )  # values of a profile, and how often an end is looked for between two of them
+NEARBY = 1e-3  # of the range
 SINGULAR = 1e-7  # singular values of J per range, relative to the largest, that count as zero
 
 
@@ -88,13 +89,15 @@ def infer_psi(
     def stack(name: str) -> Tensor:
         return torch.from_numpy(np.stack([np.asarray(getattr(one, name)) for one in found]))
 
+    psi = _in_space(family, stack("psi"))
+    turned = torch.where(torch.from_numpy(space.turns), psi - stack("psi"), 0.0)  # whole turns
     search = LEAST_SQUARES if family.reward_has_gradient else SHRINKING
     return PsiEstimate(
         names=family.box.names,
         units=family.box.units,
-        psi=_in_space(family, stack("psi")),
-        low=stack("low"),
-        high=stack("high"),
+        psi=psi,
+        low=stack("low") + turned,
+        high=stack("high") + turned,
         covariance=stack("covariance"),
         identified=stack("identified"),
         at_bound=stack("at_bound"),
@@ -177,8 +180,10 @@ def _infer_one(likelihood: Likelihood, noise: float | None, confidence: float | 
     degrees = n - k if noise is None else n
     sigma = max(math.sqrt(square / degrees), likelihood.rounding) if noise is None else noise
     covariance, identified = _information(likelihood, psi, sigma)
+    doubtful = _doubtful(likelihood, psi)
     at_bound = space.at_bound(psi)
     if confidence is None:
+        identified &= ~doubtful
         nan = np.full(k, np.nan)
         return _Found(psi, nan, nan, covariance, identified, at_bound, sigma, n, NOT_ASKED)
     tail = (1 + confidence) / 2
@@ -186,10 +191,11 @@ def _infer_one(likelihood: Likelihood, noise: float | None, confidence: float | 
     half = quantile * np.sqrt(np.diagonal(covariance))
     low, high = psi - half, psi + half
     inside = np.where(space.turns, half < math.pi, (low >= space.low) & (high <= space.high))
-    if bool(inside.all()):  # nan is not
+    if bool(inside.all()) and not bool(doubtful.any()):  # nan is not
         return _Found(psi, low, high, covariance, identified, at_bound, sigma, n, FISHER)
     threshold = square + (quantile * max(sigma, likelihood.rounding)) ** 2
     low, high = _profile(likelihood, psi, threshold)
+    identified &= ~(doubtful & (high - low > NEARBY * (space.high - space.low)))
     identified &= ~((low <= space.low) & (high >= space.high)) | (space.low == space.high)
     return _Found(psi, low, high, covariance, identified, at_bound, sigma, n, PROFILE)
 
@@ -212,6 +218,19 @@ def _information(likelihood: Likelihood, psi: Array, sigma: float) -> tuple[Arra
     of_free = sigma**2 * (rows.T * inverse) @ rows * np.outer(scale, scale)
     covariance[np.ix_(free[known], free[known])] = of_free[np.ix_(known, known)]
     return covariance, identified
+
+
+def _doubtful(likelihood: Likelihood, psi: Array) -> Array:
+    """(k,) which free coordinates the derivatives leave open a little beside psi: a search along a ridge of |.| may end
+    at a kink, where a single reward makes the derivatives look as if they determined everything."""
+    space, k = likelihood.space, len(psi)
+    doubtful = np.zeros(k, dtype=bool)
+    if likelihood.family.reward_has_gradient:
+        for step in NEARBY * (space.high - space.low) * np.concatenate([np.eye(k), -np.eye(k)]) * space.free:
+            near = psi + step
+            if step.any() and (space.turns | ((near >= space.low) & (near <= space.high))).all():
+                doubtful |= ~_information(likelihood, near, 1.0)[1]
+    return doubtful
 
 
 # -- profile likelihood -----------------------------------------------------------------------------------------

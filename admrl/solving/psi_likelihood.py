@@ -1,7 +1,7 @@
 """The sum of squares S(psi) of one task's rewards around the family's reward function, and where it is least.
 
-Searches run in batches, B problems of n transitions at once: Levenberg-Marquardt within bounds, or, for rewards without
-derivatives, Sobol points in boxes that shrink around the best.
+Searches run in batches, B problems of n transitions at once: Levenberg-Marquardt within bounds, or, for rewards
+without derivatives, Sobol points in boxes that shrink around the best.
 """
 
 from __future__ import annotations
@@ -71,19 +71,29 @@ class Likelihood:
         Raises:
             ValueError: torch cannot differentiate the reward.
         """
-        rows = torch.from_numpy(psi)[:, None].expand(-1, len(self), -1)
+        rows = torch.from_numpy(psi)[:, None].repeat(1, len(self), 1).requires_grad_()
         try:
-            found = torch.func.grad(
-                lambda p: (
-                    self.family.reward(p, self.obs[None], self.act[None], self.next_obs[None]).double().sum()
-                )
-            )(rows)
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(
-                f"family: torch cannot differentiate the reward of {self.family.name} ({error!s:.200}); write it in "
-                "torch, or set reward_has_gradient = False, and psi is searched without derivatives"
-            ) from error
-        return found.detach().numpy()
+            with torch.enable_grad():
+                total = self.family.reward(rows, self.obs[None], self.act[None], self.next_obs[None]).sum()
+            if not total.requires_grad:
+                self._check_blind()
+                return np.zeros(rows.shape)
+            (found,) = torch.autograd.grad(total, rows)
+        except RuntimeError as error:
+            raise self._no_derivatives(str(error)) from error
+        return found.numpy()
+
+    def _check_blind(self) -> None:
+        """Refuse a reward that has no derivatives, and depends on psi."""
+        ends = torch.from_numpy(self.space.points(4))
+        if bool((self._residuals(ends) != self._residuals(ends[:1])).any()):
+            raise self._no_derivatives("it leaves torch")
+
+    def _no_derivatives(self, why: str) -> ValueError:
+        return ValueError(
+            f"family: torch cannot differentiate the reward of {self.family.name} ({why:.200}); write it in "
+            "torch, or set reward_has_gradient = False, and psi is searched without derivatives"
+        )
 
     def minimise(self, starts: Array, num: int, free: Array) -> tuple[Array, Array, Array, Array]:
         """The best of the searches from the first and from the num best starts that are apart, for each problem.
@@ -116,8 +126,8 @@ class Likelihood:
         return np.where(turns, -np.inf, self.space.low), np.where(turns, np.inf, self.space.high)
 
     def _descend(self, psi: Array, square: Array, free: Array) -> tuple[Array, Array]:
-        """Levenberg-Marquardt from psi (B, k) with S (B,), in units of the half-range; a coordinate on its bound stays
-        there while S falls beyond it."""
+        """Levenberg-Marquardt from psi (B, k) with S (B,), in units of the half-range; a coordinate on its bound
+        stays there while S falls beyond it."""
         low, high = self._bounds()
         scale = np.where(self.space.high > self.space.low, self.space.high - self.space.low, 1.0) / 2
         psi, square = psi.copy(), square.copy()

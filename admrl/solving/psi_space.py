@@ -1,7 +1,7 @@
 """Where psi is looked for: the coordinates of a task space that are searched, and those that are enumerated.
 
-Boxes are searched within their bounds, circles without any (a whole turn is the same task), finite sets are enumerated,
-and products are made of these.
+Boxes are searched within their bounds, circles without any (a whole turn is the same task), finite sets are
+enumerated, and products are made of these.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class PsiSpace:
     def of(cls, space: TaskSpace) -> PsiSpace:
         """
         Raises:
-            ValueError: a space that is neither box, circle, finite set nor a product of them, or too many combinations.
+            ValueError: neither box, circle, finite set nor a product of them, or too many combinations.
         """
         parts = _parts(space)
         low, high = (
@@ -86,8 +86,8 @@ def _parts(space: TaskSpace) -> list[TaskSpace]:
     if isinstance(space, TaskBox | TaskCircle | TaskChoice):
         return [space]
     raise ValueError(
-        f"family: infer_psi searches TaskBox, TaskCircle, TaskChoice and products of them, got {type(space).__name__}; "
-        "give the family such a space, for instance the enclosing box"
+        f"family: infer_psi searches TaskBox, TaskCircle, TaskChoice and products of them, got "
+        f"{type(space).__name__}; give the family such a space, for instance the enclosing box"
     )
 
 

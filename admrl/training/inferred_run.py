@@ -1,7 +1,7 @@
-"""The folder of a run of `admrl train` that is not told psi: RUN-inferred-K beside RUN, and the tables of its evaluations.
+"""The folder of a run of `admrl train` that is not told psi: RUN-inferred-K beside RUN, and its tables.
 
-config.json says `"kind": "inferred"`. There is nothing to train: the model is that of the run beside it, and psi is inferred
-from the rewards of the first K episodes of each test task (`admrl.training.inferring_adapter`).
+config.json says `"kind": "inferred"`. There is nothing to train: the model is that of the run beside it, and psi is
+inferred from the rewards of the first K episodes of each test task (`admrl.training.inferring_adapter`).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class InferredRun(EvaluableRun[InferredInfo, Run]):
         there = path / info.config.run
         if not (there / CONFIG).is_file():
             raise ValueError(
-                f"{path}: the run whose model it uses is not at {there}; move the two folders together, or remove this "
+                f"{path}: the run whose model it uses is not at {there}; move both folders, or remove this "
                 "one and evaluate the run with `infer_psi` again"
             )
         told = load_run(there, family=named.family, accept_changed=named.accept_changed)

@@ -1,13 +1,13 @@
 """Our method without being told psi: it sees rewards, infers psi from them, and solves that task in its model.
 
-    begin     theta of the middle of the family's space, solved in the frozen model              A_0 is its real return
+    begin     theta of the middle of the family's space, solved in the frozen model        A_0 is its real return
     explore   an episode at a time, with exploration noise
     observe   psi_hat from all rewards so far (`admrl.solving.infer_psi`), theta_hat(psi_hat) in the frozen model
 
-The first `num_episodes` episodes are for psi alone, and count as samples like all others. What a stage has beyond them is
-played with theta_hat(psi_hat), and adapts the model and the policy as `ModelBasedAdapter` does, all episodes of the stages
-among its data, with psi_hat from all their rewards. Random numbers of solving theta_hat are those of the method
-that is told psi: if psi_hat is psi, so is the policy.
+The first `num_episodes` episodes are for psi alone, and count as samples like all others. What a stage has beyond
+them is played with theta_hat(psi_hat), and adapts the model and the policy as `ModelBasedAdapter` does, all episodes
+so far among its data, with psi_hat from all their rewards. Random numbers of solving theta_hat are those of the
+method that is told psi: if psi_hat is psi, so is the policy.
 
 Like any method that was trained on a family it knows the family, here also its reward as a function of psi; of a test
 task it sees the rewards of its own episodes.

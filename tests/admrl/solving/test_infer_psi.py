@@ -39,25 +39,28 @@ def family_with(space, reward, has_gradient=True):
 
 def box(size, low=-1.0, high=1.0):
     names = tuple(f"p{i}" for i in range(size))
-    return TaskBox(torch.full((size,), low).double(), torch.full((size,), high).double(), names, ("1",) * size)
+    return TaskBox(
+        torch.full((size,), low).double(), torch.full((size,), high).double(), names, ("1",) * size
+    )
 
 
 def test_without_noise_psi_is_found_and_the_interval_is_nearly_a_point():
-    psi = LQ.box.grid((3, 3))  # borders and corners included
-    data = transitions(9, 30)
+    psi = torch.tensor([[-1.0, -1.0], [0.3, -0.4], [1.0, 0.2]]).double()  # a corner and a border
+    data = transitions(3, 30)
     rewards = LQ.reward(psi[:, None], *data)
     found = infer_psi(LQ, *data, rewards)
     torch.testing.assert_close(found.psi, psi, rtol=0, atol=1e-9)
     width = found.high - found.low
     assert bool((width >= 0).all()) and float(width.max()) < 1e-4
     assert bool(found.identified.all()) and float(found.noise.max()) < 1e-12
-    assert bool(found.at_bound[0].all()) and not bool(found.at_bound[4].any())
+    assert bool(found.at_bound[0].all()) and not bool(found.at_bound[1].any())
     # rewards of single precision say less: their rounding is part of what is not known
     coarse = infer_psi(LQ, *data, rewards.float())
     assert float((coarse.psi - psi).abs().max()) < 1e-5
-    assert float((coarse.high - coarse.low)[4].max()) > float(width[4].max())
+    assert float((coarse.high - coarse.low)[1].max()) > float(width[1].max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [False, True])
 def test_intervals_cover_as_often_as_they_say(known):
     """200 draws of task, states and noise in the inside, where the t quantile is exact but for the curvature of R."""
@@ -98,7 +101,9 @@ def test_profile_and_t_interval_are_the_same_where_the_reward_is_linear():
 
 
 def test_what_the_rewards_do_not_depend_on_is_not_identified():
-    family = family_with(box(3), lambda psi, obs, act, next_obs: psi[..., 0] * obs[..., 0] + psi[..., 1] + psi[..., 2])
+    family = family_with(
+        box(3), lambda psi, obs, act, next_obs: psi[..., 0] * obs[..., 0] + psi[..., 1] + psi[..., 2]
+    )
     psi = torch.tensor([[0.4, 0.9, -0.5]]).double()
     data = transitions(1, 50)
     found = infer_psi(family, *data, family.reward(psi[:, None], *data))
@@ -112,7 +117,11 @@ def test_what_the_rewards_do_not_depend_on_is_not_identified():
     assert found.describe().count("not identified") == 2
     blind = family_with(box(2), lambda psi, obs, act, next_obs: obs[..., 0] + 0 * psi[..., 0])
     found = infer_psi(blind, *data, blind.reward(psi[:, None, :2], *data))
-    assert not bool(found.identified.any()) and found.low.tolist() == [[-1, -1]] and found.high.tolist() == [[1, 1]]
+    assert (
+        not bool(found.identified.any())
+        and found.low.tolist() == [[-1, -1]]
+        and found.high.tolist() == [[1, 1]]
+    )
     assert found.psi.tolist() == [[0, 0]]  # the middle
 
 
@@ -126,6 +135,16 @@ def test_a_ridge_of_absolute_distances():
     torch.testing.assert_close(found.psi.sum(), torch.tensor(3.0).double(), rtol=0, atol=1e-6)
     torch.testing.assert_close(found.low[0], torch.zeros(2).double(), rtol=0, atol=0.05)
     assert bool((found.high[0] >= 3 - 0.05).all())
+    data[2][..., 32] += 0.5 * (torch.arange(100) == 50)  # one step is faster, not as fast as the task
+    data[2][..., 33] -= 0.5 * (torch.arange(100) == 50)
+    for middle in (0.3, 0.5):  # a search that ends at the kink of that step has not determined anything
+        psi = torch.tensor([[middle + 0.2, middle + 0.1]])
+        found = infer_psi(family, *data, family.reward(psi[:, None].double(), *data))
+        inside = (found.low - 1e-3 <= psi) & (psi <= found.high + 1e-3)
+        assert bool(inside.all()) and (
+            not bool(found.identified.any()) or float((found.psi - psi).abs().max()) < 0.01
+        )
+    psi = torch.tensor([[2.0, 1.0]])
     data[2][..., 32:34] += torch.linspace(0, 2.5, 100)[:, None] * torch.tensor([1.0, 0.6])  # it overtakes
     found = infer_psi(family, *data, family.reward(psi[:, None].double(), *data))
     assert bool(found.identified.all())
@@ -138,7 +157,12 @@ def test_choices_circles_and_products(has_gradient):
 
     def reward(psi, obs, act, next_obs):
         kind, angle, size = psi.unbind(-1)
-        return kind * obs[..., 0] + angle.cos() * obs[..., 1] + angle.sin() * obs[..., 2] - (size - obs[..., 3]).square()
+        return (
+            kind * obs[..., 0]
+            + angle.cos() * obs[..., 1]
+            + angle.sin() * obs[..., 2]
+            - (size - obs[..., 3]).square()
+        )
 
     kinds = TaskChoice(torch.tensor([[-1.0], [0.5], [2.0]]).double(), ("kind",), ("1",))
     space = TaskProduct((kinds, TaskCircle(dtype=double), box(1)))
@@ -174,7 +198,9 @@ def test_a_reward_of_numpy_is_searched_without_derivatives():
     data = transitions(1, 30)
     found = infer_psi(family, *data, family.reward(psi[:, None], *data))
     torch.testing.assert_close(found.psi, psi, rtol=0, atol=1e-6)
-    assert found.search == SHRINKING and bool(found.covariance.isnan().all()) and found.intervals == (PROFILE,)
+    assert (
+        found.search == SHRINKING and bool(found.covariance.isnan().all()) and found.intervals == (PROFILE,)
+    )
     family = family_with(LQ.box, lambda *x: numpy_reward(function, *x))  # it says that it has derivatives
     with pytest.raises(ValueError, match="set reward_has_gradient = False"):
         infer_psi(family, *data, torch.zeros(1, 30))
@@ -194,8 +220,14 @@ def test_a_batch_is_the_tasks_one_by_one_and_rows_that_broke_down_are_left_out()
     assert both.num_rewards.tolist() == [28, 30]
     rewards[1, 2:] = torch.nan
     none = infer_psi(LQ, *data, rewards)
-    assert none.intervals[1] == NO_ROWS and not bool(none.identified[1].any()) and "too few" in none.describe(1)
-    assert none.low[1].tolist() == [-1, -1] and none.high[1].tolist() == [1, 1] and none.psi[1].tolist() == [0, 0]
+    assert (
+        none.intervals[1] == NO_ROWS and not bool(none.identified[1].any()) and "too few" in none.describe(1)
+    )
+    assert (
+        none.low[1].tolist() == [-1, -1]
+        and none.high[1].tolist() == [1, 1]
+        and none.psi[1].tolist() == [0, 0]
+    )
     assert torch.equal(none.psi[0], both.psi[0])
 
 
@@ -217,8 +249,7 @@ def test_what_is_refused_and_what_is_warned_of():
     many = TaskChoice(torch.arange(40).double()[:, None], ("i",), ("1",))
     with pytest.raises(ValueError, match="1600 combinations"):
         PsiSpace.of(TaskProduct((many, many)))
-    family = make("ant_params") if "ant_params" in __import__("task_families").names() else None
-    if family is not None:
-        rows = transitions(1, 10, family=family)
-        with pytest.warns(UserWarning, match="dynamics depend on psi"):
-            infer_psi(family, *rows, torch.zeros(1, 10), confidence=None)
+    family = make("bernoulli_bandit_5")
+    rows = transitions(1, 10, family=family)
+    with pytest.warns(UserWarning, match="dynamics depend on psi"):
+        infer_psi(family, *rows, torch.zeros(1, 10), confidence=None)
