@@ -140,8 +140,13 @@ def _checked(
         raise ValueError(f"noise: expected a standard deviation of 0 or more, or None, got {noise}")
     if confidence is not None and not 0 < confidence < 1:
         raise ValueError(f"confidence: expected a number between 0 and 1, as 0.9, or None, got {confidence}")
-    flat = (x.detach().cpu().reshape(lead[0], -1, x.shape[-1]).double() for x in (obs, act, next_obs))
-    return *flat, rewards.detach().cpu().reshape(lead[0], -1)  # rewards keep the precision that they have
+    flat = [x.detach().cpu().reshape(lead[0], -1, x.shape[-1]).double() for x in (obs, act, next_obs)]
+    return (
+        flat[0],
+        flat[1],
+        flat[2],
+        rewards.detach().cpu().reshape(lead[0], -1),
+    )  # rewards keep the precision that they have
 
 
 # -- one task ---------------------------------------------------------------------------------------------------
@@ -221,8 +226,8 @@ def _information(likelihood: Likelihood, psi: Array, sigma: float) -> tuple[Arra
 
 
 def _doubtful(likelihood: Likelihood, psi: Array) -> Array:
-    """(k,) which free coordinates the derivatives leave open a little beside psi: a search along a ridge of |.| may end
-    at a kink, where a single reward makes the derivatives look as if they determined everything."""
+    """(k,) which free coordinates the derivatives leave open a little beside psi: a search along a ridge of |.| may
+    end at a kink, where a single reward makes the derivatives look as if they determined everything."""
     space, k = likelihood.space, len(psi)
     doubtful = np.zeros(k, dtype=bool)
     if likelihood.family.reward_has_gradient:
@@ -279,7 +284,7 @@ def _refine(likelihood: Likelihood, sides: list[_Side], threshold: float) -> Non
     """Narrow down where the profile leaves the interval."""
     if not sides:
         return
-    inner = [np.linspace(s.good, s.bad, NUM_GRID)[1:-1] for s in sides]  # type: ignore[type-var]
+    inner = [np.linspace(s.good, s.bad, NUM_GRID)[1:-1] for s in sides if s.bad is not None]
     asked = [(s.i, v, s.task) for s, values in zip(sides, inner, strict=True) for v in values]
     tasks, squares = (x.reshape(len(sides), NUM_GRID - 2, -1) for x in _held(likelihood, asked))
     for side, values, task, square in zip(sides, inner, tasks, squares[..., 0], strict=True):
