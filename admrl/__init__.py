@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from admrl.gradient import TaskGradient, gap_gradient, task_gradient
     from admrl.reports.heatmap import plot_gap_heatmap
     from admrl.solving.adaptation import slbo_adapt, zero_shot
+    from admrl.solving.infer_psi import infer_psi
+    from admrl.solving.psi_estimate import PsiEstimate
     from admrl.training.meta_training import meta_train
     from admrl.training.run import load_run
     from admrl.training.state import MetaState, new_state
@@ -32,6 +34,8 @@ _EXPORTS = {
     "MetaState": "admrl.training.state",
     "zero_shot": "admrl.solving.adaptation",
     "slbo_adapt": "admrl.solving.adaptation",
+    "infer_psi": "admrl.solving.infer_psi",
+    "PsiEstimate": "admrl.solving.psi_estimate",
     "task_gradient": "admrl.gradient",
     "gap_gradient": "admrl.gradient",
     "TaskGradient": "admrl.gradient",

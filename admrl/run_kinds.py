@@ -1,4 +1,5 @@
-"""The kinds of run: the one page that knows `admrl train`, `admrl train-baseline` and methods from elsewhere."""
+"""The kinds of run: the one page that knows `admrl train`, `admrl train-baseline`, methods from elsewhere, and
+runs that are not told psi."""
 
 from __future__ import annotations
 
@@ -8,10 +9,11 @@ from admrl.baselines.outside_run import OutsideRun
 from admrl.baselines.run import BaselineRun, load_baseline
 from admrl.runs.families import NOBODY, NamedFamily
 from admrl.runs.folder import read_config
+from admrl.training.inferred_run import InferredRun
 from admrl.training.run import Run, load_run
 
 TrainedRun = Run | BaselineRun
-AnyRun = TrainedRun | OutsideRun
+AnyRun = TrainedRun | OutsideRun | InferredRun
 
 
 def load_any_run(path: Path | str, named: NamedFamily = NOBODY) -> AnyRun:
@@ -26,6 +28,8 @@ def load_any_run(path: Path | str, named: NamedFamily = NOBODY) -> AnyRun:
     kind = read_config(Path(path)).get("kind")
     if kind == OutsideRun.kind:
         return OutsideRun.open(Path(path), named=named)
+    if kind == InferredRun.kind:
+        return InferredRun.open(Path(path), named=named)
     if kind == BaselineRun.kind:
         return load_baseline(path, named)
     return load_run(path, family=named.family, accept_changed=named.accept_changed)

@@ -13,7 +13,7 @@ import tyro
 
 from admrl.commands.command import Command, at_least, check_own_family
 from admrl.commands.flags import in_flags
-from admrl.commands.outside import create_all, fitted_to, named_by, open_together
+from admrl.commands.outside import create_all, fitted_to, named_by, open_together, with_inferred
 from admrl.config.checks import check_config, check_seed
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.search import OBJECTIVES, SCALES
@@ -71,6 +71,10 @@ class Evaluate(Command):
     """Methods of your own beside the runs: FILE.py:NAME, called with the family, returns an Adapter or a function."""
     sees_psi: bool = False
     """These policies take psi behind the observation."""
+    infer_psi: int | None = None
+    """Evaluate the runs of admrl train once more without telling them psi: it is inferred from the rewards of so many
+    real episodes of each task, which count as samples (needs --config.num-stages). The tables go into RUN-inferred-K,
+    which works like a run in heatmap and compare."""
     family: str | None = None
     """The family of the runs, where it is not one of this package: FILE.py:NAME, MODULE:NAME or a registered name; or
     that of the policies, where no run is given."""
@@ -84,6 +88,8 @@ class Evaluate(Command):
         check_name("objective", self.objective, OBJECTIVES)
         check_name("scale", self.scale, SCALES)
         at_least(self, num_workers=1)
+        if self.infer_psi is not None:
+            at_least(self, infer_psi=1)
         check_seed(self.seed)
         check_config(self.config)
         if not (self.runs or self.policy or self.method):
@@ -102,6 +108,7 @@ class Evaluate(Command):
 
         Objective(self.objective, self.alpha, self.temperature)
         runs = open_together(self.runs, self, self.accept_changed)
+        runs = with_inferred(runs, self.infer_psi, named_by(self, self.accept_changed))
         chosen = choose_tasks(runs[0].family, self.grid, self.tasks, allow_outside=self.allow_outside)
         reference = None if self.reference is None else Reference.load(self.reference)
         config, _ = fitted_to(self.config, runs)

@@ -77,16 +77,38 @@ def open_together(runs: Sequence[Path], options: Options, accept_changed: bool) 
     return opened
 
 
+def with_inferred(runs: Sequence[AnyRun], num_episodes: int | None, named: NamedFamily) -> list[AnyRun]:
+    """Behind the runs, those of `admrl train` once more without being told psi.
+
+    Raises:
+        ValueError: none of the runs is one of `admrl train`, or see `inferred_run`.
+    """
+    from admrl.training.inferred_run import inferred_run
+    from admrl.training.run import Run
+
+    if num_episodes is None:
+        return list(runs)
+    ours = [run for run in runs if isinstance(run, Run)]
+    if not ours:
+        raise ValueError("infer_psi: expected at least one run of `admrl train`, got none")
+    there = [run.path.resolve() for run in runs]
+    new = [inferred_run(run, num_episodes, named) for run in ours]
+    return [*runs, *(run for run in new if run.path.resolve() not in there)]
+
+
 def create_all(runs: Sequence[AnyRun]) -> None:
-    """Make the folders of methods from elsewhere that have none yet.
+    """Make the folders of methods from elsewhere, and of runs that are not told psi, that have none yet.
 
     Raises:
         ValueError: a folder holds something else.
         StorageError: see `create_outside`.
     """
     from admrl.baselines.outside_run import OutsideRun, create_outside
+    from admrl.training.inferred_run import InferredRun, create_inferred
 
     for run in runs:
+        if isinstance(run, InferredRun):
+            create_inferred(run)
         if isinstance(run, OutsideRun):
             create_outside(run)
 

@@ -183,7 +183,11 @@ def _opened_again(load: Load, path: Path) -> EvaluableRun:
 
 def _pooled_file(runs: Sequence[EvaluableRun], tasks: TaskList, config: EvaluationConfig, seed: int) -> Path:
     """Where its episodes are kept: in the first run's folder, named after what they depend on."""
-    learners = sorted((run for run in runs if run.model_source is not None), key=lambda run: str(run.path))
+    of_model: dict[Path, EvaluableRun] = {}  # the run itself before others that use its model
+    for run in sorted(runs, key=lambda run: str(run.path)):
+        if (source := run.model_source) is not None:
+            of_model.setdefault(Path(source.path).absolute(), run)
+    learners = list(of_model.values())
     settings = [run.fingerprint(replace(config, num_stages=0), seed) for run in learners]
     names = ("num_policy_seeds", "num_reference_stages", "num_reference_samples", "num_reference_updates")
     key = digest([settings, {n: getattr(config, n) for n in names}, tasks.psi.tolist()])

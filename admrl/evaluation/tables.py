@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,8 +83,9 @@ def run_tables(
 
 
 def model_sources(runs: Sequence[EvaluableRun]) -> list[ModelSource]:
-    """The runs that have a model which a reference run can start from."""
-    return [source for run in runs if (source := run.model_source) is not None]
+    """The runs that have a model which a reference run can start from; each once, whoever else uses its model."""
+    found = {Path(source.path).absolute(): source for run in runs if (source := run.model_source) is not None}
+    return list(found.values())
 
 
 def stored_candidates(

@@ -37,7 +37,13 @@ from task_families.family import TaskFamily
 CONFIG, TASKS, CURVE, GAP_MAP = "config.json", "tasks.json", "curve.json", "gap_map.csv"
 SELECTOR_SOURCE = "selector_source"  # in config.json: where the code of a search from outside comes from
 POLICY = "policy"  # kind of a folder of a method from elsewhere
-COMMANDS: dict[str | None, str] = {None: "train", "baseline": "train-baseline", POLICY: "evaluate"}
+INFERRED = "inferred"  # kind of a folder of a run that is not told psi
+COMMANDS: dict[str | None, str] = {
+    None: "train",
+    "baseline": "train-baseline",
+    POLICY: "evaluate",
+    INFERRED: "evaluate",
+}
 """`kind` in config.json: the command that makes such runs and goes on with them."""
 
 
@@ -372,7 +378,7 @@ def resume_command(
 ) -> str:
     """The command that goes on with a run of that kind, whose family and search come from there."""
     named = [*family_words(source), *family_words(selector, "--selector")]
-    if kind == POLICY:  # nothing is trained there
+    if kind in (POLICY, INFERRED):  # nothing is trained there
         return shlex.join(["admrl", "evaluate", str(path), *named])
     return shlex.join(["admrl", COMMANDS.get(kind, "train"), "--resume", str(path), *named])
 

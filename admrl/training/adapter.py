@@ -12,10 +12,13 @@ of a batch run together: one shared model while it is frozen, batched models onc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from admrl.config.checks import check_lanes
 from admrl.config.evaluation import EvaluationConfig, evaluation_virtual
@@ -27,9 +30,10 @@ from admrl.runs.folder import RunInfo
 from admrl.solving.adaptation import zero_shot
 from admrl.solving.rollouts import SolutionPolicy
 from admrl.solving.samples import SampleCounts
-from admrl.solving.solution import refresh_normalizer
+from admrl.solving.solution import Solution, refresh_normalizer
 from admrl.solving.virtual_training import virtual_training
 from dynamics.learner import ModelLearner
+from task_families.rollout import Rollout
 
 FORKED_MODELS = 0  # names the generators of the tasks' models
 NOT_OURS = (  # settings of an evaluation that no number of this method depends on
@@ -77,22 +81,30 @@ class ModelBasedAdapter:
 
     def begin(self, tasks: Tasks) -> None:
         """See `Adapter`: zero-shot training in the frozen model."""
+        self._start(tasks)
+        self._solution = self._solve(tasks.psi, tasks.generators)
+
+    def _start(self, tasks: Tasks) -> None:
+        """Forget the tasks before."""
         self._tasks, self._num_stages, self._samples = tasks, 0, SampleCounts()
         self._learner: ModelLearner | None = None
-        self._reporter.phase(f"zero-shot, {len(tasks)} policies")
-        self._solution = zero_shot(
+        self._held_out = np.zeros(len(tasks), dtype=int)
+
+    def _solve(self, psi: Tensor, generators: Sequence[torch.Generator]) -> Solution:
+        """Policies of tasks psi (M, k) in the frozen model."""
+        self._reporter.phase(f"zero-shot, {len(psi)} policies")
+        return zero_shot(
             self._run.family,
             self._run.learner.model,
-            tasks.psi,
+            psi,
             self._run.policy,
             1,
             evaluation_virtual(self._run.virtual, self._config),
-            tasks.generators,
+            generators,
             reporter=self._reporter,
             samples=self._samples,
-            allow_outside=tasks.allow_outside,
+            allow_outside=self._tasks.allow_outside,
         )
-        self._held_out = np.zeros(len(tasks), dtype=int)
 
     def explore(self) -> Exploration:
         """See `Adapter`: one stage of real samples, with exploration noise."""
@@ -101,12 +113,16 @@ class ModelBasedAdapter:
 
     def observe(self, experience: Experience) -> None:
         """See `Adapter`: fit the tasks' models and train the policies in them."""
+        self._adapt(experience.rollout)
+
+    def _adapt(self, rollout: Rollout) -> None:
+        """One stage of SLBO, with the samples of all tasks."""
         if self._learner is None:  # a model and data for every task
             self._learner = self._run.learner.fork(self._tasks.fresh_generators(FORKED_MODELS))
             self._before = num_held_out(self._learner)
         self._num_stages += 1
-        self._samples.real += experience.rollout.num_samples
-        self._learner.add(experience.rollout)
+        self._samples.real += rollout.num_samples
+        self._learner.add(rollout)
         self._reporter.phase(f"adaptation, stage {self._num_stages}, {len(self._tasks)} policies")
         self._solution = virtual_training(
             self._run.family,
