@@ -126,6 +126,8 @@ class Train(Command):
         run = Run.resume(self.resume, named, length=self.num_tasks)
         if run.finished:
             run.release()
+            if run.ended_by is not None:
+                raise ValueError(f"{self.resume}: {run.progress}")
             raise ValueError(
                 f"{self.resume}: all {len(run.state.records)} tasks are done already; more of them: `num_tasks`"
             )
@@ -142,8 +144,10 @@ class Train(Command):
         )
         size, samples = run.family.box.size, run.state.samples
         words = ["admrl", "evaluate", str(run.path), *family_words(run.info.source), "--grid", *("6" * size)]
+        ended = "" if run.ended_by is None else f" ({run.ended_by})"
+        saved = f" ({samples.saved} more saved by patience)" if samples.saved else ""
+        drawn = f"{samples.real} real and {samples.virtual} virtual samples{saved}"
         hint = f"\nnext: {shlex.join(words)}" if size <= 3 else ""
         console.print(
-            f"{len(run.state.records)} tasks, {samples.real} real and {samples.virtual} virtual samples -> "
-            f"{run.path}{hint}",
+            f"{len(run.state.records)} tasks{ended}, {drawn} -> {run.path}{hint}",
         )

@@ -156,6 +156,11 @@ class RunFolder(ABC, Generic[Info, State]):
         """`progress` to the step."""
         return self.progress
 
+    @property
+    def ended_by(self) -> str | None:
+        """Why the training is over before its length, as a function of its state; None: it is not."""
+        return None
+
     @classmethod
     def check_extension(cls, info: Info) -> None:
         """Refuse to make a run longer whose training so far depends on its length.
@@ -257,6 +262,8 @@ class RunFolder(ABC, Generic[Info, State]):
                 f"{path}: its checkpoint was written by an earlier version; use that one, or train again"
             )
         run.notes = [*([lock.note] if lock is not None and lock.note is not None else []), *notes, *damage]
+        if info is not before and run.ended_by is not None:
+            raise ValueError(f"{cls.length}: the run {path} cannot be made longer: {run.ended_by}")
         if info is not before:  # now that it is known to go on
             _write_config(path, info)
             run.notes.append(f"{cls.length} is now {length}; it was {getattr(before.config, cls.length)}")

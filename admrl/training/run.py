@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +124,19 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
 
     @property
     def finished(self) -> bool:
-        """Whether all tasks were trained on."""
-        return len(self.state.records) >= self.info.config.num_tasks
+        """Whether all tasks were trained on, or the training ended before."""
+        return len(self.state.records) >= self.info.config.num_tasks or self.ended_by is not None
+
+    @property
+    def ended_by(self) -> str | None:
+        """See `RunFolder`."""
+        return self.state.ended_by(self.info.config)
 
     @property
     def progress(self) -> str:
         """For messages."""
-        return f"{len(self.state.records)} of {self.info.config.num_tasks} tasks are done"
+        done = f"{len(self.state.records)} of {self.info.config.num_tasks} tasks are done"
+        return done if self.ended_by is None else f"{done}; the training is over: {self.ended_by}"
 
     @property
     def position(self) -> str:
@@ -148,7 +154,11 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
     @property
     def steps_left(self) -> int:
         """Steps that are still to be done, for progress bars."""
-        return num_steps_left(self.info.config, len(self.state.records), self.state.progress)
+        return (
+            0
+            if self.finished
+            else num_steps_left(self.info.config, len(self.state.records), self.state.progress)
+        )
 
     def save_records(self) -> None:
         """Write tasks.json and gap_map.csv, readable copies of what the checkpoint says about the finished tasks."""
@@ -169,8 +179,8 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
 
     @property
     def virtual(self) -> VirtualTrainingConfig:
-        """How its policies are trained in the model."""
-        return self.info.config.virtual
+        """How policies are trained in its model by whoever uses it: the updates that are asked for, all of them."""
+        return replace(self.info.config.virtual, patience=None)
 
     @property
     def model_source(self) -> Run:
@@ -206,7 +216,7 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
             "seed": seed,
             "policy_hidden_sizes": list(own.policy_hidden_sizes),
             "fixed_log_std": own.fixed_log_std,
-            "virtual": asdict(own.virtual),
+            "virtual": {k: v for k, v in asdict(self.virtual).items() if k != "patience"},
             "fit": asdict(own.fit),
             "evaluation": relevant_settings(config),
             "streams": VERSION,
