@@ -4,6 +4,7 @@
     metrics.csv      one row per step (`admrl.runs.log`)
     events.jsonl     what the user should know: fallbacks, restored models, resumptions; one JSON object a line
     tensorboard/     the metrics for TensorBoard, if it is installed
+    trackers.json, wandb/, mlflow.db   of `--log` (`admrl.runs.trackers`)
     checkpoints/     everything that the training needs to go on: the newest few (`admrl.runs.checkpoints`)
     replay/          the real transitions, in parts that the checkpoints share
     gaps/            written by `admrl evaluate`: one table per set of tasks

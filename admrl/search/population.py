@@ -249,7 +249,7 @@ def upper_gap(gap: Tensor, error: Tensor) -> float:
         t_c given g:  m + (1 - B) (g_c - m)  give or take the root of  t^2 B + B^2 (s^2 + t^2) / C
 
     s^2 is the mean of the squared errors, because few episodes know little of their own. If everything is noise, this
-    is m + 1.645 s / sqrt(C); without noise, the largest estimate. One outlier among C is drawn in by B (g_c - m), too.
+    is m + 1.645 s / sqrt(C); without noise, the largest estimate. A single outlier is drawn in by B (g_c - m), too.
 
     Args:
         gap, error: (C,) estimates and their standard errors; not finite: not known, left out.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -326,11 +327,13 @@ def train_run(
     num_threads: int = 1,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     keep_checkpoints: int = KEEP_CHECKPOINTS,
+    trackers: Sequence[str] = (),
 ) -> None:
     """Train until the run is finished, saving after every phase and between steps.
 
     Args:
         checkpoint_seconds: time between two checkpoints of one phase, longer where saving is slow; 0: every step.
+        trackers: wandb, mlflow: where metrics go, too; those that followed the run before go on unnamed.
 
     Raises:
         ValueError: another process writes into the folder.
@@ -338,7 +341,7 @@ def train_run(
         Interrupted: a signal came (`admrl.jobs.interruption`), and the present state is saved.
     """
     check_saving(checkpoint_seconds, keep_checkpoints)
-    with writing(run, reporter, keep_checkpoints, columns=METRICS) as log:
+    with writing(run, reporter, keep_checkpoints, columns=METRICS, trackers=trackers) as log:
         if run.checkpoint is not None:
             run.save_records()  # it may have been killed between the two
         saver = Saver(run, log, checkpoint_seconds)
