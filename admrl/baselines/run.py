@@ -7,6 +7,7 @@ replay lies in the parts that checkpoints share. Loading executes no code.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -311,6 +312,7 @@ def train_baseline_run(
     num_threads: int = 1,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     keep_checkpoints: int = KEEP_CHECKPOINTS,
+    trackers: Sequence[str] = (),
 ) -> None:
     """Train until the run is finished, saving between steps; see `admrl.training.run.train_run`.
 
@@ -321,7 +323,7 @@ def train_baseline_run(
         Interrupted: a signal came, and the present state is saved.
     """
     check_saving(checkpoint_seconds, keep_checkpoints)
-    with writing(run, reporter, keep_checkpoints, columns=METRICS) as log:
+    with writing(run, reporter, keep_checkpoints, columns=METRICS, trackers=trackers) as log:
         saver = Saver(run, log, checkpoint_seconds)
         train_baseline(run.state, reporter=log, num_threads=num_threads, on_step=saver.after_step)
         saver.save()

@@ -57,6 +57,9 @@ class SearchWorst(Command):
     FILE.py:NAME, MODULE:NAME or a registered name."""
     budget: int = 36
     """Tasks to evaluate, the uniform probes among them."""
+    min_gain: float | None = None
+    """Stop before the budget once the largest expected improvement of the gap, by the model of the search (default
+    and gp have one), is less than this, in the gap's unit (see --scale). Default: the whole budget is used."""
     batch: int = 6
     """Tasks solved together."""
     num_probes: int = 12
@@ -130,6 +133,7 @@ class SearchWorst(Command):
         """What is judged and the search; the folder exists afterwards."""
         from admrl.search.factory import make_search
         from admrl.search.own import checked_search
+        from admrl.search.worst import check_min_gain
         from admrl.streams import Purpose, stream
 
         subject = self._subject()
@@ -142,6 +146,7 @@ class SearchWorst(Command):
             generator=stream(self.seed, Purpose.WORST_SEARCH),
             budget=max(1, self.budget - self.num_probes),
         )
+        check_min_gain(self.min_gain, search)
         if (folder / REPORT).exists():
             raise ValueError(
                 f"out: {folder} already holds a report; nothing was changed. Choose another `out`"
@@ -256,6 +261,7 @@ class SearchWorst(Command):
             confirm=confirm,
             difference=self.difference or None,
             confidence=self.confidence,
+            min_gain=self.min_gain,
             generator=stream(self.seed, Purpose.WORST_PROBES),
             on_batch=lambda s: save_search(s, self.folder(run) / STATE),
         )
@@ -278,6 +284,7 @@ class SearchWorst(Command):
             "search": self.search,
             "seed": self.seed,
             "scale": self.scale,
+            "stopped_by": "gain" if report.stopped else "budget",
             "evaluation": asdict(self.config),
             "versions": versions(),
             "replay": replays,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from rich.console import Console
@@ -27,6 +27,7 @@ def train_in_session(
     num_threads: int,
     checkpoint_seconds: float,
     keep_checkpoints: int,
+    trackers: Sequence[str] = (),
 ) -> Console:
     """Train a run with a progress display; Ctrl-C and SIGTERM save and say how to go on.
 
@@ -42,6 +43,7 @@ def train_in_session(
                 num_threads=num_threads,
                 checkpoint_seconds=checkpoint_seconds,
                 keep_checkpoints=keep_checkpoints,
+                trackers=trackers,
             )
     except Interrupted as interrupt:
         raise Interrupted(

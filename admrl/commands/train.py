@@ -19,6 +19,7 @@ from admrl.commands.flags import in_flags
 from admrl.config.checks import check_saving, check_seed
 from admrl.config.presets import PRESETS, fitted
 from admrl.config.training import MetaTrainConfig
+from admrl.runs.trackers import check_trackers
 from task_families.choices import check_name
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ ALLOWED_WITH_RESUME = (
     "num_threads",
     "checkpoint_seconds",
     "keep_checkpoints",
+    "log",
 )
 
 
@@ -67,6 +69,9 @@ class Train(Command):
     """Seconds between two checkpoints within a phase (the end of every phase has its own); 0: after every step."""
     keep_checkpoints: int = 3
     """Checkpoints that are kept; if the newest is damaged, the one before is used."""
+    log: tuple[str, ...] = ()
+    """Where metrics go beside metrics.csv and TensorBoard: wandb, mlflow (pip install "admrl[wandb]"). Without
+    settings of your own both stay offline, in the run folder. A resumed run goes on there by itself."""
     num_threads: int = 1
     """Threads of torch and of the simulator. More than 1 pays only on idle cores and costs bit-identity."""
     config: MetaTrainConfig = field(default_factory=lambda: PRESETS["laptop"])
@@ -83,6 +88,7 @@ class Train(Command):
         at_least(self, num_threads=1)
         check_own_family(self.family)
         check_saving(self.checkpoint_seconds, self.keep_checkpoints)
+        check_trackers(self.log)
         if self.resume is None:
             check_own_search("selector", self.selector)
             check_seed(self.seed)
@@ -126,6 +132,8 @@ class Train(Command):
         run = Run.resume(self.resume, named, length=self.num_tasks)
         if run.finished:
             run.release()
+            if run.ended_by is not None:
+                raise ValueError(f"{self.resume}: {run.progress}")
             raise ValueError(
                 f"{self.resume}: all {len(run.state.records)} tasks are done already; more of them: `num_tasks`"
             )
@@ -138,12 +146,14 @@ class Train(Command):
         from admrl.training.run import train_run
 
         console = train_in_session(
-            run, train_run, self.num_threads, self.checkpoint_seconds, self.keep_checkpoints
+            run, train_run, self.num_threads, self.checkpoint_seconds, self.keep_checkpoints, self.log
         )
         size, samples = run.family.box.size, run.state.samples
         words = ["admrl", "evaluate", str(run.path), *family_words(run.info.source), "--grid", *("6" * size)]
+        ended = "" if run.ended_by is None else f" ({run.ended_by})"
+        saved = f" ({samples.saved} more saved by patience)" if samples.saved else ""
+        drawn = f"{samples.real} real and {samples.virtual} virtual samples{saved}"
         hint = f"\nnext: {shlex.join(words)}" if size <= 3 else ""
         console.print(
-            f"{len(run.state.records)} tasks, {samples.real} real and {samples.virtual} virtual samples -> "
-            f"{run.path}{hint}",
+            f"{len(run.state.records)} tasks{ended}, {drawn} -> {run.path}{hint}",
         )

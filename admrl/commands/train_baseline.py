@@ -15,6 +15,7 @@ from admrl.commands.flags import in_flags
 from admrl.config.checks import check_saving, check_seed
 from admrl.config.presets import Whole, round_counts
 from admrl.number_text import number
+from admrl.runs.trackers import check_trackers
 from task_families.choices import check_name
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ ALLOWED_WITH_RESUME = (
     "num_threads",
     "checkpoint_seconds",
     "keep_checkpoints",
+    "log",
 )
 
 
@@ -62,6 +64,9 @@ class TrainBaseline(Command):
     """Seconds between two checkpoints; 0: after every step."""
     keep_checkpoints: int = 3
     """Checkpoints that are kept; if the newest is damaged, the one before is used."""
+    log: tuple[str, ...] = ()
+    """Where metrics go beside metrics.csv and TensorBoard: wandb, mlflow (pip install "admrl[wandb]"). Without
+    settings of your own both stay offline, in the run folder. A resumed run goes on there by itself."""
     num_threads: int = 1
     """Threads of torch and of the simulator. More than 1 pays only on idle cores and costs bit-identity."""
     config: BaselineConfig = field(default_factory=BaselineConfig)
@@ -80,6 +85,7 @@ class TrainBaseline(Command):
         at_least(self, num_threads=1)
         check_own_family(self.family)
         check_saving(self.checkpoint_seconds, self.keep_checkpoints)
+        check_trackers(self.log)
         if self.resume is None:
             check_name("algorithm", self.algorithm or "", ALGORITHMS)
             check_seed(self.seed)
@@ -144,7 +150,12 @@ class TrainBaseline(Command):
         from admrl.runs.families import family_words
 
         console = train_in_session(
-            run, train_baseline_run, self.num_threads, self.checkpoint_seconds, self.keep_checkpoints
+            run,
+            train_baseline_run,
+            self.num_threads,
+            self.checkpoint_seconds,
+            self.keep_checkpoints,
+            self.log,
         )
         last = ""
         if run.state.curve:

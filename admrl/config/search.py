@@ -84,6 +84,9 @@ class SearchConfig:
     """Least distance between two tasks of a round, in unit coordinates (the space is 2 wide)."""
     archive_decay: float = field(default=0.7, metadata={"range": (0, 1)})
     """What is left of an archived gap after each round, because the model has been trained since."""
+    min_gain: float | None = field(default=None, metadata={"range": (1e-9, 1e12)})
+    """population: the training ends, before its number of tasks, once no candidate's gap is believed to reach this
+    above what the noise of the estimates explains, in return per episode; None: it never ends early."""
     population_polish: bool = False
     """Move tasks that were just trained on up their task gradient, where its two halves agree, before they are
     candidates again. The gradient then costs what it costs adversarial."""

@@ -31,6 +31,10 @@ class VirtualTrainingConfig:
     rollout_precision: RolloutPrecision = "full"
     """Of the model's matrix products in virtual rollouts. bfloat16: twice as fast on CPUs and GPUs that have it, the
     predicted change of state with about three significant digits; see docs/performance.md."""
+    patience: int | None = field(default=None, metadata={"range": (1, 1_000_000)})
+    """Of the training: a task's virtual training ends after so many updates in a row before which its return in the
+    model was not above the best so far; None: all updates are done. Solves that have a number of updates of their own
+    (probes, screening, `resolve`, evaluations) do them all."""
     trpo: TrpoConfig = TrpoConfig()
     value: ValueConfig = ValueConfig()
 
@@ -213,6 +217,16 @@ def check_population(config: MetaTrainConfig, horizon: int) -> None:
         raise ValueError(
             f"config.search.num_probe_episodes: expected 1 or more, got 0: {search.population_signal} compares with "
             "real returns; only `config.search.population_signal` random needs none"
+        )
+    if search.min_gain is not None and search.population_signal == "random":
+        raise ValueError(
+            "config.search.min_gain: expected a signal that estimates gaps, got `config.search.population_signal` "
+            "random: with it nothing is known of a candidate's gap"
+        )
+    if search.min_gain is not None and search.num_probe_episodes < 2:
+        raise ValueError(
+            f"config.search.num_probe_episodes: expected 2 or more, got {search.num_probe_episodes}: "
+            "`config.search.min_gain` compares gaps with their noise, which a single episode does not show"
         )
     name = "config.search.num_probe_samples"
     check_lanes(name, search.num_probe_samples, horizon, config.dynamics.num_members)

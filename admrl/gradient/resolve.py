@@ -119,7 +119,7 @@ def _solve_again(
     """The policies after `num_updates` updates, and the virtual samples of one pass per update."""
     num_virtual = len(policies.theta) * config.num_updates * virtual.num_samples
     if config.solver == "trpo":
-        settings = replace(virtual, num_model_steps=0, num_policy_updates=config.num_updates)
+        settings = replace(virtual, num_model_steps=0, num_policy_updates=config.num_updates, patience=None)
         return virtual_training(family, model, policies, 1, settings, generators), num_virtual
     rollout = virtual_rollout(family, model, policies, virtual.num_samples // family.horizon, generators)
     eta = pathwise_return(family, model, policies, rollout, smoothing=0.0)

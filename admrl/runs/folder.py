@@ -4,6 +4,7 @@
     metrics.csv      one row per step (`admrl.runs.log`)
     events.jsonl     what the user should know: fallbacks, restored models, resumptions; one JSON object a line
     tensorboard/     the metrics for TensorBoard, if it is installed
+    trackers.json, wandb/, mlflow.db   of `--log` (`admrl.runs.trackers`)
     checkpoints/     everything that the training needs to go on: the newest few (`admrl.runs.checkpoints`)
     replay/          the real transitions, in parts that the checkpoints share
     gaps/            written by `admrl evaluate`: one table per set of tasks
@@ -162,6 +163,11 @@ class RunFolder(ABC, Generic[Info, State]):
         """`progress` to the step."""
         return self.progress
 
+    @property
+    def ended_by(self) -> str | None:
+        """Why the training is over before its length, as a function of its state; None: it is not."""
+        return None
+
     @classmethod
     def check_extension(cls, info: Info) -> None:
         """Refuse to make a run longer whose training so far depends on its length.
@@ -263,6 +269,8 @@ class RunFolder(ABC, Generic[Info, State]):
                 f"{path}: its checkpoint was written by an earlier version; use that one, or train again"
             )
         run.notes = [*([lock.note] if lock is not None and lock.note is not None else []), *notes, *damage]
+        if info is not before and run.ended_by is not None:
+            raise ValueError(f"{cls.length}: the run {path} cannot be made longer: {run.ended_by}")
         if info is not before:  # now that it is known to go on
             _write_config(path, info)
             run.notes.append(f"{cls.length} is now {length}; it was {getattr(before.config, cls.length)}")

@@ -1,4 +1,4 @@
-"""What a run writes down while it goes: metrics.csv, events.jsonl and, if installed, TensorBoard."""
+"""What a run writes down while it goes: metrics.csv, events.jsonl, TensorBoard if installed, `--log`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from admrl.jobs.reporter import Reporter
+from admrl.runs.trackers import Trackers
 from admrl.storage.files import storage_error
 
 
@@ -81,15 +83,21 @@ class RunLog:
         position: LogPosition | None,
         *,
         columns: tuple[str, ...],
+        trackers: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         """
         Args:
             columns: metrics that metrics.csv has.
+            trackers: that are told the metrics, too, beside those that were before; see `admrl.runs.trackers`.
+            settings: of the run, for them.
             position: of the checkpoint that the run goes on from; None: it begins.
 
         Raises:
             StorageError: a file cannot be written.
+            ValueError: a tracker that does not exist or is not installed.
         """
+        self._trackers = Trackers(path, trackers, settings or {}, self.event)
         self._reporter, self._phase, self._columns = reporter, "", columns
         self._metrics, self._events = path / "metrics.csv", path / "events.jsonl"
         start = position or LogPosition()
@@ -111,6 +119,7 @@ class RunLog:
             )
         else:
             self._board = BoardFile(path / "tensorboard", first_step=self._step + 1)
+        self._trackers.start()
 
     def _cut(self, start: LogPosition) -> str | None:
         """Cut metrics.csv to the position; what to say if it is shorter than it should be."""
@@ -131,6 +140,7 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._trackers.close(failed=kind is not None)
         for what in (self._file, self._board):
             try:
                 if what is not None:
@@ -152,6 +162,7 @@ class RunLog:
             size = self._metrics.stat().st_size
         except OSError as error:
             raise storage_error(self._metrics, error) from error
+        self._trackers.flush()
         return LogPosition(size, self._step, round(time.monotonic() - self._started, 2))
 
     def phase(self, name: str) -> None:
@@ -171,6 +182,7 @@ class RunLog:
                 self._board.add(metrics, self._step)
         except OSError as error:
             raise storage_error(self._metrics, error) from error
+        self._trackers.add(metrics, self._step)
         self._reporter.advance(**metrics)
 
     def event(self, message: str) -> None:

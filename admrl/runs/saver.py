@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from admrl.jobs.interruption import check_interruption, interruption
@@ -21,7 +22,12 @@ MAX_COST = 0.01  # share of the time that checkpoints between the ends of phases
 
 @contextmanager
 def writing(
-    run: RunFolder, reporter: Reporter, keep_checkpoints: int, *, columns: tuple[str, ...]
+    run: RunFolder,
+    reporter: Reporter,
+    keep_checkpoints: int,
+    *,
+    columns: tuple[str, ...],
+    trackers: Sequence[str] = (),
 ) -> Iterator[RunLog]:
     """The log of a run of any kind, whose lock is held inside and released at the end.
 
@@ -35,7 +41,14 @@ def writing(
         loaded = [run.checkpoint.number] if run.checkpoint else []
         if run.store.numbers()[-1:] != loaded:
             raise ValueError(f"{run.path}: another process has trained it meanwhile; load it again")
-        with RunLog(run.path, reporter, log_position(run.checkpoint), columns=columns) as log:
+        with RunLog(
+            run.path,
+            reporter,
+            log_position(run.checkpoint),
+            columns=columns,
+            trackers=trackers,
+            settings=asdict(run.info),
+        ) as log:
             for note in run.notes:
                 log.event(note)
             if run.checkpoint is not None:

@@ -243,6 +243,11 @@ class Search(ABC):
         """See `TaskSearch.estimates`; nan where the evaluation failed."""
         return self.history.gap.clone()
 
+    def expected_improvement(self) -> float | None:
+        """By how much the next task is expected to exceed the largest gap that is believed, at best, in units of the
+        gap; inf while nothing can be said yet, None: this search cannot say. Asking changes nothing."""
+        return None
+
     @property
     def is_noisy(self) -> bool:
         """Whether the standard errors of the gaps matter beside their spread."""

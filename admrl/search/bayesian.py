@@ -25,6 +25,7 @@ NUM_CANDIDATES = 256  # Sobol points that the acquisition is compared at
 NUM_LOCAL = 128  # further candidates around the best tasks
 NUM_POLISHED = 6  # candidates whose acquisition is then climbed
 POLISH_STEPS = 25
+NUM_ASKED = 1024  # Sobol points, always the same, at which the largest expected improvement is sought
 FAILED_STD = 0.2  # of the gap that stands for a failed evaluation, in standard deviations of the gaps
 MARGIN = 2e-3  # of the range of the gaps: a smaller improvement is not worth an evaluation
 
@@ -198,6 +199,31 @@ class GaussianProcessSearch(Search):
         slope[chosen] = data.slope[chosen]
         return Data(data.z, data.y, slope, data.variance)
 
+    def expected_improvement(self) -> float | None:
+        """See `Search.expected_improvement`: of the model, the largest over the whole space."""
+        known = self.history[self.history.known]
+        if len(self.history) < self._num_initial or len(known) < 2:
+            return math.inf
+        state = dict(self._hyper), self._kernel, self._fitted_at
+        center, spread = known.standard()
+        posterior, believed = self.posterior(), self.estimates()[self.history.known]
+        top = (believed.max() - center) / spread
+
+        def acquisition(unit: Tensor) -> Tensor:
+            mean, std = posterior(self.space.embed(self.space.from_unit(unit)))
+            return log_expected_improvement(mean - top, std)
+
+        fixed = torch.Generator().manual_seed(0)
+        sobol = self.space.to_unit(SobolPoints(self.space, fixed).draw(NUM_ASKED))
+        unit = torch.cat([sobol, self._around_best(known, believed, fixed)])
+        with torch.no_grad():
+            unit = unit[acquisition(unit).argsort(descending=True)[:NUM_POLISHED]]
+        unit = climb(acquisition, lambda u: project_unit(self.space, u), unit, POLISH_STEPS)
+        with torch.no_grad():
+            largest = acquisition(unit).max().exp()
+        self._hyper, self._kernel, self._fitted_at = state
+        return float(spread * largest)
+
     # -- the acquisition -------------------------------------------------------------------------------------
 
     def _maximise(self, posterior: Posterior, known: Observations) -> Tensor:
@@ -227,12 +253,16 @@ class GaussianProcessSearch(Search):
     def _candidates(self, known: Observations) -> Tensor:
         """Sobol points, and perturbations of the five best tasks at three scales: (C, k) unit coordinates."""
         sobol = self.space.to_unit(self._sobol.draw(NUM_CANDIDATES))
-        order = self.estimates()[self.history.known].argsort(descending=True)
-        best = self.space.to_unit(known.psi[order[:5]])
-        rows = torch.randint(len(best), (NUM_LOCAL,), generator=self.generator)
-        scale = 10.0 ** -(1 + torch.randint(3, (NUM_LOCAL, 1), generator=self.generator).double()) * 3
-        noise = torch.randn(NUM_LOCAL, self.space.size, generator=self.generator, dtype=torch.float64)
-        return torch.cat([sobol, project_unit(self.space, best[rows] + scale * noise)])
+        believed = self.estimates()[self.history.known]
+        return torch.cat([sobol, self._around_best(known, believed, self.generator)])
+
+    def _around_best(self, known: Observations, believed: Tensor, generator: torch.Generator) -> Tensor:
+        """Perturbations of the five tasks believed (H,) to be the best, at three scales: unit coordinates."""
+        best = self.space.to_unit(known.psi[believed.argsort(descending=True)[:5]])
+        rows = torch.randint(len(best), (NUM_LOCAL,), generator=generator)
+        scale = 10.0 ** -(1 + torch.randint(3, (NUM_LOCAL, 1), generator=generator).double()) * 3
+        noise = torch.randn(NUM_LOCAL, self.space.size, generator=generator, dtype=torch.float64)
+        return project_unit(self.space, best[rows] + scale * noise)
 
 
 def climb(function, project, unit: Tensor, num_steps: int) -> Tensor:  # type: ignore[no-untyped-def]

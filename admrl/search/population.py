@@ -3,6 +3,7 @@
     candidates   fresh Sobol points; tasks just trained on; the worst of an archive of earlier candidates
     probe        an estimate of each candidate's gap, from a short solve and a few real episodes (`Prober`)
     choice       the worst ones at a least mutual distance, and a share of uniform ones
+    the end      where the upper estimate of every candidate's gap is below what was asked for (`upper_gap`)
 
 Estimates of an archived task are stale: the model has been trained since. A gap g that was measured a rounds ago, of
 gaps with mean m and standard deviation s, is believed to be m + rho^a (g - m), give or take s sqrt(1 - rho^(2a)) (an
@@ -18,6 +19,7 @@ is what the learned *model* promises and the truth does not keep, because that i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -27,8 +29,9 @@ from admrl.search.base import Observations, Search, SobolPoints, no_tags, projec
 from task_families.choices import whole_number
 from task_families.task_space import TaskSpace
 
-Prober = Callable[[Tensor], Tensor]
-"""Candidates (C, k) -> estimated gaps (C,), in any unit; nan: not known."""
+Prober = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
+"""Candidates (C, k) -> estimated gaps (C,), in any unit; nan: not known. Or with their standard errors (C,)."""
+UPPER = 1.645  # standard deviations: 95 % of a normal distribution lie below
 SHARE_AGAIN = 6  # one candidate in so many was just trained on, and one comes from the archive
 MERGE = 0.02  # embedded coordinates: tasks nearer than this are one entry of the archive
 CAPACITY = 200  # entries of the archive
@@ -41,6 +44,7 @@ class PopulationSearch(Search):
     """
 
     follows_fallbacks = False
+    added_state = frozenset({"upper"})
 
     def __init__(
         self,
@@ -85,6 +89,7 @@ class PopulationSearch(Search):
         self._gap = torch.zeros(0, dtype=torch.float64)  # (A,) as it was probed
         self._probed = torch.zeros(0, dtype=torch.long)  # (A,) round of the probe
         self._round, self._last = 0, 1  # of the probes; tasks of the last round
+        self._upper = torch.full((), torch.nan, dtype=torch.float64)
         self.last_probe: tuple[Tensor, Tensor] | None = None
         """Candidates (C, k) and estimates (C,) of the latest choice; for display, no part of the state."""
 
@@ -92,6 +97,11 @@ class PopulationSearch(Search):
     def num_starts(self) -> int:
         """Fresh points so far."""
         return int(self._sobol.state()[1])
+
+    @property
+    def upper(self) -> float | None:
+        """`upper_gap` of the latest probing; None before the first, and where the prober states no errors."""
+        return None if bool(self._upper.isnan()) else float(self._upper)
 
     def beliefs(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (A,) of the archived gaps today; see the head of this page."""
@@ -164,15 +174,19 @@ class PopulationSearch(Search):
                 "estimated gaps (C,)"
             )
         psi = self.candidates().to(self.space.low.dtype)
-        gap = torch.as_tensor(self.prober(psi)).detach().double()
-        if gap.shape != (len(psi),):
-            raise ValueError(f"prober: expected ({len(psi)},) gaps, got {tuple(gap.shape)}")
+        answer = self.prober(psi)
+        gap, error = answer if isinstance(answer, tuple) else (answer, None)
+        gap = torch.as_tensor(gap).detach().double()
+        for name, found in (("gaps", gap), ("standard errors", error)):
+            if found is not None and found.shape != (len(psi),):
+                raise ValueError(f"prober: expected ({len(psi)},) {name}, got {tuple(found.shape)}")
         known = gap.isfinite()
         if int(known.sum()) < n:
             raise ValueError(
                 f"prober: {int((~known).sum())} of {len(psi)} candidates have no finite return; expected {n} others"
             )
         self.last_probe = (psi, gap)
+        self._upper = torch.full_like(self._upper, torch.nan if error is None else upper_gap(gap, error))
         self._round += 1
         psi, gap = psi[known].double(), gap[known]
         self._store(psi, gap)
@@ -215,9 +229,41 @@ class PopulationSearch(Search):
             "gap": self._gap,
             "probed": self._probed,
             "round": torch.tensor([self._round, self._last]),
+            "upper": self._upper,
         }
 
     def _load(self, state: Mapping[str, Tensor]) -> None:
         self._sobol.load(state["sobol"])
         self._archive, self._gap = state["archive"], state["gap"]
         self._probed, (self._round, self._last) = state["probed"], state["round"].tolist()
+        self._upper = state["upper"]
+
+
+def upper_gap(gap: Tensor, error: Tensor) -> float:
+    """The largest upper estimate of a candidate's gap, above what noise explains.
+
+    The largest of C estimates is large by luck, too, so each is drawn to their mean by as much as their spread is
+    noise (Morris 1983):
+
+        g_c = m + t_c + noise of variance s^2,  t_c of variance t^2 = max(0, var(g) - s^2),  B = s^2 / (s^2 + t^2)
+        t_c given g:  m + (1 - B) (g_c - m)  give or take the root of  t^2 B + B^2 (s^2 + t^2) / C
+
+    s^2 is the mean of the squared errors, because few episodes know little of their own. If everything is noise, this
+    is m + 1.645 s / sqrt(C); without noise, the largest estimate. A single outlier is drawn in by B (g_c - m), too.
+
+    Args:
+        gap, error: (C,) estimates and their standard errors; not finite: not known, left out.
+
+    Returns:
+        The largest one-sided 95 % bound; nan if fewer than two candidates are known.
+    """
+    known = gap.isfinite() & error.isfinite()
+    gap, noise = gap[known].double(), error[known].double().square().mean()
+    if len(gap) < 2:
+        return math.nan
+    spread = (gap.var() - noise).clamp_min(0.0)
+    total = noise + spread
+    share = torch.where(total > 0, noise / total, 0.0)  # B
+    believed = gap.mean() + (1 - share) * (gap - gap.mean())
+    variance = spread * share + share.square() * total / len(gap)
+    return float(believed.max() + UPPER * variance.sqrt())

@@ -67,6 +67,15 @@ class WorstReport:
     """Tasks that were chosen independently of what was found: uniform probes, Sobol points."""
     bound: MassBound | None
     confidence: float  # of the intervals
+    budget: int | None = None  # tasks that might have been evaluated; None: as many as were
+    min_gain: float | None = None  # that an evaluation had to promise; None: none was asked for
+    expected_improvement: float | None = None
+    """At the end of a search with a `min_gain`, in the unit of the gap; None: not asked for, or not known yet."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the search ended because too little was still expected, before its budget."""
+        return self.budget is not None and self.num_evaluations < self.budget
 
     def save(self, path: Path | str) -> None:
         """Write it as JSON, atomically."""
@@ -96,6 +105,8 @@ class WorstReport:
             out.append(
                 f"  {i}. ({where}): gap {gap}{interval}; in the search {number(task.search_gap)}{slope}"
             )
+        if self.min_gain is not None:
+            out.append(self._why_it_ended())
         if self.bound is not None:
             largest = number(self.bound.largest)
             out.append(
@@ -103,6 +114,20 @@ class WorstReport:
                 f"measured gap above {largest}, the largest of {self.bound.num_probes} uniform probes."
             )
         return out
+
+    def _why_it_ended(self) -> str:
+        """Of a search with a `min_gain`."""
+        asked, expected = number(self.min_gain or 0.0), self.expected_improvement
+        if self.stopped:
+            return (
+                f"Stopped after {self.num_evaluations} of {self.budget} evaluations: the search's model expects an "
+                f"improvement of {number(expected or 0.0, 2)}, less than the gain of {asked} that was asked for."
+            )
+        still = "not known" if expected is None else number(expected, 2)
+        return (
+            f"Ended with its budget of {self.num_evaluations} evaluations; the expected improvement is {still} "
+            f"(gain asked for: {asked})."
+        )
 
 
 def mass_bound(gaps: Tensor, confidence: float = 0.95) -> MassBound:
@@ -136,6 +161,7 @@ def find_worst(
     confirm: Gap | None = None,
     difference: float | None = None,
     confidence: float = 0.95,
+    min_gain: float | None = None,
     generator: torch.Generator,
     on_batch: Callable[[Search], None] | None = None,
 ) -> WorstReport:
@@ -154,17 +180,22 @@ def find_worst(
         difference: half-step, in unit coordinates, of the central differences of `confirm` (or `gap`) that give the
             gradient: 2 k further evaluations a task, in one call. None: the gradient that `gap` returns, if it does.
         confidence: of intervals and bound.
+        min_gain: stop before the budget, after the probes or any batch, once the largest expected improvement
+            (`Search.expected_improvement`) is less than this, in the unit of the gap. It is a model's word, not a
+            bound: a summit narrower than the distance of the tasks so far may be overlooked. None: the budget alone.
         generator: of the probes.
         on_batch: called after every batch, e.g. to save the search.
 
     Raises:
-        ValueError: a budget below 1 or below num_probes, a top below 1, gaps of a wrong shape, or no gap known.
+        ValueError: a budget below 1 or below num_probes, a top below 1, gaps of a wrong shape, no gap known, or a
+            min_gain that is not positive or of a search that cannot state an expected improvement.
     """
     budget, batch, top = (
         whole_number(name, n) for name, n in (("budget", budget), ("batch", batch), ("top", top))
     )
     if (num_probes := whole_number("num_probes", num_probes, 0)) > budget:
         raise ValueError(f"num_probes: expected at most {budget}, the budget, got {num_probes}")
+    check_min_gain(min_gain, search)
     probes = space.sample(num_probes, "uniform", generator) if num_probes else None
     record = _Record(space, search)
     if probes is not None:
@@ -174,7 +205,7 @@ def find_worst(
             if on_batch is not None:
                 on_batch(search)
     remaining = budget - num_probes
-    while remaining > 0:
+    while remaining > 0 and (min_gain is None or expected_improvement(search) >= min_gain):
         psi = search.ask(min(batch, remaining))
         mean, gradient, error = record.evaluate(gap, psi)
         search.tell(psi, mean, gradient, {"standard_error": error})
@@ -185,6 +216,7 @@ def find_worst(
     believed = search.estimates()[len(search.history) - len(record.mean) :]
     rows = record.distinct(believed, top, min_distance * math.sqrt(space.size))
     tasks = record.describe(rows, gap, confirm, difference, confidence)
+    expected = math.inf if min_gain is None else expected_improvement(search)
     return WorstReport(
         tasks=tuple(tasks),
         names=space.names,
@@ -194,7 +226,38 @@ def find_worst(
         num_starts=max(num_probes, search.num_starts),
         bound=bound,
         confidence=confidence,
+        budget=budget,
+        min_gain=min_gain,
+        expected_improvement=expected if math.isfinite(expected) else None,
     )
+
+
+def check_min_gain(min_gain: float | None, search: Search) -> None:
+    """Refuse a gain that cannot end this search.
+
+    Raises:
+        ValueError: not a positive number, or the search cannot say what it expects.
+    """
+    if min_gain is None:
+        return
+    if not (math.isfinite(min_gain) and min_gain > 0):
+        raise ValueError(f"min_gain: expected a positive number, in the unit of the gap, got {min_gain:g}")
+    expected_improvement(search)
+
+
+def expected_improvement(search: Search) -> float:
+    """What the search expects of its next task, at best; see `Search.expected_improvement`.
+
+    Raises:
+        ValueError: it cannot say.
+    """
+    expected = search.expected_improvement()
+    if expected is None:
+        raise ValueError(
+            f"min_gain: expected a search that states an expected improvement (default, gp), got "
+            f"{type(search).__name__}, which states none: leave `min_gain` out, or choose another search"
+        )
+    return expected
 
 
 class _Record:

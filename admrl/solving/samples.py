@@ -11,3 +11,4 @@ class SampleCounts:
 
     real: int = 0
     virtual: int = 0
+    saved: int = 0  # virtual ones that were not drawn, because a training's `patience` had ended before them

@@ -25,6 +25,9 @@ class Solution:
     theta: Tensor  # (M, p)
     value: ValueFunction
     weights: Tensor  # (M, F)
+    patience: Tensor | None = None
+    """(M, 2) float64, during a virtual training with `config.virtual.patience`: the best return in the model so far
+    (-inf: none), and the updates in a row since it was reached."""
 
     def tasks(self, index: slice | Tensor) -> Solution:
         """The solution of some tasks."""
@@ -32,7 +35,8 @@ class Solution:
         if value.obs_mean.dim() == 2:
             mean, std = value.obs_mean[index], value.obs_std[index]
             policy, value = policy.with_normalizer(mean, std), replace(value, obs_mean=mean, obs_std=std)
-        return Solution(self.psi[index], policy, self.theta[index], value, self.weights[index])
+        patience = None if self.patience is None else self.patience[index]
+        return Solution(self.psi[index], policy, self.theta[index], value, self.weights[index], patience)
 
 
 def new_solution(

@@ -15,10 +15,14 @@ from policy_opt.gaussian_policy import GaussianPolicy
 from policy_opt.value import ValueFunction
 from task_families.family import TaskFamily
 
+PATIENCE = "patience"  # ends the name of a tensor, in which -inf has a meaning
+
 
 def dump_solution(prefix: str, solution: Solution) -> dict[str, Tensor]:
     """Everything of a solution that its configuration does not say."""
+    waited = {} if solution.patience is None else {f"{prefix}.{PATIENCE}": solution.patience}
     return {
+        **waited,
         f"{prefix}.psi": solution.psi,
         f"{prefix}.theta": solution.theta,
         f"{prefix}.weights": solution.weights,
@@ -45,12 +49,14 @@ def load_solution(
     mean, std = (check_tensor(tensors, f"{prefix}.{k}", size, dtype) for k in ("obs_mean", "obs_std"))
     policy = with_actions(policy.with_normalizer(mean, std), family.action_bounds, mean)
     value = ValueFunction.make(mean, std, config)
+    name = f"{prefix}.{PATIENCE}"
     return Solution(
         psi=check_tensor(tensors, f"{prefix}.psi", (num_tasks, family.box.size), dtype),
         policy=policy,
         theta=check_tensor(tensors, f"{prefix}.theta", (num_tasks, policy.num_params), dtype),
         value=value,
         weights=check_tensor(tensors, f"{prefix}.weights", tuple(value.init(num_tasks).shape), dtype),
+        patience=check_tensor(tensors, name, (num_tasks, 2), torch.float64) if name in tensors else None,
     )
 
 

@@ -62,15 +62,25 @@ def virtual_training(
 
     Returns:
         The improved solution. Each task's result does not depend on the others of the batch, up to the rounding of
-        the model's products.
+        the model's products; with `config.patience`, a shared model is fitted until the last task has ended.
+
+    Raises:
+        ValueError: sample counts that do not fit, or a patience where there is one model for each of several tasks.
     """
     reporter, samples = reporter or Silent(), samples or SampleCounts()
     num_lanes = check_lanes("virtual.num_samples", config.num_samples, family.horizon, model.num_members)
-    for step in range(num_done, num_iterations * config.num_policy_updates):
+    solution = _patient(solution, model, config, num_done)
+    num_steps = num_iterations * config.num_policy_updates
+    for step in range(num_done, num_steps):
+        rows, num_tasks = _still_improving(solution, config), len(solution.theta)
+        if not len(rows):
+            samples.saved += (num_steps - step) * num_tasks * config.num_samples
+            break
+        samples.saved += (num_tasks - len(rows)) * config.num_samples
         fit: dict[str, float] = {}
         if learner is not None and config.num_model_steps > 0 and step % config.num_policy_updates == 0:
             fit = {"model_loss": fit_or_restore(learner, config.num_model_steps, reporter)}  # Alg. 2, line 3
-        solution, report = virtual_update(family, model, solution, num_lanes, config, generators)
+        solution, report = _update_rows(family, model, solution, rows, num_lanes, config, generators)
         samples.virtual += len(report.returns) * config.num_samples
         if trouble := report.describe():
             reporter.event(f"virtual training: {trouble}")
@@ -83,7 +93,60 @@ def virtual_training(
         )
         if on_step is not None:
             on_step(step + 1, solution)
-    return solution
+    return replace(solution, patience=None)
+
+
+def _patient(
+    solution: Solution, model: DynamicsEnsemble, config: VirtualTrainingConfig, num_done: int
+) -> Solution:
+    """The solution with what `patience` counts, from the beginning or as it was after the steps that are done."""
+    if config.patience is None:
+        return replace(solution, patience=None)
+    if model.num_models > 1:
+        raise ValueError(
+            f"virtual.patience: expected None where each of several tasks has a model of its own, got "
+            f"{config.patience}: the models are fitted together, for as long as any task is trained"
+        )
+    if num_done:
+        if solution.patience is None:
+            raise ValueError(f"solution: expected what patience counts after {num_done} updates, got none")
+        return solution
+    fresh = torch.tensor([-torch.inf, 0.0], dtype=torch.float64).repeat(len(solution.theta), 1)
+    return replace(solution, patience=fresh)
+
+
+def _still_improving(solution: Solution, config: VirtualTrainingConfig) -> Tensor:
+    """Numbers of the tasks whose training has not ended."""
+    if config.patience is None or solution.patience is None:
+        return torch.arange(len(solution.theta))
+    return (solution.patience[:, 1] < config.patience).nonzero()[:, 0]
+
+
+def _update_rows(
+    family: TaskFamily,
+    model: DynamicsEnsemble,
+    solution: Solution,
+    rows: Tensor,
+    num_lanes: int,
+    config: VirtualTrainingConfig,
+    generators: Sequence[torch.Generator],
+) -> tuple[Solution, UpdateReport]:
+    """`virtual_update` of some of the tasks, and what `patience` counts; the others stay as they are."""
+    if len(rows) == len(solution.theta):
+        updated, report = virtual_update(family, model, solution, num_lanes, config, generators)
+    else:
+        chosen = [generators[m] for m in rows.tolist()]
+        part, report = virtual_update(family, model, solution.tasks(rows), num_lanes, config, chosen)
+        theta, weights = solution.theta.clone(), solution.weights.clone()
+        theta[rows], weights[rows] = part.theta, part.weights
+        updated = replace(solution, theta=theta, weights=weights)
+    if solution.patience is None:
+        return updated, report
+    patience, returns = solution.patience.clone(), report.returns.to("cpu", torch.float64)
+    best, since = patience[rows].unbind(1)
+    better = returns > best  # not if it is not known
+    patience[rows] = torch.stack([torch.where(better, returns, best), torch.where(better, 0.0, since + 1)], 1)
+    return replace(updated, patience=patience), report
 
 
 @torch.no_grad()

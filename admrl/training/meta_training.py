@@ -64,7 +64,7 @@ def meta_train(
     on_task: Callable[[MetaState], None] | None = None,
     estimate_gradient: Callable[..., TaskGradient] = task_gradient,
 ) -> MetaState:
-    """Run Alg. 1 until the state has seen config.num_tasks tasks.
+    """Run Alg. 1 until the state has seen config.num_tasks tasks, or `MetaState.ended_by` says that it is over.
 
     Args:
         state: `new_state`, or one that was restored from a checkpoint.
@@ -75,10 +75,16 @@ def meta_train(
     """
     reporter = reporter or Silent()
     looks_first = _give_model(family, state, config, num_threads, reporter)
-    while len(state.records) < config.num_tasks:  # Alg. 1, line 2
+    while len(state.records) < config.num_tasks and not state.ended_by(config):  # Alg. 1, line 2
         progress = state.progress
         if progress is None:
-            state.progress = progress = _begin_round(family, state, config)  # line 3
+            progress = _begin_round(family, state, config)  # line 3
+            if why := state.ended_by(config):
+                reporter.event(f"the training ends after {len(state.records)} tasks: {why}")
+                if on_phase is not None:
+                    on_phase(state)
+                break
+            state.progress = progress
             if looks_first and on_step is not None:
                 on_step(state)  # it may take as long as a phase
         now = Round(family, state, progress, per_task(config), num_threads, reporter, on_step, on_phase)

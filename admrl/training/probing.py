@@ -36,22 +36,30 @@ class ModelProbing:
     num_threads: int
     reporter: Reporter
 
-    def __call__(self, psi: Tensor) -> Tensor:
-        """Estimated gaps (C,) of candidates (C, k), per episode; nan where nothing finite came of it."""
+    def __call__(self, psi: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Estimated gaps (C,) of candidates (C, k), per episode; nan where nothing finite came of it.
+
+        With their standard errors (C,), where the training may end by them.
+        """
         generator, search = self.state.search_generator, self.config.search
         generators = spawn_generators(generator, len(psi))
         if not search.num_probe_episodes:
             return torch.rand(len(psi), generator=generator)
-        in_model, real = self._returns(psi, generators)
+        in_model, real, (model_error, real_error) = self._returns(psi, generators)
         if search.population_signal == "random":
             return torch.where(real.isfinite(), torch.rand(len(psi), generator=generator), torch.nan)
-        if search.population_signal == "model-minus-real":
-            return in_model - real
-        stored = stored_returns(self.family, self.state.learner.data[0], psi)
-        return hindsight_bound(stored).value - real
+        best, best_error = in_model, model_error
+        if search.population_signal == "hindsight":
+            bound = hindsight_bound(stored_returns(self.family, self.state.learner.data[0], psi))
+            best, best_error = bound.value, bound.standard_error
+        if search.min_gain is None:
+            return best - real
+        return best - real, torch.hypot(best_error, real_error)
 
-    def _returns(self, psi: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
-        """Mean returns (C,) of the candidates' policies in the model and in the simulator."""
+    def _returns(
+        self, psi: Tensor, generators: list[torch.Generator]
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Mean returns (C,) of the candidates' policies in the model and in the simulator, and their errors."""
         family, state, config = self.family, self.state, self.config
         learner, samples, search = state.learner, state.samples, config.search
         first = len(state.records) + 1
@@ -62,7 +70,7 @@ class ModelProbing:
             psi,
             make_policy(family, config),
             search.num_probe_iterations,
-            replace(config.virtual, num_samples=search.num_probe_samples),
+            replace(config.virtual, num_samples=search.num_probe_samples, patience=None),
             generators,
             learner=learner,
             reporter=self.reporter,
@@ -79,6 +87,15 @@ class ModelProbing:
         samples.real += real.num_samples
         state.note_zero_shots(psi)
         self.reporter.advance(real_samples=samples.real, virtual_samples=samples.virtual)
-        returns = (episode_returns(family, solution.psi, rollout).double() for rollout in (in_model, real))
+        returns = [episode_returns(family, solution.psi, rollout).double() for rollout in (in_model, real)]
         found = [torch.where(x.isfinite(), x, torch.nan).nanmean(1) for x in returns]
-        return found[0], found[1]
+        return found[0], found[1], (standard_error(returns[0]), standard_error(returns[1]))
+
+
+def standard_error(returns: Tensor) -> Tensor:
+    """Of the mean of those of N returns (C, N) that are finite: (C,); nan where these are fewer than two."""
+    known = returns.isfinite()
+    num = known.sum(1).double()
+    mean = torch.where(known, returns, 0.0).sum(1) / num
+    square = torch.where(known, (returns - mean[:, None]).square(), 0.0).sum(1)
+    return torch.where(num > 1, (square / (num - 1) / num).sqrt(), torch.nan)

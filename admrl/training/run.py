@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +125,19 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
 
     @property
     def finished(self) -> bool:
-        """Whether all tasks were trained on."""
-        return len(self.state.records) >= self.info.config.num_tasks
+        """Whether all tasks were trained on, or the training ended before."""
+        return len(self.state.records) >= self.info.config.num_tasks or self.ended_by is not None
+
+    @property
+    def ended_by(self) -> str | None:
+        """See `RunFolder`."""
+        return self.state.ended_by(self.info.config)
 
     @property
     def progress(self) -> str:
         """For messages."""
-        return f"{len(self.state.records)} of {self.info.config.num_tasks} tasks are done"
+        done = f"{len(self.state.records)} of {self.info.config.num_tasks} tasks are done"
+        return done if self.ended_by is None else f"{done}; the training is over: {self.ended_by}"
 
     @property
     def position(self) -> str:
@@ -148,7 +155,11 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
     @property
     def steps_left(self) -> int:
         """Steps that are still to be done, for progress bars."""
-        return num_steps_left(self.info.config, len(self.state.records), self.state.progress)
+        return (
+            0
+            if self.finished
+            else num_steps_left(self.info.config, len(self.state.records), self.state.progress)
+        )
 
     def save_records(self) -> None:
         """Write tasks.json and gap_map.csv, readable copies of what the checkpoint says about the finished tasks."""
@@ -169,8 +180,8 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
 
     @property
     def virtual(self) -> VirtualTrainingConfig:
-        """How its policies are trained in the model."""
-        return self.info.config.virtual
+        """How policies are trained in its model by whoever uses it: the updates that are asked for, all of them."""
+        return replace(self.info.config.virtual, patience=None)
 
     @property
     def model_source(self) -> Run:
@@ -206,7 +217,7 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
             "seed": seed,
             "policy_hidden_sizes": list(own.policy_hidden_sizes),
             "fixed_log_std": own.fixed_log_std,
-            "virtual": asdict(own.virtual),
+            "virtual": {k: v for k, v in asdict(self.virtual).items() if k != "patience"},
             "fit": asdict(own.fit),
             "evaluation": relevant_settings(config),
             "streams": VERSION,
@@ -316,11 +327,13 @@ def train_run(
     num_threads: int = 1,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     keep_checkpoints: int = KEEP_CHECKPOINTS,
+    trackers: Sequence[str] = (),
 ) -> None:
     """Train until the run is finished, saving after every phase and between steps.
 
     Args:
         checkpoint_seconds: time between two checkpoints of one phase, longer where saving is slow; 0: every step.
+        trackers: wandb, mlflow: where metrics go, too; those that followed the run before go on unnamed.
 
     Raises:
         ValueError: another process writes into the folder.
@@ -328,7 +341,7 @@ def train_run(
         Interrupted: a signal came (`admrl.jobs.interruption`), and the present state is saved.
     """
     check_saving(checkpoint_seconds, keep_checkpoints)
-    with writing(run, reporter, keep_checkpoints, columns=METRICS) as log:
+    with writing(run, reporter, keep_checkpoints, columns=METRICS, trackers=trackers) as log:
         if run.checkpoint is not None:
             run.save_records()  # it may have been killed between the two
         saver = Saver(run, log, checkpoint_seconds)

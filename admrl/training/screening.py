@@ -104,6 +104,7 @@ def screen(
         num_model_steps=0,
         num_policy_updates=search.num_screen_updates,
         num_samples=search.num_screen_samples,
+        patience=None,
     )
     reporter.phase(f"{name} {len(psi)} tasks")
     solution = zero_shot(

@@ -10,8 +10,9 @@ from torch import Tensor
 from admrl.config.checks import check_config
 from admrl.config.training import MetaTrainConfig, check_population, check_sample_counts, check_screening
 from admrl.gradient.estimators import check_differentiable
+from admrl.number_text import number
 from admrl.search import PopulationSearch, ScreenedSearch, Search, make_search
-from admrl.search.own import OwnSearch
+from admrl.search.own import KeptSearch, OwnSearch
 from admrl.solving.samples import SampleCounts
 from admrl.streams import Purpose, stream
 from admrl.training.progress import RoundProgress
@@ -60,6 +61,21 @@ class MetaState:
     """(Z, 2 + k) zero-shot policies with real episodes: the number of tasks trained on before, the policy's number in
     the data (`TransitionData.episodes`), psi."""
 
+    def ended_by(self, config: MetaTrainConfig) -> str | None:
+        """Why the training is over before its number of tasks, of `config.search.min_gain`; None: it is not.
+
+        A function of what a checkpoint holds: the search's latest probing, and that no round is in progress.
+        """
+        gain, search = config.search.min_gain, self.search
+        if gain is None or self.progress is not None or not isinstance(search, PopulationSearch):
+            return None
+        if search.upper is None or search.upper >= gain:
+            return None
+        return (
+            f"no candidate's gap is believed to be above {number(search.upper)} per episode, less than the gain of "
+            f"{number(gain)} that was asked for"
+        )
+
     def note_zero_shots(self, psi: Tensor) -> None:
         """The policies that were added to the data last, one for each task psi (M, k), were zero-shot ones."""
         last = self.learner.data[0].num_policies
@@ -106,6 +122,12 @@ def new_state(
     )
     if isinstance(search, PopulationSearch):
         check_population(config, family.horizon)
+    elif config.search.min_gain is not None and not isinstance(search, KeptSearch):
+        name = selector if isinstance(selector, str) else selector.name
+        raise ValueError(
+            f"config.search.min_gain: expected None with the selector {name:.60}, got {config.search.min_gain:g}: "
+            "population alone ends a training early"
+        )
     if search.uses_gradient:
         check_differentiable(family, config.gradient)
     if isinstance(search, ScreenedSearch):

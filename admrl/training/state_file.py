@@ -13,6 +13,7 @@ from admrl.runs.checkpoints import Checkpoint
 from admrl.solving.samples import SampleCounts
 from admrl.solving.solution import Solution, make_policy
 from admrl.solving.solution_file import (
+    PATIENCE,
     dump_generators,
     dump_learner,
     dump_solution,
@@ -49,7 +50,7 @@ def dump_state(state: MetaState) -> tuple[dict[str, Tensor], dict[str, Any], dic
         if progress.model is not None:
             tensors |= {f"{OLD_MODEL}{k}": v for k, v in progress.model.state_dict().items()}
     for name, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
+        if not bool(tensor.isfinite().all()) and not name.endswith(f".{PATIENCE}"):
             raise FloatingPointError(f"{name} is not finite; the run stops at its last good checkpoint")
     # from here on, nan has a meaning: a gap that is not known, a simulation that broke down
     tensors |= {f"{SEARCH}{k}": v for k, v in state.search.state_dict().items()}
@@ -65,6 +66,7 @@ def dump_state(state: MetaState) -> tuple[dict[str, Tensor], dict[str, Any], dic
         "records": [record.to_dict() for record in state.records],
         "real_samples": state.samples.real,
         "virtual_samples": state.samples.virtual,
+        "saved_samples": state.samples.saved,
         "num_policies": data.num_policies,
         "progress": plain,
     }
@@ -99,7 +101,8 @@ def _restore(state: MetaState, family: TaskFamily, config: MetaTrainConfig, chec
             raise ValueError(f"records: expected {family.box.size} task parameters, got {record.psi!r:.60}")
     state.records = records
     counts = [plain_count(meta[f"{kind}_samples"], f"{kind}_samples") for kind in ("real", "virtual")]
-    state.samples = SampleCounts(*counts)
+    saved = plain_count(meta.get("saved_samples", 0), "saved_samples")  # earlier versions saved none
+    state.samples = SampleCounts(counts[0], counts[1], saved)
 
     load_learner(learner, tensors)
     if checkpoint.rows:

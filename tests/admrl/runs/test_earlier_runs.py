@@ -36,7 +36,7 @@ def test_it_opens_and_says_once_what_was_filled_in(earlier):
         run = load_run(earlier)
     (said,) = [str(w.message) for w in told]
     assert (
-        "which had no settings tasks_per_round; virtual.rollout_precision; search.screen_by, population"
+        "which had no settings tasks_per_round; virtual.rollout_precision, patience; search.screen_by, population"
         in said
     )
     assert "What that version did: search.screen_by disagreement" in said

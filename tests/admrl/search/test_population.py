@@ -7,6 +7,7 @@ import torch
 from search_tools import BOX, generator, two_hills
 
 from admrl.search import PopulationSearch
+from admrl.search.population import upper_gap
 from task_families import TaskBox
 
 
@@ -164,3 +165,41 @@ def test_six_parameters_are_searched_too():
         psi = search.ask(4)
         search.tell(psi, [0.0] * 4)
     assert psi.shape == (4, 6) and psi.dtype == box.low.dtype
+
+
+def test_the_upper_gap_by_hand():
+    gap = torch.tensor([1.0, 3.0, 5.0, 7.0]).double()  # mean 4, variance 20 / 3
+    assert upper_gap(gap, torch.zeros(4)) == 7.0  # exact: the largest
+    # noise of 4 and a spread of 8/3: B = 0.6; 4 + 0.4 * 3 = 5.2, variance 0.6 * 8/3 + 0.36 * (20/3) / 4 = 2.2
+    assert upper_gap(gap, torch.full((4,), 2.0)) == pytest.approx(5.2 + 1.645 * 2.2**0.5)
+    # noise of 9 explains all of the spread: the mean, whose variance is 9 / 4
+    assert upper_gap(gap, torch.full((4,), 3.0)) == pytest.approx(4 + 1.645 * 1.5)
+    assert math.isnan(upper_gap(torch.tensor([1.0, math.nan]), torch.ones(2)))  # of one candidate: nothing
+
+
+def test_the_upper_gap_is_not_that_of_the_luckiest_candidate():
+    """Of noise alone (1), the largest of 12 estimates is about 1.6, and the upper gap near 0.5."""
+    source = generator(4)
+    draws = torch.randn(400, 12, generator=source, dtype=torch.float64)
+    upper = torch.tensor([upper_gap(row, torch.ones(12)) for row in draws])
+    assert float(draws.amax(1).mean()) > 1.55 and float(upper.mean()) < 1.0
+    wrong = draws.clone()
+    wrong[:, 3] += 8.0  # one task of twelve whose gap is 8: always seen
+    upper = torch.tensor([upper_gap(row, torch.ones(12)) for row in wrong])
+    assert float(upper.min()) > 4 and 7.5 < float(upper.mean()) < 9.5
+
+
+def test_a_state_keeps_the_upper_gap_and_older_states_lack_it():
+    search = after_first(prober=lambda psi: (two_hills(psi), torch.full((len(psi),), 0.1)))
+    assert search.upper is None
+    search.ask(2)
+    state, other = search.state_dict(), made()
+    assert search.upper is not None
+    other.load_state_dict(state)
+    assert other.upper == search.upper
+    del state["own.upper"]
+    older = made()
+    older.load_state_dict(state)
+    assert older.upper is None
+    with pytest.raises(ValueError, match=r"expected \(12,\) standard errors, got \(3,\)"):
+        after_first(prober=lambda psi: (two_hills(psi), torch.zeros(3))).ask()

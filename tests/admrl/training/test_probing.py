@@ -82,7 +82,7 @@ def test_candidates_are_judged_by_their_signal(monkeypatch, signal):
     monkeypatch.setattr(probing.ModelProbing, "__call__", judged)
     trained(config(population_signal=signal))
     assert len(gaps) == 2
-    for (gap, hindsight), (_, in_model, real) in zip(gaps, seen, strict=True):
+    for (gap, hindsight), (_, in_model, real, _) in zip(gaps, seen, strict=True):
         if signal == "random":
             assert bool(((gap >= 0) & (gap < 1)).all())
         else:
