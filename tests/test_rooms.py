@@ -168,7 +168,7 @@ def resolves(target):
 
 def test_every_dotted_name_of_ours_in_docs_and_docstrings_exists():
     pattern = re.compile(rf"`((?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+)`")
-    files = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *sources()]
+    files = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *sources()]
     found = 0
     for file in files:
         if file.name == "CHANGELOG.md":  # it tells the past
@@ -184,7 +184,7 @@ def test_every_file_named_in_the_docs_exists():
     pattern = re.compile(
         r"`((?:admrl|task_families|dynamics|policy_opt|tests|examples|benchmarks|docs)/[\w/.-]+)`"
     )
-    for file in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+    for file in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
         if file.name == "CHANGELOG.md":
             continue
         for target in pattern.findall(file.read_text(encoding="utf-8")):

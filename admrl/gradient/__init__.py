@@ -9,8 +9,9 @@ eta is the discounted return of one episode; everything here is divided by the h
 a step size means the same for every family. ^ is the model in which theta_hat was trained, * the simulator.
 """
 
-from admrl.gradient.estimators import ESTIMATORS as ESTIMATORS
-from admrl.gradient.estimators import task_gradient as task_gradient
-from admrl.gradient.evidence import Evidence as Evidence
-from admrl.gradient.implicit import gap_gradient as gap_gradient
-from admrl.gradient.result import TaskGradient as TaskGradient
+from admrl.gradient.estimators import ESTIMATORS, task_gradient
+from admrl.gradient.evidence import Evidence
+from admrl.gradient.implicit import gap_gradient
+from admrl.gradient.result import TaskGradient
+
+__all__ = ["task_gradient", "gap_gradient", "TaskGradient", "Evidence", "ESTIMATORS"]

@@ -1,7 +1,5 @@
-"""The guide's code and the example of a search without the trainer run."""
+"""The example of a search without the trainer runs."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,13 +17,3 @@ def test_the_example_runs_without_the_trainer(tmp_path):
     assert "1. (friction 0.3, load 400 kg, speed 35 m/s)" in printed
     assert loaded == []
     assert len([line for line in file.read_text().splitlines() if line.strip()]) <= 25
-
-
-def test_the_code_of_the_guide_runs():
-    """Every Python block of docs/search.md, one after the other."""
-    text = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
-    code = "\n".join(block.split("```")[0] for block in text.split("```python\n")[1:])
-    result = subprocess.run(
-        [sys.executable, "-c", code], check=True, timeout=300, capture_output=True, text=True
-    )
-    assert "Best(psi=tensor([ 0.3000, 35.0000])" in result.stdout
