@@ -160,7 +160,7 @@ class WandbTracker:
         import wandb
 
         self.id = known or uuid.uuid4().hex[:8]
-        mode = os.environ.get("WANDB_MODE")
+        mode: Any = os.environ.get("WANDB_MODE")
         if mode is None and "WANDB_API_KEY" not in os.environ and not wandb.login(prompt=False, verify=False):
             mode = "offline"
         self._run = wandb.init(
