@@ -20,7 +20,10 @@ TOGETHER = (  # pages with commands that are run, each group in one folder, in t
     ("README.md", "docs/baselines.md", "docs/evaluation.md"),
     ("docs/tutorials/own_policy.md",),
 )
-ELSEWHERE = {"docs/own_family.md": "tests/test_own_family_guide.py"}  # from a wheel, killed and resumed
+ELSEWHERE = {
+    "docs/own_family.md": "tests/test_own_family_guide.py",  # from a wheel, killed and resumed
+    "docs/data.md": "tests/test_data_guide.py",
+}
 WITH_COMMANDS = {page for pages in TOGETHER for page in pages} | set(ELSEWHERE)
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 OUTCOME = {  # what the page says about its results
