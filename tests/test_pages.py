@@ -25,6 +25,7 @@ ELSEWHERE = {
     "docs/data.md": "tests/test_data_guide.py",
 }
 WITH_COMMANDS = {page for pages in TOGETHER for page in pages} | set(ELSEWHERE)
+AFTER_COMMANDS = {*TOGETHER[0], "docs/data.md"}  # pages whose Python needs what their commands have written
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 OUTCOME = {  # what the page says about its results
     "docs/policy_opt.md": "answer.ok",
@@ -114,7 +115,7 @@ def run_python(block, namespace):
     exec(compile(block.text, f"line {block.line}", "exec"), namespace)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p not in TOGETHER[0] and blocks(p, "python")])
+@pytest.mark.parametrize("page", [p for p in PAGES if p not in AFTER_COMMANDS and blocks(p, "python")])
 def test_python_blocks_run(page, folder):
     """One after the other, as a reader runs them who runs no commands."""
     namespace = {"__name__": "page"}

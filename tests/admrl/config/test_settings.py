@@ -107,6 +107,7 @@ def good_settings(draw):
             continue
         number = st.integers(low, min(high, low + CHEAP)) if whole else st.floats(low, high)
         config = change(config, path, draw(number | st.none() if optional else number))
+    config = change(config, ("search", "min_gain"), None)  # of the population alone
     members, horizon = draw(st.integers(1, 3)), make("linear_quadratic").horizon
     config = change(config, ("dynamics", "num_members"), members)
     tasks = draw(st.integers(1, 2))

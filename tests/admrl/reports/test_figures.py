@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from report_tools import HOSTILE, any_comparison, any_gradient_check, any_records, any_tables
 
 import admrl.reports
-from admrl.reports import charts, gradient_checks, heatmap
+from admrl.reports import charts, gradient_checks, heatmap, model_fit
 from admrl.reports.rows import summary_rows
 from admrl.reports.style import STYLES, styles
 
@@ -26,6 +26,16 @@ def summarised(plot):
         plot(comparison, summary_rows(comparison), path)
 
     return draw
+
+
+def fit_report(size):
+    coordinates = [{"coordinate": i, "ratio": size * (i + 1)} for i in range(5)]
+    horizons = [
+        {"steps": h, "error": size, "no_change": 2 * size, "spread": size / 3}
+        | {"coverage_50": 0.2, "coverage_90": 0.7}
+        for h in (1, 5, 20)
+    ]
+    return {"coordinates": coordinates, "horizons": horizons}
 
 
 FIGURES = {
@@ -44,7 +54,9 @@ FIGURES = {
     "plot_gradient_checks": lambda n, s, p: gradient_checks.plot_gradient_checks(
         [any_gradient_check(n, s)], p
     ),
+    "plot_fit_report": lambda n, s, p: model_fit.plot_fit_report(fit_report(s), p),
 }
+WITH_NAMES = [name for name in FIGURES if name != "plot_fit_report"]
 
 
 def test_every_figure_function_is_tested_here():
@@ -84,7 +96,7 @@ def texts(figure):
     return [t for t in found if t not in hidden]
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", WITH_NAMES)
 def test_names_are_never_read_as_mathematics_and_stay_in_the_picture(tmp_path, monkeypatch, name):
     """A method named "$\\frac{1$" ended in matplotlib's parser, one that begins with "_" was in no legend."""
     figure = drawn(monkeypatch, name, HOSTILE, 1.0, tmp_path / "figure.pdf")
