@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -36,10 +37,8 @@ def test_the_readme_runs(capsys):
 def test_it_installs_and_runs_outside_of_the_source_tree(tmp_path):
     pytest.importorskip("setuptools", minversion="77")
     target, source = tmp_path / "site", tmp_path / "policy_opt"
-    source.mkdir()
-    for path in (ROOT / "policy_opt").iterdir():  # a copy: the build leaves folders beside the source
-        if path.is_file():
-            (source / path.name).write_bytes(path.read_bytes())
+    leave = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
+    shutil.copytree(ROOT / "policy_opt", source, ignore=leave)  # the build leaves folders beside the source
     install = [
         "-m",
         "pip",
