@@ -17,7 +17,7 @@ import admrl
 from admrl.cli import main, parse
 
 TOGETHER = (  # pages with commands that are run, each group in one folder, in this order
-    ("README.md", "docs/evaluation.md"),
+    ("README.md",),
     ("docs/tutorials/own_policy.md",),
 )
 ELSEWHERE = {
