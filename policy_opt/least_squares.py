@@ -38,6 +38,7 @@ from policy_opt.krylov.method import (
     Method,
     Problem,
     Settings,
+    code_of_start,
     is_capturing,
 )
 from policy_opt.krylov.reflections import divided, ratio
@@ -148,7 +149,7 @@ class Lsmr(Method):
         return Iterate(
             x=x.clone(),
             residual_norm=norm(r),
-            code=torch.where(size > 0, RUNNING, torch.where(size.isfinite(), STAGNATED, NONFINITE)),
+            code=code_of_start(size, size),
             min_curvature=torch.full_like(norm(r), torch.inf),
             direction=torch.zeros_like(x),
             memory=_LsmrMemory(

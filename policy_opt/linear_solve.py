@@ -119,22 +119,10 @@ def _solve_gram(A: LinearOperator, damping: Any, c: Any, **settings: Any) -> Lin
     return conjugate_gradient(product_of_constants(gram), c, **settings)
 
 
-def _semidefinite_cg(
-    matvec: Matvec,
-    b: Any,
-    *,
-    x0: Any = None,
-    damping: float | Tensor = 0.0,
-    relative_damping: float = 0.0,
-    rtol: float = 1e-6,
-    atol: float | Tensor = 0.0,
-    max_steps: int | None = None,
-    preconditioner: Matvec | None = None,
-) -> LinearSolveResult:
-    """Conjugate gradients where the caller sees to a null space."""
-    settings = Settings(rtol, atol, max_steps, preconditioner)
-    operator, flat, start = _prepare(matvec, b, x0, damping, relative_damping, False)
-    return solve(ConjugateGradient(), operator, flat, start, settings, may_be_singular=True)
+def _semidefinite_cg(matvec: Matvec, b: Any, **settings: Any) -> LinearSolveResult:
+    """Conjugate gradients where the caller sees to the null space."""
+    operator, flat, _ = _prepare(matvec, b, None, 0.0, 0.0, False)
+    return solve(ConjugateGradient(), operator, flat, None, Settings(**settings), may_be_singular=True)
 
 
 @outside_of_compiled_programs
@@ -166,6 +154,7 @@ def normal_cg(
     transpose = matvec if rmatvec is None else rmatvec
     vectors = VectorSpace(b)
     flat_b = vectors.flatten(b, "b")
+    settings = Settings(rtol, atol, max_steps, preconditioner)
     unit_of_b = power_of_two(flat_b.detach())
     right_hand_side = Operator(transpose, vectors)(flat_b)
     unit_of_A = None if unit_of_b is not None else unit_of_operator(right_hand_side.detach(), flat_b.detach())
@@ -194,17 +183,10 @@ def normal_cg(
     def normal(v: Any) -> Any:
         return transpose(vectors.unflatten(Operator(matvec, vectors)(vectors.flatten(v, "v"))))
 
-    result = _semidefinite_cg(
-        normal,
-        vectors.unflatten(right_hand_side),
-        x0=x0,
-        damping=damping,
-        relative_damping=relative_damping,
-        rtol=rtol,
-        atol=atol,
-        max_steps=max_steps,
-        preconditioner=preconditioner,
+    operator, flat, start = _prepare(
+        normal, vectors.unflatten(right_hand_side), x0, damping, relative_damping, False
     )
+    result = solve(ConjugateGradient(), operator, flat, start, settings, may_be_singular=True)
     checks = 2 if rmatvec is None else 1
     return dataclasses.replace(result, num_products=2 * result.num_products + checks)
 

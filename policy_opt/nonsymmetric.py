@@ -30,6 +30,7 @@ from policy_opt.krylov.method import (
     Method,
     Problem,
     Settings,
+    code_of_start,
 )
 from policy_opt.krylov.reflections import divided, reflection
 from policy_opt.krylov.solve_loop import solve
@@ -111,7 +112,7 @@ class Gmres(Method):
         return Iterate(
             x=x,
             residual_norm=size,
-            code=torch.where(size > 0, RUNNING, torch.where(size.isfinite(), STAGNATED, NONFINITE)),
+            code=code_of_start(size, size),
             min_curvature=torch.full_like(size, torch.inf),
             direction=torch.zeros_like(x),
             memory=_Cycle(r, min(self.restart, r.shape[-1])),

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from policy_opt.krylov.cg_step import NEGATIVE_CURVATURE
-from policy_opt.krylov.method import CONVERGED, NONFINITE, STAGNATED, Iterate, Method, Problem
+from policy_opt.krylov.method import CONVERGED, NONFINITE, Iterate, Method, Problem, code_of_start
 from policy_opt.krylov.scaling import ExtremeOperator, power_of_two
 from policy_opt.linear_operator import norm
 from policy_opt.solve_result import RUNNING
@@ -50,7 +50,7 @@ class BlockConjugateGradient(Method):
         return Iterate(
             x=x,
             residual_norm=size,
-            code=torch.where(size > 0, RUNNING, torch.where(size.isfinite(), STAGNATED, NONFINITE)),
+            code=code_of_start(size, size),
             min_curvature=torch.full_like(size, torch.inf),
             direction=torch.zeros_like(x),
             memory=_BlockMemory(True, q, q, phi, block, block + torch.inf, x, size),

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from policy_opt.krylov.method import CONVERGED, NONFINITE, STAGNATED, Iterate, Method, Problem
+from policy_opt.krylov.method import CONVERGED, NONFINITE, STAGNATED, Iterate, Method, Problem, code_of_start
 from policy_opt.krylov.scaling import ExtremeOperator, power_of_two
 from policy_opt.linear_operator import dot, norm
 from policy_opt.solve_result import CODE, RUNNING, SolveStatus
@@ -61,7 +61,7 @@ class ConjugateGradient(Method):
         return Iterate(
             x=x.clone(),
             residual_norm=size,
-            code=torch.where(rho > 0, RUNNING, torch.where(rho.isfinite(), STAGNATED, NONFINITE)),
+            code=code_of_start(rho, rho),
             min_curvature=infinite,
             direction=torch.zeros_like(x),
             memory=_CGMemory(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from policy_opt.linear_operator import Matvec, Operator, dot, host_value, whole_number
-from policy_opt.solve_result import CODE, SolveStatus
+from policy_opt.solve_result import CODE, RUNNING, SolveStatus
 
 CONVERGED, MAX_STEPS, STAGNATED = (
     CODE[s] for s in (SolveStatus.CONVERGED, SolveStatus.MAX_STEPS, SolveStatus.STAGNATED)
@@ -132,10 +132,10 @@ class Problem:
 class Settings:
     """What a solve was asked for, apart from A, b and x0."""
 
-    rtol: float
-    atol: float | Tensor
-    max_steps: int | None
-    preconditioner: Matvec | None
+    rtol: float = 1e-6
+    atol: float | Tensor = 0.0
+    max_steps: int | None = None
+    preconditioner: Matvec | None = None
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
@@ -146,6 +146,11 @@ class Settings:
                 raise ValueError(f"{name}: expected a number >= 0, got {value}; 0 asks for the exact answer")
         if self.max_steps is not None:
             whole_number("max_steps", self.max_steps, 0, "None means 10 p")
+
+
+def code_of_start(size: Tensor, square: Tensor) -> Tensor:
+    """Of systems (...) whose residual has that size, and that square: one that is 0 has nowhere to go."""
+    return torch.where(size > 0, RUNNING, torch.where(square.isfinite(), STAGNATED, NONFINITE))
 
 
 def select(mask: Tensor, new: Any, old: Any) -> Any:

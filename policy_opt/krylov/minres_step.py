@@ -24,7 +24,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from policy_opt.krylov.method import CONVERGED, NONFINITE, STAGNATED, Iterate, Method, Problem, is_capturing
+from policy_opt.krylov.method import (
+    CONVERGED,
+    NONFINITE,
+    STAGNATED,
+    Iterate,
+    Method,
+    Problem,
+    code_of_start,
+    is_capturing,
+)
 from policy_opt.krylov.reflections import Reflection, divided, ratio, reflection
 from policy_opt.linear_operator import dot, host_value, norm, wide_norm
 from policy_opt.solve_result import RUNNING
@@ -83,7 +92,7 @@ class Minres(Method):
         return Iterate(
             x=x.clone(),
             residual_norm=norm(r),
-            code=torch.where(beta > 0, RUNNING, torch.where(r_z.isfinite(), STAGNATED, NONFINITE)),
+            code=code_of_start(beta, r_z),
             min_curvature=torch.full_like(norm(r), torch.inf),
             direction=zeros,
             memory=_MinresMemory(

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from admrl import infer_psi
+from admrl.solving.infer_psi import _doubtful, _information
 from admrl.solving.psi_estimate import ENUMERATION, FISHER, NO_ROWS, PROFILE, SHRINKING
+from admrl.solving.psi_likelihood import Likelihood
 from admrl.solving.psi_space import PsiSpace
 from task_families import TaskBall, TaskBox, TaskChoice, TaskCircle, TaskProduct, make, numpy_reward
 
@@ -149,6 +151,19 @@ def test_a_ridge_of_absolute_distances():
     found = infer_psi(family, *data, family.reward(psi[:, None].double(), *data))
     assert bool(found.identified.all())
     torch.testing.assert_close(found.psi, psi.double(), rtol=0, atol=1e-6)
+
+
+def test_a_kink_determines_nothing():
+    """Rewards of a ridge, but for one at its kink, whose derivative is 0: J has a row (0, 1) beside (1, 1)."""
+    family = family_with(box(2), lambda psi, obs, act, next_obs: -(obs[..., :2] - psi).abs().sum(-1))
+    psi = np.array([0.3, 0.4])
+    obs, act, next_obs = (x[0] for x in transitions(1, 10))
+    obs[:, :2] = torch.from_numpy(psi) - torch.rand(10, 2, generator=torch.Generator().manual_seed(0))
+    obs[4, 0] = psi[0]
+    rewards = family.reward(torch.from_numpy(psi), obs, act, next_obs)
+    likelihood = Likelihood.of(family, PsiSpace.of(family.box), obs, act, next_obs, rewards)
+    assert _information(likelihood, psi, 1.0)[1].tolist() == [True, True]
+    assert _doubtful(likelihood, psi).tolist() == [True, True]
 
 
 @pytest.mark.parametrize("has_gradient", [True, False])
