@@ -12,16 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from admrl.baselines.outside import Outside, load_outside, require_sound
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.plain_data import from_dict
 from admrl.evaluation.adapter import Adapter
-from admrl.evaluation.evaluable_run import EvaluableRun
+from admrl.evaluation.evaluable_run import UntrainedRun
 from admrl.evaluation.scoring import SCORING
 from admrl.jobs.reporter import Reporter
-from admrl.runs.checkpoints import Checkpoint
 from admrl.runs.families import NamedFamily, NamedMethod, check_unchanged, code_key, origin_in, source_of
 from admrl.runs.folder import CONFIG, POLICY, create_run
 from admrl.runs.versions import versions
@@ -68,7 +65,7 @@ class OutsideInfo:
         return 0
 
 
-class OutsideRun(EvaluableRun[OutsideInfo, Outside]):
+class OutsideRun(UntrainedRun[OutsideInfo, Outside]):
     """A method from elsewhere that is evaluated like a run."""
 
     kind = POLICY
@@ -108,13 +105,6 @@ class OutsideRun(EvaluableRun[OutsideInfo, Outside]):
         if not named.accept_changed:
             check_unchanged(path, recorded, outside.origin, "its tables are of another policy", remedy)
         return outside
-
-    def dump(self) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
-        """See `RunFolder`; there is nothing to keep."""
-        return {}, {}, {}
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """See `RunFolder`; there is none."""
 
     @property
     def finished(self) -> bool:

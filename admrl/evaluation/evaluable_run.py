@@ -6,11 +6,13 @@ from abc import abstractmethod
 from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.training import VirtualTrainingConfig
 from admrl.evaluation.adapter import Adapter
 from admrl.jobs.reporter import Reporter
+from admrl.runs.checkpoints import Checkpoint
 from admrl.runs.folder import Info, RunFolder, State
 from dynamics.learner import ModelLearner
 from policy_opt.gaussian_policy import GaussianPolicy
@@ -86,3 +88,14 @@ class EvaluableRun(RunFolder[Info, State]):
     @abstractmethod
     def num_steps(self, config: EvaluationConfig) -> int:
         """Calls of `Reporter.advance` in the evaluation of one batch of tasks, for progress bars."""
+
+
+class UntrainedRun(EvaluableRun[Info, State]):
+    """A folder of tables alone: whatever is judged was trained elsewhere."""
+
+    def dump(self) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
+        """See `RunFolder`; there is nothing to keep."""
+        return {}, {}, {}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """See `RunFolder`; there is none."""

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.plain_data import from_dict
 from admrl.evaluation.adapter import Adapter
-from admrl.evaluation.evaluable_run import EvaluableRun
+from admrl.evaluation.evaluable_run import UntrainedRun
 from admrl.jobs.reporter import Reporter
-from admrl.runs.checkpoints import Checkpoint
 from admrl.runs.families import NamedFamily
 from admrl.runs.folder import CONFIG, INFERRED, create_run
 from admrl.runs.versions import versions
@@ -56,7 +54,7 @@ class InferredInfo:
     """Always empty."""
 
 
-class InferredRun(EvaluableRun[InferredInfo, Run]):
+class InferredRun(UntrainedRun[InferredInfo, Run]):
     """A run of ours that sees rewards, not psi."""
 
     kind = INFERRED
@@ -85,13 +83,6 @@ class InferredRun(EvaluableRun[InferredInfo, Run]):
         if asked != found:
             raise DamagedFileError(f"{path}: expected the run of {asked} at {there}, found that of {found}")
         return told
-
-    def dump(self) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
-        """See `RunFolder`; there is nothing to keep."""
-        return {}, {}, {}
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """See `RunFolder`; there is none."""
 
     @property
     def finished(self) -> bool:

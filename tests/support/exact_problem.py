@@ -1,9 +1,11 @@
 """The linear-quadratic problem of twenty steps with everything exact, and samples of it: for several test files."""
 
 import math
+from types import SimpleNamespace
 
 import torch
 
+from admrl.config.training import VirtualTrainingConfig
 from admrl.gradient.implicit import gradient_of, hessian_of, mixed_product
 from admrl.solving.rollouts import stochastic_actor
 from admrl.solving.solution import Solution
@@ -41,6 +43,19 @@ def affine_model(family, dynamics) -> DynamicsEnsemble:
         model.weights[0][0, 0] = torch.cat([dynamics.A.T - torch.eye(4, dtype=double), dynamics.B.T])
         model.biases[0][0, 0, 0] = dynamics.c
     return model
+
+
+def exact_run(family, dynamics):
+    """A run whose model predicts these dynamics exactly, and whose policies are affine."""
+    return SimpleNamespace(
+        path="run",
+        family=family,
+        learner=SimpleNamespace(model=affine_model(family, dynamics)),
+        policy=GaussianPolicy(4, 2, hidden_sizes=(), fixed_log_std=math.log(SIGMA)),
+        virtual=VirtualTrainingConfig(),
+        info=SimpleNamespace(selector="exact"),
+        provenance=dict,
+    )
 
 
 def wrong_dynamics(family, seed=3) -> AffineDynamics:

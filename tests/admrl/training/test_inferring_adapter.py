@@ -1,27 +1,23 @@
 """AdMRL that sees rewards alone: it plays what the told method plays; samples, folders, the command."""
 
-import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from adapter_tools import CONFIG, small_run
 from command_tools import run_command
-from exact_problem import SIGMA, affine_model, wrong_dynamics
+from exact_problem import exact_run, wrong_dynamics
 
 from admrl.baselines import check_adapter
 from admrl.commands.evaluate import Evaluate
 from admrl.commands.heatmap import Heatmap
 from admrl.config.evaluation import EvaluationConfig
-from admrl.config.training import VirtualTrainingConfig
 from admrl.evaluation.evaluator import COUNTS, adapt_and_score
 from admrl.evaluation.gap_table import GapTable
 from admrl.run_kinds import load_any_run
 from admrl.training.adapter import ModelBasedAdapter
 from admrl.training.inferring_adapter import InferringAdapter
-from policy_opt.gaussian_policy import GaussianPolicy
 from task_families import make
 
 PSI = torch.tensor([[0.5, -0.8], [-0.3, 0.4]], dtype=torch.float64)
@@ -30,23 +26,10 @@ LQ = EvaluationConfig(
 )
 
 
-def source(family, dynamics):
-    """A run whose model predicts these dynamics exactly, and whose policies are affine."""
-    return SimpleNamespace(
-        path="run",
-        family=family,
-        learner=SimpleNamespace(model=affine_model(family, dynamics)),
-        policy=GaussianPolicy(4, 2, hidden_sizes=(), fixed_log_std=math.log(SIGMA)),
-        virtual=VirtualTrainingConfig(),
-        info=SimpleNamespace(selector="exact"),
-        provenance=dict,
-    )
-
-
 def test_without_noise_it_plays_what_the_method_plays_that_is_told():
     """After one episode its return is the zero-shot return of the told method, and its gap with it."""
     family = make("linear_quadratic")
-    run = source(family, wrong_dynamics(family))
+    run = exact_run(family, wrong_dynamics(family))
     told = adapt_and_score(
         family, ModelBasedAdapter(run, LQ), PSI, replace(LQ, num_stages=0), 0, dtype=torch.float64
     )
@@ -73,7 +56,7 @@ def test_it_declares_rewards_and_keeps_the_protocol(tmp_path):
 
 def test_what_is_impossible_is_refused(tmp_path):
     family = make("linear_quadratic")
-    run = source(family, family.dynamics)
+    run = exact_run(family, family.dynamics)
     for k, config in ((1, replace(LQ, num_stages=0)), (2, LQ), (0, LQ)):
         with pytest.raises(ValueError, match=r"infer_psi: expected 1 to \d+ episodes"):
             InferringAdapter(run, config, k)

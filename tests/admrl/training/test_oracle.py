@@ -1,41 +1,25 @@
 """The oracle: the same optimiser in the true simulator, on the family whose losses have closed forms."""
 
-import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
-from exact_problem import SIGMA, affine_model, wrong_dynamics
+from exact_problem import SIGMA, exact_run, wrong_dynamics
 
 from admrl.config.evaluation import EvaluationConfig
-from admrl.config.training import VirtualTrainingConfig
 from admrl.evaluation.adapter import AdapterError
 from admrl.evaluation.evaluator import COUNTS, adapt_and_score
 from admrl.training.adapter import ModelBasedAdapter
 from admrl.training.oracle import OracleAdapter
-from policy_opt.gaussian_policy import GaussianPolicy
 from task_families import make
 
 PSI = torch.tensor([[0.5, -0.8], [-0.3, 0.4]], dtype=torch.float64)
 CONFIG = EvaluationConfig(num_policy_seeds=4, num_episodes=20, num_updates=40, num_samples=1000)
 
 
-def source(family, dynamics):
-    """A run whose model predicts these dynamics exactly, and whose policies are affine."""
-    return SimpleNamespace(
-        path="run",
-        family=family,
-        learner=SimpleNamespace(model=affine_model(family, dynamics)),
-        policy=GaussianPolicy(4, 2, hidden_sizes=(), fixed_log_std=math.log(SIGMA)),
-        virtual=VirtualTrainingConfig(),
-        info=SimpleNamespace(selector="exact"),
-    )
-
-
 def parts(family, dynamics, config, **changes):
     """A_0 and A_oracle (R, M), and the oracle's counts of samples (R, M, 4)."""
-    run = source(family, dynamics)
+    run = exact_run(family, dynamics)
     found = [
         adapt_and_score(family, kind(run, config), PSI, config, 0, dtype=torch.float64, **changes)
         for kind in (ModelBasedAdapter, OracleAdapter)
@@ -76,7 +60,7 @@ def test_in_a_wrong_model_the_models_part_is_the_closed_form_loss():
 
 def test_tasks_of_a_batch_are_the_tasks_one_by_one():
     family, config = make("linear_quadratic"), replace(CONFIG, num_updates=3, num_policy_seeds=2)
-    run = source(family, family.dynamics)
+    run = exact_run(family, family.dynamics)
 
     def returns(psi):
         return adapt_and_score(family, OracleAdapter(run, config), psi, config, 0, dtype=torch.float64)
@@ -87,7 +71,7 @@ def test_tasks_of_a_batch_are_the_tasks_one_by_one():
 
 def test_it_does_not_adapt():
     family = make("linear_quadratic")
-    oracle = OracleAdapter(source(family, family.dynamics), CONFIG)
+    oracle = OracleAdapter(exact_run(family, family.dynamics), CONFIG)
     with pytest.raises(AdapterError, match="num_stages 0"):
         oracle.explore()
 
@@ -110,10 +94,10 @@ def test_a_simulator_that_cannot_roll_out_is_refused_before_any_work(fault):
 
     family.make_simulator = lambda shape, **_: Broken()
     with pytest.raises(ValueError, match=r"decompose: the simulator of linear_quadratic cannot roll out"):
-        OracleAdapter(source(family, family.dynamics), CONFIG)
+        OracleAdapter(exact_run(family, family.dynamics), CONFIG)
 
 
 def test_impossible_counts_are_refused_before_any_work():
     family = make("linear_quadratic")
     with pytest.raises(ValueError, match="num_samples: expected a multiple of 100"):
-        OracleAdapter(source(family, family.dynamics), replace(CONFIG, num_samples=150))
+        OracleAdapter(exact_run(family, family.dynamics), replace(CONFIG, num_samples=150))
