@@ -271,11 +271,13 @@ class _Suite:
 
     def _check_breakdown(self, system: System, matrix: Tensor, dtype: torch.dtype) -> None:
         b = normals(5, 2, len(matrix)).to(dtype)
+        b[0] = 0.0  # a solver may share one Krylov space: a neighbour that fails adds what a solved one adds
         clean = self.solve(system, matrix, b, rtol=1e-5)
         b[0, 0] = torch.nan
         answer = self.solve(system, matrix, b, rtol=1e-5)
         if answer is not None and clean is not None:
-            same = torch.equal(answer[1][1], clean[1][1]) and self._as_good(matrix, b[1], answer, clean)
+            same = torch.equal(answer[1][1], clean[1][1])
+            same = same and self._close(answer[0][1], clean[0][1].double(), 1e-3)
             self.report.note(
                 "breakdown", not bool(answer[1][0]) and same, f"{system.name}, {dtype}, NaN in b"
             )
@@ -283,14 +285,6 @@ class _Suite:
         answer = self.solve(system, matrix, b, lambda v: v @ matrix.T * torch.nan, rtol=1e-5)
         if answer is not None:
             self.report.note("breakdown", not bool(answer[1].any()), f"{system.name}, {dtype}, NaN in A")
-
-    def _as_good(self, matrix: Tensor, b: Tensor, answer: Any, clean: Any) -> bool:
-        """The second system's x is what it gets without the first, or, where that is one of many that reach rtol =
-        1e-5 (a solver may share a Krylov space), with a residual that is no larger."""
-        if self._close(answer[0][1], clean[0][1].double(), 1e-3):
-            return True
-        (got, rounding), (before, _) = (self.defect(matrix, b, x[0][1]) for x in (answer, clean))
-        return bool(got <= max(1e-5, 1.01 * float(before)) + rounding)
 
     def _check_steps(self, system: System, matrix: Tensor, dtype: torch.dtype) -> None:
         b = normals(6, 2, len(matrix)).to(dtype)
