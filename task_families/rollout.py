@@ -23,8 +23,9 @@ STARTS_PER_LANE = 8
 class Rollout:
     """N lanes of T steps for each of M tasks.
 
-    A lane starts with a reset at step 0. After a termination it restarts at once, so that a lane may hold
-    several episodes; `next_obs` is always the true successor, never the state after the restart.
+    A lane starts with a reset at step 0, unless it goes on (see `collect`). After a termination it restarts at
+    once, so that a lane may hold several episodes; `next_obs` is always the true successor, never the state after the
+    restart.
     """
 
     obs: Tensor  # (M, N, T, S)
@@ -69,6 +70,8 @@ def collect(
     act: Callable[[int, Tensor], tuple[Tensor, Tensor]],
     num_steps: int,
     generators: Sequence[torch.Generator],
+    *,
+    goes_on: tuple[Tensor, Tensor] | None = None,
 ) -> Rollout:
     """Run every lane for num_steps, restarting after terminations.
 
@@ -78,6 +81,8 @@ def collect(
         act: ``act(t, obs (M, N, S)) -> (action (M, N, A), log_prob (M, N))``; owns its noise.
         num_steps: T, at most family.horizon.
         generators: one per task, for the start states.
+        goes_on: which lanes (M, N) bool start anew, and the observations (M, N, S) at which the simulator's lanes
+            are; None: all start.
 
     Raises:
         ValueError: num_steps is outside 1..horizon, or not one generator per task.
@@ -89,10 +94,17 @@ def collect(
         raise ValueError(f"generators: expected one per task ({num_tasks}), got {len(generators)}")
     pool_size = STARTS_PER_LANE * num_lanes
     pool = torch.stack([simulator.start_states(pool_size, g) for g in generators])  # (M, pool, state)
-    obs = simulator.reset(
-        torch.ones(simulator.shape, dtype=torch.bool), pool[:, :num_lanes].reshape(-1, pool.shape[-1])
-    )
-    next_start = torch.full((num_tasks, 1), num_lanes)
+    next_start = torch.zeros(num_tasks, 1, dtype=torch.long)
+
+    def restarted(done: Tensor) -> Tensor:
+        nonlocal next_start
+        index = (next_start + done.cumsum(1) - 1) % pool_size  # (M, N)
+        next_start = next_start + done.sum(1, keepdim=True)
+        task, _ = done.nonzero(as_tuple=True)
+        return simulator.reset(done, pool[task, index[done]])
+
+    starts, obs = (torch.ones(simulator.shape, dtype=torch.bool), None) if goes_on is None else goes_on
+    obs = restarted(starts.cpu()) if obs is None or bool(starts.any()) else obs
 
     columns: list[Tensor] = []  # (M, N, T, ...)
     for t in range(num_steps):
@@ -106,11 +118,7 @@ def collect(
             column.select(2, t).copy_(x)
         obs = next_obs
         if t + 1 < num_steps and bool(terminated.any()):
-            done = terminated.cpu()
-            index = (next_start + done.cumsum(1) - 1) % pool_size  # (M, N)
-            next_start = next_start + done.sum(1, keepdim=True)
-            task, _ = done.nonzero(as_tuple=True)
-            obs = simulator.reset(done, pool[task, index[done]])
+            obs = restarted(terminated.cpu())
 
     observed, actions, successors, log_probs, ends = columns
     truncated = torch.zeros_like(ends)

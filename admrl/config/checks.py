@@ -102,6 +102,28 @@ def check_lanes(name: str, num_samples: int, horizon: int, lane_multiple: int = 
     return num_samples // horizon
 
 
+def check_steps_per_lane(num_steps: int | None, horizon: int) -> int:
+    """The steps of each lane that an update sees; None: the horizon.
+
+    Raises:
+        ValueError: not a divisor of the horizon.
+    """
+    if num_steps is None:
+        return horizon
+    if horizon % num_steps:
+        raise ValueError(
+            f"config.virtual.steps_per_lane: expected a divisor of the horizon ({horizon}), got {num_steps}; "
+            f"nearest: {nearest_divisor(num_steps, horizon)}"
+        )
+    return num_steps
+
+
+def nearest_divisor(number: int, of: int) -> int:
+    """That divisor whose ratio to the number is nearest to 1."""
+    divisors = [n for n in range(1, of + 1) if of % n == 0]
+    return min(divisors, key=lambda n: max(n / number, number / n))
+
+
 def check_seed(seed: int, name: str = "seed") -> None:
     """Refuse a seed that generators cannot take."""
     if not 0 <= seed < 2**62:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from admrl.config.checks import nearest_divisor
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.training import (
     MetaTrainConfig,
@@ -73,6 +74,11 @@ def fitted(config: MetaTrainConfig, preset: str, horizon: int) -> tuple[MetaTrai
         "search.num_probe_samples": Whole(horizon * members),
     }
     config, notes = round_counts(config, PRESETS[preset], units, f"preset {preset}, horizon {horizon}")
+    virtual, steps = config.virtual, PRESETS[preset].virtual.steps_per_lane
+    if steps is not None and virtual.steps_per_lane == steps and horizon % steps:
+        fits = nearest_divisor(steps, horizon)
+        config = replace(config, virtual=replace(virtual, steps_per_lane=fits))
+        notes.append(f"preset {preset}, horizon {horizon}: `config.virtual.steps_per_lane` {steps} -> {fits}")
     longest = PRESETS[preset].fit.num_horizon
     if config.fit.num_horizon == longest > horizon:
         config = replace(config, fit=replace(config.fit, num_horizon=horizon))

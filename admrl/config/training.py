@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-from admrl.config.checks import check_all, check_lanes
+from admrl.config.checks import check_all, check_lanes, check_steps_per_lane
 from admrl.config.search import SEARCHES, SearchConfig
 from dynamics.config import DynamicsConfig, FitConfig, RolloutPrecision
 from policy_opt.config import TrpoConfig, ValueConfig
@@ -28,6 +28,9 @@ class VirtualTrainingConfig:
     """n_policy, TRPO updates per iteration. Paper: 20."""
     num_samples: int = field(default=10_000, metadata={"range": (1, 10_000_000)})
     """n_trpo, virtual steps per TRPO update and task; a multiple of horizon x ensemble members. Paper: 10000."""
+    steps_per_lane: int | None = field(default=None, metadata={"range": (1, 1_000_000)})
+    """Steps of each lane that an update sees; lanes go on from update to update. A divisor of the horizon; None:
+    whole episodes, all from the start."""
     rollout_precision: RolloutPrecision = "full"
     """Of the model's matrix products in virtual rollouts. bfloat16: twice as fast on CPUs and GPUs that have it, the
     predicted change of state with about three significant digits; see docs/performance.md."""
@@ -176,6 +179,15 @@ def check_sample_counts(config: MetaTrainConfig, horizon: int) -> None:
                 f"data hold every ensemble member; got {num_samples}"
             )
 
+    def lanes() -> None:
+        num_steps = check_steps_per_lane(config.virtual.steps_per_lane, horizon)
+        patience, unknown = config.virtual.patience, horizon // num_steps
+        if patience is not None and patience <= unknown and config.virtual.steps_per_lane is not None:
+            raise ValueError(
+                f"config.virtual.patience: expected more than {unknown}, because with `steps_per_lane` {num_steps} "
+                f"so many updates pass before the first episodes of {horizon} steps end; got {patience}"
+            )
+
     def model() -> None:
         if config.fit.num_horizon > horizon:
             raise ValueError(
@@ -188,6 +200,7 @@ def check_sample_counts(config: MetaTrainConfig, horizon: int) -> None:
         [
             lambda: check_lanes("config.virtual.num_samples", config.virtual.num_samples, horizon, members),
             lambda: check_lanes("config.slbo.num_samples", slbo.num_samples, horizon, tasks=num_tasks),
+            lanes,
             model,
             gradient,
         ]

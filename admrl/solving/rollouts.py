@@ -10,6 +10,7 @@ from torch import Tensor
 
 from admrl.config.training import SlboConfig
 from admrl.jobs.reporter import Reporter
+from admrl.solving.lanes import Lanes
 from admrl.solving.solution import Solution
 from dynamics.config import RolloutPrecision
 from dynamics.ensemble import DynamicsEnsemble
@@ -17,6 +18,7 @@ from dynamics.virtual_env import VirtualEnv
 from policy_opt.gaussian_policy import GaussianPolicy
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout, collect
+from task_families.simulator import Simulator
 
 
 @torch.no_grad()
@@ -34,6 +36,38 @@ def virtual_rollout(
     env = VirtualEnv(model, family, shape, precision=precision, derivatives="none")
     actor = stochastic_actor(solution, shape, family.horizon, generators)
     return collect(env, family, actor, family.horizon, generators)
+
+
+@torch.no_grad()
+def virtual_continuation(
+    family: TaskFamily,
+    model: DynamicsEnsemble,
+    solution: Solution,
+    lanes: Lanes,
+    num_steps: int,
+    generators: Sequence[torch.Generator],
+    *,
+    precision: RolloutPrecision = "full",
+) -> Rollout:
+    """The next num_steps virtual steps of every lane."""
+    num_tasks, num_lanes = lanes.starts.shape
+    env = VirtualEnv(model, family, (num_tasks, num_lanes), precision=precision, derivatives="none")
+    env.reset(torch.ones_like(lanes.starts), lanes.obs.flatten(0, 1))
+    return continuation(env, family, solution, lanes, num_steps, generators)
+
+
+@torch.no_grad()
+def continuation(
+    simulator: Simulator,
+    family: TaskFamily,
+    solution: Solution,
+    lanes: Lanes,
+    num_steps: int,
+    generators: Sequence[torch.Generator],
+) -> Rollout:
+    """The next num_steps of every lane of a simulator whose lanes are where `lanes` says."""
+    actor = stochastic_actor(solution, simulator.shape, num_steps, generators)
+    return collect(simulator, family, actor, num_steps, generators, goes_on=(lanes.starts, lanes.obs))
 
 
 def stochastic_actor(

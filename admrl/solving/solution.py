@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from admrl.config.training import MetaTrainConfig, VirtualTrainingConfig
+from admrl.solving.lanes import Lanes
 from dynamics.ensemble import DynamicsEnsemble
 from policy_opt.gaussian_policy import GaussianPolicy
 from policy_opt.value import ValueFunction
@@ -28,6 +29,8 @@ class Solution:
     patience: Tensor | None = None
     """(M, 2) float64, during a virtual training with `config.virtual.patience`: the best return in the model so far
     (-inf: none), and the updates in a row since it was reached."""
+    lanes: Lanes | None = None
+    """During a virtual training with `config.virtual.steps_per_lane`: where its episodes stand."""
 
     def tasks(self, index: slice | Tensor) -> Solution:
         """The solution of some tasks."""
@@ -36,7 +39,10 @@ class Solution:
             mean, std = value.obs_mean[index], value.obs_std[index]
             policy, value = policy.with_normalizer(mean, std), replace(value, obs_mean=mean, obs_std=std)
         patience = None if self.patience is None else self.patience[index]
-        return Solution(self.psi[index], policy, self.theta[index], value, self.weights[index], patience)
+        lanes = None if self.lanes is None else self.lanes.tasks(index)
+        return Solution(
+            self.psi[index], policy, self.theta[index], value, self.weights[index], patience, lanes
+        )
 
 
 def new_solution(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from admrl.solving.lanes import Lanes
 from admrl.solving.solution import Solution, with_actions
 from admrl.storage.sealed_file import check_tensor
 from dynamics.learner import ModelLearner
@@ -15,14 +16,21 @@ from policy_opt.gaussian_policy import GaussianPolicy
 from policy_opt.value import ValueFunction
 from task_families.family import TaskFamily
 
+LANES = "lanes"
 PATIENCE = "patience"  # ends the name of a tensor, in which -inf has a meaning
 
 
 def dump_solution(prefix: str, solution: Solution) -> dict[str, Tensor]:
     """Everything of a solution that its configuration does not say."""
     waited = {} if solution.patience is None else {f"{prefix}.{PATIENCE}": solution.patience}
+    lanes = (
+        {}
+        if solution.lanes is None
+        else {f"{prefix}.{LANES}.{k}": v for k, v in vars(solution.lanes).items()}
+    )
     return {
         **waited,
+        **lanes,
         f"{prefix}.psi": solution.psi,
         f"{prefix}.theta": solution.theta,
         f"{prefix}.weights": solution.weights,
@@ -57,7 +65,24 @@ def load_solution(
         value=value,
         weights=check_tensor(tensors, f"{prefix}.weights", tuple(value.init(num_tasks).shape), dtype),
         patience=check_tensor(tensors, name, (num_tasks, 2), torch.float64) if name in tensors else None,
+        lanes=_load_lanes(f"{prefix}.{LANES}.", tensors, num_tasks, family, dtype),
     )
+
+
+def _load_lanes(
+    prefix: str, tensors: dict[str, Tensor], num_tasks: int, family: TaskFamily, dtype: torch.dtype
+) -> Lanes | None:
+    """None where there are none; that they are as many as the configuration says is checked where they go on."""
+    if f"{prefix}obs" not in tensors:
+        return None
+    obs = check_tensor(tensors, f"{prefix}obs", (num_tasks, None, family.obs_size), dtype)
+    types = {"starts": torch.bool, "age": torch.int64, "total": torch.float64, "is_whole": torch.bool}
+    lanes = Lanes(
+        obs, **{k: check_tensor(tensors, prefix + k, tuple(obs.shape[:2]), t) for k, t in types.items()}
+    )
+    if bool(((lanes.age < 0) | (lanes.age >= family.horizon)).any()):
+        raise ValueError(f"{prefix}age: expected 0 to {family.horizon - 1}")
+    return lanes
 
 
 def dump_generators(name: str, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:

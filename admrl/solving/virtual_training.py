@@ -16,11 +16,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from admrl.config.checks import check_lanes
+from admrl.config.checks import check_lanes, check_steps_per_lane
 from admrl.config.training import VirtualTrainingConfig
 from admrl.jobs.reporter import Reporter, Silent
 from admrl.solving.health import MIN_SHARE, UpdateReport, cut, fit_or_restore, usable_steps
-from admrl.solving.rollouts import virtual_rollout
+from admrl.solving.lanes import Lanes
+from admrl.solving.rollouts import virtual_continuation, virtual_rollout
 from admrl.solving.samples import SampleCounts
 from admrl.solving.solution import Solution
 from dynamics.ensemble import DynamicsEnsemble
@@ -57,7 +58,8 @@ def virtual_training(
         learner: fits the model in every iteration (line 3); None keeps it frozen.
         generators: one per task.
         samples: what is drawn is added to it.
-        num_done: steps that are done already; solution, model and generators are as they were after those.
+        num_done: steps that are done already; solution (as `on_step` was given it), model and generators are as they
+            were after those.
         on_step: called after every step, with the number of steps done and the solution.
 
     Returns:
@@ -69,7 +71,7 @@ def virtual_training(
     """
     reporter, samples = reporter or Silent(), samples or SampleCounts()
     num_lanes = check_lanes("virtual.num_samples", config.num_samples, family.horizon, model.num_members)
-    solution = _patient(solution, model, config, num_done)
+    solution = _started(_patient(solution, model, config, num_done), family, model, config, num_done)
     num_steps = num_iterations * config.num_policy_updates
     for step in range(num_done, num_steps):
         rows, num_tasks = _still_improving(solution, config), len(solution.theta)
@@ -93,7 +95,34 @@ def virtual_training(
         )
         if on_step is not None:
             on_step(step + 1, solution)
-    return replace(solution, patience=None)
+    return replace(solution, patience=None, lanes=None)
+
+
+def _started(
+    solution: Solution,
+    family: TaskFamily,
+    model: DynamicsEnsemble,
+    config: VirtualTrainingConfig,
+    num_done: int,
+) -> Solution:
+    """The solution with the lanes of `steps_per_lane`, all at their start or as they were after the steps before."""
+    if config.steps_per_lane is None:
+        return replace(solution, lanes=None)
+    lanes = new_lanes(solution, family, model.num_members, config)
+    if num_done:
+        if solution.lanes is None or solution.lanes.starts.shape != lanes.starts.shape:
+            raise ValueError(f"solution: expected where its lanes stand after {num_done} updates")
+        return solution
+    return replace(solution, lanes=lanes)
+
+
+def new_lanes(
+    solution: Solution, family: TaskFamily, num_members: int, config: VirtualTrainingConfig
+) -> Lanes:
+    """Of an update of `config.num_samples` steps, for `config.steps_per_lane`."""
+    num_steps = check_steps_per_lane(config.steps_per_lane, family.horizon)
+    shape = (len(solution.theta), config.num_samples // num_steps, family.obs_size)
+    return Lanes.new(solution.theta.new_zeros(shape), num_members, num_steps, family.horizon)
 
 
 def _patient(
@@ -139,7 +168,10 @@ def _update_rows(
         part, report = virtual_update(family, model, solution.tasks(rows), num_lanes, config, chosen)
         theta, weights = solution.theta.clone(), solution.weights.clone()
         theta[rows], weights[rows] = part.theta, part.weights
-        updated = replace(solution, theta=theta, weights=weights)
+        lanes = solution.lanes
+        if lanes is not None and part.lanes is not None:
+            lanes = lanes.put(rows, part.lanes)
+        updated = replace(solution, theta=theta, weights=weights, lanes=lanes)
     if solution.patience is None:
         return updated, report
     patience, returns = solution.patience.clone(), report.returns.to("cpu", torch.float64)
@@ -159,10 +191,33 @@ def virtual_update(
     generators: Sequence[torch.Generator],
 ) -> tuple[Solution, UpdateReport]:
     """One TRPO update of every task on fresh virtual samples (Alg. 2, lines 5-6); see `policy_update`."""
+    lanes, num_steps = solution.lanes, config.steps_per_lane
+    if lanes is not None and num_steps is not None:
+        rollout = virtual_continuation(
+            family, model, solution, lanes, num_steps, generators, precision=config.rollout_precision
+        )
+        return continued_update(family, model, solution, lanes, rollout, config)
     rollout = virtual_rollout(
         family, model, solution, num_lanes, generators, precision=config.rollout_precision
     )
     return policy_update(family, model, solution, rollout, config)
+
+
+@torch.no_grad()
+def continued_update(
+    family: TaskFamily,
+    model: DynamicsEnsemble | None,
+    solution: Solution,
+    lanes: Lanes,
+    rollout: Rollout,
+    config: VirtualTrainingConfig,
+) -> tuple[Solution, UpdateReport]:
+    """`policy_update` on steps of lanes that go on; where they stand then, and the returns of what ended in them."""
+    reward = family.reward(solution.psi[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
+    usable = usable_steps(rollout, reward, model, slice(None))
+    lanes, returns = lanes.after(rollout, reward, usable, family.horizon)
+    solution, report = policy_update(family, model, solution, rollout, config)
+    return replace(solution, lanes=lanes), replace(report, returns=returns)
 
 
 @torch.no_grad()

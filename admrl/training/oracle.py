@@ -12,6 +12,7 @@ Its samples are those of a ruler: they belong to no method, join no data, and ar
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,9 +23,10 @@ from admrl.config.evaluation import EvaluationConfig, evaluation_virtual
 from admrl.evaluation.adapter import AdapterError, Experience, Exploration, Policy, Tasks
 from admrl.evaluation.evaluable_run import ModelSource
 from admrl.jobs.reporter import Reporter, Silent
-from admrl.solving.rollouts import SolutionPolicy, real_rollout
-from admrl.solving.solution import new_solution
-from admrl.solving.virtual_training import policy_update
+from admrl.solving.health import UpdateReport
+from admrl.solving.rollouts import SolutionPolicy, continuation, real_rollout
+from admrl.solving.solution import Solution, new_solution
+from admrl.solving.virtual_training import continued_update, new_lanes, policy_update
 
 
 class OracleAdapter:
@@ -57,13 +59,37 @@ class OracleAdapter:
         psi = run.family.box.check(tasks.psi, allow_outside=tasks.allow_outside)
         # random numbers come in the order of the zero-shot training's
         solution = new_solution(run.learner.model, psi, run.policy, virtual, tasks.generators)
+        update = self._updates(solution, tasks.generators)
         for _ in range(virtual.num_policy_updates):
-            rollout = real_rollout(run.family, solution, self._num_lanes, tasks.generators)
-            solution, report = policy_update(run.family, None, solution, rollout, virtual)
+            solution, report = update(solution)
             if trouble := report.describe():
                 self._reporter.event(f"in the simulator: {trouble}".replace(" in the model", ""))
             self._reporter.advance(rejected=int((~report.accepted).sum()))
-        self._solution = solution
+        self._solution = replace(solution, lanes=None)
+
+    def _updates(
+        self, solution: Solution, generators: Sequence[torch.Generator]
+    ) -> Callable[[Solution], tuple[Solution, UpdateReport]]:
+        """One update on steps in the simulator, whose lanes go on where those in the model would."""
+        family, virtual, num_steps = self._run.family, self._virtual, self._virtual.steps_per_lane
+        if num_steps is None:
+
+            def on_episodes(now: Solution) -> tuple[Solution, UpdateReport]:
+                rollout = real_rollout(family, now, self._num_lanes, generators)
+                return policy_update(family, None, now, rollout, virtual)
+
+            return on_episodes
+        start = new_lanes(solution, family, self._run.learner.model.num_members, virtual)
+        simulator = family.make_simulator(
+            (len(solution.theta), start.starts.shape[1]), dtype=solution.theta.dtype, psi=solution.psi
+        )
+
+        def on_steps(now: Solution) -> tuple[Solution, UpdateReport]:
+            lanes = now.lanes or start
+            rollout = continuation(simulator, family, now, lanes, num_steps, generators)
+            return continued_update(family, None, now, lanes, rollout, virtual)
+
+        return on_steps
 
     def explore(self) -> Exploration:
         """See `Adapter`; there is nothing to explore."""

@@ -217,7 +217,7 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
             "seed": seed,
             "policy_hidden_sizes": list(own.policy_hidden_sizes),
             "fixed_log_std": own.fixed_log_std,
-            "virtual": {k: v for k, v in asdict(self.virtual).items() if k != "patience"},
+            "virtual": _settings_of_solves(self.virtual),
             "fit": asdict(own.fit),
             "evaluation": relevant_settings(config),
             "streams": VERSION,
@@ -238,6 +238,12 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
             **self.unfinished(),
             **code_key(self.family),
         }
+
+
+def _settings_of_solves(virtual: VirtualTrainingConfig) -> dict[str, Any]:
+    """As plain data; what is not used is left out, so that what earlier versions saved is found again."""
+    unused = {"patience"} | ({"steps_per_lane"} if virtual.steps_per_lane is None else set())
+    return {k: v for k, v in asdict(virtual).items() if k not in unused}
 
 
 def search_of(path: Path, info: TrainInfo, named: NamedFamily) -> str | OwnSearch:

@@ -62,8 +62,8 @@ def test_our_solvers_hold_a_sample_of_the_suite(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SOLVERS)
 def test_our_solvers_hold_the_whole_suite(name):
-    """Seven solvers, over 9000 solves, 560 of them of random systems, half in each precision. (With 250 random
-    systems a precision, 3000 in all, they held it, too; that takes ten minutes.)"""
+    """Seven solvers, over 9000 solves, 560 of them of random systems, half in each precision. (With 150 random
+    systems a precision, 2100 in all, they held it, too; that takes some minutes.)"""
     solver, kind, options = SOLVERS[name]
     report = check_solver(solver, kind, options=options, num_random=40)
     assert report.ok, str(report)

@@ -109,6 +109,10 @@ def good_settings(draw):
         config = change(config, path, draw(number | st.none() if optional else number))
     config = change(config, ("search", "min_gain"), None)  # of the population alone
     members, horizon = draw(st.integers(1, 3)), make("linear_quadratic").horizon
+    steps = draw(st.none() | st.sampled_from([n for n in range(1, horizon + 1) if horizon % n == 0]))
+    config = change(config, ("virtual", "steps_per_lane"), steps)
+    if steps is not None and config.virtual.patience is not None:
+        config = change(config, ("virtual", "patience"), horizon // steps + config.virtual.patience)
     config = change(config, ("dynamics", "num_members"), members)
     tasks = draw(st.integers(1, 2))
     config = replace(config, tasks_per_round=tasks, num_tasks=tasks * config.num_tasks)
@@ -160,6 +164,7 @@ def test_good_values_start(num_cases):
         (replace(SMALL, first_psi=(7.0, 0.0)), "target x = 7"),
         (change(SMALL, ("virtual", "num_samples"), 500), "nearest: 4"),
         (change(SMALL, ("gradient", "num_samples"), 200), "at least 400"),
+        (change(SMALL, ("virtual", "steps_per_lane"), 3), r"divisor of the horizon \(\d+\), got 3; nearest"),
     ],
 )
 def test_nonsense_combinations(config, message):

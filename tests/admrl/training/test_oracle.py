@@ -17,20 +17,23 @@ PSI = torch.tensor([[0.5, -0.8], [-0.3, 0.4]], dtype=torch.float64)
 CONFIG = EvaluationConfig(num_policy_seeds=4, num_episodes=20, num_updates=40, num_samples=1000)
 
 
-def parts(family, dynamics, config, **changes):
+def parts(family, dynamics, config, *, steps_per_lane=None):
     """A_0 and A_oracle (R, M), and the oracle's counts of samples (R, M, 4)."""
     run = exact_run(family, dynamics)
+    run.virtual = replace(run.virtual, steps_per_lane=steps_per_lane)
     found = [
-        adapt_and_score(family, kind(run, config), PSI, config, 0, dtype=torch.float64, **changes)
+        adapt_and_score(family, kind(run, config), PSI, config, 0, dtype=torch.float64)
         for kind in (ModelBasedAdapter, OracleAdapter)
     ]
     return *(a.episode_return[:, :, 0].mean(-1) for a in found), found[1].counts[:, :, 0]
 
 
-def test_in_an_exact_model_the_models_part_is_nothing():
-    """The same initial policies, noise and start states: not only on average."""
+@pytest.mark.parametrize("steps_per_lane", [None, 10])
+def test_in_an_exact_model_the_models_part_is_nothing(steps_per_lane):
+    """The same initial policies, noise and start states: not only on average; also of lanes that go on."""
     family = make("linear_quadratic")
-    adapted, oracle, counts = parts(family, family.dynamics, replace(CONFIG, num_updates=5))
+    config = replace(CONFIG, num_updates=5)
+    adapted, oracle, counts = parts(family, family.dynamics, config, steps_per_lane=steps_per_lane)
     assert abs(oracle - adapted).max() < 1e-8
     assert oracle.std() > 0.1
     assert counts[0, 0].tolist() == [0, 0, 20 * family.horizon, 5 * 1000]
