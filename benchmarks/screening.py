@@ -1,21 +1,28 @@
-"""Does what the ensemble disagrees on tell where the gap is large? Rank correlations over held-out tasks.
+"""What tells, without an oracle, where the gap is large? Rank correlations over held-out tasks.
 
-    OMP_NUM_THREADS=1 python benchmarks/screening.py RUN... [--name TABLE] [--json FILE]
+    OMP_NUM_THREADS=1 python benchmarks/screening.py RUN... [--name TABLE] [--part model] [--json FILE]
 
-RUN: finished runs that `admrl evaluate` has judged. Their tasks are the candidates here, and their gaps (mean over
-policy seeds) the truth. Every run screens them as `admrl train --selector screened` does, and scores them in several
-ways:
+RUN: finished runs that `admrl evaluate` has judged. Their tasks are the candidates here, and their gaps, or the part
+of them that `admrl evaluate --decompose` measured (mean over policy seeds), the truth. Every run screens them as
+`admrl train --selector screened` does, and scores them in several ways:
 
     -return          minus the policy's return in the model (`--config.search.screen-by return`)
     disagreement     spread + optimism over the members (`--config.search.screen-by disagreement`)
     spread, optimism its parts, see `admrl.training.screening`
     regret           what the best of all candidates' policies gets in the model for this task, minus its own
     |model - real|   return in the model against one real episode of the same policy
+    model - real     the same with its sign, of two episodes and of all
+    hindsight        best return of a stored policy under the task (`admrl.solving.hindsight`) minus the real return
+    -real            minus the real return
+    error, error 20  of the model along the policies' own real trajectories, after one step and twenty, in standard
+                     deviations of the states
     distance         to the nearest task of the training
+    from the centre  largest coordinate of the task in the unit box
 
 and two ceilings, which know A*:
 
-    own gap          A* minus the real return of the screened policies (40 episodes): all that short solves can say
+    own gap          A* (of a part: A_oracle) minus the real return of the screened policies (40 episodes): all that
+                     short solves can say
     one seed         the gap of one policy seed of the table against the mean of the others: what a full solve says
 """
 
@@ -34,11 +41,14 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from admrl.datasets.fitting import open_loop
 from admrl.evaluation.gap_files import load_tables
 from admrl.evaluation.gap_table import GapTable
+from admrl.solving.hindsight import hindsight_bound, stored_returns
 from admrl.solving.rollouts import episode_returns, real_rollout
 from admrl.training.run import Run, load_run
 from admrl.training.screening import Screening, member_returns, screen
+from task_families.rollout import Rollout
 from task_families.simulator import spawn_generators
 
 SEED = 54_321  # no training has it
@@ -64,7 +74,9 @@ def scores(run: Run, table: GapTable) -> dict[str, np.ndarray]:
     rollout = real_rollout(run.family, screening.solution, NUM_EPISODES, generators)
     real = episode_returns(run.family, screening.psi, rollout).numpy()
     unit = run.family.box.to_unit
+    unit_psi = unit(psi.double())
     visited = torch.stack([torch.as_tensor(record.psi) for record in run.state.records])
+    stored = hindsight_bound(stored_returns(run.family, run.learner.data[0], screening.psi)).value.numpy()
     model_return = screening.member_return.mean(-1).numpy()
     return {
         "-return": -model_return,
@@ -73,9 +85,36 @@ def scores(run: Run, table: GapTable) -> dict[str, np.ndarray]:
         "optimism": screening.optimism.numpy(),
         "regret": regret(run, screening),
         "|model - real|": np.abs(model_return - real[:, 0]),
-        "distance": torch.cdist(unit(psi.double()), unit(visited.double())).amin(1).numpy(),
+        "model - real, 2": model_return - real[:, :2].mean(1),
+        "model - real": model_return - real.mean(1),
+        "hindsight, 2": stored - real[:, :2].mean(1),
+        "hindsight": stored - real.mean(1),
+        "-real, 2": -real[:, :2].mean(1),
+        "-real": -real.mean(1),
+        "error": own_error(run, rollout, 1),
+        "error 20": own_error(run, rollout, 20),
+        "distance": torch.cdist(unit_psi, unit(visited.double())).amin(1).numpy(),
+        "from the centre": unit_psi.abs().amax(1).numpy(),
         "own gap": table.optimal_return - real.mean(1),
     }
+
+
+def own_error(run: Run, rollout: Rollout, num_steps: int) -> np.ndarray:
+    """(C,): root mean square error of the members' predictions num_steps ahead along real trajectories, open loop."""
+    model, errors = run.learner.model, []
+    whole = rollout.first_episode().all(-1)  # (C, N) lanes of one episode
+    for begin in range(0, run.family.horizon - num_steps + 1, max(num_steps, 10)):
+        steps = slice(begin, begin + num_steps)
+        obs, act, end = (
+            rollout.obs[:, :, begin],
+            rollout.act[:, :, steps],
+            rollout.next_obs[:, :, steps][:, :, -1],
+        )
+        predicted = open_loop(model, obs.flatten(0, 1), act.flatten(0, 1))[:, :, -1]  # (E, C N, S)
+        error = (predicted - end.flatten(0, 1)) / model.obs_normalizer.std[0]
+        errors.append(error.square().mean((0, 2)).view(whole.shape))
+    square = torch.stack(errors).mean(0)
+    return torch.where(whole, square, torch.nan).nanmean(1).sqrt().numpy()
 
 
 def one_seed(gap: np.ndarray) -> float:
@@ -85,8 +124,10 @@ def one_seed(gap: np.ndarray) -> float:
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's; a constant score says nothing: 0."""
-    return 0.0 if np.ptp(x) == 0 else float(spearmanr(x, y).statistic)
+    """Spearman's, of the tasks with a score; a constant score says nothing: 0."""
+    known = np.isfinite(x)
+    x, y = x[known], y[known]
+    return 0.0 if not len(x) or np.ptp(x) == 0 else float(spearmanr(x, y).statistic)
 
 
 def main() -> None:
@@ -99,12 +140,13 @@ def main() -> None:
         "--updates", type=int, help="TRPO updates of a candidate (default: the run's settings)"
     )
     parser.add_argument("--samples", type=int, help="virtual steps per update (default: the run's settings)")
+    parser.add_argument("--part", choices=["gap", "model", "optimisation"], default="gap", help="of the gaps")
     parser.add_argument("--json", type=Path, help="write the correlations of every run to this file")
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     found: dict[str, list[float]] = {}
     for path, table in zip(args.runs, load_tables(args.runs, args.name), strict=True):
-        run = load_run(path)
+        run, table = load_run(path), table.part(args.part)
         search = run.info.config.search
         search = replace(
             search,
