@@ -197,7 +197,9 @@ def extreme_eigenvalues(
 
     Raises:
         ValueError: num_steps below 1, or `like` is not a floating tensor or pytree.
+        RuntimeError: called inside of a torch.func transform.
     """
+    _require_no_transform()
     num_steps = whole_number("num_steps", num_steps, 1, "50 is the default")
     vectors = VectorSpace(like, "like")
     start = torch.randn(vectors.flat_shape, generator=generator, dtype=vectors.dtype, device=vectors.device)

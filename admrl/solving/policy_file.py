@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from admrl.solving.solution import Solution
 from admrl.storage.files import write_bytes
 
-FORMATS = {"onnx": ".onnx", "torchscript": ".pt"}
 TOLERANCE = 1e-6  # of a unit action, or of the action's size where that is larger
 OPSET, IR = 17, 8  # of ONNX: onnxruntime 1.13 and later read it
 HINT = 'onnx files need two packages: pip install -c constraints.txt "admrl[onnx]"'
@@ -71,7 +70,7 @@ def write_policy(solution: Solution, path: Path, kind: str, note: str) -> None:
     """Write one policy.
 
     Args:
-        kind: of `FORMATS`.
+        kind: "onnx" or "torchscript".
         note: what it is, kept in the file.
 
     Raises:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from solver_tools import SPD, Counted, normals, symmetric
 from torch.func import grad, jacfwd
 
-from policy_opt import SpectrumStatus, extreme_eigenpairs, log_determinant, stochastic_trace
+from policy_opt import (
+    SpectrumStatus,
+    extreme_eigenpairs,
+    extreme_eigenvalues,
+    log_determinant,
+    stochastic_trace,
+)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -117,8 +125,10 @@ def test_inputs_are_named():
         log_determinant(Counted(-SPD), like)
     with pytest.raises(ValueError, match="like: expected one vector"):
         stochastic_trace(Counted(SPD), torch.zeros(2, 30).double())
-    for transform in (grad, jacfwd):
+    ends = (
+        lambda e: log_determinant(lambda v: v @ SPD + e * v, like).value,
+        lambda e: extreme_eigenvalues(lambda v: v @ SPD + e * v, like).largest,
+    )
+    for transform, end in product((grad, jacfwd), ends):
         with pytest.raises(RuntimeError, match=r"outside of torch\.func"):
-            transform(lambda e: log_determinant(lambda v: v @ SPD + e * v, like).value)(
-                torch.ones(()).double()
-            )
+            transform(end)(torch.ones(()).double())

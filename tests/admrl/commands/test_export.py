@@ -15,7 +15,6 @@ from command_tools import prepared, run_command
 from admrl.baselines import onnx_policy, torchscript_policy
 from admrl.commands.export import FORMATS, Export
 from admrl.commands.session import solve_zero_shot
-from admrl.solving import policy_file
 from admrl.solving.policy_file import TOLERANCE, difference, write_policy
 from task_families.conformance_tools import seeded
 
@@ -26,10 +25,6 @@ READ = {"onnx": onnx_policy, "torchscript": torchscript_policy}
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return small_run(tmp_path_factory.mktemp("export") / "run")
-
-
-def test_formats_are_those_of_the_library():
-    assert FORMATS == policy_file.FORMATS
 
 
 @pytest.mark.parametrize("kind", FORMATS)
