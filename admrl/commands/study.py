@@ -76,7 +76,7 @@ class RunStudy(Command):
 
     def prepare(self) -> Prepared:
         """The study and its jobs; where they are run, its folder is there, locked, and free of what was discarded."""
-        from admrl.studies.store import Store
+        from admrl.studies.store import DONE, Store
 
         study = read_study(self.file)
         jobs = expand(study)
@@ -89,7 +89,8 @@ class RunStudy(Command):
         check_commands(jobs, self.file)
         if self.dry_run:
             return Prepared(study, jobs, wanted, store, None)
-        check_tasks(study, jobs)
+        if set(store.states(jobs, store.records(jobs)).values()) != {DONE}:
+            check_tasks(study, jobs, self.file)
         return Prepared(study, jobs, wanted, store, self._take(jobs, unwanted, store))
 
     def _take(self, jobs: tuple[Job, ...], unwanted: set[str], store: Store) -> Lease:
@@ -188,13 +189,16 @@ def check_commands(jobs: tuple[Job, ...], file: Path) -> None:
 
 
 def _plain(box: str) -> str:
-    """What the parser of options says, without its frame."""
+    """What the parser of options says, in a line: without its frame, and with the nearest option alone."""
     lines = [line.strip(" │\n") for line in box.splitlines()]
-    kept = [line for line in lines if line and line[0] not in "╭╰─"]
-    return " ".join(kept)
+    said = " ".join(line for line in lines if line and line[0] not in "╭╰─").partition(" For full helptext")[
+        0
+    ]
+    problem, found, near = said.partition(" Perhaps you meant: ")
+    return f"{problem} (did you mean {near.split()[0]}?)" if found else problem
 
 
-def check_tasks(study: Study, jobs: tuple[Job, ...]) -> None:
+def check_tasks(study: Study, jobs: tuple[Job, ...], file: Path) -> None:
     """Refuse test tasks that a family does not have, before any job is started.
 
     Raises:
@@ -205,9 +209,12 @@ def check_tasks(study: Study, jobs: tuple[Job, ...]) -> None:
 
     for job in jobs:
         if job.kind == "reference":
-            family = make(job.words[job.words.index("--family") + 1])
+            name = job.words[job.words.index("--family") + 1]
             outside = "--allow-outside" in job.words
-            choose_tasks(family, study.grid, study.tasks, allow_outside=outside)
+            try:
+                choose_tasks(make(name), study.grid, study.tasks, allow_outside=outside)
+            except ValueError as error:
+                raise ValueError(f"{file}: {name}: {error}") from error
 
 
 def is_finished(job: Job) -> bool:
@@ -250,7 +257,7 @@ def _wrapped(text: str, indent: int) -> str:
 
 def print_status(prepared: Prepared, console: Console, as_json: bool) -> None:
     """The state of every job that is wanted."""
-    from admrl.studies.store import LOST, RUNNING
+    from admrl.studies.store import LOST, RUNNING, WAITING
 
     store, jobs = prepared.store, prepared.jobs
     records = store.records(jobs)
@@ -263,7 +270,7 @@ def print_status(prepared: Prepared, console: Console, as_json: bool) -> None:
             "kind": job.kind,
             "state": states[job.name],
             "attempt": records[job.name].attempt,
-            "seconds": round(records[job.name].seconds, 1),
+            "seconds": None if states[job.name] in (LOST, WAITING) else round(records[job.name].seconds, 1),
             "log": str(store.log(job.name, records[job.name].attempt)) if records[job.name].attempt else None,
         }
         for job in jobs
@@ -285,7 +292,7 @@ def print_status(prepared: Prepared, console: Console, as_json: bool) -> None:
     width = max(len(str(row["job"])) for row in rows)
     console.print(f"{'job':<{width}}  {'state':<12}{'attempt':>7}{'seconds':>10}")
     for row in rows:
-        tries, seconds = (row["attempt"], row["seconds"]) if row["attempt"] else ("", "")
+        tries, seconds = row["attempt"] or "", "" if row["seconds"] is None else row["seconds"]
         console.print(f"{row['job']:<{width}}  {row['state']:<12}{tries:>7}{seconds:>10}".rstrip())
     if strangers:
         console.print(f"no longer in the file, and left as they are: {', '.join(strangers)}")

@@ -16,7 +16,7 @@ from admrl.jobs.reporter import Reporter
 from admrl.number_text import counted
 from admrl.storage.files import make_folder, remove_unfinished
 from admrl.studies.engine import Engine
-from admrl.studies.graph import Job
+from admrl.studies.graph import KINDS, Job
 from admrl.studies.store import CHANGED, DONE, FAILED, INTERRUPTED, RUNNING, Record, Store
 
 MAX_FAILURES = 3
@@ -59,9 +59,9 @@ def check_unchanged(jobs: Sequence[Job], store: Store) -> None:
         return
     lines = [f"{job.name}: {_difference(records[job.name].settings, job.settings)}" for job in changed]
     shown = [*lines[:10], *([f"and {len(lines) - 10} more"] if len(lines) > 10 else [])]
-    kinds = {job.kind for job in changed}
+    kinds = [kind for kind in KINDS if any(job.kind == kind for job in changed)]
     whole = {job.name for job in jobs if job.kind in kinds} == {job.name for job in changed}
-    words = sorted(kinds) if whole else [job.name for job in changed]
+    words = kinds if whole else [job.name for job in changed]
     raise ValueError(
         "expected the settings that the study was begun with, got others for:\n  "
         + "\n  ".join(shown)
@@ -158,7 +158,7 @@ class Driver:
                 return
             if not self._can_start(job):
                 continue
-            self._submit(job, min(free, job.max_workers))
+            self._submit(job, min(free, job.max_workers or 1))
 
     def _can_start(self, job: Job) -> bool:
         return (
@@ -225,8 +225,21 @@ def ended_by(exit_code: int) -> str:
 
 
 def _difference(before: Sequence[str], now: Sequence[str]) -> str:
-    """Words that only one of two command lines has."""
-    gone = " ".join(word for word in before if word not in now)
-    new = " ".join(word for word in now if word not in before)
-    parts = [f"begun with {gone}" * bool(gone), f"now {new}" * bool(new)]
-    return ", ".join(filter(None, parts)) or "the same words in another order"
+    """The options that two command lines do not have in common."""
+    old, new = _by_option(before), _by_option(now)
+    flags = [flag for flag in {**old, **new} if old.get(flag) != new.get(flag)]
+    changes = [f"{flag}: {old.get(flag, 'nothing')} then, {new.get(flag, 'nothing')} now" for flag in flags]
+    return "; ".join(changes) or "the same options in another order"
+
+
+def _by_option(words: Sequence[str]) -> dict[str, str]:
+    """Values by option; what stands before the first is the command."""
+    values: dict[str, list[str]] = {"command": []}
+    flag = "command"
+    for word in words:
+        if word.startswith("--") or word.startswith("sha256 "):
+            flag = word.partition(" ")[0]
+            values[flag] = []
+        if word != flag:
+            values[flag].append(word)
+    return {flag: " ".join(found) or "given" for flag, found in values.items()}

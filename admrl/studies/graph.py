@@ -45,15 +45,15 @@ class Job:
     resume: tuple[str, ...] | None = None
     """The command line that goes on, once `begun` exists; None: the same as the first."""
     begun: Path | None = None
-    max_workers: int = 1
-    """Processes that it can use; more than 1: its option --num-workers says how many it may."""
+    max_workers: int | None = None
+    """Processes that it can use, by its option --num-workers; None: it is one process, and has no such option."""
 
     def command(self, num_workers: int) -> tuple[str, ...]:
         """The command line that does what is left to do."""
         words = self.words
         if self.resume is not None and self.begun is not None and self.begun.exists():
             words = self.resume
-        return (*words, "--num-workers", str(num_workers)) if self.max_workers > 1 else words
+        return words if self.max_workers is None else (*words, "--num-workers", str(num_workers))
 
     @property
     def text(self) -> str:
