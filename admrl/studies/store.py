@@ -16,7 +16,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from admrl.config.plain_data import from_dict
-from admrl.storage.files import make_folder, parse_json, storage_error, write_json
+from admrl.storage.files import (
+    TEMPORARY,
+    make_folder,
+    parse_json,
+    remove_unfinished,
+    storage_error,
+    write_json,
+)
 from admrl.studies.engine import Attempt
 from admrl.studies.graph import Job
 from admrl.studies.lease import Lease, LeaseTaken, holder_of
@@ -74,8 +81,14 @@ class Store:
                 f"{self.folder} is in use: {holder} drives the study there; wait until it ends, or end it. Its "
                 "progress: admrl study FILE --status"
             ) from None
-        if not (self.folder / STUDY).exists():
-            write_json(self.folder / STUDY, {"study": self.name})
+        try:
+            self._check_study()  # another one may have been faster
+            remove_unfinished(self.folder)
+            if not (self.folder / STUDY).exists():
+                write_json(self.folder / STUDY, {"study": self.name})
+        except BaseException:
+            lease.release()
+            raise
         return lease
 
     def records(self, jobs: Iterable[Job]) -> dict[str, Record]:
@@ -214,6 +227,6 @@ class Store:
             )
 
     def _is_empty(self) -> bool:
-        """But for what a driver that was killed at once may have left."""
-        left = {DRIVER, Path(DRIVER).with_suffix(".lock").name}
-        return not {p.name for p in self.folder.iterdir()} - left
+        """But for what a driver writes first, and may be writing."""
+        first = {STUDY, DRIVER, Path(DRIVER).with_suffix(".lock").name}
+        return all(p.name in first or p.name.startswith(TEMPORARY) for p in self.folder.iterdir())
