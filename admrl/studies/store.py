@@ -12,14 +12,17 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from admrl.config.plain_data import from_dict
 from admrl.storage.files import (
     TEMPORARY,
+    expect,
     make_folder,
     parse_json,
+    plain_count,
+    plain_number,
     remove_unfinished,
     storage_error,
     write_json,
@@ -199,10 +202,9 @@ class Store:
         except OSError as error:
             raise ValueError(f"{file}: cannot be read ({error.strerror})") from error
         try:
-            record: Record = from_dict(Record, parse_json(content))
+            return _record(parse_json(content))
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{file} is damaged: {error}; remove it, and the job starts anew") from error
-        return replace(record, settings=tuple(record.settings))
 
     def _place(self, job: str) -> Path:
         return self.folder / "jobs" / job
@@ -230,3 +232,22 @@ class Store:
         """But for what a driver writes first, and may be writing."""
         first = {STUDY, DRIVER, Path(DRIVER).with_suffix(".lock").name}
         return all(p.name in first or p.name.startswith(TEMPORARY) for p in self.folder.iterdir())
+
+
+def _record(data: Any) -> Record:
+    """A record of plain data, every value checked.
+
+    Raises:
+        ValueError, TypeError, KeyError: something does not fit.
+    """
+    return Record(
+        settings=tuple(expect(word, str, "settings") for word in expect(data["settings"], list, "settings")),
+        attempt=plain_count(data["attempt"], "attempt"),
+        state=expect(data["state"], str, "state"),
+        started=plain_number(data["started"], "started"),
+        ended=plain_number(data["ended"], "ended"),
+        exit_code=expect(data["exit_code"], int, "exit_code"),
+        needs={
+            name: plain_number(value, name) for name, value in expect(data["needs"], dict, "needs").items()
+        },
+    )
