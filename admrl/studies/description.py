@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from admrl.baselines.config import ALGORITHMS
+from admrl.config.checks import check_seed
 from admrl.config.presets import PRESETS
 from admrl.config.search import GROUP, SEARCHES
 from task_families.choices import check_name, check_named
@@ -123,8 +124,8 @@ def _study(data: Mapping[str, Any], stem: str) -> Study:
     for family in families:
         check_family_name(family, "families")
     seeds = _list(data, "seeds", int)
-    if min(seeds) < 0:
-        raise ValueError(f"seeds: expected 0 or more, got {min(seeds)}")
+    for seed in seeds:
+        check_seed(seed, "seeds")
     preset = _text(data, "preset", "laptop")
     check_name("preset", preset, tuple(PRESETS))
     if "tasks" in data and "grid" in data:

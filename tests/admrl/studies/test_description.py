@@ -80,7 +80,7 @@ def test_what_a_file_leaves_out(tmp_path):
         ("seeds = [0, 1]", 'seeds = [0, "1"]', r"seeds\[1\]: expected a whole number, got '1'"),
         ("seeds = [0, 1]", "seeds = [0, true]", r"seeds\[1\]: expected a whole number, got True"),
         ("seeds = [0, 1]", "seeds = 2", "seeds: expected a list, got 2"),
-        ("seeds = [0, 1]", "seeds = [-1]", "seeds: expected 0 or more, got -1"),
+        ("seeds = [0, 1]", "seeds = [-1]", r"seeds: expected 0 to 2\^62 - 1, got -1"),
         ('["linear_quadratic"]', "[]", "families: expected at least one, got an empty list"),
         ('["linear_quadratic"]', '["ant2d", "ant2d"]', "families: 'ant2d' is given twice"),
         ("[methods.uniform]\n[methods.adversarial]", "", "methods: expected at least one table"),
