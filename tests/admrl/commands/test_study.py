@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from command_tools import prepared, run_command
@@ -158,3 +159,10 @@ def test_a_run_that_is_finished_is_known(file, tmp_path):
     assert not is_finished(job), "no task is done"
     train(run, every=1e6, reporter=Told())
     assert is_finished(job)
+
+
+def test_every_command_of_the_example_is_taken(tmp_path, monkeypatch, capsys):
+    example = Path(__file__).parents[3] / "examples" / "studies" / "selectors.toml"
+    monkeypatch.chdir(tmp_path)
+    run_command(parse(["study", str(example), "--dry-run"]))
+    assert capsys.readouterr().out.startswith("selectors: 28 jobs in runs/selectors (25 train, 1 reference, ")

@@ -109,8 +109,13 @@ def test_jobs_are_selected_by_name_and_by_kind(study):
 
 
 def test_the_example_is_the_experiment_of_the_results():
-    study = read_study(ROOT / "examples" / "studies" / "selectors.toml")
-    jobs = expand(study)
-    assert counted_kinds(jobs) == "30 train, 2 reference, 2 evaluate, 2 compare"
-    assert {method.name for method in study.methods} == {"adversarial", "uniform", "gaussian"}
-    assert {"--config.num-stages", "--config.num-policy-seeds"} <= set(jobs[16].words)
+    jobs = expand(read_study(ROOT / "examples" / "studies" / "selectors.toml"))
+    assert counted_kinds(jobs) == "25 train, 1 reference, 1 evaluate, 1 compare"
+    reference, evaluate, _ = jobs[25:]
+    assert reference.text == (
+        "admrl reference --family hopper2d --grid 4 4 --seeds 0 1 --out runs/selectors/reference/hopper2d.json"
+    )
+    assert evaluate.text.endswith(
+        "--grid 4 4 --config.num-stages 0 --config.num-policy-seeds 4 "
+        "--reference runs/selectors/reference/hopper2d.json --name selectors"
+    )
