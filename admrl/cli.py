@@ -35,6 +35,11 @@ COMMANDS = {  # name: (page, class, what `admrl --help` says)
     "heatmap": ("heatmap", "Heatmap", "Draw the gap heat maps of evaluated runs side by side."),
     "compare": ("compare", "Compare", "Compare evaluated runs: intervals, all figures, one HTML report."),
     "reference": ("reference", "ReferenceReturns", "Compute or extend a file of reference returns A*."),
+    "study": (
+        "study",
+        "RunStudy",
+        "Train, evaluate and compare all that a file names; go on where it stopped.",
+    ),
     "search-worst": ("search_worst", "SearchWorst", "Search the tasks on which a run fails most."),
     "gradcheck": (
         "gradcheck",

@@ -18,7 +18,7 @@ ORDER = (  # rooms of admrl: each may import those before it
     {"runs", "search", "solving"},
     {"gradient", "evaluation"},
     {"training", "baselines", "reports"},
-    {"run_kinds", "datasets"},
+    {"run_kinds", "datasets", "studies"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -53,6 +53,7 @@ def admrl(*arguments, cwd=None, code=""):
         ["heatmap"],
         ["compare"],
         ["reference"],
+        ["study"],
         ["search-worst"],
         ["gradcheck"],
         ["export"],

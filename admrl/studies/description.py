@@ -1,0 +1,242 @@
+"""The file of a study, in TOML: what is trained, on what it is tested, where everything goes. Free of torch.
+
+folder = "runs/selectors"           everything of the study: runs, references, reports, logs
+families = ["hopper2d"]
+seeds = [0, 1, 2]                   of the trainings
+preset = "laptop"                   of the trainings
+tasks = "paper"                     or: grid = [4, 4]; as for `admrl evaluate`
+report = "reports"                  a folder for each family in it; by default FOLDER/report
+
+[methods.adversarial]               a selector of `admrl train`, or an algorithm of `admrl train-baseline`
+[methods.mine]
+method = "search.py:Mine"           where the method is called otherwise; other keys are options of its command:
+config.slbo.num_iterations = 10
+
+[reference]                         options of `admrl reference`
+[evaluation]                        options of `admrl evaluate`
+num_stages = 3
+num_policy_seeds = 4
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from admrl.baselines.config import ALGORITHMS
+from admrl.config.checks import check_seed
+from admrl.config.presets import PRESETS
+from admrl.config.search import GROUP, SEARCHES
+from task_families.choices import check_name, check_named
+from task_families.registry import check_family_name
+
+KEYS = (
+    "name",
+    "folder",
+    "report",
+    "families",
+    "seeds",
+    "preset",
+    "tasks",
+    "grid",
+    "methods",
+    "reference",
+    "evaluation",
+)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+OF_TRAINING = ("family", "selector", "algorithm", "preset", "seed", "out", "resume", "num_threads")
+OF_REFERENCE = ("family", "out", "tasks", "grid", "num_workers")
+OF_EVALUATION = ("runs", "tasks", "grid", "reference", "name", "num_workers", "family")
+"""Options that the study itself gives to a command, by the file's other keys."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How runs are trained."""
+
+    name: str
+    """Of their folders."""
+    word: str
+    """What the command is told: a selector, or the algorithm of a baseline."""
+    options: tuple[str, ...]
+    """Of the command, word by word."""
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether `admrl train-baseline` trains it."""
+        return self.word in ALGORITHMS
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the file says, every name and count checked; options of commands are words that the command checks."""
+
+    name: str
+    """Letters, digits, - and _; also that of the gap tables."""
+    folder: Path
+    report: Path
+    families: tuple[str, ...]
+    methods: tuple[Method, ...]
+    seeds: tuple[int, ...]
+    preset: str
+    tasks: str
+    grid: tuple[int, ...] | None
+    """In place of tasks."""
+    reference: tuple[str, ...]
+    evaluation: tuple[str, ...]
+    """Options of these commands, word by word."""
+
+    @property
+    def test_words(self) -> tuple[str, ...]:
+        """The test tasks, as options of a command."""
+        return ("--tasks", self.tasks) if self.grid is None else ("--grid", *map(str, self.grid))
+
+
+def read_study(file: Path) -> Study:
+    """The study of a file. Paths in it are relative to the present folder, as on the command line.
+
+    Raises:
+        ValueError: no such file, no TOML (names the line), an unknown or missing key, or a value that does not fit;
+            names the file and the key, what was expected, what came, and the nearest name.
+    """
+    try:
+        data = tomllib.loads(file.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: expected text in UTF-8, got another encoding; save it as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{file}: expected TOML: {error}") from error
+    try:
+        return _study(data, file.stem)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _study(data: Mapping[str, Any], stem: str) -> Study:
+    for key in data:
+        check_name("key", key, KEYS)
+    families = _list(data, "families", str)
+    for family in families:
+        check_family_name(family, "families")
+    seeds = _list(data, "seeds", int)
+    for seed in seeds:
+        check_seed(seed, "seeds")
+    preset = _text(data, "preset", "laptop")
+    check_name("preset", preset, tuple(PRESETS))
+    if "tasks" in data and "grid" in data:
+        raise ValueError("tasks: expected `tasks` or `grid`, got both; leave one out")
+    folder = Path(_text(data, "folder"))
+    return Study(
+        name=_name("name", _text(data, "name", stem)),
+        folder=folder,
+        report=Path(_text(data, "report", str(folder / "report"))),
+        families=families,
+        methods=_methods(_table(data, "methods")),
+        seeds=seeds,
+        preset=preset,
+        tasks=_text(data, "tasks", "paper"),
+        grid=_list(data, "grid", int, distinct=False) if "grid" in data else None,
+        reference=_options("reference", _table(data, "reference"), OF_REFERENCE),
+        evaluation=_evaluation(_table(data, "evaluation")),
+    )
+
+
+def _methods(tables: Mapping[str, Any]) -> tuple[Method, ...]:
+    if not tables:
+        raise ValueError("methods: expected at least one table, [methods.NAME], got none")
+    methods = []
+    for name in tables:
+        table, where = dict(_table(tables, name, "methods.")), f"methods.{name}"
+        word = _text(table, "method", name, f"{where}.")
+        check_named(where, word, (*SEARCHES, *ALGORITHMS), GROUP)
+        table.pop("method", None)
+        methods.append(Method(_name("methods", name), word, _options(where, table, OF_TRAINING)))
+    first: dict[str, str] = {}
+    for method in methods:
+        if (other := first.setdefault(method.word, method.name)) != method.name:
+            raise ValueError(
+                f"methods: {other} and {method.name} are both {method.word}, and a report takes runs of one method "
+                "for seeds of it; give each a study of its own"
+            )
+    return tuple(methods)
+
+
+def _evaluation(table: Mapping[str, Any]) -> tuple[str, ...]:
+    """num_stages and num_policy_seeds are settings of the evaluation that every study has an opinion on."""
+    config = dict(_table(table, "config", "evaluation."))
+    for key in ("num_stages", "num_policy_seeds"):
+        if key in table:
+            if key in config:
+                raise ValueError(f"evaluation: {key} is given twice, also as config.{key}; leave one out")
+            config[key] = _value(table[key], int, f"evaluation.{key}")
+    rest = {k: v for k, v in table.items() if k not in ("num_stages", "num_policy_seeds", "config")}
+    return _options("evaluation", {**rest, "config": config}, OF_EVALUATION)
+
+
+def _options(where: str, table: Mapping[str, Any], taken: tuple[str, ...]) -> tuple[str, ...]:
+    """The options of a command: `config.num_tasks = 3` is --config.num-tasks 3."""
+    for key in table:
+        if key in taken:
+            raise ValueError(
+                f"{where}: {key} is not an option here; the study gives it to the command itself"
+            )
+    return tuple(word for key, value in table.items() for word in _words((key,), value, where))
+
+
+def _words(path: tuple[str, ...], value: Any, where: str) -> list[str]:
+    if isinstance(value, dict):
+        return [word for key, inner in value.items() for word in _words((*path, key), inner, where)]
+    if isinstance(value, bool):
+        path = path if value else (*path[:-1], f"no-{path[-1]}")
+    flag = "--" + ".".join(path).replace("_", "-")
+    if isinstance(value, bool):
+        return [flag]
+    values = value if isinstance(value, list) else [value]
+    for one in values:
+        if isinstance(one, bool) or not isinstance(one, int | float | str):
+            raise ValueError(f"{where}.{'.'.join(path)}: expected numbers or texts, got {one!r:.60}")
+    return [flag, *map(str, values)]
+
+
+def _value(value: Any, kind: type, where: str) -> Any:
+    names = {int: "a whole number", str: "a text in quotes", dict: "a table", list: "a list"}
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{where}: expected {names[kind]}, got {value!r:.60}")
+    return value
+
+
+def _text(data: Mapping[str, Any], key: str, default: str | None = None, where: str = "") -> str:
+    if key not in data and default is None:
+        raise ValueError(f'{key}: expected a text, e.g. {key} = "runs/study", got nothing; add it')
+    text: str = _value(data.get(key, default), str, f"{where}{key}")
+    if not text:
+        raise ValueError(f"{where}{key}: expected a text, got an empty one")
+    return text
+
+
+def _table(data: Mapping[str, Any], key: str, where: str = "") -> Mapping[str, Any]:
+    table: Mapping[str, Any] = _value(data.get(key, {}), dict, f"{where}{key}")
+    return table
+
+
+def _list(data: Mapping[str, Any], key: str, kind: type, *, distinct: bool = True) -> tuple[Any, ...]:
+    values = tuple(
+        _value(value, kind, f"{key}[{i}]") for i, value in enumerate(_value(data.get(key, []), list, key))
+    )
+    if not values:
+        raise ValueError(f"{key}: expected at least one, got {'an empty list' if key in data else 'nothing'}")
+    if distinct and len(set(values)) < len(values):
+        twice = next(value for i, value in enumerate(values) if value in values[:i])
+        raise ValueError(f"{key}: {twice!r} is given twice; list each one once")
+    return values
+
+
+def _name(where: str, name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{where}: expected letters, digits, - and _, got {name!r:.60}")
+    return name

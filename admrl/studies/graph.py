@@ -1,0 +1,207 @@
+"""The jobs of a study: command lines, what they write, and which jobs they need.
+
+train (family x method x seed), reference (family) -> evaluate (family, all its runs) -> compare (family).
+
+    FOLDER/runs/FAMILY/METHOD-SEED      run folders
+    FOLDER/reference/FAMILY.json        A*
+    REPORT/FAMILY/report.html           and its tables and figures
+    FOLDER/jobs/JOB/                    what is known of a job (`admrl.studies.store`)
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from admrl.config.search import SEARCHES
+from admrl.studies.description import Method, Study
+from task_families.choices import check_name, file_digest
+from task_families.registry import names
+
+KINDS = ("train", "reference", "evaluate", "compare")
+PROGRAM = "admrl"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command line that can be repeated: done already, it changes nothing; interrupted, it goes on."""
+
+    name: str
+    kind: str
+    settings: tuple[str, ...]
+    """What its result depends on, beside the results of the jobs that it needs; no folder is in it."""
+    words: tuple[str, ...]
+    """The command line; the first is a module that is run as `python -m` runs it."""
+    outputs: tuple[Path, ...]
+    """Files and folders that are there when it is done."""
+    work: tuple[Path, ...] = ()
+    """What else it writes, and needs no longer when it is done."""
+    needs: tuple[str, ...] = ()
+    """Names of jobs that are done before it begins."""
+    resume: tuple[str, ...] | None = None
+    """The command line that goes on, once `begun` exists; None: the same as the first."""
+    begun: Path | None = None
+    max_workers: int | None = None
+    """Processes that it can use, by its option --num-workers; None: it is one process, and has no such option."""
+
+    def command(self, num_workers: int) -> tuple[str, ...]:
+        """The command line that does what is left to do."""
+        words = self.words
+        if self.resume is not None and self.begun is not None and self.begun.exists():
+            words = self.resume
+        return words if self.max_workers is None else (*words, "--num-workers", str(num_workers))
+
+    @property
+    def text(self) -> str:
+        """The command line as one types it."""
+        return shlex.join(self.words)
+
+
+def expand(study: Study) -> tuple[Job, ...]:
+    """All jobs; each comes after those that it needs.
+
+    Raises:
+        ValueError: the file of test tasks cannot be read, or two families have one name.
+    """
+    tested = _test_settings(study)
+    jobs = []
+    for family in study.families:
+        runs = [_train(study, family, method, seed) for method in study.methods for seed in study.seeds]
+        reference = _reference(study, family, tested)
+        evaluate = _evaluate(study, family, tested, runs, reference)
+        jobs += [*runs, reference, evaluate, _compare(study, family, runs, evaluate)]
+    if twice := [name for name, number in Counter(job.name for job in jobs).items() if number > 1]:
+        family = twice[0].partition("/")[0]
+        raise ValueError(
+            f"families: two are called {family}, as are their folders; give each a study of its own"
+        )
+    return tuple(jobs)
+
+
+def select(jobs: Sequence[Job], wanted: Sequence[str], argument: str = "only") -> set[str]:
+    """Names of the jobs that are named, by name or by kind; all, if nothing is.
+
+    Raises:
+        ValueError: there is none of that name; says which is nearest.
+    """
+    found = set()
+    for word in wanted:
+        if word in KINDS:
+            found |= {job.name for job in jobs if job.kind == word}
+            continue
+        if word not in {job.name for job in jobs}:
+            choices = tuple(job.name for job in jobs)
+            shown = (*KINDS, *choices[:3], "...") if len(choices) > 20 else (*KINDS, *choices)
+            try:
+                check_name(argument, word, (*KINDS, *choices))
+            except ValueError as error:
+                hint = re.search(r" \(did you mean .*\)$", str(error))
+                raise ValueError(
+                    f"{argument}: got {word!r}, expected kinds or names of jobs: {', '.join(shown)}"
+                    f"{hint[0] if hint else ''}"
+                ) from None
+        found.add(word)
+    return found if wanted else {job.name for job in jobs}
+
+
+def counted_kinds(jobs: Iterable[Job]) -> str:
+    """How many there are of each kind: 4 train, 1 reference."""
+    number = Counter(job.kind for job in jobs)
+    return ", ".join(f"{number[kind]} {kind}" for kind in KINDS if number[kind])
+
+
+def _train(study: Study, family: str, method: Method, seed: int) -> Job:
+    name = f"{_short(family)}/{method.name}-{seed}"
+    run = study.folder / "runs" / name
+    command = ("train-baseline", method.word) if method.is_baseline else ("train",)
+    own = () if family in names() else ("--family", family)
+    selector = () if method.is_baseline else ("--selector", method.word)
+    settings = (
+        *command, "--family", family, *selector, "--seed", str(seed), "--preset", study.preset, *method.options
+    )  # fmt: skip
+    named = selector if method.word not in SEARCHES else ()
+    return Job(
+        name,
+        "train",
+        settings,
+        (PROGRAM, *settings, "--out", str(run)),
+        (run,),
+        resume=(PROGRAM, command[0], "--resume", str(run), *own, *named),
+        begun=run / "config.json",
+    )
+
+
+def _reference(study: Study, family: str, tested: tuple[str, ...]) -> Job:
+    file = study.folder / "reference" / f"{_short(family)}.json"
+    settings = ("reference", "--family", family, *study.test_words, *study.reference)
+    return Job(
+        f"{_short(family)}/reference",
+        "reference",
+        (*settings, *tested),
+        (PROGRAM, *settings, "--out", str(file)),
+        (file,),
+        work=(file.with_suffix(".work"),),
+        max_workers=_num_trainings(study.reference),
+    )
+
+
+def _evaluate(study: Study, family: str, tested: tuple[str, ...], runs: Sequence[Job], reference: Job) -> Job:
+    own = () if family in names() else ("--family", family)
+    settings = (*study.test_words, *own, *study.evaluation)
+    folders = [job.outputs[0] for job in runs]
+    return Job(
+        f"{_short(family)}/evaluate",
+        "evaluate",
+        ("evaluate", *settings, *tested),
+        (
+            PROGRAM, "evaluate", *map(str, folders), *settings,
+            "--reference", str(reference.outputs[0]), "--name", study.name,
+        ),
+        tuple(folder / "gaps" / f"{study.name}.json" for folder in folders),
+        needs=(*(job.name for job in runs), reference.name),
+        max_workers=max(2, len(runs)),
+    )  # fmt: skip
+
+
+def _compare(study: Study, family: str, runs: Sequence[Job], evaluate: Job) -> Job:
+    folder = study.report / _short(family)
+    return Job(
+        f"{_short(family)}/compare",
+        "compare",
+        ("compare",),
+        (PROGRAM, "compare", *(str(j.outputs[0]) for j in runs), "--tasks", study.name, "--out", str(folder)),
+        (folder / "report.html",),
+        needs=(evaluate.name,),
+    )
+
+
+def _short(family: str) -> str:
+    """A family's name as a part of a path: tasks/mine.py:Cart -> mine-Cart."""
+    where, _, name = family.rpartition(":")
+    return "-".join(filter(None, (PurePath(where).stem, name)))
+
+
+def _test_settings(study: Study) -> tuple[str, ...]:
+    """What a result depends on and its command line does not say: the content of the file of test tasks."""
+    file = Path(study.tasks)
+    if study.grid is not None or not (file.suffix or file.is_file()):
+        return ()
+    try:
+        return (f"sha256 {file_digest(file)}",)
+    except OSError as error:
+        raise ValueError(f"tasks: {file} cannot be read ({error.strerror})") from error
+
+
+def _num_trainings(options: Sequence[str]) -> int:
+    """Trainings of a reference, which are its processes: methods x seeds."""
+    number = 1
+    for flag in ("--methods", "--seeds"):
+        if flag in options:
+            rest = options[options.index(flag) + 1 :]
+            end = next((i for i, word in enumerate(rest) if word.startswith("--")), len(rest))
+            number *= max(1, end)
+    return number

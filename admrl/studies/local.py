@@ -1,0 +1,72 @@
+"""The engine of this machine: a process for every attempt, one thread each."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from admrl.storage.files import make_folder, storage_error
+from admrl.studies.engine import Attempt
+
+TAIL = 4000  # bytes
+
+
+class LocalEngine:
+    """See `admrl.studies.engine.Engine`."""
+
+    def __init__(self) -> None:
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._logs: dict[str, Path] = {}
+
+    def submit(self, attempt: Attempt) -> None:
+        """See `Engine.submit`. The process is not of our session: Ctrl-C in a terminal reaches it by `cancel` alone.
+
+        Raises:
+            StorageError: its log cannot be written.
+        """
+        make_folder(attempt.log.parent)
+        worker = [sys.executable, "-m", "admrl.studies.worker", str(attempt.lease), str(os.getpid())]
+        try:
+            with open(attempt.log, "wb") as log:
+                self._processes[attempt.job] = subprocess.Popen(
+                    [*worker, *attempt.words],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise storage_error(attempt.log, error) from error
+        self._logs[attempt.job] = attempt.log
+
+    def poll(self) -> dict[str, int]:
+        """See `Engine.poll`."""
+        ended = {
+            job: code for job, process in self._processes.items() if (code := process.poll()) is not None
+        }
+        for job in ended:
+            del self._processes[job]
+        return ended
+
+    def cancel(self, job: str) -> None:
+        """See `Engine.cancel`."""
+        if job in self._processes:
+            self._processes[job].send_signal(signal.SIGINT)
+
+    def logs(self, job: str) -> str:
+        """See `Engine.logs`."""
+        return end_of(self._logs[job])
+
+
+def end_of(file: Path) -> str:
+    """The last lines of a log; a note, if it cannot be read."""
+    try:
+        with open(file, "rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - TAIL))
+            return log.read().decode("utf-8", "replace").strip()
+    except OSError as error:
+        return f"({file}: {error.strerror})"

@@ -1,0 +1,114 @@
+"""The file of a study: what it says, and what it may not say."""
+
+import pytest
+from study_tools import STUDY
+
+from admrl.studies.description import read_study
+
+WHOLE = """\
+name = "two"
+folder = "runs/two"
+report = "reports"
+families = ["hopper2d", "point_robot"]
+seeds = [3, 5]
+preset = "paper"
+tasks = "ood"
+
+[methods.uniform]
+config.num_tasks = 4
+config.dynamics.hidden_sizes = [8, 8]
+checkpoint_seconds = 5.5
+
+[methods.ours]
+method = "pearl"
+config.clear_context = false
+
+[reference]
+seeds = [0, 1]
+
+[evaluation]
+num_stages = 3
+num_policy_seeds = 4
+decompose = true
+config.num_updates = 9
+"""
+
+
+def read(tmp_path, text, name="study.toml"):
+    file = tmp_path / name
+    file.write_text(text, encoding="utf-8")
+    return read_study(file)
+
+
+def test_what_a_file_says(tmp_path):
+    study = read(tmp_path, WHOLE)
+    assert (study.name, str(study.folder), str(study.report)) == ("two", "runs/two", "reports")
+    assert (study.families, study.seeds, study.preset) == (("hopper2d", "point_robot"), (3, 5), "paper")
+    uniform, ours = study.methods
+    assert (uniform.name, uniform.word, uniform.is_baseline) == ("uniform", "uniform", False)
+    assert uniform.options == (
+        "--config.num-tasks", "4", "--config.dynamics.hidden-sizes", "8", "8", "--checkpoint-seconds", "5.5",
+    )  # fmt: skip
+    assert (ours.name, ours.word, ours.is_baseline) == ("ours", "pearl", True)
+    assert ours.options == ("--config.no-clear-context",)
+    assert study.test_words == ("--tasks", "ood")
+    assert study.reference == ("--seeds", "0", "1")
+    assert study.evaluation == (
+        "--decompose", "--config.num-updates", "9", "--config.num-stages", "3", "--config.num-policy-seeds", "4",
+    )  # fmt: skip
+
+
+def test_what_a_file_leaves_out(tmp_path):
+    study = read(tmp_path, 'folder = "f"\nfamilies = ["ant2d"]\nseeds = [0]\n[methods.cem]\n', "small.toml")
+    assert (study.name, study.preset, study.tasks, study.grid) == ("small", "laptop", "paper", None)
+    assert str(study.report) == "f/report"
+    assert (study.reference, study.evaluation) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("preset =", "preset", r"study.toml: expected TOML: .* \(at line 4, column 8\)"),
+        ("preset =", "prset =", r"key: got 'prset', expected one of: name, .*\(did you mean 'preset'\?\)"),
+        ("linear_quadratic", "linear_quadratik", r"families: .*\(did you mean 'linear_quadratic'\?\)"),
+        ("methods.uniform", "methods.unifrm", r"methods.unifrm: got .*\(did you mean 'uniform'\?\)"),
+        ("methods.uniform]", "methods.perl]", r"methods.perl: .*\(did you mean 'pearl'\?\)"),
+        ('"smoke"', '"smok"', r"preset: got 'smok', expected one of: .*\(did you mean 'smoke'\?\)"),
+        ("seeds = [0, 1]", "seeds = [0, 1, 0]", "seeds: 0 is given twice; list each one once"),
+        ("seeds = [0, 1]", "seeds = []", "seeds: expected at least one, got an empty list"),
+        ("seeds = [0, 1]", "", "seeds: expected at least one, got nothing"),
+        ("seeds = [0, 1]", 'seeds = [0, "1"]', r"seeds\[1\]: expected a whole number, got '1'"),
+        ("seeds = [0, 1]", "seeds = [0, true]", r"seeds\[1\]: expected a whole number, got True"),
+        ("seeds = [0, 1]", "seeds = 2", "seeds: expected a list, got 2"),
+        ("seeds = [0, 1]", "seeds = [-1]", r"seeds: expected 0 to 2\^62 - 1, got -1"),
+        ('["linear_quadratic"]', "[]", "families: expected at least one, got an empty list"),
+        ('["linear_quadratic"]', '["ant2d", "ant2d"]', "families: 'ant2d' is given twice"),
+        ("[methods.uniform]\n[methods.adversarial]", "", "methods: expected at least one table"),
+        ("[methods.adversarial]", "[methods.uniform]", r"expected TOML: .*twice.*line 8"),
+        ("[methods.uniform]", "[methods.u]\nmethod='adversarial'", "u and adversarial are both adversarial"),
+        ("[methods.uniform]", "[methods.'u/1']\nmethod='uniform'", "expected letters, digits, - and _, got 'u/1'"),
+        ("[methods.uniform]", "[methods.uniform]\nseed = 3", "methods.uniform: seed is not an option here"),
+        ("[reference]", "[reference]\nout = 'x'", "reference: out is not an option here"),
+        ("[evaluation]", "[evaluation]\nname = 'x'", "evaluation: name is not an option here"),
+        ("num_stages = 0", "num_stages = '0'", "evaluation.num_stages: expected a whole number, got '0'"),
+        ("{ num_episodes = 2", "{ num_stages = 2", "num_stages is given twice"),
+        ("grid = [2, 2]", 'grid = [2, 2]\ntasks = "paper"', "expected `tasks` or `grid`, got both"),
+        ('folder = "f"', "", "folder: expected a text, e.g. folder = .* got nothing"),
+        ('folder = "f"', 'folder = ""', "folder: expected a text, got an empty one"),
+        ('folder = "f"', 'folder = "f"\nname = "a b"', "name: expected letters, digits, - and _, got 'a b'"),
+    ],
+)  # fmt: skip
+def test_what_a_file_may_not_say(tmp_path, old, new, expected):
+    text = STUDY.format(folder="f")
+    assert old in text
+    with pytest.raises(ValueError, match=expected) as refused:
+        read(tmp_path, text.replace(old, new, 1))
+    assert str(refused.value).startswith(str(tmp_path / "study.toml"))
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_study(tmp_path / "nothing.toml")
+    (tmp_path / "latin.toml").write_bytes(b'folder = "\xff"')
+    with pytest.raises(ValueError, match="expected text in UTF-8"):
+        read_study(tmp_path / "latin.toml")

@@ -1,0 +1,121 @@
+"""From a description to jobs: how many, in which order, with which commands."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from study_tools import STUDY
+
+from admrl.cli import parse
+from admrl.studies.description import read_study
+from admrl.studies.graph import counted_kinds, expand, select
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def study(tmp_path):
+    file = tmp_path / "toy.toml"
+    file.write_text(STUDY.format(folder="f"))
+    return read_study(file)
+
+
+def test_the_jobs_of_a_study(study):
+    jobs = {job.name: job for job in expand(study)}
+    runs = [
+        f"linear_quadratic/{name}" for name in ("uniform-0", "uniform-1", "adversarial-0", "adversarial-1")
+    ]
+    others = [f"linear_quadratic/{kind}" for kind in ("reference", "evaluate", "compare")]
+    assert list(jobs) == [*runs, *others]
+    reference, evaluate, compare = (jobs[name] for name in others)
+    assert all(jobs[name].needs == () for name in (*runs, reference.name))
+    assert (evaluate.needs, compare.needs) == ((*runs, reference.name), (evaluate.name,))
+    assert jobs[runs[1]].text == (
+        "admrl train --family linear_quadratic --selector uniform --seed 1 --preset smoke "
+        "--out f/runs/linear_quadratic/uniform-1"
+    )
+    folders = [f"f/runs/{run}" for run in runs]
+    assert [str(path) for path in evaluate.outputs] == [f"{folder}/gaps/toy.json" for folder in folders]
+    assert evaluate.words[: 2 + len(runs)] == ("admrl", "evaluate", *folders)
+    assert evaluate.words[-4:] == ("--reference", "f/reference/linear_quadratic.json", "--name", "toy")
+    assert compare.words == (
+        "admrl", "compare", *folders, "--tasks", "toy", "--out", "f/report/linear_quadratic"
+    )  # fmt: skip
+    assert counted_kinds(jobs.values()) == "4 train, 1 reference, 1 evaluate, 1 compare"
+
+
+def test_every_command_is_one_that_the_command_line_takes(study, tmp_path):
+    for job in expand(replace(study, folder=tmp_path)):
+        parse(list(job.command(3)[1:]))
+        assert (job.command(3)[-2:] == ("--num-workers", "3")) == (job.kind in ("reference", "evaluate"))
+
+
+def test_a_training_that_has_begun_is_resumed(study, tmp_path):
+    job, *_ = expand(replace(study, folder=tmp_path))
+    assert job.command(1) == job.words
+    job.begun.parent.mkdir(parents=True)
+    job.begun.touch()
+    assert job.command(1) == ("admrl", "train", "--resume", str(job.outputs[0]))
+
+
+def test_families_and_methods_of_the_users_own_are_named_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("")
+    Path("own.toml").write_text(
+        'folder = "f"\nfamilies = ["mine.py:Cart"]\nseeds = [0]\n'
+        '[methods.s]\nmethod = "mine.py:Search"\n[methods.pearl]\n'
+    )
+    search, pearl, _, evaluate, _ = expand(read_study(Path("own.toml")))
+    assert search.name == "mine-Cart/s-0"
+    own = ("--family", "mine.py:Cart")
+    assert search.resume == (
+        "admrl", "train", "--resume", "f/runs/mine-Cart/s-0", *own, "--selector", "mine.py:Search"
+    )  # fmt: skip
+    assert pearl.resume == ("admrl", "train-baseline", "--resume", "f/runs/mine-Cart/pearl-0", *own)
+    assert pearl.words[:3] == ("admrl", "train-baseline", "pearl")
+    assert " ".join(own) in evaluate.text
+
+
+def test_settings_name_no_folder_and_know_the_content_of_task_files(study, tmp_path):
+    moved = replace(study, folder=tmp_path / "elsewhere", report=tmp_path / "reports")
+    assert [job.settings for job in expand(study)] == [job.settings for job in expand(moved)]
+    tasks = tmp_path / "tasks.json"
+    listed = replace(study, tasks=str(tasks), grid=None)
+    with pytest.raises(ValueError, match=r"tasks: .* cannot be read"):
+        expand(listed)
+    tasks.write_text("[[0, 0]]")
+    before = expand(listed)
+    tasks.write_text("[[0, 1]]")
+    changed = {a.kind for a, b in zip(before, expand(listed), strict=True) if a.settings != b.settings}
+    assert changed == {"reference", "evaluate"}
+
+
+def test_two_families_of_one_name(study):
+    with pytest.raises(ValueError, match="families: two are called mine-Cart"):
+        expand(replace(study, families=("a/mine.py:Cart", "b/mine.py:Cart")))
+
+
+def test_jobs_are_selected_by_name_and_by_kind(study):
+    jobs = expand(study)
+    assert select(jobs, ()) == {job.name for job in jobs}
+    assert select(jobs, ("reference", "linear_quadratic/uniform-1")) == {
+        "linear_quadratic/reference",
+        "linear_quadratic/uniform-1",
+    }
+    with pytest.raises(ValueError, match=r"only: got 'compar', .*\(did you mean 'compare'\?\)"):
+        select(jobs, ("compar",))
+    with pytest.raises(ValueError, match=r"discard: .*\(did you mean 'linear_quadratic/uniform-0'\?\)"):
+        select(jobs, ("linear_quadratic/unifrm-0",), "discard")
+
+
+def test_the_example_is_the_experiment_of_the_results():
+    jobs = expand(read_study(ROOT / "examples" / "studies" / "selectors.toml"))
+    assert counted_kinds(jobs) == "25 train, 1 reference, 1 evaluate, 1 compare"
+    reference, evaluate, _ = jobs[25:]
+    assert reference.text == (
+        "admrl reference --family hopper2d --grid 4 4 --seeds 0 1 --out runs/selectors/reference/hopper2d.json"
+    )
+    assert evaluate.text.endswith(
+        "--grid 4 4 --config.num-stages 0 --config.num-policy-seeds 4 "
+        "--reference runs/selectors/reference/hopper2d.json --name selectors"
+    )

@@ -1,0 +1,172 @@
+"""Real processes that do next to nothing: they are killed, interrupted and left alone, and nothing is lost."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from study_tools import chain, drive, drive_in_a_process, note_job, note_module, num_starts
+
+from admrl.studies import lease as leases
+from admrl.studies.lease import Lease, LeaseTaken, holder_of
+from admrl.studies.store import Store
+
+CONTEXT = multiprocessing.get_context("spawn")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    note_module(tmp_path, monkeypatch)
+    (tmp_path / "made").mkdir()
+    return tmp_path / "study"
+
+
+def until(condition, what):
+    """Wait for it, 60 s at most."""
+    ends = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < ends, what
+        time.sleep(0.02)
+
+
+def driver_of(folder, jobs):
+    """A driver in a process of its own; and where it says how it ended."""
+    said = CONTEXT.Queue()
+    process = CONTEXT.Process(target=drive_in_a_process, args=(folder, jobs, said), daemon=True)
+    process.start()
+    return process, said
+
+
+def state(folder, jobs, number=0):
+    store = Store(folder, "toy")
+    return list(store.states(jobs, store.records(jobs)).values())[number]
+
+
+def worker_of(folder, job):
+    """The process of a running attempt."""
+    return json.loads((folder / "jobs" / job.name / "lease.json").read_text())["pid"]
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_chain_of_processes(folder):
+    jobs = chain(folder.parent / "made")
+    outcome = drive(folder, jobs)
+    assert set(outcome.states.values()) == {"done"}
+    assert all(num_starts(job) == 1 and job.outputs[0].read_text() == "done" for job in jobs)
+    assert not list(folder.rglob("lease.json")) and not (folder / "driver.json").exists()
+
+
+def test_a_process_that_fails_shows_the_end_of_its_log(folder):
+    (folder.parent / "made" / "broken").touch()
+    jobs = chain(folder.parent / "made", a="fail")
+    outcome = drive(folder, jobs)
+    (failure,) = outcome.failures
+    assert (failure.job, failure.exit_code, failure.end) == ("x/a", 1, "it does not work")
+    assert [num_starts(job) for job in jobs] == [3, 1, 0, 0]
+    (folder.parent / "made" / "broken").unlink()
+    assert set(drive(folder, jobs).states.values()) == {"done"}
+    assert [num_starts(job) for job in jobs] == [4, 1, 1, 1]
+
+
+def test_a_worker_that_is_killed_is_started_again_by_its_driver(folder):
+    jobs = chain(folder.parent / "made", a="wait")
+    process, said = driver_of(folder, jobs)
+    until(lambda: state(folder, jobs) == "running" and num_starts(jobs[0]) == 1, "started")
+    os.kill(worker_of(folder, jobs[0]), signal.SIGKILL)
+    until(lambda: num_starts(jobs[0]) == 2, "started again")
+    (folder.parent / "made" / "go").touch()
+    assert said.get(timeout=60) == 0
+    process.join()
+    assert [num_starts(job) for job in jobs] == [2, 1, 1, 1]
+
+
+def test_a_driver_that_is_killed_takes_its_workers_with_it_and_the_next_one_goes_on(folder):
+    jobs = chain(folder.parent / "made", a="wait")
+    process, _ = driver_of(folder, jobs)
+    until(lambda: state(folder, jobs) == "running" and state(folder, jobs, 1) == "done", "started")
+    worker = worker_of(folder, jobs[0])
+    with pytest.raises(ValueError, match=rf"is in use: process {process.pid} on .* drives the study there"):
+        Store(folder, "toy").drive()
+    process.kill()
+    process.join()
+    until(lambda: not is_alive(worker), "the worker ends with its driver")
+    assert state(folder, jobs) == "lost"
+    (folder.parent / "made" / "go").touch()
+    assert set(drive(folder, jobs).states.values()) == {"done"}
+    assert [num_starts(job) for job in jobs] == [2, 1, 1, 1]
+
+
+def test_an_attempt_that_outlives_its_driver_is_waited_for(folder):
+    jobs = chain(folder.parent / "made", a="wait")
+    store = Store(folder, "toy")
+    store.drive().release()
+    attempt = store.begin(jobs[0], store.records(jobs)["x/a"], store.records(jobs), jobs[0].words)
+    command = [sys.executable, "-m", "admrl.studies.worker", attempt.lease, str(os.getpid()), *attempt.words]
+    with subprocess.Popen(command) as left:
+        until(lambda: state(folder, jobs) == "running" and num_starts(jobs[0]) == 1, "started")
+        process, said = driver_of(folder, jobs)
+        until(lambda: state(folder, jobs, 1) == "done", "the others go on")
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as second:
+            assert "another attempt of this job is running" in second.stderr.read()
+        assert num_starts(jobs[0]) == 1
+        (folder.parent / "made" / "go").touch()
+        assert said.get(timeout=60) == 0
+        process.join()
+        assert left.wait() == 0
+    assert num_starts(jobs[0]) == 2, "nobody saw how it ended"
+
+
+def test_ctrl_c_stops_what_runs_and_the_same_command_goes_on(folder):
+    jobs = chain(folder.parent / "made", a="wait", b="wait")
+    process, said = driver_of(folder, jobs)
+    until(lambda: all(num_starts(job) == 1 for job in jobs[:2]), "started")
+    workers = [worker_of(folder, job) for job in jobs[:2]]
+    os.kill(process.pid, signal.SIGINT)
+    assert said.get(timeout=60) == 130
+    process.join()
+    assert not any(map(is_alive, workers)) and not (folder / "driver.json").exists()
+    assert [state(folder, jobs, n) for n in range(4)] == ["interrupted", "interrupted", "waiting", "waiting"]
+    (folder.parent / "made" / "go").touch()
+    assert set(drive(folder, jobs).states.values()) == {"done"}
+
+
+def test_leases(tmp_path, monkeypatch):
+    file = tmp_path / "lease.json"
+    lease = Lease(file)
+    assert f"process {os.getpid()} on" in holder_of(file)
+    with pytest.raises(LeaseTaken):
+        Lease(file)
+    lease.release()
+    lease.release()
+    assert holder_of(file) is None and not file.exists()
+    monkeypatch.setattr(leases, "RENEWED_EVERY", 0.05)
+    lease = Lease(file)
+    os.utime(file, (1, 1))
+    until(lambda: file.stat().st_mtime > 1, "it is renewed")
+    lease.release()
+    other = {"host": "elsewhere", "pid": 1, "since": "then"}
+    file.write_text(json.dumps(other))
+    assert holder_of(file) == "process 1 on 'elsewhere' (since then)"
+    os.utime(file, (time.time() - leases.SECONDS - 1,) * 2)
+    assert holder_of(file) is None, "it ran out"
+    file.write_text("{")
+    assert holder_of(file) is None, "a damaged one is none"
+    Lease(file).release()
+
+
+def test_one_job_of_a_folder_with_a_space(folder):
+    made = folder.parent / "it's made"
+    made.mkdir()
+    drive(folder.parent / "it's a study", [note_job(made, "x/a")])
+    assert (made / "x-a").read_text() == "done"

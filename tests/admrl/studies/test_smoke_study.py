@@ -1,0 +1,61 @@
+"""A whole small study, with the real command line: numbers do not depend on workers, nor on kills."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from study_tools import STUDY
+
+from admrl.evaluation.gap_files import load_tables
+
+RUNS = [f"{method}-{seed}" for method in ("uniform", "adversarial") for seed in (0, 1)]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+
+
+def study(folder, *options):
+    """The command, in that folder."""
+    return [sys.executable, "-m", "admrl", "study", str(folder / "toy.toml"), *options]
+
+
+def run(folder, *options):
+    return subprocess.run(
+        study(folder, *options), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=900
+    )
+
+
+def kill_during_a_training(folder):
+    """Start the study, and kill its driver once a training has begun."""
+    with subprocess.Popen(study(folder), cwd=folder, env=ENVIRONMENT, stdout=subprocess.DEVNULL) as process:
+        ends = time.monotonic() + 300
+        while not list(folder.glob("f/runs/*/*/metrics.csv")):
+            assert time.monotonic() < ends and process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_study_with_one_worker_and_one_with_two_that_is_killed_find_the_same(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+        (folder / "toy.toml").write_text(STUDY.format(folder="f"))
+    kill_during_a_training(two)
+    for folder, workers in ((one, "1"), (two, "2")):
+        result = run(folder, "--num-workers", workers)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "7 of 7 jobs done" in result.stdout
+        assert "report: f/report/linear_quadratic/report.html" in result.stdout
+        assert (folder / "f/report/linear_quadratic/report.html").is_file()
+    assert list(two.glob("f/jobs/linear_quadratic/uniform-0/attempt-2.log"))
+    tables = [
+        load_tables([folder / "f/runs/linear_quadratic" / name for name in RUNS]) for folder in (one, two)
+    ]
+    for mine, other in zip(*tables, strict=True):
+        for field in ("psi", "num_samples", "adapted_return", "optimal_return", "episode_return"):
+            np.testing.assert_array_equal(getattr(mine, field), getattr(other, field), err_msg=field)
+    again = run(two)
+    assert again.returncode == 0 and "attempt" not in again.stdout
