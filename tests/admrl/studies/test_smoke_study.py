@@ -12,7 +12,7 @@ from study_tools import STUDY
 
 from admrl.evaluation.gap_files import load_tables
 
-RUNS = [f"{method}-{seed}" for method in ("uniform", "adversarial") for seed in (0, 1)]
+RUNS = ["uniform-0", "adversarial-0"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
 
 
@@ -42,12 +42,12 @@ def test_a_study_with_one_worker_and_one_with_two_that_is_killed_find_the_same(t
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
         folder.mkdir()
-        (folder / "toy.toml").write_text(STUDY.format(folder="f"))
+        (folder / "toy.toml").write_text(STUDY.format(folder="f").replace("[0, 1]", "[0]"))
     kill_during_a_training(two)
     for folder, workers in ((one, "1"), (two, "2")):
         result = run(folder, "--num-workers", workers)
         assert result.returncode == 0, result.stdout + result.stderr
-        assert "7 of 7 jobs done" in result.stdout
+        assert "5 of 5 jobs done" in result.stdout
         assert "report: f/report/linear_quadratic/report.html" in result.stdout
         assert (folder / "f/report/linear_quadratic/report.html").is_file()
     assert list(two.glob("f/jobs/linear_quadratic/uniform-0/attempt-2.log"))
