@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 class Compare(Command):
     """Compare evaluated runs: tables with intervals, all figures (PNG and PDF), and one HTML report.
 
-    Runs of one selector and several seeds are one method. Everything is drawn from the tables and metrics of the
-    run folders; nothing is computed again. The report opens from the disk, without network.
+    Runs of one selector and several seeds are one method, or see --names. Everything is drawn from the tables and
+    metrics of the run folders; nothing is computed again. The report opens from the disk, without network.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")] = ()
@@ -33,6 +34,9 @@ class Compare(Command):
     """Folder to write into; files of the same names are replaced."""
     tasks: str | None = None
     """Which of the runs' gap tables, by name. Default: the only one."""
+    names: tuple[str, ...] = ()
+    """Names of the runs' methods, one for each run, where runs of one selector are of several methods. Default: their
+    selectors."""
     policy: tuple[str, ...] = ()
     """Policies from elsewhere that `admrl evaluate` was given, named in the same way."""
     method: tuple[str, ...] = ()
@@ -46,6 +50,10 @@ class Compare(Command):
         """See `Command`."""
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"out: {self.out} is a file; name a folder")
+        if self.names and len(self.names) != len(self.runs):
+            raise ValueError(
+                f"names: expected one for each of {len(self.runs)} runs, in their order, got {len(self.names)}"
+            )
 
     def prepare(self) -> tuple[Comparison, list[RunRecords]]:
         """What is compared; the folder exists afterwards."""
@@ -54,14 +62,14 @@ class Compare(Command):
         from admrl.runs.folder import read_config
         from admrl.runs.records import read_records
 
-        comparison = compare_tables(load_tables(with_folders(self.runs, self), self.tasks))
+        comparison = compare_tables(load_tables(with_folders(self.runs, self), self.tasks), self.names)
         check_gaps(comparison)
         # paths of psi and learning curves of models; a baseline's curve is in its own folder
-        records = [
-            read_records(path)
-            for path in self.runs
-            if path.is_dir() and read_config(path).get("kind") is None
-        ]
+        records = []
+        for path, name in zip_longest(self.runs, self.names):
+            if path.is_dir() and read_config(path).get("kind") is None:
+                found = read_records(path)
+                records.append(found if name is None else replace(found, selector=name))
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:

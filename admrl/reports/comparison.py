@@ -146,8 +146,11 @@ class Comparison:
         return notes
 
 
-def compare_tables(tables: Sequence[GapTable]) -> Comparison:
+def compare_tables(tables: Sequence[GapTable], names: Sequence[str] = ()) -> Comparison:
     """Group tables by method and check that they can be compared.
+
+    Args:
+        names: of the methods of the first tables, one for each; the others are named after their selectors.
 
     Raises:
         ValueError: no table, different families, tasks, sample counts, settings or A*, or a run given twice.
@@ -156,9 +159,10 @@ def compare_tables(tables: Sequence[GapTable]) -> Comparison:
         raise ValueError("tables: expected at least one gap table, got none")
     first = tables[0]
     groups: dict[str, list[GapTable]] = {}
-    for t in tables:
+    for i, t in enumerate(tables):
         check_comparable(first, t)
-        groups.setdefault(t.provenance.selector or t.method, []).append(t)
+        name = names[i] if i < len(names) else t.provenance.selector or t.method
+        groups.setdefault(name, []).append(t)
     methods = []
     for name, members in groups.items():
         ordered = tuple(sorted(members, key=lambda t: t.provenance.seed or 0))

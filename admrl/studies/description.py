@@ -156,13 +156,6 @@ def _methods(tables: Mapping[str, Any]) -> tuple[Method, ...]:
         check_named(where, word, (*SEARCHES, *ALGORITHMS), GROUP)
         table.pop("method", None)
         methods.append(Method(_name("methods", name), word, _options(where, table, OF_TRAINING)))
-    first: dict[str, str] = {}
-    for method in methods:
-        if (other := first.setdefault(method.word, method.name)) != method.name:
-            raise ValueError(
-                f"methods: {other} and {method.name} are both {method.word}, and a report takes runs of one method "
-                "for seeds of it; give each a study of its own"
-            )
     return tuple(methods)
 
 

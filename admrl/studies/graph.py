@@ -73,7 +73,7 @@ def expand(study: Study) -> tuple[Job, ...]:
         runs = [_train(study, family, method, seed) for method in study.methods for seed in study.seeds]
         reference = _reference(study, family, tested)
         evaluate = _evaluate(study, family, tested, runs, reference)
-        jobs += [*runs, reference, evaluate, _compare(study, family, runs, evaluate)]
+        jobs += [*runs, reference, evaluate, _compare(study, family, evaluate)]
     if twice := [name for name, number in Counter(job.name for job in jobs).items() if number > 1]:
         family = twice[0].partition("/")[0]
         raise ValueError(
@@ -115,7 +115,7 @@ def counted_kinds(jobs: Iterable[Job]) -> str:
 
 
 def _train(study: Study, family: str, method: Method, seed: int) -> Job:
-    name = f"{_short(family)}/{method.name}-{seed}"
+    name = _run_name(family, method, seed)
     run = study.folder / "runs" / name
     command = ("train-baseline", method.word) if method.is_baseline else ("train",)
     own = () if family in names() else ("--family", family)
@@ -167,16 +167,35 @@ def _evaluate(study: Study, family: str, tested: tuple[str, ...], runs: Sequence
     )  # fmt: skip
 
 
-def _compare(study: Study, family: str, runs: Sequence[Job], evaluate: Job) -> Job:
+def _compare(study: Study, family: str, evaluate: Job) -> Job:
     folder = study.report / _short(family)
+    runs = {
+        study.folder / "runs" / _run_name(family, m, seed): m.name
+        for m in study.methods
+        for seed in study.seeds
+    }
     return Job(
         f"{_short(family)}/compare",
         "compare",
         ("compare",),
-        (PROGRAM, "compare", *(str(j.outputs[0]) for j in runs), "--tasks", study.name, "--out", str(folder)),
+        (
+            PROGRAM,
+            "compare",
+            *map(str, runs),
+            "--names",
+            *runs.values(),
+            "--tasks",
+            study.name,
+            "--out",
+            str(folder),
+        ),
         (folder / "report.html",),
         needs=(evaluate.name,),
     )
+
+
+def _run_name(family: str, method: Method, seed: int) -> str:
+    return f"{_short(family)}/{method.name}-{seed}"
 
 
 def _short(family: str) -> str:

@@ -89,6 +89,23 @@ def test_methods_are_the_selectors_with_their_seeds_in_order():
     np.testing.assert_allclose(comparison.methods[0].errors(0) ** 2, np.array([1, 0, 0, 1]) + 0.25)
 
 
+def test_runs_of_one_selector_may_have_names_of_their_own(folders, tmp_path, capsys):
+    tables = [table(seed=0), table(seed=1), table(seed=0), table(seed=1)]
+    comparison = compare_tables(tables, ("long", "long", "short"))
+    assert [(m.name, m.seeds) for m in comparison.methods] == [
+        ("long", (0, 1)),
+        ("short", (0,)),
+        ("adversarial", (1,)),
+    ]
+    names = [f"mine-{i % 2}" for i in range(len(folders))]
+    run_command(Compare(tuple(folders), tmp_path / "report", names=tuple(names)))
+    assert "mine-0" in capsys.readouterr().out
+    shown = (tmp_path / "report" / "summary.csv").read_text()
+    assert "mine-1" in shown and "adversarial" not in shown
+    with pytest.raises(ValueError, match=f"names: expected one for each of {len(folders)} runs"):
+        run_command(Compare(tuple(folders), tmp_path / "none", names=("a",)))
+
+
 def test_summary_by_hand():
     rows = summary_rows(compare_tables(four_tables()))
     at = {"method": "adversarial", "n": 0}

@@ -85,7 +85,6 @@ def test_what_a_file_leaves_out(tmp_path):
         ('["linear_quadratic"]', '["ant2d", "ant2d"]', "families: 'ant2d' is given twice"),
         ("[methods.uniform]\n[methods.adversarial]", "", "methods: expected at least one table"),
         ("[methods.adversarial]", "[methods.uniform]", r"expected TOML: .*twice.*line 8"),
-        ("[methods.uniform]", "[methods.u]\nmethod='adversarial'", "u and adversarial are both adversarial"),
         ("[methods.uniform]", "[methods.'u/1']\nmethod='uniform'", "expected letters, digits, - and _, got 'u/1'"),
         ("[methods.uniform]", "[methods.uniform]\nseed = 3", "methods.uniform: seed is not an option here"),
         ("[reference]", "[reference]\nout = 'x'", "reference: out is not an option here"),

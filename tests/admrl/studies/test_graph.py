@@ -39,7 +39,8 @@ def test_the_jobs_of_a_study(study):
     assert evaluate.words[: 2 + len(runs)] == ("admrl", "evaluate", *folders)
     assert evaluate.words[-4:] == ("--reference", "f/reference/linear_quadratic.json", "--name", "toy")
     assert compare.words == (
-        "admrl", "compare", *folders, "--tasks", "toy", "--out", "f/report/linear_quadratic"
+        "admrl", "compare", *folders, "--names", "uniform", "uniform", "adversarial", "adversarial",
+        "--tasks", "toy", "--out", "f/report/linear_quadratic",
     )  # fmt: skip
     assert counted_kinds(jobs.values()) == "4 train, 1 reference, 1 evaluate, 1 compare"
 
