@@ -57,7 +57,7 @@ def check_unchanged(jobs: Sequence[Job], store: Store) -> None:
     changed = [job for job in jobs if states[job.name] == CHANGED]
     if not changed:
         return
-    lines = [f"{job.name}: {_difference(records[job.name].settings, job.settings)}" for job in changed]
+    lines = [f"{job.name}: {_difference(_words(records[job.name]), _words(job))}" for job in changed]
     shown = [*lines[:10], *([f"and {len(lines) - 10} more"] if len(lines) > 10 else [])]
     kinds = [kind for kind in KINDS if any(job.kind == kind for job in changed)]
     whole = {job.name for job in jobs if job.kind in kinds} == {job.name for job in changed}
@@ -222,6 +222,11 @@ class Driver:
 def ended_by(exit_code: int) -> str:
     """How a process ended, in words."""
     return f"exit code {exit_code}" if exit_code >= 0 else f"killed by signal {-exit_code}"
+
+
+def _words(what: Job | Record) -> tuple[str, ...]:
+    """Settings and trainings, as options."""
+    return (*what.settings, *(["--trainings", *what.trainings] if what.trainings else []))
 
 
 def _difference(before: Sequence[str], now: Sequence[str]) -> str:

@@ -10,10 +10,11 @@ train (family x method x seed), reference (family) -> evaluate (family, all its 
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -24,6 +25,8 @@ from task_families.registry import names
 
 KINDS = ("train", "reference", "evaluate", "compare")
 PROGRAM = "admrl"
+OF_TRAININGS = {"--methods": ("slbo",), "--seeds": ("0",)}
+"""Options of `admrl reference` that say which trainings there are, and their defaults."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Job:
     begun: Path | None = None
     max_workers: int | None = None
     """Processes that it can use, by its option --num-workers; None: it is one process, and has no such option."""
+    trainings: tuple[str, ...] = ()
+    """Parts of its result that more may be added to later, which are no settings."""
 
     def command(self, num_workers: int) -> tuple[str, ...]:
         """The command line that does what is left to do."""
@@ -137,15 +142,17 @@ def _train(study: Study, family: str, method: Method, seed: int) -> Job:
 
 def _reference(study: Study, family: str, tested: tuple[str, ...]) -> Job:
     file = study.folder / "reference" / f"{_short(family)}.json"
-    settings = ("reference", "--family", family, *study.test_words, *study.reference)
+    settings = ("reference", "--family", family, *study.test_words, *_without(study.reference, OF_TRAININGS))
+    trainings = _trainings(study.reference)
     return Job(
         f"{_short(family)}/reference",
         "reference",
         (*settings, *tested),
-        (PROGRAM, *settings, "--out", str(file)),
+        (PROGRAM, "reference", "--family", family, *study.test_words, *study.reference, "--out", str(file)),
         (file,),
         work=(file.with_suffix(".work"),),
-        max_workers=_num_trainings(study.reference),
+        max_workers=len(trainings),
+        trainings=trainings,
     )
 
 
@@ -215,12 +222,25 @@ def _test_settings(study: Study) -> tuple[str, ...]:
         raise ValueError(f"tasks: {file} cannot be read ({error.strerror})") from error
 
 
-def _num_trainings(options: Sequence[str]) -> int:
-    """Trainings of a reference, which are its processes: methods x seeds."""
-    number = 1
-    for flag in ("--methods", "--seeds"):
-        if flag in options:
-            rest = options[options.index(flag) + 1 :]
-            end = next((i for i, word in enumerate(rest) if word.startswith("--")), len(rest))
-            number *= max(1, end)
-    return number
+def _trainings(options: Sequence[str]) -> tuple[str, ...]:
+    """Of a reference: one of each method with each seed, as `admrl reference` has them."""
+    methods, seeds = (_values(options, flag) or default for flag, default in OF_TRAININGS.items())
+    return tuple(f"{method} {seed}" for method in methods for seed in seeds)
+
+
+def _values(options: Sequence[str], flag: str) -> tuple[str, ...]:
+    """What stands behind an option; nothing, if it is not there."""
+    if flag not in options:
+        return ()
+    rest = options[options.index(flag) + 1 :]
+    return tuple(itertools.takewhile(lambda word: not word.startswith("--"), rest))
+
+
+def _without(options: Sequence[str], flags: Collection[str]) -> tuple[str, ...]:
+    """The options but for these and what stands behind them."""
+    left = list(options)
+    for flag in flags:
+        if flag in left:
+            begin = left.index(flag)
+            del left[begin : begin + 1 + len(_values(left, flag))]
+    return tuple(left)

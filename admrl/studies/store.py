@@ -49,6 +49,7 @@ class Record:
     ended: float = 0.0
     """Seconds since 1970; when it is done, also what tells its result from others."""
     exit_code: int = 0
+    trainings: tuple[str, ...] = ()
     needs: dict[str, float] = field(default_factory=dict)
     """`ended` of the jobs that it needed, when it was started."""
 
@@ -115,6 +116,7 @@ class Store:
             record.attempt + 1,
             RUNNING,
             started=time.time(),
+            trainings=job.trainings,
             needs={name: records[name].ended for name in job.needs},
         )
         self.write(job.name, new)
@@ -181,7 +183,7 @@ class Store:
         record = records[job.name]
         if record.state == DISCARDED:
             return WAITING
-        if record.settings != job.settings:
+        if record.settings != job.settings or not set(record.trainings) <= set(job.trainings):
             return CHANGED if any(path.exists() for path in (*job.outputs, *job.work)) else WAITING
         if record.state == RUNNING:
             return RUNNING if self.holder(job.name) else LOST
@@ -190,7 +192,10 @@ class Store:
         is_new = all(
             states[name] == DONE and record.needs.get(name) == records[name].ended for name in job.needs
         )
-        is_whole = record.needs.keys() == set(job.needs) and all(path.exists() for path in job.outputs)
+        is_whole = set(record.trainings) == set(job.trainings)
+        is_whole = (
+            is_whole and record.needs.keys() == set(job.needs) and all(path.exists() for path in job.outputs)
+        )
         return DONE if is_new and is_whole else OUTDATED
 
     def _read(self, job: str) -> Record:
@@ -247,6 +252,9 @@ def _record(data: Any) -> Record:
         started=plain_number(data["started"], "started"),
         ended=plain_number(data["ended"], "ended"),
         exit_code=expect(data["exit_code"], int, "exit_code"),
+        trainings=tuple(
+            expect(word, str, "trainings") for word in expect(data["trainings"], list, "trainings")
+        ),
         needs={
             name: plain_number(value, name) for name, value in expect(data["needs"], dict, "needs").items()
         },

@@ -84,6 +84,22 @@ def test_what_is_done_stays_done_and_what_is_new_is_added(folder, jobs):
     assert started(engine) == ["x/e", "x/c", "x/d"]
 
 
+def test_trainings_are_added_to_a_reference_and_none_is_taken_away(folder, jobs):
+    from dataclasses import replace
+
+    def having(*trainings):
+        return (replace(jobs[0], trainings=trainings), *jobs[1:])
+
+    drive(folder, having("slbo 0"), Makes(jobs))
+    more = having("slbo 0", "slbo 1")
+    assert states(folder, more) == ["outdated", "done", "outdated", "outdated"]
+    engine = Makes(more)
+    drive(folder, more, engine)
+    assert started(engine) == ["x/a", "x/c", "x/d"]
+    with pytest.raises(ValueError, match="x/a: --trainings: slbo 0 slbo 1 then, slbo 1 now"):
+        check_unchanged(having("slbo 1"), Store(folder, "toy"))
+
+
 def test_an_output_that_is_gone_is_made_again_and_what_was_made_from_it(folder, jobs):
     drive(folder, jobs, Makes(jobs))
     jobs[2].outputs[0].unlink()

@@ -77,6 +77,19 @@ def test_families_and_methods_of_the_users_own_are_named_again(tmp_path, monkeyp
     assert " ".join(own) in evaluate.text
 
 
+def test_what_a_reference_trains_is_no_setting(study):
+    def reference(*options):
+        (job,) = [job for job in expand(replace(study, reference=options)) if job.kind == "reference"]
+        return job
+
+    few = reference("--config.num-stages", "1")
+    many = reference("--seeds", "3", "4", "--config.num-stages", "1", "--methods", "sac", "slbo")
+    assert few.trainings == ("slbo 0",)
+    assert many.trainings == ("sac 3", "sac 4", "slbo 3", "slbo 4") and many.max_workers == 4
+    assert few.settings == many.settings != reference("--config.num-stages", "2").settings
+    assert many.words[-9:-2] == ("3", "4", "--config.num-stages", "1", "--methods", "sac", "slbo")
+
+
 def test_settings_name_no_folder_and_know_the_content_of_task_files(study, tmp_path):
     moved = replace(study, folder=tmp_path / "elsewhere", report=tmp_path / "reports")
     assert [job.settings for job in expand(study)] == [job.settings for job in expand(moved)]
