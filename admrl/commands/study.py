@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import shlex
 import textwrap
@@ -257,6 +256,7 @@ def _wrapped(text: str, indent: int) -> str:
 
 def print_status(prepared: Prepared, console: Console, as_json: bool) -> None:
     """The state of every job that is wanted."""
+    from admrl.storage.files import json_text
     from admrl.studies.store import LOST, RUNNING, WAITING
 
     store, jobs = prepared.store, prepared.jobs
@@ -284,7 +284,7 @@ def print_status(prepared: Prepared, console: Console, as_json: bool) -> None:
             "jobs": rows,
             "not_in_file": strangers,
         }
-        print(json.dumps(summary, indent=1))
+        print(json_text(summary))
         return
     number = Counter(row["state"] for row in rows)
     counts = ", ".join(f"{n} {state}" for state, n in number.most_common())

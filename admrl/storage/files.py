@@ -83,8 +83,13 @@ def write_text(path: Path, content: str) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """`write_text` of plain data as JSON; infinities and nan, which JSON does not have, become null."""
-    write_text(path, json.dumps(without_nan(data), indent=1, allow_nan=False))
+    """`write_text` of `json_text`."""
+    write_text(path, json_text(data))
+
+
+def json_text(data: Any) -> str:
+    """Plain data as JSON; infinities and nan, which JSON does not have, become null."""
+    return json.dumps(without_nan(data), indent=1, allow_nan=False)
 
 
 def without_nan(data: Any) -> Any:
