@@ -35,6 +35,7 @@ from admrl.search.objective import Objective, scaled_gap
 from admrl.storage.files import DamagedFileError, legible, make_folder, parse_json, write_json
 from task_families.choices import check_name
 
+MOST_SAMPLES = 2**53  # the largest count that a file's numbers hold to the unit
 FORMATS = (
     "admrl gap table 4",
     "admrl gap table 3",
@@ -287,8 +288,10 @@ def _table_fields(data: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("expected at least one task, policy seed and episode")
     if not (np.isfinite(psi).all() and np.isfinite(num_samples).all()):
         raise ValueError("psi, num_samples: expected finite numbers")
-    if (num_samples != num_samples.round()).any():
-        raise ValueError(f"num_samples: expected whole numbers, got {num_samples.tolist()}")
+    if ((num_samples != num_samples.round()) | (abs(num_samples) > MOST_SAMPLES)).any():
+        raise ValueError(
+            f"num_samples: expected whole numbers to {MOST_SAMPLES:g}, got {num_samples.tolist()!s:.80}"
+        )
     checked: dict[str, Any] = {
         "psi": psi,
         "num_samples": num_samples.astype(int),

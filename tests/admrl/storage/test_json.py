@@ -92,6 +92,7 @@ def test_a_byte_order_mark_is_no_part_of_json():
         ("psi", [[True, False], [1, 3], [2, 1], [2, 2]]),
         ("optimal_return", ["10", 8, 9, 6]),
         ("num_samples", [0.5]),
+        ("num_samples", [1e300]),
     ],
 )
 def test_a_table_takes_no_texts_nor_truth_values_for_numbers(tmp_path, field, value):
