@@ -190,9 +190,10 @@ def virtual_update(
     config: VirtualTrainingConfig,
     generators: Sequence[torch.Generator],
 ) -> tuple[Solution, UpdateReport]:
-    """One TRPO update of every task on fresh virtual samples (Alg. 2, lines 5-6); see `policy_update`."""
-    lanes, num_steps = solution.lanes, config.steps_per_lane
-    if lanes is not None and num_steps is not None:
+    """One TRPO update of every task on fresh virtual samples (Alg. 2, lines 5-6); see `policy_update`. With
+    `config.steps_per_lane` these are the next steps of the solution's lanes, or the first ones, if it has none."""
+    if (num_steps := config.steps_per_lane) is not None:
+        lanes = solution.lanes or new_lanes(solution, family, model.num_members, config)
         rollout = virtual_continuation(
             family, model, solution, lanes, num_steps, generators, precision=config.rollout_precision
         )

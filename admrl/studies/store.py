@@ -192,11 +192,9 @@ class Store:
         is_new = all(
             states[name] == DONE and record.needs.get(name) == records[name].ended for name in job.needs
         )
-        is_whole = set(record.trainings) == set(job.trainings)
-        is_whole = (
-            is_whole and record.needs.keys() == set(job.needs) and all(path.exists() for path in job.outputs)
-        )
-        return DONE if is_new and is_whole else OUTDATED
+        is_same = (set(record.trainings), record.needs.keys()) == (set(job.trainings), set(job.needs))
+        is_there = all(path.exists() for path in job.outputs)
+        return DONE if is_new and is_same and is_there else OUTDATED
 
     def _read(self, job: str) -> Record:
         file = self._place(job) / RECORD

@@ -14,7 +14,7 @@ from admrl.solving.lanes import Lanes
 from admrl.solving.rollouts import real_rollout, virtual_continuation
 from admrl.solving.solution import new_solution
 from admrl.solving.solution_file import dump_solution, load_solution
-from admrl.solving.virtual_training import new_lanes, virtual_training
+from admrl.solving.virtual_training import new_lanes, virtual_training, virtual_update
 from dynamics import DynamicsConfig, FitConfig, ModelLearner
 from dynamics.virtual_env import VirtualEnv
 from policy_opt import GaussianPolicy
@@ -188,6 +188,17 @@ def test_a_batch_of_tasks_is_the_tasks_one_by_one(patience):
         one = first.tasks(slice(m, m + 1))
         alone = virtual_training(family, learner.model, one, 4, config, generators(3)[m : m + 1])
         torch.testing.assert_close(together.theta[m], alone.theta[0], rtol=0, atol=1e-8)
+
+
+def test_a_single_update_starts_lanes_or_goes_on_with_them():
+    family = make("linear_quadratic")
+    learner = fitted_learner(family)
+    config, noise = replace(CONFIG, steps_per_lane=family.horizon // 2), generators(2)
+    first, _ = virtual_update(family, learner.model, start(family, learner, 2), 4, config, noise)
+    assert bool((first.lanes.age[~first.lanes.starts] == family.horizon // 2).all())
+    second, report = virtual_update(family, learner.model, first, 4, config, noise)
+    assert bool((second.lanes.age[~second.lanes.starts] == family.horizon // 2).all())
+    assert bool(second.lanes.starts.ne(first.lanes.starts).all()) and bool(report.returns.isfinite().all())
 
 
 def test_the_return_in_the_model_grows():
