@@ -17,6 +17,7 @@ from pathlib import Path
 
 from admrl.jobs.reporter import Silent
 from admrl.studies.driver import Driver
+from admrl.studies.engine import Resources
 from admrl.studies.graph import Job
 from admrl.studies.local import LocalEngine
 from admrl.studies.store import DONE, Store
@@ -54,7 +55,7 @@ def main() -> None:
         driver = Driver(
             jobs,
             store,
-            LocalEngine(),
+            LocalEngine(store.folder, Resources()),
             num_workers=options.num_workers,
             wanted={job.name for job in jobs},
             reporter=Silent(),

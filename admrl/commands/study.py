@@ -10,7 +10,7 @@ from collections import Counter
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from admrl.studies.driver import Outcome
+    from admrl.studies.engine import Engine
     from admrl.studies.lease import Lease
     from admrl.studies.store import Store
 
@@ -40,6 +41,8 @@ class Prepared:
     store: Store
     lease: Lease | None
     """Of the study's folder, where jobs are run."""
+    engine: Engine | None
+    """What starts them."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,9 @@ class RunStudy(Command):
     discard: tuple[str, ...] = ()
     """First throw away what these jobs have made, by name or kind, to make it anew; their logs stay."""
     num_workers: int = 2
-    """Processes, one thread each."""
+    """Processes that run at the same time, one thread each."""
+    engine: Literal["local", "ray", "slurm"] | None = None
+    """What starts the jobs: processes of this machine (local), a Ray cluster, Slurm; in place of the file's."""
 
     def check(self) -> None:
         """See `Command`."""
@@ -82,29 +87,35 @@ class RunStudy(Command):
         wanted, unwanted = select(jobs, self.only), set[str]()
         if self.discard:
             unwanted = select(jobs, self.discard, "discard")
-        store = Store(study.folder, study.name)
+        store = Store(study.folder, study.name, study.silence)
         if self.status:
-            return Prepared(study, jobs, wanted, store, None)
+            return Prepared(study, jobs, wanted, store, None, None)
         check_commands(jobs, self.file)
         if self.dry_run:
-            return Prepared(study, jobs, wanted, store, None)
+            return Prepared(study, jobs, wanted, store, None, None)
         if set(store.states(jobs, store.records(jobs)).values()) != {DONE}:
             check_tasks(study, jobs, self.file)
-        return Prepared(study, jobs, wanted, store, self._take(jobs, unwanted, store))
+        return Prepared(study, jobs, wanted, store, *self._take(study, jobs, unwanted, store))
 
-    def _take(self, jobs: tuple[Job, ...], unwanted: set[str], store: Store) -> Lease:
+    def _take(
+        self, study: Study, jobs: tuple[Job, ...], unwanted: set[str], store: Store
+    ) -> tuple[Lease, Engine]:
         from admrl.studies.driver import check_unchanged
+        from admrl.studies.engines import make_engine
 
         lease = store.drive()
         try:
             check_unchanged([job for job in jobs if job.name not in unwanted], store)
+            name = self.engine or study.engine
+            options = study.engine_options if name == study.engine else {}
+            engine = make_engine(name, study.folder, study.resources, options)
             for job in jobs:
                 if job.name in unwanted:
                     store.discard(job)
         except BaseException:
             lease.release()
             raise
-        return lease
+        return lease, engine
 
     def execute(self, prepared: Prepared) -> None:
         """Print what was asked for, or run the jobs and say what came out."""
@@ -122,17 +133,17 @@ class RunStudy(Command):
         from admrl.jobs.display import Display, JobReporter
         from admrl.jobs.interruption import Interrupted, deferred_signals
         from admrl.studies.driver import Driver
-        from admrl.studies.local import LocalEngine
 
-        assert prepared.lease is not None
-        name = prepared.study.name
+        assert prepared.lease is not None and prepared.engine is not None
+        study, name = prepared.study, prepared.study.name
         try:
             with deferred_signals(), Display(console, {name: len(prepared.wanted)}) as display:
                 outcome = Driver(
                     prepared.jobs,
                     prepared.store,
-                    LocalEngine(),
+                    prepared.engine,
                     num_workers=self.num_workers,
+                    max_processes=study.resources.max_processes,
                     wanted=prepared.wanted,
                     reporter=JobReporter(name, display.handle),
                     is_finished=is_finished,

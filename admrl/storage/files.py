@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from admrl.storage.fence import check_fence
+
 
 def digest(content: object) -> str:
     """Twelve hexadecimal digits that identify plain data."""
@@ -54,7 +56,7 @@ class DamagedFileError(ValueError):
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write to a temporary neighbour, flush it to the disk, rename it into place.
+    """Write to a temporary neighbour, flush it to the disk, rename it into place; see also `admrl.storage.fence`.
 
     Raises:
         StorageError: it cannot be written; a file that was there before stays as it was.
@@ -67,6 +69,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
+        check_fence()
         os.replace(name, path)
         _flush_folder(path.parent)
     except BaseException as error:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
-from admrl.storage.files import make_folder, storage_error
-from admrl.studies.engine import Attempt
+from admrl.storage.files import storage_error
+from admrl.studies.engine import Attempt, Resources
 
 TAIL = 4000  # bytes
 
@@ -17,8 +16,14 @@ TAIL = 4000  # bytes
 class LocalEngine:
     """See `admrl.studies.engine.Engine`."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path, resources: Resources) -> None:
+        """
+        Args:
+            folder: of the study.
+            resources: are this machine's; nothing is kept free for a process.
+        """
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._given_up: list[subprocess.Popen[bytes]] = []
         self._logs: dict[str, Path] = {}
 
     def submit(self, attempt: Attempt) -> None:
@@ -27,12 +32,13 @@ class LocalEngine:
         Raises:
             StorageError: its log cannot be written.
         """
-        make_folder(attempt.log.parent)
-        worker = [sys.executable, "-m", "admrl.studies.worker", str(attempt.lease), str(os.getpid())]
+        if (older := self._processes.pop(attempt.job, None)) is not None:
+            os.killpg(older.pid, signal.SIGKILL)
+            self._given_up.append(older)
         try:
             with open(attempt.log, "wb") as log:
                 self._processes[attempt.job] = subprocess.Popen(
-                    [*worker, *attempt.words],
+                    attempt.command(),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -45,6 +51,7 @@ class LocalEngine:
 
     def poll(self) -> dict[str, int]:
         """See `Engine.poll`."""
+        self._given_up = [process for process in self._given_up if process.poll() is None]
         ended = {
             job: code for job, process in self._processes.items() if (code := process.poll()) is not None
         }
