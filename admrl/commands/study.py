@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import re
 import shlex
+import sys
 import textwrap
-from collections import Counter
+import time
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,7 +22,7 @@ from admrl.studies.description import Study, read_study
 from admrl.studies.graph import Job, counted_kinds, expand, select
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, Group
 
     from admrl.studies.driver import Outcome
     from admrl.studies.engine import Engine
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from admrl.studies.store import Store
 
 WIDTH = 80  # of what --dry-run prints
+WATCHED_EVERY = 2.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class RunStudy(Command):
     """Print what has been done, and what is being done; start nothing."""
     json: bool = False
     """With --status: as JSON."""
+    watch: bool = False
+    """Show what is being done, and when it is expected to end, until it has ended; start nothing."""
     only: tuple[str, ...] = ()
     """Start no jobs but these: names of jobs, or kinds (train, reference, evaluate, compare)."""
     discard: tuple[str, ...] = ()
@@ -75,8 +79,14 @@ class RunStudy(Command):
         at_least(self, num_workers=1)
         if self.json and not self.status:
             raise ValueError("json: is a form of `status`; give both, or leave `json` out")
-        if self.status + self.dry_run + bool(self.discard) > 1:
-            raise ValueError("status: `status`, `dry_run` and `discard` exclude each other; give one")
+        if self.status + self.watch + self.dry_run + bool(self.discard) > 1:
+            raise ValueError(
+                "status: `status`, `watch`, `dry_run` and `discard` exclude each other; give one"
+            )
+        if self.watch and not sys.stdout.isatty():
+            raise ValueError(
+                "watch: expected a terminal, got a file or a pipe; use `status` there, or `json` with it"
+            )
 
     def prepare(self) -> Prepared:
         """The study and its jobs; where they are run, its folder is there, locked, and free of what was discarded."""
@@ -88,7 +98,7 @@ class RunStudy(Command):
         if self.discard:
             unwanted = select(jobs, self.discard, "discard")
         store = Store(study.folder, study.name, study.silence)
-        if self.status:
+        if self.status or self.watch:
             return Prepared(study, jobs, wanted, store, None, None)
         check_commands(jobs, self.file)
         if self.dry_run:
@@ -126,6 +136,8 @@ class RunStudy(Command):
             print_graph(prepared, console)
         elif self.status:
             print_status(prepared, console, self.json)
+        elif self.watch:
+            watch(prepared, console)
         else:
             self._run(prepared, console)
 
@@ -268,45 +280,80 @@ def _wrapped(text: str, indent: int) -> str:
 def print_status(prepared: Prepared, console: Console, as_json: bool) -> None:
     """The state of every job that is wanted."""
     from admrl.storage.files import json_text
-    from admrl.studies.store import LOST, RUNNING, WAITING
+    from admrl.studies.status import statuses, summary
 
-    store, jobs = prepared.store, prepared.jobs
-    records = store.records(jobs)
-    states = store.states(jobs, records)
-    if store.is_driven:
-        states = {name: RUNNING if state == LOST else state for name, state in states.items()}
-    rows = [
-        {
-            "job": job.name,
-            "kind": job.kind,
-            "state": states[job.name],
-            "attempt": records[job.name].attempt,
-            "seconds": None if states[job.name] in (LOST, WAITING) else round(records[job.name].seconds, 1),
-            "log": str(store.log(job.name, records[job.name].attempt)) if records[job.name].attempt else None,
-        }
-        for job in jobs
-        if job.name in prepared.wanted
-    ]
-    strangers = store.strangers(jobs)
+    store = prepared.store
+    rows = statuses(prepared.jobs, store, prepared.wanted)
+    strangers = store.strangers(prepared.jobs)
     if as_json:
-        summary = {
+        said = {
             "study": prepared.study.name,
             "folder": str(store.folder),
-            "jobs": rows,
+            "jobs": [asdict(row) for row in rows],
             "not_in_file": strangers,
         }
-        print(json_text(summary))
+        print(json_text(said))
         return
-    number = Counter(row["state"] for row in rows)
-    counts = ", ".join(f"{n} {state}" for state, n in number.most_common())
-    console.print(f"{prepared.study.name} in {store.folder}: {counted(len(rows), 'job')}: {counts}")
-    width = max(len(str(row["job"])) for row in rows)
+    console.print(f"{prepared.study.name} in {store.folder}: {summary(rows)}")
+    width = max(len(row.job) for row in rows)
     console.print(f"{'job':<{width}}  {'state':<12}{'attempt':>7}{'seconds':>10}")
     for row in rows:
-        tries, seconds = row["attempt"] or "", "" if row["seconds"] is None else row["seconds"]
-        console.print(f"{row['job']:<{width}}  {row['state']:<12}{tries:>7}{seconds:>10}".rstrip())
+        tries, seconds = row.attempt or "", "" if row.seconds is None else row.seconds
+        console.print(f"{row.job:<{width}}  {row.state:<12}{tries:>7}{seconds:>10}".rstrip())
     if strangers:
         console.print(f"no longer in the file, and left as they are: {', '.join(strangers)}")
+
+
+def watch(prepared: Prepared, console: Console) -> None:
+    """Show how far it is, until nobody drives the study any more, or Ctrl-C."""
+    from rich.live import Live
+
+    try:
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                is_driven = prepared.store.is_driven
+                live.update(_running_table(prepared), refresh=True)
+                if not is_driven:
+                    break
+                time.sleep(WATCHED_EVERY)
+    except KeyboardInterrupt:  # the study goes on
+        return
+    console.print("nobody drives this study at the moment")
+
+
+def _running_table(prepared: Prepared) -> Group:
+    """What runs, and how many jobs are in which state."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from admrl.number_text import count
+    from admrl.studies.status import clock, statuses, summary
+    from admrl.studies.store import FAILED, RUNNING
+
+    rows = statuses(prepared.jobs, prepared.store, prepared.wanted)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("job", "host"):
+        table.add_column(name, overflow="fold")
+    table.add_column("phase", no_wrap=True, overflow="ellipsis")
+    for name in ("done", "samples", "minutes", "ends"):
+        table.add_column(name, no_wrap=True, justify="right")
+    for row in rows:
+        if row.state == RUNNING:
+            table.add_row(
+                Text(row.job),
+                Text(row.host or "(starting)"),
+                Text(row.phase or ""),
+                "" if row.share is None else f"{100 * row.share:.0f} %",
+                "" if row.real_samples is None else count(row.real_samples),
+                "" if row.seconds is None else f"{row.seconds / 60:.1f}",
+                "" if row.ends is None else clock(row.ends),
+            )
+    failed = [
+        Text(f"failed: {row.job}, see {row.log}", style="yellow") for row in rows if row.state == FAILED
+    ]
+    return Group(Text(f"{prepared.study.name}: {summary(rows)}"), table, *failed)
 
 
 def print_outcome(prepared: Prepared, outcome: Outcome, console: Console) -> None:

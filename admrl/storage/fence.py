@@ -25,9 +25,15 @@ def check_fence() -> None:
     Raises:
         OSError: the file cannot be read: nobody knows, so nothing may be written.
     """
-    number, _, file = os.environ.get(VARIABLE, "").partition(" ")
-    if number and newest_attempt(Path(file)) > int(number):
+    attempt = present_attempt()
+    if attempt is not None and newest_attempt(attempt[1]) > attempt[0]:
         end_group()
+
+
+def present_attempt() -> tuple[int, Path] | None:
+    """What `set_fence` was told; None: this process is no attempt."""
+    number, _, file = os.environ.get(VARIABLE, "").partition(" ")
+    return (int(number), Path(file)) if number else None
 
 
 def newest_attempt(file: Path) -> int:

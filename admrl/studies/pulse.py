@@ -90,6 +90,7 @@ class Seen:
 
     who: str
     """For messages."""
+    host: str
     exit_code: int | None
     """None: it runs; negative: killed by that signal; `SILENT`: given up."""
     age: float
@@ -112,7 +113,7 @@ def read_pulse(folder: Path, number: int) -> Seen | None:
             exit_code = -signal.SIGKILL
         elif age > seconds:
             exit_code = SILENT
-    return Seen(f"process {pid} on {host!r} (since {since})", exit_code, age)
+    return Seen(f"process {pid} on {host!r} (since {since})", host, exit_code, age)
 
 
 def is_alive(pid: int) -> bool:

@@ -63,6 +63,7 @@ def test_status_of_what_has_not_begun_and_of_what_has(file, capsys):
         "attempt": 2,
         "seconds": 2.5,
         "log": "f/jobs/linear_quadratic/uniform-0/attempt-2.log",
+        **dict.fromkeys(("host", "phase", "real_samples", "share", "ends")),
     }
     assert status["not_in_file"] == ["linear_quadratic/cem-0"]
     run_command(command("--status", "--only", "train"))
@@ -103,6 +104,8 @@ def test_what_no_command_takes_is_refused_before_any_job(file, old, new, expecte
     [
         (["--json"], "json: is a form of `status`"),
         (["--status", "--dry-run"], "exclude each other"),
+        (["--status", "--watch"], "exclude each other"),
+        (["--watch"], "expected a terminal"),
         (["--status", "--discard", "train"], "exclude each other"),
         (["--num-workers", "0"], "num_workers: expected 1 or more, got 0"),
         (["--only", "trian"], r"only: .*\(did you mean 'train'\?\)"),
