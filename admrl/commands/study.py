@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import shlex
 import sys
 import textwrap
 import time
+from collections.abc import Mapping
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,6 +61,8 @@ class RunStudy(Command):
     """What is trained, on what it is tested, where everything goes: a TOML file, see docs/studies.md."""
     dry_run: bool = False
     """Print the jobs, what they need and their commands; start none."""
+    calibrate: float | None = None
+    """With --dry-run: run one job of each sort for so many seconds, and print how many CPU hours all would take."""
     status: bool = False
     """Print what has been done, and what is being done; start nothing."""
     json: bool = False
@@ -77,6 +81,10 @@ class RunStudy(Command):
     def check(self) -> None:
         """See `Command`."""
         at_least(self, num_workers=1)
+        if self.calibrate is not None and not self.dry_run:
+            raise ValueError("calibrate: is a part of `dry_run`; give both, or leave `calibrate` out")
+        if self.calibrate is not None and not 0 < self.calibrate < math.inf:
+            raise ValueError(f"calibrate: expected seconds, above 0, got {self.calibrate}")
         if self.json and not self.status:
             raise ValueError("json: is a form of `status`; give both, or leave `json` out")
         if self.status + self.watch + self.dry_run + bool(self.discard) > 1:
@@ -133,13 +141,25 @@ class RunStudy(Command):
 
         console = TextConsole()
         if self.dry_run:
-            print_graph(prepared, console)
+            print_graph(prepared, console, self._calibrated(prepared, console))
         elif self.status:
             print_status(prepared, console, self.json)
         elif self.watch:
             watch(prepared, console)
         else:
             self._run(prepared, console)
+
+    def _calibrated(self, prepared: Prepared, console: Console) -> Mapping[str, float | None]:
+        """CPU seconds by job; nothing, where they were not asked for."""
+        from admrl.jobs.display import Display, JobReporter
+        from admrl.jobs.interruption import deferred_signals
+        from admrl.studies.calibration import cpu_seconds, sorts
+
+        study = prepared.study
+        if self.calibrate is None:
+            return {}
+        with deferred_signals(), Display(console, {study.name: len(sorts(study))}) as display:
+            return cpu_seconds(study, self.calibrate, JobReporter(study.name, display.handle))
 
     def _run(self, prepared: Prepared, console: Console) -> None:
         from admrl.jobs.display import Display, JobReporter
@@ -253,16 +273,25 @@ def is_finished(job: Job) -> bool:
     return run.finished
 
 
-def print_graph(prepared: Prepared, console: Console) -> None:
-    """Every job that is wanted, what it needs and its command, in 80 columns."""
+def print_graph(prepared: Prepared, console: Console, seconds: Mapping[str, float | None]) -> None:
+    """Every job that is wanted, what it needs and its command, in 80 columns; and how long they take, if known."""
     jobs = [job for job in prepared.jobs if job.name in prepared.wanted]
     folder = prepared.store.folder
     console.print(f"{prepared.study.name}: {counted(len(jobs), 'job')} in {folder} ({counted_kinds(jobs)})")
     for job in jobs:
-        console.print(f"\n{job.name} ({job.kind})")
+        known = seconds.get(job.name)
+        console.print(
+            f"\n{job.name} ({job.kind}{'' if known is None else f', about {known / 60:.1f} CPU minutes'})"
+        )
         if job.needs:
             console.print(_wrapped(f"needs {', '.join(job.needs)}", 2))
         console.print(_wrapped(job.text, 2))
+    if seconds:
+        known = sum(seconds.get(job.name) or 0.0 for job in jobs)
+        console.print(f"\nabout {known / 3600:.2g} CPU hours, without reports")
+        unknown = [job.name for job in jobs if job.name in seconds and seconds[job.name] is None]
+        if unknown:
+            console.print(_wrapped(f"and what was not measured (too short): {', '.join(unknown)}", 2))
 
 
 def _wrapped(text: str, indent: int) -> str:

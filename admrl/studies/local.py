@@ -49,6 +49,11 @@ class LocalEngine:
             raise storage_error(attempt.log, error) from error
         self._logs[attempt.job] = attempt.log
 
+    @property
+    def running(self) -> frozenset[str]:
+        """Jobs whose newest attempt has not been said to have ended."""
+        return frozenset(self._processes)
+
     def poll(self) -> dict[str, int]:
         """See `Engine.poll`."""
         self._given_up = [process for process in self._given_up if process.poll() is None]

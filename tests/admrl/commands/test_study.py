@@ -43,6 +43,19 @@ def test_a_dry_run_prints_the_graph_in_80_columns_and_writes_nothing(file, capsy
     assert [path.name for path in file.parent.iterdir()] == ["toy.toml"]
 
 
+def test_a_calibrated_dry_run_adds_up_and_says_what_it_does_not_know(file, capsys, monkeypatch):
+    known = {"linear_quadratic/uniform-0": 3600.0, "linear_quadratic/uniform-1": None}
+    monkeypatch.setattr("admrl.studies.calibration.cpu_seconds", lambda study, seconds, reporter: known)
+    run_command(command("--dry-run", "--calibrate", "5"))
+    shown = capsys.readouterr().out
+    assert "linear_quadratic/uniform-0 (train, about 60.0 CPU minutes)" in shown
+    assert "linear_quadratic/uniform-1 (train)" in shown
+    assert shown.splitlines()[-2:] == [
+        "about 1 CPU hours, without reports",
+        "  and what was not measured (too short): linear_quadratic/uniform-1",
+    ]
+
+
 def test_status_of_what_has_not_begun_and_of_what_has(file, capsys):
     run_command(command("--status"))
     shown = capsys.readouterr().out
@@ -106,6 +119,8 @@ def test_what_no_command_takes_is_refused_before_any_job(file, old, new, expecte
         (["--status", "--dry-run"], "exclude each other"),
         (["--status", "--watch"], "exclude each other"),
         (["--watch"], "expected a terminal"),
+        (["--calibrate", "5"], "calibrate: is a part of `dry_run`"),
+        (["--dry-run", "--calibrate", "0"], "calibrate: expected seconds, above 0, got 0"),
         (["--status", "--discard", "train"], "exclude each other"),
         (["--num-workers", "0"], "num_workers: expected 1 or more, got 0"),
         (["--only", "trian"], r"only: .*\(did you mean 'train'\?\)"),
