@@ -385,15 +385,31 @@ def _running_table(prepared: Prepared) -> Group:
     return Group(Text(f"{prepared.study.name}: {summary(rows)}"), table, *failed)
 
 
+def print_reports(prepared: Prepared, outcome: Outcome, console: Console) -> None:
+    """Write the page of all families, once one of them is compared; print where it is, and theirs."""
+    from admrl.reports.study_page import render_study
+    from admrl.storage.files import make_folder, write_text
+
+    compared = [job for job in prepared.jobs if job.kind == "compare"]
+    done = [job for job in compared if outcome.states[job.name] == "done"]
+    if not done:
+        return
+    study = prepared.study
+    page = study.report / f"{study.name}.html"
+    make_folder(study.report)
+    write_text(page, render_study(study.name, study.report, [job.name.partition("/")[0] for job in compared]))
+    for job in done:
+        console.print(f"report: {job.outputs[0]}")
+    console.print(f"all families: {page}")
+
+
 def print_outcome(prepared: Prepared, outcome: Outcome, console: Console) -> None:
     """The reports, and what failed.
 
     Raises:
         CommandFailed: a job failed, or could not be started.
     """
-    for job in prepared.jobs:
-        if job.kind == "compare" and outcome.states[job.name] == "done":
-            console.print(f"report: {job.outputs[0]}")
+    print_reports(prepared, outcome, console)
     for failure in outcome.failures:
         console.print(f"\n{failure.job} failed; the end of {failure.log}:", style="yellow")
         console.print(textwrap.indent("\n".join(failure.end.splitlines()[-10:]), "  "))
