@@ -159,7 +159,10 @@ def test_the_end_says_what_failed_and_where(file, capsys):
     names = [job.name for job in ready.jobs]
     done = Outcome(dict.fromkeys(names, "done"), ())
     print_outcome(ready, done, TextConsole())
-    assert capsys.readouterr().out == "report: f/report/linear_quadratic/report.html\n"
+    assert (
+        capsys.readouterr().out
+        == "report: f/report/linear_quadratic/report.html\nall families: f/report/toy.html\n"
+    )
     failure = Failure(names[0], 1, "f/a.log", "one\ntwo")
     states = {**done.states, names[0]: "failed", names[-2]: "waiting", names[-1]: "waiting"}
     with pytest.raises(
