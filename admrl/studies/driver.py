@@ -27,7 +27,7 @@ MAX_FAILURES = 3
 REFUSED = 2  # exit code of a command that was asked for what it cannot do
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 """Exit codes of an attempt that was asked to stop: it goes on."""
-LOOKED_EVERY, PULSES_EVERY = 0.05, 1.0  # seconds: at the engine; at what attempts say of themselves
+LOOKED_EVERY, PULSES_EVERY = 0.01, 1.0  # seconds: at the engine; at what attempts say of themselves
 LATE = 5.0  # seconds: the engine says nothing of an attempt that has ended
 
 
@@ -101,7 +101,7 @@ class Driver:
             reporter: is told of every job; one step each.
             is_finished: whether a training that was refused has nothing left to do: it was killed at its very end.
         """
-        self._jobs, self._store, self._engine = jobs, store, engine
+        self._store, self._engine = store, engine
         self._num_workers, self._wanted = num_workers, wanted
         self._max_processes = max_processes or num_workers
         self._reporter, self._is_finished = reporter, is_finished
@@ -116,6 +116,11 @@ class Driver:
         self._num_failures: Counter[str] = Counter()
         self._failures: list[Failure] = []
         self._by_name = {job.name: job for job in jobs}
+        self._left = {
+            job.name: job
+            for job in jobs
+            if job.name in wanted and self._states[job.name] not in (DONE, CHANGED)
+        }
 
     def run(self) -> Outcome:
         """Everything that can be done.
@@ -171,7 +176,7 @@ class Driver:
 
     def _start(self) -> None:
         """Start what can be started, in the order of the jobs."""
-        for job in self._jobs:
+        for job in tuple(self._left.values()):
             free = self._num_workers - sum(self._running.values())
             if free < 1:
                 return
@@ -181,9 +186,8 @@ class Driver:
 
     def _can_start(self, job: Job) -> bool:
         return (
-            job.name in self._wanted
-            and job.name not in self._running
-            and self._states[job.name] not in (DONE, RUNNING, CHANGED)
+            job.name not in self._running
+            and self._states[job.name] != RUNNING
             and self._num_failures[job.name] < MAX_FAILURES
             and all(self._states[name] == DONE for name in job.needs)
         )
@@ -234,6 +238,7 @@ class Driver:
         self._store.write(name, record)
         self._records[name], self._states[name] = record, record.state
         if record.state == DONE:
+            self._left.pop(name, None)
             self._reporter.advance()
 
     def _stop(self) -> None:

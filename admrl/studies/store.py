@@ -116,28 +116,33 @@ class Store:
         Raises:
             StorageError: it cannot be written.
         """
+        place = self._place(job.name)
+        number = record.attempt + 1
+        while (
+            place / f"attempt-{number}.json"
+        ).exists():  # after a power failure the record may be an older one
+            number += 1
         new = Record(
             job.settings,
-            record.attempt + 1,
+            number,
             RUNNING,
             started=time.time(),
             trainings=job.trainings,
             needs={name: records[name].ended for name in job.needs},
         )
         self.write(job.name, new)
-        place = self._place(job.name)
-        write_text(place / NEWEST, str(new.attempt))
+        write_text(place / NEWEST, str(new.attempt), flush=False)
         words = job.command(num_processes)
         return Attempt(job.name, new.attempt, words, place, self._silence, num_processes)
 
     def write(self, job: str, record: Record) -> None:
-        """Put a record in place.
+        """Put a record in place; how an attempt ended survives a power failure.
 
         Raises:
             StorageError: it cannot be written.
         """
         make_folder(self._place(job))
-        write_json(self._place(job) / RECORD, asdict(record))
+        write_json(self._place(job) / RECORD, asdict(record), flush=record.state != RUNNING)
 
     def discard(self, job: Job) -> None:
         """Delete what a job has made. Its logs stay.

@@ -167,6 +167,17 @@ def test_an_end_of_which_the_engine_says_nothing(tmp_path, made, monkeypatch):
     assert set(outcome.states.values()) == {"done"} and [num_starts(job) for job in jobs] == [1] * 4
 
 
+def test_an_attempt_of_which_the_record_knows_nothing(tmp_path, made):
+    """A power failure may bring an older record back."""
+    job = note_job(made, "x/a")
+    study = tmp_path / "study"
+    drive(study, [job])
+    record = study / "jobs" / "x" / "a" / "record.json"
+    record.unlink()
+    assert set(drive(study, [job]).states.values()) == {"done"}
+    assert json.loads(record.read_text())["attempt"] == 2 and num_starts(job) == 2
+
+
 def test_a_job_that_runs_is_not_discarded(tmp_path, made):
     job = note_job(made, "x/a", what="wait")
     store = Store(tmp_path / "study", "toy")
