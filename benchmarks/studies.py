@@ -1,7 +1,7 @@
 """What a study costs beside its jobs: starting them, recording them, and saying how far it is.
 
-Claim: 10 000 jobs that do nothing take five minutes on two idle cores, the driver stays below 500 MB, and their status
-is known within two seconds.
+Claim: 10 000 jobs that do nothing take five minutes on two idle cores, the driver stays below 500 MB, and their
+status is known within two seconds.
 
     python benchmarks/studies.py [--quick] [--json FILE] [--num-workers 2] [--num-jobs 10000]
 """

@@ -20,7 +20,7 @@ import tyro
 from admrl.commands.command import Command, CommandFailed, at_least
 from admrl.commands.flags import in_flags
 from admrl.number_text import counted
-from admrl.studies.description import Study, read_study
+from admrl.studies.description import Study, located, read_study
 from admrl.studies.graph import Job, counted_kinds, expand, select
 
 if TYPE_CHECKING:
@@ -225,9 +225,15 @@ def check_commands(jobs: tuple[Job, ...], file: Path) -> None:
                 given = {} if default is None else {"default": default}
                 tyro.cli(page, args=options, prog=f"admrl {job.words[1]}", **given).check()  # type: ignore[call-overload]
         except SystemExit:
-            raise ValueError(f"{file}: {job.name}: {_plain(said.getvalue())}") from None
+            problem = _plain(said.getvalue())
+            raise ValueError(
+                f"{located(file, file.read_text('utf-8-sig'), problem)}: {job.name}: {problem}"
+            ) from None
         except ValueError as error:
-            raise ValueError(f"{file}: {job.name}: {in_flags(str(error), page)}") from error
+            problem = in_flags(str(error), page)
+            raise ValueError(
+                f"{located(file, file.read_text('utf-8-sig'), problem)}: {job.name}: {problem}"
+            ) from error
 
 
 def _plain(box: str) -> str:

@@ -122,7 +122,8 @@ def read_study(file: Path) -> Study:
             names the file and the key, what was expected, what came, and the nearest name.
     """
     try:
-        data = tomllib.loads(file.read_bytes().decode("utf-8-sig"))
+        text = file.read_bytes().decode("utf-8-sig")
+        data = tomllib.loads(text)
     except OSError as error:
         raise ValueError(f"{file}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -132,7 +133,24 @@ def read_study(file: Path) -> Study:
     try:
         return _study(data, file.stem)
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise ValueError(f"{located(file, text, str(error))}: {error}") from error
+
+
+def located(file: Path, text: str, message: str) -> str:
+    """A file, and the line that a message is about, where one line alone has the name or the value that it names.
+
+    Args:
+        text: of the file.
+    """
+    named = [*re.findall(r"got '([^']*)'", message), *re.findall(r"--([\w.-]+)", message)]
+    named += re.findall(r"^[\w.]+", message)
+    lines = text.splitlines()
+    for name in named:
+        word = re.escape(name.rpartition(".")[2].replace("-", "_"))
+        found = [n for n, line in enumerate(lines, 1) if re.search(rf"(?<![\w-]){word}(?![\w-])", line)]
+        if len(found) == 1:
+            return f"{file}, line {found[0]}"
+    return str(file)
 
 
 def _study(data: Mapping[str, Any], stem: str) -> Study:

@@ -20,8 +20,29 @@ class LocalEngine:
         """
         Args:
             folder: of the study.
-            resources: are this machine's; nothing is kept free for a process.
+            resources: this machine must have them for one process; nothing is kept free.
+
+        Raises:
+            ValueError: it has not.
         """
+        num_cores, memory = (
+            os.cpu_count() or 1,
+            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30,
+        )
+        for what, asked, there in (
+            ("num_cores", resources.num_cores, num_cores),
+            ("memory_gb", resources.memory_gb or 0.0, memory),
+        ):
+            if asked > there:
+                raise ValueError(
+                    f"engine.{what}: a process asks for {asked:g}, and this machine has {there:.3g}; ask for less, "
+                    "or take an engine of a cluster"
+                )
+        if resources.num_gpus:
+            raise ValueError(
+                f"engine.num_gpus: got {resources.num_gpus:g}, and the engine `local` shares no GPUs out; leave it "
+                "out, or take an engine of a cluster"
+            )
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._given_up: list[subprocess.Popen[bytes]] = []
         self._logs: dict[str, Path] = {}

@@ -10,6 +10,8 @@ import time
 import pytest
 from study_tools import chain, drive, drive_in_a_process, note_job, note_module, num_starts
 
+from admrl.studies.engine import Resources
+from admrl.studies.local import LocalEngine
 from admrl.studies.store import Store
 
 CONTEXT = multiprocessing.get_context("spawn")
@@ -91,7 +93,7 @@ def test_a_worker_that_is_killed_is_started_again_by_its_driver(folder):
 def test_a_driver_that_is_killed_takes_its_workers_with_it_and_the_next_one_goes_on(folder):
     jobs = chain(folder.parent / "made", a="wait")
     process, _ = driver_of(folder, jobs)
-    until(lambda: state(folder, jobs) == "running" and state(folder, jobs, 1) == "done", "started")
+    until(lambda: num_starts(jobs[0]) == 1 and state(folder, jobs, 1) == "done", "started")
     worker = worker_of(folder, jobs[0])
     with pytest.raises(ValueError, match=rf"is in use: process {process.pid} on .* drives the study there"):
         Store(folder, "toy").drive()
@@ -148,6 +150,19 @@ def test_ctrl_c_stops_what_runs_and_the_same_command_goes_on(folder):
     assert [state(folder, jobs, n) for n in range(4)] == ["interrupted", "interrupted", "waiting", "waiting"]
     (folder.parent / "made" / "go").touch()
     assert set(drive(folder, jobs).states.values()) == {"done"}
+
+
+@pytest.mark.parametrize(
+    ("resources", "expected"),
+    [
+        (Resources(num_cores=9999), r"engine.num_cores: a process asks for 9999, and this machine has \d"),
+        (Resources(memory_gb=1e6), r"engine.memory_gb: a process asks for 1e\+06, and this machine has \d"),
+        (Resources(num_gpus=0.5), "engine.num_gpus: got 0.5, and the engine `local` shares no GPUs out"),
+    ],
+)
+def test_what_this_machine_has_not(folder, resources, expected):
+    with pytest.raises(ValueError, match=expected):
+        LocalEngine(folder, resources)
 
 
 def test_one_job_of_a_folder_with_a_space(folder):
