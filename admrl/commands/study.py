@@ -259,8 +259,11 @@ def check_tasks(study: Study, jobs: tuple[Job, ...], file: Path) -> None:
         if job.kind == "reference":
             name = job.words[job.words.index("--family") + 1]
             outside = "--allow-outside" in job.words
+            known = (
+                {"variant": job.words[job.words.index("--variant") + 1]} if "--variant" in job.words else {}
+            )
             try:
-                choose_tasks(make(name), study.grid, study.tasks, allow_outside=outside)
+                choose_tasks(make(name, **known), study.grid, study.tasks, allow_outside=outside)
             except ValueError as error:
                 raise ValueError(f"{file}: {name}: {error}") from error
 
