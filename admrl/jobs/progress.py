@@ -44,7 +44,7 @@ class ProgressFile:
             unfinished.write_text(json.dumps(asdict(progress)), encoding="utf-8")
             os.replace(unfinished, self._file)
         except OSError:
-            return
+            unfinished.unlink(missing_ok=True)
 
 
 def progress_file(folder: Path, number: int) -> Path:

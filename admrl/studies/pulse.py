@@ -23,6 +23,7 @@ from admrl.storage.fence import end_group, newest_attempt
 
 NEWEST = "newest"
 RENEWALS = 12  # while a silent attempt is not given up
+LENGTH = 400  # characters of the file, so that its end can be written over its beginning
 SILENT = -1000  # in place of an exit code: no sign of life
 
 
@@ -51,7 +52,7 @@ class Pulse:
             raise NotNewest(f"attempt {number} comes too late: attempt {newest} was started")
         try:
             with open(self.file, "x", encoding="utf-8") as file:
-                json.dump(self._who, file)
+                file.write(self._text(None))
         except FileExistsError:
             raise NotNewest(f"attempt {number} of this job was started before") from None
         self._ended = threading.Event()
@@ -64,11 +65,16 @@ class Pulse:
                 time.sleep(self._seconds / RENEWALS / 4)
 
     def end(self, exit_code: int) -> None:
-        """Say how it ended."""
+        """Say how it ended; in place, which a full disk allows."""
         self._ended.set()
-        unfinished = self.file.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(self._who | {"exit_code": exit_code}), encoding="utf-8")
-        os.replace(unfinished, self.file)
+        try:
+            with open(self.file, "r+", encoding="utf-8") as file:
+                file.write(self._text(exit_code))
+        except OSError:  # the folder is out of reach: who started the process knows its exit code
+            return
+
+    def _text(self, exit_code: int | None) -> str:
+        return json.dumps(self._who | {"exit_code": exit_code}).ljust(LENGTH)
 
     def _renew(self) -> None:
         """Whoever is given up, or cannot know whether he is, ends at once."""
