@@ -334,10 +334,11 @@ def print_status(prepared: Prepared, console: Console, as_json: bool) -> None:
         return
     console.print(f"{prepared.study.name} in {store.folder}: {summary(rows)}")
     width = max(len(row.job) for row in rows)
-    console.print(f"{'job':<{width}}  {'state':<12}{'attempt':>7}{'seconds':>10}")
+    lines = [f"{'job':<{width}}  {'state':<12}{'attempt':>7}{'seconds':>10}"]
     for row in rows:
         tries, seconds = row.attempt or "", "" if row.seconds is None else row.seconds
-        console.print(f"{row.job:<{width}}  {row.state:<12}{tries:>7}{seconds:>10}".rstrip())
+        lines.append(f"{row.job:<{width}}  {row.state:<12}{tries:>7}{seconds:>10}".rstrip())
+    console.print("\n".join(lines))
     if strangers:
         console.print(f"no longer in the file, and left as they are: {', '.join(strangers)}")
 
