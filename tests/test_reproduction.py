@@ -141,6 +141,17 @@ def test_hours_are_those_that_the_page_computes():
             digits = 1 if "." in cell else 0
             hours = [f"{factor * value:.{digits}f}" for value in expected[name]]
             assert cell == " to ".join(hours), name
-    for row in ROWS:  # what a reason says, the table says too
+    for row in ROWS:  # what a row says
         for hours in re.findall(r"([\d.]+) CPU hours for five seeds", row.text):
             assert hours in {five for _, _, five in table}, row.name
+    pearl, both = (
+        computed["pearl"],
+        [sum(pair) for pair in zip(computed["pearl"], computed["crl"], strict=True)],
+    )
+    known = {f"{low * share:.0f} to {high * share:.0f}" for low, high in (pearl, both) for share in (1, 0.5)}
+    plain = " ".join(TEXT.split())
+    ranges = re.findall(r"(\d+ to \d+) CPU hours a seed", plain)
+    assert len(ranges) > 4 and set(ranges) <= known
+    assert f"at hand, {5 * (computed['hours']['AdMRL Fig. 5'] - computed['trainings']):.0f}." in plain
+    assert f"{computed['hours']['AdMRL Fig. 4a']:.1f} CPU hours a seed" in plain
+    assert f"about {computed['hours']['AdMRL Fig. 7']:.1f} CPU hours" in plain
