@@ -56,18 +56,7 @@ class LocalEngine:
         if (older := self._processes.pop(attempt.job, None)) is not None:
             os.killpg(older.pid, signal.SIGKILL)
             self._given_up.append(older)
-        try:
-            with open(attempt.log, "wb") as log:
-                self._processes[attempt.job] = subprocess.Popen(
-                    attempt.command(),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, "OMP_NUM_THREADS": "1"},
-                    start_new_session=True,
-                )
-        except OSError as error:
-            raise storage_error(attempt.log, error) from error
+        self._processes[attempt.job] = start_process(attempt)
         self._logs[attempt.job] = attempt.log
 
     @property
@@ -93,6 +82,30 @@ class LocalEngine:
     def logs(self, job: str) -> str:
         """See `Engine.logs`."""
         return end_of(self._logs[job])
+
+
+def start_process(attempt: Attempt, folder: Path | None = None) -> subprocess.Popen[bytes]:
+    """The process of an attempt, a child of this one.
+
+    Args:
+        folder: where it works; None: here.
+
+    Raises:
+        StorageError: its log cannot be written.
+    """
+    try:
+        with open(attempt.log, "wb") as log:
+            return subprocess.Popen(
+                attempt.command(),
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise storage_error(attempt.log, error) from error
 
 
 def end_of(file: Path) -> str:
