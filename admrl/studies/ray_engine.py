@@ -166,8 +166,8 @@ class RayEngine:
             return f"does not answer within {ANSWERED_WITHIN:.0f} s"
         try:
             text = str(self._ray.get(task))
-        except self._ray.exceptions.RayTaskError as error:
-            return str(error.cause)
+        except self._ray.exceptions.RayTaskError as error:  # our package is not there, or is another version
+            return str(error.cause).strip().rpartition("\n")[2]
         except self._ray.exceptions.RayError as error:
             return str(error)
         return text or ("" if answer.exists() else "writes elsewhere")
