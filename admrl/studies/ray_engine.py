@@ -1,9 +1,9 @@
 """The engine of a Ray cluster (extra `ray`): a task for every attempt, on whichever node has room for it.
 
 The task starts the attempt as a process beside it and waits: nothing but commands and exit codes goes through Ray,
-all files through a folder that the nodes share. Ray repeats nothing, as it does not know leases. A node that is cut
-off may leave a task without an answer for ever; that is for the driver to see, by the lease, and a second `submit` of
-the job then takes the place of the first.
+all files through a folder that the nodes share. Ray repeats nothing, as it does not know who still works. A node that
+is cut off may leave a task without an answer for ever: what has begun says itself how it ended
+(`admrl.studies.pulse`), what has not is given to Ray again when a node has died, since no attempt begins twice.
 """
 
 from __future__ import annotations
@@ -13,22 +13,21 @@ import signal
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from admrl.storage.files import TEMPORARY, make_folder, write_text
+from admrl.storage.files import TEMPORARY, write_text
 from admrl.studies.engine import Attempt, Resources
-from admrl.studies.lease import holder_of
-from admrl.studies.local import end_of, start_worker
+from admrl.studies.local import end_of, start_process
+from admrl.studies.pulse import read_pulse
 
-LOST = -int(signal.SIGKILL)
-"""Exit code of an attempt whose node, or process of Ray's, is gone."""
+LOST, CANNOT_START, REFUSED = -int(signal.SIGKILL), 1, 2
+"""Exit codes of attempts: the node, or Ray's process there, is gone; a node cannot start it; none has room for it."""
 GIGABYTE = 2**30
-LOOKED_EVERY, ANSWERED_WITHIN = (
-    0.1,
-    120.0,
-)  # seconds: after an attempt; a node's first process may have to be started
+LOOKED_EVERY, NODES_EVERY = 0.1, 5.0  # seconds: after an attempt; after the nodes
+ANSWERED_WITHIN = 120.0  # seconds: a node may have to start its first process
 
 
 class RayEngine:
@@ -51,44 +50,34 @@ class RayEngine:
         self._folder, self._resources = folder.resolve(), resources
         self._tasks: dict[str, Any] = {}  # job: reference to its exit code
         self._newest: dict[str, Attempt] = {}  # by job
-        self._lost: set[str] = (
-            set()
-        )  # jobs whose newest attempt Ray has lost; somebody may still hold its lease
+        self._refused: dict[str, int] = {}  # job: exit code
         self._reasons: dict[str, str] = {}  # job: why its newest attempt has no exit code of its own
         _connect(self._ray, address)
-        self._check_folder(self._fitting_nodes())
-        self._run = self._ray.remote(_run).options(
-            num_cpus=resources.num_cores,
-            num_gpus=resources.num_gpus,
-            memory=None if resources.memory_gb is None else int(resources.memory_gb * GIGABYTE),
-            max_retries=0,
-            scheduling_strategy="SPREAD",
-        )
+        self._check_folder(self._fitting_nodes(resources.max_processes or 1))
+        self._alive = self._nodes().keys()
+        self._looked = time.monotonic()
 
     def submit(self, attempt: Attempt) -> None:
-        """See `Engine.submit`. An attempt of the job that has not ended is asked to, and never heard of again.
-
-        Raises:
-            StorageError: there can be no folder for its log.
-        """
-        make_folder(attempt.log.parent)
+        """See `Engine.submit`. An older attempt of the job is asked to stop."""
         self.cancel(attempt.job)
-        self._lost.discard(attempt.job)
+        self._tasks.pop(attempt.job, None)
         self._reasons.pop(attempt.job, None)
-        self._newest[attempt.job] = attempt
-        self._tasks[attempt.job] = self._run.remote(attempt, str(Path.cwd()))
+        self._newest[attempt.job] = replace(attempt, folder=attempt.folder.absolute())
+        try:
+            self._fitting_nodes(attempt.num_processes)  # Ray would wait for one
+        except ValueError as error:
+            self._reasons[attempt.job] = str(error)
+            self._refused[attempt.job] = REFUSED
+        else:
+            self._give(attempt.job)
 
     def poll(self) -> dict[str, int]:
-        """See `Engine.poll`. An attempt that Ray has lost counts as killed, once its lease is free or has run out:
-        its process may still be there, to finish a step and save.
-        """
+        """See `Engine.poll`. An attempt that Ray has lost counts as killed; `logs` says what Ray says."""
+        self._give_again()
+        refused, self._refused = self._refused, {}
         jobs = {task: job for job, task in self._tasks.items()}
         ready = self._ray.wait(list(jobs), num_returns=len(jobs), timeout=0)[0] if jobs else []
-        codes = {jobs[task]: self._exit_code(jobs[task]) for task in ready}
-        self._lost |= {job for job, code in codes.items() if code is None}
-        free = {job for job in self._lost if holder_of(self._newest[job].lease) is None}
-        self._lost -= free
-        return {job: code for job, code in codes.items() if code is not None} | dict.fromkeys(free, LOST)
+        return refused | {jobs[task]: self._exit_code(jobs[task]) for task in ready}
 
     def cancel(self, job: str) -> None:
         """See `Engine.cancel`."""
@@ -99,8 +88,34 @@ class RayEngine:
         """See `Engine.logs`."""
         return "\n".join(filter(None, (end_of(self._newest[job].log), self._reasons.get(job))))
 
-    def _exit_code(self, job: str) -> int | None:
-        """Of an attempt whose task has ended; None: it is lost."""
+    def _give(self, job: str) -> None:
+        """Ask Ray for the newest attempt of a job, on any node that has room for it."""
+        attempt = self._newest[job]
+        asked = _asked(self._resources, attempt.num_processes)
+        run = self._ray.remote(_run).options(
+            num_cpus=asked["CPU"],
+            num_gpus=asked["GPU"],
+            memory=asked["memory"] or None,
+            max_retries=0,
+            scheduling_strategy="SPREAD",
+        )
+        self._tasks[job] = run.remote(attempt, str(Path.cwd()))
+
+    def _give_again(self) -> None:
+        """When a node has died: what has not begun by now may never do so, as Ray may have given it to that node."""
+        if not self._tasks or time.monotonic() - self._looked < NODES_EVERY:
+            return
+        self._looked = time.monotonic()
+        before, self._alive = self._alive, self._nodes().keys()
+        if before <= self._alive:
+            return
+        for job in list(self._tasks):
+            if read_pulse(self._newest[job].folder, self._newest[job].number) is None:
+                self.cancel(job)
+                self._give(job)
+
+    def _exit_code(self, job: str) -> int:
+        """Of an attempt whose task has ended."""
         errors = self._ray.exceptions
         try:
             return int(self._ray.get(self._tasks.pop(job)))
@@ -108,24 +123,32 @@ class RayEngine:
             return -signal.SIGINT
         except errors.RayTaskError as error:  # it could not be started
             self._reasons[job] = str(error.cause)
-            return 1
+            return CANNOT_START
         except errors.RayError as error:
             self._reasons[job] = f"Ray: {error}"
-            return None
+            return LOST
 
-    def _fitting_nodes(self) -> dict[str, str]:
-        """The nodes on which jobs may run, by Ray's name for them, as host and address.
+    def _nodes(self) -> dict[str, Mapping[str, Any]]:
+        """What Ray says of the nodes that are there, by its name for them."""
+        return {node["NodeID"]: node for node in self._ray.nodes() if node["Alive"]}
+
+    def _fitting_nodes(self, num_processes: int) -> dict[str, str]:
+        """The nodes on which a job of so many processes may run, by Ray's name for them, as host and address.
 
         Raises:
             ValueError: there is none.
         """
-        nodes = [node for node in self._ray.nodes() if node["Alive"]]
-        fitting = {node["NodeID"]: _name(node) for node in nodes if _fits(node["Resources"], self._resources)}
+        nodes, asked = self._nodes(), _asked(self._resources, num_processes)
+        fitting = {
+            name: _name(node)
+            for name, node in nodes.items()
+            if all(node["Resources"].get(kind, 0.0) >= amount for kind, amount in asked.items())
+        }
         if not fitting:
-            there = "; ".join(f"{_name(node)} with {_text(node['Resources'])}" for node in nodes)
+            there = "; ".join(f"{_name(node)} with {_text(node['Resources'])}" for node in nodes.values())
             raise ValueError(
-                f"engine: a job asks for {_text(_asked(self._resources))}; no node of the Ray cluster has that: "
-                f"{there}"
+                f"engine: a job asks for {_text(asked)}, on one machine; none of the Ray cluster has that: {there}. "
+                "See num_cores, memory_gb, num_gpus and max_processes of [engine]"
             )
         return fitting
 
@@ -210,7 +233,7 @@ def _run(attempt: Attempt, folder: str) -> int:
     signal.pthread_sigmask(
         signal.SIG_UNBLOCK, {signal.SIGINT}
     )  # Ray blocks it in a cluster that a driver starts
-    process = start_worker(attempt, Path(folder))
+    process = start_process(attempt, Path(folder))
     while process.poll() is None:
         if asked:
             process.send_signal(asked.pop())
@@ -238,14 +261,11 @@ def _answer_file(token: Path, node: str) -> Path:
     return token.with_name(f"{token.name}-{node}")
 
 
-def _fits(there: Mapping[str, float], resources: Resources) -> bool:
-    return all(there.get(name, 0.0) >= amount for name, amount in _asked(resources).items())
-
-
-def _asked(resources: Resources) -> dict[str, float]:
+def _asked(resources: Resources, num_processes: int) -> dict[str, float]:
     """Amounts by Ray's names for them; memory in bytes."""
-    memory = (resources.memory_gb or 0.0) * GIGABYTE
-    return {"CPU": resources.num_cores, "memory": memory, "GPU": resources.num_gpus}
+    memory = int((resources.memory_gb or 0.0) * GIGABYTE)
+    each = {"CPU": resources.num_cores, "memory": memory, "GPU": resources.num_gpus}
+    return {name: num_processes * amount for name, amount in each.items()}
 
 
 def _text(amounts: Mapping[str, float]) -> str:

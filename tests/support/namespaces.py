@@ -1,8 +1,8 @@
-"""Machines within this one, as far as their processes can tell: each has its own network, host name, processes, /tmp/ray
-and /dev/shm; all other files are shared. Linux, root, iproute2 and util-linux.
+"""Machines within this one, as far as their processes can tell: each has a network, a host name, processes, /tmp/ray
+and /dev/shm of its own; all other files are shared. Linux, root, iproute2 and util-linux.
 
-They hang on a switch, from which one can be cut off: what it sends, and what is sent to it, is then lost without a word,
-as if a cable were pulled behind the next switch.
+They hang on a switch, from which one can be cut off: what it sends, and what is sent to it, is then lost without a
+word, as if a cable were pulled behind the next switch.
 """
 
 import os
@@ -48,7 +48,9 @@ class Machine:
 
     def start(self, words, **options):
         """A process on it, as `subprocess.Popen`."""
-        return subprocess.Popen([*self._enter, f"--wd={os.getcwd()}", *words], stdin=subprocess.DEVNULL, **options)
+        return subprocess.Popen(
+            [*self._enter, f"--wd={os.getcwd()}", *words], stdin=subprocess.DEVNULL, **options
+        )
 
     def run(self, *words):
         """What a command on it says.
@@ -56,7 +58,9 @@ class Machine:
         Raises:
             subprocess.CalledProcessError: it failed.
         """
-        return subprocess.run([*self._enter, *words], check=True, capture_output=True, text=True, timeout=60).stdout
+        return subprocess.run(
+            [*self._enter, *words], check=True, capture_output=True, text=True, timeout=60
+        ).stdout
 
     def kill(self, pid, signum):
         """Signal a process by the number that it has there."""

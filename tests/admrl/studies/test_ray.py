@@ -12,6 +12,7 @@ from study_tools import chain, drive, note_module, num_starts
 
 from admrl.studies import ray_engine
 from admrl.studies.engine import Attempt, Resources
+from admrl.studies.pulse import NEWEST
 from admrl.studies.ray_engine import RayEngine
 
 pytestmark = pytest.mark.cluster
@@ -55,10 +56,12 @@ def engine(folder):
 
 @pytest.fixture
 def attempt(folder, tmp_path):
-    def make(code, number=1, job="x/a"):
+    def make(code, number=1, job="x/a", num_processes=1):
         place = tmp_path / job
         words = ("say", str(place), str(code))
-        return Attempt(job, number, words, place / "lease.json", place / f"attempt-{number}.log")
+        place.mkdir(parents=True, exist_ok=True)
+        (place / NEWEST).write_text(str(number))
+        return Attempt(job, number, words, place, 60.0, num_processes)
 
     return make
 
@@ -76,11 +79,11 @@ def ended(engine, *jobs):
 
 
 def begun(attempt):
-    until((attempt.log.parent / "begun").exists, "begun")
+    until((attempt.folder / "begun").exists, "begun")
 
 
 def worker_of(attempt):
-    return json.loads(attempt.lease.read_text())["pid"]
+    return json.loads((attempt.folder / f"attempt-{attempt.number}.json").read_text())["pid"]
 
 
 def test_exit_codes_and_logs(engine, attempt):
@@ -89,7 +92,7 @@ def test_exit_codes_and_logs(engine, attempt):
         assert ended(engine) == code
         assert engine.logs("x/a") == f"begun 1 {os.getcwd()}"
     assert engine.poll() == {}
-    assert sorted(file.name for file in attempt(0).log.parent.glob("*.log")) == [
+    assert sorted(file.name for file in attempt(0, 3).folder.glob("*.log")) == [
         f"attempt-{number}.log" for number in (1, 2, 3)
     ]
 
@@ -107,7 +110,6 @@ def test_an_attempt_whose_ray_process_is_killed_is_lost_and_ends(engine, attempt
     worker = worker_of(lost)
     os.kill(parent_of(worker), signal.SIGKILL)
     assert ended(engine) == -signal.SIGKILL
-    assert not lost.lease.exists()
     until(lambda: not is_alive(worker), "the worker ends")
     said = engine.logs("x/a").splitlines()
     assert said[1] == "saved" and said[2].startswith("Ray: ")
@@ -129,7 +131,7 @@ def test_attempts_that_wait_for_a_core_are_cancelled_too(engine, attempt):
     for one in attempts:
         engine.submit(one)
     until(
-        lambda: sum((one.log.parent / "begun").exists() for one in attempts) == cores,
+        lambda: sum((one.folder / "begun").exists() for one in attempts) == cores,
         "as many as there is room for",
     )
     for one in attempts:
@@ -158,18 +160,25 @@ def test_a_study_is_driven(engine, folder, tmp_path):
     assert all(num_starts(job) == 1 for job in jobs)
 
 
+def test_a_job_of_more_processes_than_a_machine_has_cores_for_is_refused(engine, attempt):
+    engine.submit(attempt(0, num_processes=4096))
+    assert ended(engine) == 2
+    assert "engine: a job asks for 4096 CPUs" in engine.logs("x/a")
+    engine.submit(attempt(0, 2))
+    assert ended(engine) == 0 and "4096" not in engine.logs("x/a")
+
+
 @pytest.mark.parametrize(
     ("resources", "asked"),
     [
         (Resources(num_cores=4096), "4096 CPUs, 0.0 GB of memory, 0 GPUs"),
         (Resources(memory_gb=2**20), "1 CPUs, 1048576.0 GB of memory, 0 GPUs"),
         (Resources(num_gpus=4096), "1 CPUs, 0.0 GB of memory, 4096 GPUs"),
+        (Resources(2, 2.0, 0.5, max_processes=512), "1024 CPUs, 1024.0 GB of memory, 256 GPUs"),
     ],
 )
 def test_more_than_the_cluster_has(engine, folder, resources, asked):
-    expected = (
-        rf"engine: a job asks for {asked}; no node of the Ray cluster has that: .* \(.*\) with \d+ CPUs, "
-    )
+    expected = rf"engine: a job asks for {asked}, on one machine; none of the Ray cluster has that: .* \(.*\) with \d+ "
     with pytest.raises(ValueError, match=expected):
         RayEngine(folder, resources)
 
