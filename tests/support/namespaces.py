@@ -26,17 +26,13 @@ def missing():
 
 
 class Machine:
-    """One of a network; it is there from the start, and nothing runs on it."""
+    """One of a network, on which nothing runs but a first process."""
 
     def __init__(self, namespace, name):
-        self.namespace, self.name, self.num_boots = namespace, name, 0
-        self.boot()
-
-    def boot(self):
-        """Start its first process; its memory, as it were, is empty."""
+        self.name, self._started = name, []
         os.makedirs("/tmp/ray", exist_ok=True)
         self._first = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self.namespace, "unshare", "--pid", "--fork",
+            ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", namespace, "unshare", "--pid", "--fork",
              "--kill-child", "--uts", "--ipc", "--mount", "bash", "-c", INIT.format(name=self.name)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
@@ -44,13 +40,14 @@ class Machine:
         with open(f"/proc/{self._first.pid}/task/{self._first.pid}/children") as children:
             (child,) = children.read().split()
         self._enter = ["nsenter", "--target", child, "--net", "--pid", "--uts", "--ipc", "--mount"]
-        self.num_boots += 1
 
     def start(self, words, **options):
         """A process on it, as `subprocess.Popen`."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*self._enter, f"--wd={os.getcwd()}", *words], stdin=subprocess.DEVNULL, **options
         )
+        self._started.append(process)
+        return process
 
     def run(self, *words):
         """What a command on it says.
@@ -69,7 +66,8 @@ class Machine:
     def power_off(self):
         """SIGKILL for every process on it, at once."""
         self._first.kill()
-        self._first.wait()
+        for process in (self._first, *self._started):
+            process.wait(timeout=30)
         self._first.stdout.close()
 
 

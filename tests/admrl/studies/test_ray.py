@@ -178,7 +178,9 @@ def test_a_job_of_more_processes_than_a_machine_has_cores_for_is_refused(engine,
     ],
 )
 def test_more_than_the_cluster_has(engine, folder, resources, asked):
-    expected = rf"engine: a job asks for {asked}, on one machine; none of the Ray cluster has that: .* \(.*\) with \d+ "
+    expected = (
+        rf"engine: a job asks for {asked}, on one machine; none of the Ray cluster has that: .* \(.*\) with "
+    )
     with pytest.raises(ValueError, match=expected):
         RayEngine(folder, resources)
 
