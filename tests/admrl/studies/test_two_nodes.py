@@ -30,19 +30,24 @@ ENVIRONMENT = {
 
 
 class Cluster:
-    """Two nodes, two cores each; the study's folder; the driver on the first node."""
+    """Two nodes; the study's folder; the driver on the first node. The other one has cores to spare: what is started
+    while it is cut off may be given to it."""
 
     def __init__(self, network, folder):
         self.network, self.folder = network, folder
         self.head, self.other = network.machines
-        self._start_ray(self.head, "--head", f"--port={PORT}", "--include-dashboard=false")
+        self._start_ray(self.head, 2, "--head", f"--port={PORT}", "--include-dashboard=false")
         until(lambda: "Ray runtime started" in self._said(self.head), "the head starts", 120)
-        self._start_ray(self.other, f"--address={self.head.address}:{PORT}")
+        self._start_ray(self.other, 4, f"--address={self.head.address}:{PORT}")
         until(lambda: "Ray runtime started" in self._said(self.other), "the other node starts", 120)
 
-    def _start_ray(self, machine, *options):
+    def _start_ray(self, machine, num_cores, *options):
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, "--block"]
-        sizes = ("--num-cpus=2", "--object-store-memory=80000000", f"--node-ip-address={machine.address}")
+        sizes = (
+            f"--num-cpus={num_cores}",
+            "--object-store-memory=80000000",
+            f"--node-ip-address={machine.address}",
+        )
         with open(self.folder / f"{machine.name}.log", "wb") as log:
             machine.start([*ray, *sizes], env=ENVIRONMENT, stdout=log, stderr=log)
 
