@@ -34,7 +34,7 @@ OUTCOME = {  # what the page says about its results
     " and report.tasks[0].gap > 100 * report.bound.largest"
     " and all(task.low < task.gap < task.high for task in report.tasks)",
 }
-OTHERS = {"ruff", "mypy", "pytest", "pre-commit", "mkdocs", "mkdir", "cp"}
+OTHERS = {"ruff", "mypy", "pytest", "ray", "pre-commit", "mkdocs", "mkdir", "cp"}
 THEIRS = f"""#!{sys.executable}
 import json, sys
 hello = json.loads(sys.stdin.readline())

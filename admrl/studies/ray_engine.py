@@ -47,13 +47,13 @@ class RayEngine:
             StorageError: the folder cannot be written.
         """
         self._ray = _import_ray()
-        self._folder, self._resources = folder.resolve(), resources
+        self._resources = resources
         self._tasks: dict[str, Any] = {}  # job: reference to its exit code
         self._newest: dict[str, Attempt] = {}  # by job
         self._refused: dict[str, int] = {}  # job: exit code
         self._reasons: dict[str, str] = {}  # job: why its newest attempt has no exit code of its own
         _connect(self._ray, address)
-        self._check_folder(self._fitting_nodes(resources.max_processes or 1))
+        self._check_folder(folder.absolute(), self._fitting_nodes(resources.max_processes or 1))
         self._alive = self._nodes().keys()
         self._looked = time.monotonic()
 
@@ -111,8 +111,7 @@ class RayEngine:
             return
         for job in list(self._tasks):
             if read_pulse(self._newest[job].folder, self._newest[job].number) is None:
-                self.cancel(job)
-                self._give(job)
+                self.submit(self._newest[job])
 
     def _exit_code(self, job: str) -> int:
         """Of an attempt whose task has ended."""
@@ -152,7 +151,7 @@ class RayEngine:
             )
         return fitting
 
-    def _check_folder(self, nodes: Mapping[str, str]) -> None:
+    def _check_folder(self, folder: Path, nodes: Mapping[str, str]) -> None:
         """Refuse nodes that could not work, before the first job: each reads what is written here, and answers.
 
         Raises:
@@ -160,7 +159,7 @@ class RayEngine:
         """
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        token = self._folder / f"{TEMPORARY}{uuid.uuid4().hex}"
+        token = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
         write_text(token, token.name)
         try:
             ask = self._ray.remote(_answer)
@@ -175,12 +174,12 @@ class RayEngine:
             self._ray.wait(list(tasks), num_returns=len(tasks), timeout=ANSWERED_WITHIN)
             said = {node: self._said(task, _answer_file(token, node)) for task, node in tasks.items()}
         finally:
-            for file in self._folder.glob(f"{token.name}*"):
+            for file in folder.glob(f"{token.name}*"):
                 file.unlink(missing_ok=True)
         if wrong := [f"{nodes[node]}: {text}" for node, text in said.items() if text]:
             raise ValueError(
-                f"engine: expected a folder that all nodes of the Ray cluster share, under one path, got "
-                f"{self._folder}:\n  " + "\n  ".join(wrong)
+                f"engine: expected a folder that all nodes of the Ray cluster share, under one path, got {folder}:"
+                "\n  " + "\n  ".join(wrong)
             )
 
     def _said(self, task: Any, answer: Path) -> str:
@@ -189,7 +188,7 @@ class RayEngine:
             return f"does not answer within {ANSWERED_WITHIN:.0f} s"
         try:
             text = str(self._ray.get(task))
-        except self._ray.exceptions.RayTaskError as error:  # our package is not there, or is another version
+        except self._ray.exceptions.RayTaskError as error:  # it cannot write, or import this page
             return str(error.cause).strip().rpartition("\n")[2]
         except self._ray.exceptions.RayError as error:
             return str(error)
@@ -221,7 +220,9 @@ def _connect(ray: ModuleType, address: str | None) -> None:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
     except (ConnectionError, RuntimeError, ValueError) as error:
         named = address or os.environ.get("RAY_ADDRESS") or "the address that `ray start` left here"
-        raise ValueError(f"engine: expected a Ray cluster at {named}, got none: {error}") from error
+        raise ValueError(
+            f"engine: expected a Ray cluster at {named}, got none: {error.__cause__ or error}"
+        ) from error
     finally:
         signal.signal(signal.SIGTERM, handler)
 
@@ -230,9 +231,8 @@ def _run(attempt: Attempt, folder: str) -> int:
     """On a node, in a process of Ray's: the exit code of an attempt. SIGINT, by which Ray cancels, is passed on."""
     asked: list[int] = []
     signal.signal(signal.SIGINT, lambda signum, frame: asked.append(signum))
-    signal.pthread_sigmask(
-        signal.SIG_UNBLOCK, {signal.SIGINT}
-    )  # Ray blocks it in a cluster that a driver starts
+    # Ray blocks it in a cluster that a driver starts
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     process = start_process(attempt, Path(folder))
     while process.poll() is None:
         if asked:
@@ -244,16 +244,13 @@ def _run(attempt: Attempt, folder: str) -> int:
 def _answer(token: str, folder: str, node: str) -> str:
     """On a node: what keeps it from working; nothing, if nothing does."""
     file = Path(token)
-    try:
-        if not file.parent.is_dir():
-            return "has no such folder"
-        if not file.exists() or file.read_text() != file.name:
-            return "sees another folder there"
-        if not Path(folder).is_dir():
-            return f"has no folder {folder}, where the study is started"
-        write_text(_answer_file(file, node), node)
-    except OSError as error:
-        return str(error)
+    if not file.parent.is_dir():
+        return "has no such folder"
+    if not file.exists() or file.read_text() != file.name:
+        return "sees another folder there"
+    if not Path(folder).is_dir():
+        return f"has no folder {folder}, where the study is started"
+    write_text(_answer_file(file, node), node)
     return ""
 
 

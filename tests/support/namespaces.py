@@ -66,8 +66,10 @@ class Machine:
     def power_off(self):
         """SIGKILL for every process on it, at once."""
         self._first.kill()
-        for process in (self._first, *self._started):
-            process.wait(timeout=30)
+        self._first.wait()
+        for process in self._started:
+            process.kill()  # one whose child was stopped has stopped, too
+            process.wait()
         self._first.stdout.close()
 
 
