@@ -9,7 +9,9 @@ is cut off may leave a task without an answer for ever: what has begun says itse
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import time
 import uuid
 from collections.abc import Mapping
@@ -28,6 +30,7 @@ LOST, CANNOT_START, REFUSED = -int(signal.SIGKILL), 1, 2
 GIGABYTE = 2**30
 LOOKED_EVERY, NODES_EVERY = 0.1, 5.0  # seconds: after an attempt; after the nodes
 ANSWERED_WITHIN = 120.0  # seconds: a node may have to start its first process
+HOST_AND_PORT, CONNECTED_WITHIN = re.compile(r"[^:/]+:\d+"), 10.0  # seconds
 
 
 class RayEngine:
@@ -216,12 +219,16 @@ def _connect(ray: ModuleType, address: str | None) -> None:
     if ray.is_initialized():
         return
     handler = signal.getsignal(signal.SIGTERM)  # Ray sets its own
+    named = address or os.environ.get("RAY_ADDRESS") or ""
     try:
+        if HOST_AND_PORT.fullmatch(named):  # Ray would try for minutes
+            host, _, port = named.rpartition(":")
+            socket.create_connection((host, int(port)), CONNECTED_WITHIN).close()
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        named = address or os.environ.get("RAY_ADDRESS") or "the address that `ray start` left here"
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        where = named or "the address that `ray start` left here"
         raise ValueError(
-            f"engine: expected a Ray cluster at {named}, got none: {error.__cause__ or error}"
+            f"engine: expected a Ray cluster at {where}, got none: {error.__cause__ or error}"
         ) from error
     finally:
         signal.signal(signal.SIGTERM, handler)

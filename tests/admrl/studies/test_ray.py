@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -191,6 +192,16 @@ def test_a_node_that_does_not_see_the_folder_is_named(engine, folder, monkeypatc
     with pytest.raises(ValueError, match=expected):
         RayEngine(folder, Resources())
     assert not list(folder.glob(".tmp-*"))
+
+
+def test_an_address_without_a_cluster(folder):
+    """In a process of its own, as this one is in a cluster."""
+    code = "from admrl.studies.ray_engine import *; RayEngine(Path(), Resources(), '127.0.0.1:9')"
+    command = [sys.executable, "-c", code]
+    said = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60).stderr
+    assert said.splitlines()[-1].startswith(
+        "ValueError: engine: expected a Ray cluster at 127.0.0.1:9, got none: "
+    )
 
 
 def test_without_ray_the_extra_is_named(folder, monkeypatch):
