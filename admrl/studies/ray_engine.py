@@ -192,7 +192,7 @@ class RayEngine:
         try:
             text = str(self._ray.get(task))
         except self._ray.exceptions.RayTaskError as error:  # it cannot write, or import this page
-            return str(error.cause).strip().rpartition("\n")[2]
+            return _last_line(error.cause)
         except self._ray.exceptions.RayError as error:
             return str(error)
         return text or ("" if answer.exists() else "writes elsewhere")
@@ -227,9 +227,8 @@ def _connect(ray: ModuleType, address: str | None) -> None:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         where = named or "the address that `ray start` left here"
-        raise ValueError(
-            f"engine: expected a Ray cluster at {where}, got none: {error.__cause__ or error}"
-        ) from error
+        reason = _last_line(error.__cause__ or error)
+        raise ValueError(f"engine: expected a Ray cluster at {where}, got none: {reason}") from error
     finally:
         signal.signal(signal.SIGTERM, handler)
 
@@ -263,6 +262,11 @@ def _answer(token: str, folder: str, node: str) -> str:
 
 def _answer_file(token: Path, node: str) -> Path:
     return token.with_name(f"{token.name}-{node}")
+
+
+def _last_line(error: BaseException) -> str:
+    """What happened, where Ray tells it with its traceback."""
+    return str(error).strip().rpartition("\n")[2]
 
 
 def _asked(resources: Resources, num_processes: int) -> dict[str, float]:

@@ -30,8 +30,9 @@ ENVIRONMENT = {
 
 
 class Cluster:
-    """Two nodes; the study's folder; the driver on the first node. Each has cores for all jobs that run at a time: what
-    a node leaves, the other takes, and what is started while one is cut off may be given to it."""
+    """Two nodes, the study's folder, the driver on the first node. Each node has cores for all jobs that run at a
+    time: what one leaves, the other takes, and what is started while one is cut off may be given to it.
+    """
 
     def __init__(self, network, folder):
         self.network, self.folder = network, folder
