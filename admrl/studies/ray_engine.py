@@ -27,6 +27,12 @@ from admrl.studies.pulse import read_pulse
 
 LOST, CANNOT_START, REFUSED = -int(signal.SIGKILL), 1, 2
 """Exit codes of attempts: the node, or Ray's process there, is gone; a node cannot start it; none has room for it."""
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # it reports to nobody
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # it packs no folder to send it to the nodes (`uv run`)
+    "RAY_kill_child_processes_on_worker_exit": "0",  # attempts save before they end; of a cluster of our own
+}
+"""Of Ray, which reads them when it is imported and hands them to what it starts."""
 GIGABYTE = 2**30
 LOOKED_EVERY, NODES_EVERY = 0.1, 5.0  # seconds: after an attempt; after the nodes
 ANSWERED_WITHIN = 120.0  # seconds: a node may have to start its first process
@@ -199,8 +205,7 @@ class RayEngine:
 
 
 def _import_ray() -> ModuleType:
-    # read when Ray is imported: it reports to nobody, and packs no folder to send it to the nodes (`uv run`)
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    os.environ |= SETTINGS
     try:
         import ray
     except ImportError as error:

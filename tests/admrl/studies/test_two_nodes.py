@@ -14,6 +14,8 @@ from namespaces import Network, missing
 from process_tools import until
 from step_study import NUM_JOBS, expected, steps_of
 
+from admrl.studies.ray_engine import SETTINGS
+
 pytestmark = pytest.mark.cluster
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 if why := missing():
@@ -25,7 +27,7 @@ ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
     "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}",
     "RAY_AUTH_MODE": "token",
-    "RAY_USAGE_STATS_ENABLED": "0",
+    **SETTINGS,
 }
 
 
@@ -147,6 +149,8 @@ def test_the_driver_is_killed(cluster):
     assert driver.wait(timeout=60) != 0
     again = cluster.drive(40)
     print("the driver is killed, and started again:", recovery(cluster, jobs))
+    firsts = [cluster.folder / "study" / "jobs" / "x" / str(job) / "attempt-1.json" for job in jobs]
+    assert [json.loads(first.read_text())["exit_code"] for first in firsts] == [130] * 4, "they have saved"
     check(cluster, again, 40)
 
 
