@@ -14,6 +14,7 @@ from namespaces import Network, missing
 from process_tools import until
 from step_study import NUM_JOBS, expected, steps_of
 
+from admrl.storage.files import TEMPORARY
 from admrl.studies.ray_engine import SETTINGS
 
 pytestmark = pytest.mark.cluster
@@ -123,7 +124,9 @@ def recovery(cluster, jobs):
 
 
 def files(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """By path; without what a killed attempt had not yet renamed into place."""
+    there = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(TEMPORARY))
+    return {path: path.read_bytes() for path in there}
 
 
 def test_a_worker_is_killed(cluster):
