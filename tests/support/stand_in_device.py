@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.utils import backend_registration
 
+from policy_opt.krylov import method
+
 NAME = "standin"
 
 
@@ -57,6 +59,8 @@ class Seen:
     read_backs: list[str] = field(default_factory=list)
     uploads: list[str] = field(default_factory=list)
     operations: int = 0
+    late_flags: int = 0
+    """Flags of the solvers' loops, which arrive while the host goes on; no read-back."""
 
 
 _watching: list[Seen] = []
@@ -194,6 +198,11 @@ def _kernel(operation: Any, *args: Any, **keywords: Any) -> Any:
     if name == "_efficientzerotensor":  # torch makes those without memory
         operation = torch.ops.aten.zeros.default
     call = _Call(name)
+    # torch hands numbers over in place of tensors, and does not take bools back
+    args = tuple(
+        torch.tensor(value) if type(value) is bool and str(argument.type) == "Tensor" else value
+        for argument, value in zip(operation._schema.arguments, args, strict=False)
+    )
     result = operation(*call.to_host(args), **{key: call.to_host(value) for key, value in keywords.items()})
     call.follow()
     return call.to_device(result)
@@ -201,3 +210,21 @@ def _kernel(operation: Any, *args: Any, **keywords: Any) -> Any:
 
 _library = torch.library.Library("_", "IMPL")
 _library.fallback(_kernel, "PrivateUse1")
+
+
+class _OnItsWay(method.OnItsWay):
+    """A flag of a solver's loop, which arrives as late as the loop allows."""
+
+    def __init__(self, flag: Tensor) -> None:
+        self.value, self.is_there = _on_host(flag).clone(), False
+        for seen in _watching:
+            seen.late_flags += 1
+
+    def has_arrived(self) -> bool:
+        return self.is_there
+
+    def wait(self) -> None:
+        self.is_there = True
+
+
+method.ON_ITS_WAY[NAME] = _OnItsWay
