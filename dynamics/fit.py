@@ -73,9 +73,10 @@ def fit_dynamics(
     """num_steps of Adam on minibatches of the data for fitting; changes the model in place.
 
     A member whose loss or gradient is not finite leaves that step out: its parameters and moments stay as they were.
+    On a GPU the host never waits to know of one: every step is made as if there were, for a copy of all members.
 
     Args:
-        data: one data set per model (K).
+        data: one data set per model (K), where the model is.
         generators: one per model, so that a model's minibatches do not depend on the others.
 
     Raises:
@@ -83,15 +84,16 @@ def fit_dynamics(
     """
     check_data(model, data, config, held_out=False)
     starts = [d.starts(config.num_horizon) for d in data]
-    total = torch.zeros(model.num_models, dtype=model.weights[0].dtype)
-    num_skipped = torch.zeros(model.num_models, model.num_members, dtype=torch.long)
+    device = model.weights[0].device
+    total = torch.zeros(model.num_models, dtype=model.weights[0].dtype, device=device)
+    num_skipped = torch.zeros(model.num_models, model.num_members, dtype=torch.long, device=device)
     parameters = list(model.parameters())
     with torch.enable_grad():
         for step in range(num_steps):
             if step % STEPS_AHEAD == 0:
                 shape = (min(STEPS_AHEAD, num_steps - step), model.num_members, config.batch_size)
                 picks = [  # K of (steps, E, B)
-                    s[torch.randint(len(s), shape, generator=g)]
+                    s[torch.randint(len(s), shape, generator=g, device=g.device).to(device)]
                     for s, g in zip(starts, generators, strict=True)
                 ]
             windows = [
@@ -104,8 +106,8 @@ def fit_dynamics(
             for parameter, grad in zip(parameters, grads, strict=True):
                 parameter.grad = grad.mul_(scale)
             broken = ~(norm.isfinite() & loss.isfinite())  # (K, E)
-            any_broken = bool(broken.any())
-            before = MemberState.of(model, optimizer) if any_broken else None
+            may_be_broken = device.type != "cpu" or bool(broken.any())
+            before = MemberState.of(model, optimizer) if may_be_broken else None
             optimizer.step()
             if before is None:
                 total += loss.detach().mean(1)
@@ -155,11 +157,11 @@ def held_out_loss(
     columns = []
     num_rows = min(max_rows, *(len(d.starts(config.num_horizon, held_out=True)) for d in data))
     if num_rows == 0:
-        return torch.full((model.num_models, model.num_members), torch.nan, dtype=model.weights[0].dtype)
+        return torch.full_like(model.weights[0][..., 0, 0], torch.nan)
     for d in data:
         rows = d.starts(config.num_horizon, held_out=True)
         even = torch.linspace(0, len(rows) - 1, num_rows, dtype=torch.float64)
-        rows = rows[even.round().long()]
+        rows = rows[even.round().long().to(rows.device)]
         columns.append(d.windows(rows.expand(model.num_members, -1), config.num_horizon))
     return multi_step_loss(model, *(torch.stack(column) for column in zip(*columns, strict=True)))
 

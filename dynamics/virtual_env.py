@@ -54,6 +54,9 @@ class VirtualEnv:
 
     def reset(self, lanes: Tensor, states: Tensor) -> Tensor:
         """See `Simulator.reset`."""
+        if states.dim() == 3:
+            self._obs = torch.where(lanes[..., None], states, self._obs)
+            return self._obs
         self._obs = self._obs.clone()  # the observation given out before stays as it was
         self._obs[lanes] = states
         return self._obs

@@ -46,6 +46,12 @@ class GaussianPolicy:
         """p"""
         return self.mlp.num_params + (self.act_size if self.fixed_log_std is None else 0)
 
+    def to(self, device: torch.device | str) -> GaussianPolicy:
+        """The same policy shape with its numbers on a device."""
+        names = ("obs_mean", "obs_std", "act_center", "act_scale")
+        numbers = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: None if x is None else x.to(device) for name, x in numbers.items()})
+
     def with_normalizer(self, mean: Tensor, std: Tensor) -> GaussianPolicy:
         """The same policy shape with another observation normaliser (S,) or (M, S)."""
         return replace(self, obs_mean=mean, obs_std=std)

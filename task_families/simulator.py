@@ -97,9 +97,8 @@ class ActionBounds:
 
     def clamped_to_unit(self, like: Tensor) -> Callable[[Tensor], Tensor]:
         """Actions (..., A) -> clamped unit actions, with like's dtype and device looked up once, for many calls."""
-        low, high, center, scale = (x.to(like) for x in (self.low, self.high, self.center, self.scale))
-        low, high = (low - center) / scale, (high - center) / scale
-        are_free = bool((low.isinf() & high.isinf()).all())
+        low, high, center, scale = self._beside(like)
+        are_free = bool((self.low.isinf() & self.high.isinf()).all())
 
         def clamp(unit: Tensor) -> Tensor:
             if self.are_finite:
@@ -107,6 +106,19 @@ class ActionBounds:
             return unit if are_free else unit.clamp(low, high)
 
         return clamp if self.are_unit else lambda act: clamp((act - center) / scale)
+
+    @cached_property
+    def _placed(self) -> dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """What `_beside` has answered: a GPU is sent the numbers once."""
+        return {}
+
+    def _beside(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """low and high in units, center and scale, each (A,) of like's dtype and device."""
+        key = like.dtype, like.device
+        if key not in self._placed:
+            low, high, center, scale = (x.to(like) for x in (self.low, self.high, self.center, self.scale))
+            self._placed[key] = (low - center) / scale, (high - center) / scale, center, scale
+        return self._placed[key]
 
 
 class Simulator(Protocol):
@@ -122,7 +134,8 @@ class Simulator(Protocol):
         """n states (n, state_size) drawn from the initial distribution p_0."""
 
     def reset(self, lanes: Tensor, states: Tensor) -> Tensor:
-        """Put the lanes (M, N) bool into states (number of lanes, state_size); all observations (M, N, S)."""
+        """Put the lanes (M, N) bool into states (number of lanes, state_size); all observations (M, N, S). A learned
+        model also takes a state for each lane, (M, N, S), of which it uses those of the lanes."""
 
     def step(self, act: Tensor) -> Tensor:
         """Apply act (M, N, A) in every lane; the next observations (M, N, S)."""

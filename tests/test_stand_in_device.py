@@ -1,8 +1,10 @@
 """The stand-in of a second device: values of the CPU, no mixing, and nothing read back unseen."""
 
+import copy
+
 import pytest
 import torch
-from stand_in_device import DEVICE, watch
+from stand_in_device import DEVICE, STORAGES_BEFORE_A_SWEEP, _memory, watch
 
 HERE = torch.arange(6.0, dtype=torch.float64).view(2, 3)
 THERE = HERE.to(DEVICE)
@@ -40,9 +42,17 @@ def test_memory_is_shared_by_views_and_changed_in_place():
     assert torch.arange(3, device=DEVICE).tolist() == [0, 1, 2]
 
 
-def test_memory_is_given_back():
-    from stand_in_device import STORAGES_BEFORE_A_SWEEP, _memory
+def test_a_deep_copy_has_memory_of_its_own():
+    network = torch.nn.BatchNorm1d(3).to(DEVICE)
+    twin = copy.deepcopy(network)
+    with torch.no_grad():
+        network.weight += 1
+        network.running_mean += 1
+    assert (twin.weight.tolist(), twin.running_mean.tolist()) == ([1.0] * 3, [0.0] * 3)
+    assert twin.running_mean.device == DEVICE
 
+
+def test_memory_is_given_back():
     for _ in range(3 * STORAGES_BEFORE_A_SWEEP):
         THERE.clone()
     assert len(_memory.storages) < 2 * STORAGES_BEFORE_A_SWEEP

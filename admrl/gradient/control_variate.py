@@ -62,7 +62,7 @@ def replay(
     # member e has the lanes e N ... e N + N - 1
     env = VirtualEnv(model, family, (num_tasks, num_lanes * members), derivatives="none")
     starts = rollout.obs[:, :, 0].repeat(1, members, 1)
-    obs = env.reset(torch.ones(env.shape, dtype=torch.bool), starts.flatten(0, 1))
+    obs = env.reset(torch.ones(env.shape, dtype=torch.bool, device=starts.device), starts)
     steps = []
     for t in range(num_steps):
         act, log_prob = policy.sample(theta, obs, noise[:, :, t])

@@ -52,7 +52,7 @@ def virtual_continuation(
     """The next num_steps virtual steps of every lane."""
     num_tasks, num_lanes = lanes.starts.shape
     env = VirtualEnv(model, family, (num_tasks, num_lanes), precision=precision, derivatives="none")
-    env.reset(torch.ones_like(lanes.starts), lanes.obs.flatten(0, 1))
+    env.reset(torch.ones_like(lanes.starts), lanes.obs)
     return continuation(env, family, solution, lanes, num_steps, generators)
 
 
@@ -134,9 +134,12 @@ def real_rollout(
 ) -> Rollout:
     """Real samples of the solution's policies: num_lanes x horizon steps for each task, restarting.
 
+    The simulator, and with it the policies, run on the CPU, wherever the solution is; the rollout is brought to it.
+
     Args:
         noise: adds this configuration's exploration noise to the (already stochastic) actions.
     """
+    device, solution = solution.theta.device, solution.to("cpu")
     shape = (len(solution.theta), num_lanes)
     simulator = family.make_simulator(
         shape, num_threads=num_threads, dtype=solution.theta.dtype, psi=solution.psi
@@ -144,7 +147,7 @@ def real_rollout(
     act = stochastic_actor(solution, shape, family.horizon, generators)
     if noise is not None and noise.noise_scale > 0:
         act = _with_noise(act, solution, shape, family.horizon, noise, generators)
-    return collect(simulator, family, act, family.horizon, generators)
+    return collect(simulator, family, act, family.horizon, generators).to(device)
 
 
 def report_unstable(rollout: Rollout, reporter: Reporter) -> None:
@@ -207,5 +210,5 @@ def episode_returns(family: TaskFamily, psi: Tensor, rollout: Rollout) -> Tensor
 def discounted_returns(family: TaskFamily, psi: Tensor, rollout: Rollout) -> Tensor:
     """Discounted return of the first episode of every lane: psi (M, k) -> (M, N)."""
     reward = family.reward(psi.to(rollout.obs)[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
-    discount = family.gamma ** torch.arange(reward.shape[-1]).to(reward)
+    discount = family.gamma ** torch.arange(reward.shape[-1], device=reward.device).to(reward)
     return torch.where(rollout.first_episode(), discount * reward, 0.0).sum(-1)

@@ -28,17 +28,31 @@ class Solution:
     weights: Tensor  # (M, F)
     patience: Tensor | None = None
     """(M, 2) float64, during a virtual training with `config.virtual.patience`: the best return in the model so far
-    (-inf: none), and the updates in a row since it was reached."""
+    (-inf: none), and the updates in a row since it was reached. Always on the CPU."""
     lanes: Lanes | None = None
     """During a virtual training with `config.virtual.steps_per_lane`: where its episodes stand."""
 
+    def to(self, device: torch.device | str) -> Solution:
+        """The solution on a device; what `patience` counts stays on the CPU."""
+        return replace(
+            self,
+            psi=self.psi.to(device),
+            policy=self.policy.to(device),
+            theta=self.theta.to(device),
+            value=self.value.to(device),
+            weights=self.weights.to(device),
+            lanes=None if self.lanes is None else self.lanes.to(device),
+        )
+
     def tasks(self, index: slice | Tensor) -> Solution:
-        """The solution of some tasks."""
+        """The solution of some tasks; their numbers are a tensor of the CPU."""
+        patience = None if self.patience is None else self.patience[index]
+        if isinstance(index, Tensor):
+            index = index.to(self.theta.device)
         policy, value = self.policy, self.value
         if value.obs_mean.dim() == 2:
             mean, std = value.obs_mean[index], value.obs_std[index]
             policy, value = policy.with_normalizer(mean, std), replace(value, obs_mean=mean, obs_std=std)
-        patience = None if self.patience is None else self.patience[index]
         lanes = None if self.lanes is None else self.lanes.tasks(index)
         return Solution(
             self.psi[index], policy, self.theta[index], value, self.weights[index], patience, lanes

@@ -151,6 +151,8 @@ class _Call:
             return type(value)(self.to_host(one) for one in value)
         elif isinstance(value, torch.device):
             return torch.device("cpu")
+        elif isinstance(value, torch.UntypedStorage):
+            return _memory.storages[value.data_ptr()][0]
         elif isinstance(value, torch.Generator):
             raise RuntimeError(f"{self.name}: expected a generator of {DEVICE}, got one of {value.device}")
         return value
@@ -208,6 +210,17 @@ def _kernel(operation: Any, *args: Any, **keywords: Any) -> Any:
     return call.to_device(result)
 
 
+_clone_storage = torch.UntypedStorage.clone
+
+
+def _clone(self: torch.UntypedStorage) -> torch.UntypedStorage:
+    """For copy.deepcopy, which makes a storage without a tensor; torch would ask the device's allocator in C++."""
+    if self.device != DEVICE:
+        return _clone_storage(self)
+    return _memory.of(_clone_storage(_memory.storages[self.data_ptr()][0]))
+
+
+torch.UntypedStorage.clone = _clone  # type: ignore[method-assign]
 _library = torch.library.Library("_", "IMPL")
 _library.fallback(_kernel, "PrivateUse1")
 
