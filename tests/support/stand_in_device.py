@@ -49,6 +49,7 @@ READING = {
     *("_unique2", "unique_dim", "unique_consecutive"),
     *("_linalg_svd", "_linalg_eigh", "_linalg_eigvals", "linalg_eig", "linalg_lstsq"),
 }
+NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64}
 STORAGES_BEFORE_A_SWEEP = 2000
 
 
@@ -200,9 +201,11 @@ def _kernel(operation: Any, *args: Any, **keywords: Any) -> Any:
     if name == "_efficientzerotensor":  # torch makes those without memory
         operation = torch.ops.aten.zeros.default
     call = _Call(name)
-    # torch hands numbers over in place of tensors, and does not take bools back
+    # torch hands numbers over in place of 0-d tensors, and does not take all of them back
     args = tuple(
-        torch.tensor(value) if type(value) is bool and str(argument.type) == "Tensor" else value
+        torch.tensor(value, dtype=NUMBERS[type(value)])
+        if type(value) in NUMBERS and str(argument.type) == "Tensor"
+        else value
         for argument, value in zip(operation._schema.arguments, args, strict=False)
     )
     result = operation(*call.to_host(args), **{key: call.to_host(value) for key, value in keywords.items()})
