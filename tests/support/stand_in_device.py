@@ -9,7 +9,8 @@ same memory. So values are real. In addition it
 * refuses a generator of another device, as a GPU does (it has none of its own: torch does not let Python make one);
 * notes every read-back, an operation for which the host of a GPU waits, and every upload: `watch`.
 
-It does not show: how fast anything is, races between streams, rounding in another order, kernels that a GPU lacks.
+It does not show: how fast anything is, races between streams, rounding in another order, kernels that a GPU lacks, autocast,
+sparse layouts.
 Registering is for the rest of the process: torch knows no way back.
 """
 
@@ -40,7 +41,15 @@ class _Hooks(torch._C._acc.PrivateUse1Hooks):
         return True
 
 
-backend_registration._setup_privateuseone_for_python_backend(NAME, hook=_Hooks())
+class _Module(backend_registration._DummyBackendModule):
+    """What is `torch.standin`."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        """Nothing is cast inside of autocast."""
+        return [torch.float32]
+
+
+backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module(), hook=_Hooks())
 DEVICE = torch.device(NAME, 0)
 
 # What a GPU's host waits for: the size of the answer, a value, or the error code of a decomposition.
@@ -208,7 +217,10 @@ def _kernel(operation: Any, *args: Any, **keywords: Any) -> Any:
         else value
         for argument, value in zip(operation._schema.arguments, args, strict=False)
     )
-    result = operation(*call.to_host(args), **{key: call.to_host(value) for key, value in keywords.items()})
+    keywords = {key: call.to_host(value) for key, value in keywords.items()}
+    if name == "mse_loss":  # torch's own resizes its output in between, with a warning unless it is empty
+        keywords["out"].resize_(0)
+    result = operation(*call.to_host(args), **keywords)
     call.follow()
     return call.to_device(result)
 
