@@ -48,9 +48,17 @@ class GaussianPolicy:
 
     def to(self, device: torch.device | str) -> GaussianPolicy:
         """The same policy shape with its numbers on a device."""
-        names = ("obs_mean", "obs_std", "act_center", "act_scale")
-        numbers = {name: getattr(self, name) for name in names}
-        return replace(self, **{name: None if x is None else x.to(device) for name, x in numbers.items()})
+
+        def moved(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device)
+
+        return replace(
+            self,
+            obs_mean=moved(self.obs_mean),
+            obs_std=moved(self.obs_std),
+            act_center=moved(self.act_center),
+            act_scale=moved(self.act_scale),
+        )
 
     def with_normalizer(self, mean: Tensor, std: Tensor) -> GaussianPolicy:
         """The same policy shape with another observation normaliser (S,) or (M, S)."""

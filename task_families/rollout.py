@@ -77,7 +77,7 @@ def collect(
     *,
     goes_on: tuple[Tensor, Tensor] | None = None,
 ) -> Rollout:
-    """Run every lane for num_steps, restarting after terminations. Nothing is read back from a learned model on a GPU.
+    """Run every lane for num_steps, restarting after terminations. On a GPU a learned model is never waited for.
 
     Args:
         simulator: (M, N) lanes of the truth or of a learned model.

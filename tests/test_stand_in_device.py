@@ -72,7 +72,7 @@ def test_memory_is_given_back():
     ],
 )
 def test_tensors_of_two_devices_are_refused(mix):
-    with pytest.raises(RuntimeError, match="device|standin"):
+    with pytest.raises(RuntimeError, match=r"device|standin"):
         mix()
 
 
@@ -125,7 +125,9 @@ def test_training_works():
     losses = []
     for device in ("cpu", DEVICE):
         torch.manual_seed(0)
-        network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)).to(device)
+        network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)).to(
+            device
+        )
         adam = torch.optim.Adam(network.parameters(), lr=1e-2, fused=True)
         for _ in range(3):
             loss = network(HERE.float().to(device)).square().mean()

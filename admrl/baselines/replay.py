@@ -149,7 +149,9 @@ class MultiTaskReplay:
             drawn = self.context.draw(tasks, num, generator)
         else:
             drawn = self.all_contexts.draw_window(tasks, num, generator, length=window[0], stride=window[1])
-        obs, act, next_obs, _, reward, _, _ = self._rows[drawn.to(self._rows.device)].split(self._widths, dim=-1)
+        obs, act, next_obs, _, reward, _, _ = self._rows[drawn.to(self._rows.device)].split(
+            self._widths, dim=-1
+        )
         return context_rows(obs, act, reward, next_obs if has_next_obs else None)
 
     # -- for checkpoints; rows only ever join at the end ---------------------------------------------------------

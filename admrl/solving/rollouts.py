@@ -102,8 +102,8 @@ class SolutionPolicy:
     """Adds this configuration's exploration noise to the (already stochastic) actions."""
 
     def actor(self, noise: Tensor, generators: Sequence[torch.Generator]) -> Callable[[int, Tensor], Tensor]:
-        """See `Policy.actor`."""
-        act = _actor(self.solution, noise)
+        """See `Policy.actor`; the policies act where the noise is."""
+        act = _actor(self.solution.to(noise.device), noise)
         if self.noise is not None and self.noise.noise_scale > 0:
             num_steps, *shape, act_size = noise.shape
             drive = gaussian_noise((shape[0], shape[1]), num_steps, act_size, generators, noise)

@@ -160,8 +160,8 @@ def _update_rows(
     config: VirtualTrainingConfig,
     generators: Sequence[torch.Generator],
 ) -> tuple[Solution, UpdateReport]:
-    """`virtual_update` of some of the tasks, and what `patience` counts; the others stay as they are. The report is on
-    the CPU."""
+    """`virtual_update` of some of the tasks, and what `patience` counts; the others stay as they are. The report is
+    on the CPU."""
     if len(rows) == len(solution.theta):
         updated, report = virtual_update(family, model, solution, num_lanes, config, generators)
     else:

@@ -1,8 +1,8 @@
-"""The learned model on the CPU and on another device: the same model, and nothing is read back in a step of its fit."""
+"""The learned model on the CPU and on another device: the same; nothing is read back in a step of its fit."""
 
 import pytest
 import torch
-from dynamics_tools import DOUBLE, SMALL, different_models, random_data, random_rollout, randn, seeded
+from dynamics_tools import DOUBLE, SMALL, different_models, randn, random_data, random_rollout, seeded
 from stand_in_device import DEVICE, watch
 from torch.testing import assert_close
 
@@ -90,7 +90,9 @@ def test_data_is_the_same_wherever_it_is(family, device):
     for horizon in (1, 3):
         rows = here.starts(horizon)
         assert torch.equal(there.starts(horizon).cpu(), rows)
-        for a, b in zip(there.windows(there.starts(horizon), horizon), here.windows(rows, horizon), strict=True):
+        for a, b in zip(
+            there.windows(there.starts(horizon), horizon), here.windows(rows, horizon), strict=True
+        ):
             assert torch.equal(a.cpu(), b)
     assert torch.equal(there.episodes, here.episodes)
     assert (there.num_fit, len(there)) == (here.num_fit, len(here))
@@ -116,7 +118,9 @@ def test_predictions_are_the_same_and_read_nothing_back(precision, family, devic
             states.append(env.step(push))
         assert seen.read_backs == []
         values.append(torch.stack(states).cpu())
-    assert_close(*values, rtol=1e-9 if precision == "full" else 1e-2, atol=1e-12 if precision == "full" else 1e-2)
+    assert_close(
+        *values, rtol=1e-9 if precision == "full" else 1e-2, atol=1e-12 if precision == "full" else 1e-2
+    )
 
 
 def test_a_model_has_derivatives_of_both_kinds(family, device):
@@ -124,8 +128,11 @@ def test_a_model_has_derivatives_of_both_kinds(family, device):
     slopes = []
     for where in ("cpu", device):
         model = different_models(family, 1).to(where)
-        at = obs.to(where)
-        loss = lambda x, model=model, act=act.to(where): model(x, act).square().sum()  # noqa: E731
+        at, push = obs.to(where), act.to(where)
+
+        def loss(x, model=model, push=push):
+            return model(x, push).square().sum()
+
         gradient = torch.func.grad(loss)
         slopes.append((gradient(at).cpu(), torch.func.jvp(gradient, (at,), (at,))[1].cpu()))
     for there, here in zip(slopes[1], slopes[0], strict=True):

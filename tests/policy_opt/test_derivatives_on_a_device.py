@@ -1,4 +1,4 @@
-"""Curvature products and implicit derivatives on the CPU and on another device: the same, and nothing is read back."""
+"""Curvature products and implicit derivatives on the CPU and on another device: the same, nothing is read back."""
 
 import pytest
 import torch

@@ -1,21 +1,21 @@
 """A second device without hardware: torch's backend for devices of one's own, whose kernels all run on the CPU.
 
-`DEVICE` is to torch a device like any other: autograd, torch.func, views, copies and factory functions (`device=`) take
-the paths that they take for a GPU, and only the innermost call of every operation is computed on the CPU, on the
+`DEVICE` is to torch a device like any other: autograd, torch.func, views, copies and factory functions (`device=`)
+take the paths that they take for a GPU, and only the innermost call of every operation is computed on the CPU, on the
 same memory. So values are real. In addition it
 
 * refuses tensors of another device (as a GPU does; numbers and 0-d tensors excepted, which a GPU takes, too), also as
   indices, which a GPU would copy first;
-* refuses a generator of another device, as a GPU does (it has none of its own: torch does not let Python make one);
+* refuses a generator of another device, as a GPU does (torch lets nobody make one for it in Python);
 * notes every read-back, an operation for which the host of a GPU waits, and every upload: `watch`.
 
-It does not show: how fast anything is, races between streams, rounding in another order, kernels that a GPU lacks, autocast,
-sparse layouts.
-Registering is for the rest of the process: torch knows no way back.
+It does not show: how fast anything is, races between streams, rounding in another order, kernels that a GPU lacks,
+generators of its own, autocast, sparse layouts. Registering is for the rest of the process: torch knows no way back.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -91,7 +91,9 @@ class _Memory:
     """The device's storages: each is the memory of a storage of the CPU, kept while the device's own one lives."""
 
     def __init__(self) -> None:
-        self.storages: dict[int, tuple[torch.UntypedStorage, int]] = {}  # address -> the CPU's, weak: the device's
+        self.storages: dict[
+            int, tuple[torch.UntypedStorage, int]
+        ] = {}  # address -> the CPU's, weak: the device's
         self.sweep_at = STORAGES_BEFORE_A_SWEEP
 
     def of(self, storage: torch.UntypedStorage) -> torch.UntypedStorage:
@@ -156,7 +158,9 @@ class _Call:
                 self.ours[id(host)] = value, host
                 return host
             if value.dim():
-                raise RuntimeError(f"{self.name}: expected all tensors on {DEVICE}, got one on {value.device}")
+                raise RuntimeError(
+                    f"{self.name}: expected all tensors on {DEVICE}, got one on {value.device}"
+                )
         elif isinstance(value, list | tuple):
             return type(value)(self.to_host(one) for one in value)
         elif isinstance(value, torch.device):
@@ -177,7 +181,10 @@ class _Call:
     def follow(self) -> None:
         """Arguments that the operation has resized (`out=`) are resized on the device, too."""
         for tensor, host in self.ours.values():
-            if tensor.shape != host.shape or tensor.untyped_storage().data_ptr() != host.untyped_storage().data_ptr():
+            if (
+                tensor.shape != host.shape
+                or tensor.untyped_storage().data_ptr() != host.untyped_storage().data_ptr()
+            ):
                 _moved_to(tensor, host)
 
 
@@ -201,21 +208,25 @@ def _note(name: str, args: tuple[Any, ...]) -> None:
         seen.uploads += [name] * uploads
 
 
+@functools.cache
+def _takes_tensors(operation: Any) -> list[bool]:
+    """Which arguments are tensors: torch hands numbers over for 0-d ones, and does not take all of them back."""
+    return [str(argument.type) == "Tensor" for argument in operation._schema.arguments]
+
+
 def _kernel(operation: Any, *args: Any, **keywords: Any) -> Any:
     """Every operation of the device."""
     name = operation.__name__.partition(".")[0]
-    _note(name, args)
+    if _watching:
+        _note(name, args)
     if name == "_copy_from":
         return _copied(*args, **keywords)
     if name == "_efficientzerotensor":  # torch makes those without memory
         operation = torch.ops.aten.zeros.default
     call = _Call(name)
-    # torch hands numbers over in place of 0-d tensors, and does not take all of them back
     args = tuple(
-        torch.tensor(value, dtype=NUMBERS[type(value)])
-        if type(value) in NUMBERS and str(argument.type) == "Tensor"
-        else value
-        for argument, value in zip(operation._schema.arguments, args, strict=False)
+        torch.tensor(value, dtype=NUMBERS[type(value)]) if is_tensor and type(value) in NUMBERS else value
+        for is_tensor, value in zip(_takes_tensors(operation), args, strict=False)
     )
     keywords = {key: call.to_host(value) for key, value in keywords.items()}
     if name == "mse_loss":  # torch's own resizes its output in between, with a warning unless it is empty

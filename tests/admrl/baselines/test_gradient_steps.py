@@ -70,7 +70,9 @@ def test_a_gradient_step_reads_nothing_back(algorithm, precision):
 def test_gradient_steps_are_the_same_on_another_device_and_read_nothing_back(algorithm, device):
     found = []
     for where in ("cpu", device):
-        state = new_baseline(make("point_robot"), algorithm, preset_config("smoke", "point_robot", algorithm), 0)
+        state = new_baseline(
+            make("point_robot"), algorithm, preset_config("smoke", "point_robot", algorithm), 0
+        )
         state.agent.to(where)
         state.replay.to(where)
         optimizers = Optimizers(state.agent.parameter_groups(), 1e-3)

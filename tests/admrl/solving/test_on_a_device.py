@@ -14,6 +14,7 @@ from admrl.solving.health import fit_or_restore
 from admrl.solving.hindsight import hindsight_bound, stored_returns
 from admrl.solving.policy_file import PolicyModule
 from admrl.solving.rollouts import (
+    SolutionPolicy,
     discounted_returns,
     episode_returns,
     real_rollout,
@@ -63,7 +64,9 @@ def generators(seed=1):
 def assert_same(there, here, **tolerance):
     """Two rollouts, reports or sets of lanes."""
     for f in fields(here):
-        assert_close(getattr(there, f.name).cpu(), getattr(here, f.name), equal_nan=True, msg=f.name, **tolerance)
+        assert_close(
+            getattr(there, f.name).cpu(), getattr(here, f.name), equal_nan=True, msg=f.name, **tolerance
+        )
 
 
 def assert_solved_alike(there, here):
@@ -102,7 +105,9 @@ def test_lanes_that_go_on_are_the_same(device):
         for seed in range(3):
             with watch() as seen:
                 rollout = virtual_continuation(family, learner.model, solution, lanes, 5, generators(seed))
-                reward = family.reward(solution.psi[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
+                reward = family.reward(
+                    solution.psi[:, None, None], rollout.obs, rollout.act, rollout.next_obs
+                )
                 lanes, returns = lanes.after(rollout, reward, torch.ones_like(rollout.terminated), 20)
             assert seen.read_backs == []
         ends.append((rollout, lanes, returns))
@@ -123,6 +128,15 @@ def test_the_simulator_stays_on_the_cpu(device):
             assert len(seen.uploads) == 6  # columns of a rollout
     assert_same(rollouts[1], rollouts[0])
     assert rollouts[1].obs.device.type == device.type
+
+
+def test_a_policy_under_evaluation_acts_where_the_simulator_is(device):
+    noise, obs = torch.ones(2, TASKS, 4, 2, dtype=torch.float64), torch.ones(TASKS, 4, 4, dtype=torch.float64)
+    acts = []
+    for where in ("cpu", device):
+        solution = problem(where)[2]
+        acts.append(SolutionPolicy(solution, SlboConfig()).actor(noise, generators())(0, obs))
+    assert torch.equal(*acts)
 
 
 # -- updates -------------------------------------------------------------------------------------------------
@@ -162,7 +176,9 @@ def test_an_update_with_broken_lanes_is_the_same(device):
         broken = rollout.next_obs.clone()
         broken[1, 2, 10:] = torch.nan  # a lane of a task
         broken[2] = torch.inf  # all of a task
-        found.append(policy_update(family, learner.model, solution, replace(rollout, next_obs=broken), CONFIG))
+        found.append(
+            policy_update(family, learner.model, solution, replace(rollout, next_obs=broken), CONFIG)
+        )
     (here, expected), (there, report) = found
     assert_solved_alike(there, here)
     assert_same(report, expected)
