@@ -3,9 +3,9 @@
     python benchmarks/gpu.py [--quick] [--device cuda] [--minutes 8] [--json FILE]
 
 For each part of a virtual training and of the task gradient, a line: the largest difference from the CPU relative to
-the largest number, in the same dtype; what the host waited for (`torch.cuda.set_sync_debug_mode`); seconds on both, of
-the second of three calls. What is left out for lack of time is said. `--device cpu` runs the script itself where there
-is no GPU; its own path for one has not been run yet.
+the largest number, in the same dtype; what the host waited for (`torch.cuda.set_sync_debug_mode`); seconds on both,
+of the second of three calls. What is left out for lack of time is said. `--device cpu` runs the script itself where
+there is no GPU; its own path for one has not been run yet.
 
 The claim: differences below 1e-4 in float32 and 1e-8 in float64, waits as in docs/performance.md.
 """
