@@ -97,8 +97,11 @@ class ActionBounds:
 
     def clamped_to_unit(self, like: Tensor) -> Callable[[Tensor], Tensor]:
         """Actions (..., A) -> clamped unit actions, with like's dtype and device looked up once, for many calls."""
-        low, high, center, scale = self._beside(like)
         are_free = bool((self.low.isinf() & self.high.isinf()).all())
+        if self.are_unit and (self.are_finite or are_free):  # nothing to look up: a GPU is sent nothing
+            return lambda act: act.clamp(-1.0, 1.0) if self.are_finite else act
+        low, high, center, scale = (x.to(like) for x in (self.low, self.high, self.center, self.scale))
+        low, high = (low - center) / scale, (high - center) / scale
 
         def clamp(unit: Tensor) -> Tensor:
             if self.are_finite:
@@ -106,19 +109,6 @@ class ActionBounds:
             return unit if are_free else unit.clamp(low, high)
 
         return clamp if self.are_unit else lambda act: clamp((act - center) / scale)
-
-    @cached_property
-    def _placed(self) -> dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """What `_beside` has answered: a GPU is sent the numbers once."""
-        return {}
-
-    def _beside(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """low and high in units, center and scale, each (A,) of like's dtype and device."""
-        key = like.dtype, like.device
-        if key not in self._placed:
-            low, high, center, scale = (x.to(like) for x in (self.low, self.high, self.center, self.scale))
-            self._placed[key] = (low - center) / scale, (high - center) / scale, center, scale
-        return self._placed[key]
 
 
 class Simulator(Protocol):
