@@ -1,4 +1,4 @@
-"""The inner loop: k policy-gradient steps of M tasks at once, from one theta, and the derivatives of what they end in.
+"""The inner loop: k policy-gradient steps of M tasks at once, from one theta, and the derivatives of where they end.
 
     g_j       = grad l_j(theta_j),   theta_{j+1} = theta_j - alpha o g_j,   j = 0 .. k-1        (MAML Eq. 1)
     d theta_k = J d theta - sum_j (...) g_j o d alpha,   J = prod_j (I - alpha o H_j),  H_j = Hess l_j(theta_j)
@@ -71,7 +71,9 @@ def gradients(loss: Loss) -> Callable[[Tensor], Tensor]:
     return torch.func.grad(lambda theta: loss(theta).sum())
 
 
-def adapt(theta: Tensor, step_size: Tensor, losses: Sequence[Loss], *, order: Order = "second") -> list[Tensor]:
+def adapt(
+    theta: Tensor, step_size: Tensor, losses: Sequence[Loss], *, order: Order = "second"
+) -> list[Tensor]:
     """theta_0 ... theta_k, each (M, p), differentiable in theta and step_size.
 
     Args:
@@ -124,7 +126,7 @@ def linearize(
         if order == "first":
             g = gradients(loss)(at)
         else:
-            g, pull_back = torch.func.vjp(gradients(loss), at)  # the graph is kept
+            g, pull_back, *_ = torch.func.vjp(gradients(loss), at)  # the graph is kept
             hessians.append(_product(pull_back))
         steps.append(g)
         at = at - step_size * g

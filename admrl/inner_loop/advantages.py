@@ -3,8 +3,8 @@
     V(s_t) = w' f(s_t),  f = [clip(s, -10, 10), clip(s, -10, 10)^2, t/100, (t/100)^2, (t/100)^3, 1]
     w      = (F'F + ridge I)^-1 F'G,  G_t the discounted reward to go          of every task and phase anew
 
-then generalised advantage estimation, with V = 0 beyond the end of an episode, of a time limit, too (t is a feature of
-V), and advantages of mean 0 and standard deviation 1 within every task. Baseline and advantages come from the same
+then generalised advantage estimation, with V = 0 beyond the end of an episode, of a time limit, too (t is a feature
+of V), and advantages of mean 0 and standard deviation 1 within every task. Baseline and advantages come from the same
 samples, as released (ProMP, rllab), which biases them a little.
 """
 
@@ -97,9 +97,7 @@ def make_batch(
     own, rows = policy.in_units(), obs.flatten(1, 2)
     act = policy.to_unit(rollout.act).flatten(1, 2)
     mean, log_std = own.mean(theta, rows), own.log_std(theta)
-    return Batch(
-        rows, act, advantage, weight, mean, log_std, gaussian_log_prob(mean, log_std[:, None], act)
-    )
+    return Batch(rows, act, advantage, weight, mean, log_std, gaussian_log_prob(mean, log_std[:, None], act))
 
 
 def normalized(advantage: Tensor, weight: Tensor) -> Tensor:

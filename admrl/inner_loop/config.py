@@ -68,7 +68,7 @@ class InnerLoopConfig:
     order: Order = "second"
     """first: the outer gradient takes inner gradients for constants. All papers here: second."""
     inner_loss: InnerLoss = "likelihood_ratio"
-    """Of the inner steps in training. ProMP, MAML-PPO: likelihood_ratio; MAML-TRPO: log_likelihood. Equal gradients."""
+    """Of the inner steps in training; gradients are equal. ProMP, MAML-PPO: likelihood_ratio; MAML-TRPO: log_likelihood."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Widths of the policy's tanh layers. ProMP: 64 64; 128 128 for the humanoid."""
     action_scale: float = field(default=10.0, metadata={"range": (1e-3, 1e6)})
@@ -153,7 +153,8 @@ def check_inner_loop(config: InnerLoopConfig, family: Any) -> None:
     def whole(name: str) -> None:
         if (count := getattr(config, name)) % family.horizon:
             raise ValueError(
-                f"config.{name}: expected a multiple of {family.horizon} (whole episodes of {family.name}), got {count}"
+                f"config.{name}: expected a multiple of {family.horizon} (whole episodes of {family.name}), got "
+                f"{count}"
             )
 
     check_all([partial(whole, name) for name in COUNTS])

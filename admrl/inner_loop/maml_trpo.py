@@ -1,7 +1,7 @@
 """MAML-TRPO (Finn et al. 2017, Alg. 3): a trust region around the adapted policies. MAML-MT is the same, told psi.
 
     maximise  mean_tasks L'(theta_k(meta))   subject to  mean_tasks KL'(theta_k(meta)) <= max_kl
-    g = mean J' grad L',   F = mean J' F' J,   x = (F + damping I)^-1 g,   step = x sqrt(2 max_kl / x'(F + damping I)x)
+    g = mean J' grad L',  F = mean J' F' J,  x = (F + damping I)^-1 g,  step = x sqrt(2 max_kl / x'(F + damping I)x)
 
 with J the derivative of the inner loop and F' the Fisher matrix of the adapted policy. F is the Hessian of the mean
 KL' exactly: grad KL' = 0 where the samples come from, so that the second derivative of theta_k does not enter. The

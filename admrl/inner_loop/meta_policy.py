@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from admrl.evaluation.adapter import Act
-from admrl.inner_loop.advantages import make_batch
 from admrl.inner_loop.adaptation import Batch
+from admrl.inner_loop.advantages import make_batch
 from admrl.inner_loop.config import InnerLoopConfig
 from policy_opt.gaussian_policy import GaussianPolicy
 from task_families.family import TaskFamily

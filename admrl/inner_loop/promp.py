@@ -1,11 +1,11 @@
-"""ProMP (Rothfuss et al. 2019): a clipped objective after adaptation and a KL penalty before it. MAML-PPO is the same.
+"""ProMP (Rothfuss et al. 2019): a clipped objective after adaptation and a KL penalty before it; and MAML-PPO.
 
     maximise  mean_tasks  mean min(rho A, clip(rho, 1 - eps, 1 + eps) A)  -  eta mean_j KL(pi_old_j || pi_theta_j)
-    rho = pi_theta_k / pi_old' of the last phase;  theta_j, j = 0 .. k-1, before inner step j, on the samples of phase j
+    rho = pi_theta_k / pi_old' of the last phase;  theta_j, j = 0 .. k-1, before inner step j, on samples of phase j
 
 (ProMP Eq. 11; the KL as in the released code, which penalises every pre-update policy of the inner loop.) Some Adam
-steps on the same samples, differentiated through the inner loop. MAML-PPO, of the released branch `full_code` and the
-robustness study, has eps 0.5 and eta 1e-3.
+steps on the same samples, differentiated through the inner loop. MAML-PPO is the same computation: as of the released branch `full_code` and the
+robustness study, with eps 0.5 and eta 1e-3.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def promp_step(
         objective, kl = 0.0, 0.0
         for block in blocks:
             value, divergence = promp_objective(meta, block, config)
-            (-value.sum() / problem.num_tasks).backward()  # type: ignore[no-untyped-call]
+            (-value.sum() / problem.num_tasks).backward()
             objective += float(value.detach().sum())
             kl += float(divergence.detach().sum())
         optimizer.step()

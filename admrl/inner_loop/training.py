@@ -4,12 +4,12 @@
       draw meta_batch tasks, uniform in the box
       for j = 0 .. k-1: num_episodes of every task by theta_j, its linear baseline and advantages; an inner step
       num_episodes of every task by theta_k
-      one outer update on all of these samples: `maml_trpo_step` (maml-trpo, maml-mt) or `promp_step` (promp, maml-ppo)
+      one outer update on all of these samples: `maml_trpo_step` (maml-trpo, maml-mt), `promp_step` (promp, maml-ppo)
 
 A step, after which the training can stop and go on bit-identically, is an iteration.
 
-Differs from the papers: families with published training tasks draw from the whole set of tasks, too; for those of two
-directions that is the same.
+Differs from the papers: families with published training tasks draw from the whole set of tasks, too; for those of
+two directions that is the same.
 """
 
 from __future__ import annotations
@@ -149,9 +149,7 @@ def sample_problem(state: InnerLoopState, num_threads: int = 1) -> tuple[MetaPro
     return problem, {"return_real_noisy": returns[-1], "return_first_noisy": returns[0]}
 
 
-def _rollout(
-    state: InnerLoopState, theta: Tensor, known: Tensor, psi: Tensor, num_threads: int
-) -> Rollout:
+def _rollout(state: InnerLoopState, theta: Tensor, known: Tensor, psi: Tensor, num_threads: int) -> Rollout:
     """num_episodes lanes of one horizon of every task."""
     family, shape = state.family, (len(psi), state.config.num_episodes)
     generators = spawn_generators(state.generator, len(psi))
@@ -177,8 +175,8 @@ def _update(state: InnerLoopState, problem: MetaProblem) -> dict[str, float]:
     broken = [name for name, value in report.items() if not math.isfinite(value)]
     if broken or not bool(agent.meta.isfinite().all()):
         raise FloatingPointError(
-            f"{broken[0] if broken else 'the policy'} is not finite in iteration {state.step + 1}; the last checkpoint "
-            "is sound. Try a smaller `config.step_size` or `config.clip.learning_rate`"
+            f"{broken[0] if broken else 'the policy'} is not finite in iteration {state.step + 1}; the last "
+            "checkpoint is sound. Try a smaller `config.step_size` or `config.clip.learning_rate`"
         )
     return report
 
