@@ -68,7 +68,7 @@ class InnerLoopConfig:
     order: Order = "second"
     """first: the outer gradient takes inner gradients for constants. All papers here: second."""
     inner_loss: InnerLoss = "likelihood_ratio"
-    """Of the inner steps in training; gradients are equal. ProMP, MAML-PPO: likelihood_ratio; MAML-TRPO: log_likelihood."""
+    """Of the inner steps in training. ProMP, MAML-PPO: likelihood_ratio; MAML-TRPO: log_likelihood."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Widths of the policy's tanh layers. ProMP: 64 64; 128 128 for the humanoid."""
     action_scale: float = field(default=10.0, metadata={"range": (1e-3, 1e6)})

@@ -4,8 +4,8 @@
     rho = pi_theta_k / pi_old' of the last phase;  theta_j, j = 0 .. k-1, before inner step j, on samples of phase j
 
 (ProMP Eq. 11; the KL as in the released code, which penalises every pre-update policy of the inner loop.) Some Adam
-steps on the same samples, differentiated through the inner loop. MAML-PPO is the same computation: as of the released branch `full_code` and the
-robustness study, with eps 0.5 and eta 1e-3.
+steps on the same samples, differentiated through the inner loop. MAML-PPO is the same computation, as of the released
+branch `full_code` and the robustness study, with eps 0.5 and eta 1e-3.
 """
 
 from __future__ import annotations
