@@ -17,7 +17,7 @@ ORDER = (  # rooms of admrl: each may import those before it
     {"config", "storage", "jobs", "streams"},
     {"runs", "search", "solving"},
     {"gradient", "evaluation"},
-    {"training", "baselines", "reports"},
+    {"training", "baselines", "inner_loop", "reports"},
     {"run_kinds", "datasets", "studies"},
     {"commands"},
     {"cli"},
