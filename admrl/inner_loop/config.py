@@ -135,8 +135,16 @@ def preset_config(preset: str, family: str, algorithm: str) -> InnerLoopConfig:
 
 
 def _laptop_point(config: InnerLoopConfig) -> InnerLoopConfig:
-    """Episodes of 20 steps: more of them, and actions whose noise crosses the square."""
-    return replace(config, num_episodes=20, num_adapt_samples=400)
+    """Episodes of 20 steps: more of them; actions whose noise crosses the square, and an inner step that does."""
+    return replace(
+        config,
+        num_iterations=60,
+        num_episodes=20,
+        hidden_sizes=(32, 32),
+        action_scale=1.0,
+        step_size=1.0,
+        num_adapt_samples=400,
+    )
 
 
 COUNTS = ("num_adapt_samples",)  # whole episodes each
