@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -112,6 +115,35 @@ def test_an_interrupted_training_goes_on_bit_identically(tmp_path, algorithm, nu
     assert content(half) == content(whole)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["promp", "maml-trpo"])
+def test_a_killed_training_goes_on_bit_identically(tmp_path, algorithm):
+    """kill -9, in whatever instant, of the command."""
+    whole, path = trained(tmp_path / "whole", algorithm, num_iterations=40), tmp_path / "killed"
+    words = [
+        sys.executable,
+        "-m",
+        "admrl",
+        "train-baseline",
+        algorithm,
+        "--preset",
+        "smoke",
+        "--out",
+        str(path),
+    ]
+    words += ["--config.num-iterations", "40", "--checkpoint-seconds", "0"]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    while len(list(path.glob("checkpoints/*.ckpt"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    killed = InnerLoopRun.resume(path)
+    assert 0 < killed.state.step < 40
+    train_inner_loop_run(killed, Silent())
+    assert content(killed) == content(whole)
+
+
 def test_an_extended_training_is_the_longer_one_bit_for_bit(tmp_path, monkeypatch):
     whole = trained(tmp_path / "whole", num_iterations=3)
     short = trained(tmp_path / "short", num_iterations=2)
@@ -213,6 +245,7 @@ def run_cli(monkeypatch, *arguments):
     return 0
 
 
+@pytest.mark.slow
 def test_the_command_line_from_training_to_report(tmp_path, monkeypatch, capsys):
     for algorithm in ("promp", "maml-mt"):
         arguments = ["--preset", "smoke", "--out", tmp_path / algorithm]
@@ -225,6 +258,10 @@ def test_the_command_line_from_training_to_report(tmp_path, monkeypatch, capsys)
     assert "promp: rewards; maml-mt: rewards, psi" in " ".join(capsys.readouterr().out.split())
     assert run_cli(monkeypatch, "heatmap", *runs, "--out", tmp_path / "gap.png", "--num-samples", "40") == 0
     assert run_cli(monkeypatch, "compare", *runs, "--out", tmp_path / "report") == 0
+    worst = ["--budget", "2", "--num-probes", "2", "--batch", "2", "--top", "1", "--difference", "0"]
+    worst += ["--config.num-stages", "1", "--config.num-stage-samples", "40", "--config.num-episodes", "2"]
+    assert run_cli(monkeypatch, "search-worst", runs[0], *worst) == 0
+    assert (runs[0] / "worst" / "worst.json").exists()
 
 
 @pytest.mark.parametrize(
