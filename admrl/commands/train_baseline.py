@@ -54,7 +54,8 @@ class BaselineOptions(Command):
     variant: str = "released"
     """The family's variant."""
     seed: int = 0
-    """Seed of everything but the training tasks, which are the published ones, or drawn once."""
+    """Seed of everything but the tasks of tests and of PEARL's and SAC's trainings, which are the published ones, or
+    drawn once."""
     out: Path | None = None
     """Run folder; must not exist or be empty. Default: runs/FAMILY-ALGORITHM-SEED."""
     resume: Path | None = None
@@ -242,7 +243,7 @@ class TrainInnerLoop(BaselineOptions):
     def with_whole_episodes(self, family: TaskFamily) -> tuple[InnerLoopConfig, list[str]]:
         """See `BaselineOptions`."""
         default = self.preset_of(self.preset, self.family, self.algorithm)
-        units = {name: Whole(family.horizon) for name in inner_loop.COUNTS}
+        units = {"num_adapt_samples": Whole(family.horizon)}
         return round_counts(self.config, default, units, f"preset {self.preset}, horizon {family.horizon}")
 
     def make_run(self, family: TaskFamily, config: InnerLoopConfig) -> InnerLoopRun:

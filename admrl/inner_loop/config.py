@@ -7,10 +7,9 @@ AdMRL's comparison; `laptop` and `smoke` are ours. [ours] marks a number that no
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal, get_args
 
-from admrl.config.checks import check_all, check_config
+from admrl.config.checks import check_config
 
 InnerAlgorithm = Literal["maml-trpo", "maml-ppo", "promp", "maml-mt"]
 INNER_ALGORITHMS: tuple[str, ...] = get_args(InnerAlgorithm)
@@ -147,9 +146,6 @@ def _laptop_point(config: InnerLoopConfig) -> InnerLoopConfig:
     )
 
 
-COUNTS = ("num_adapt_samples",)  # whole episodes each
-
-
 def check_inner_loop(config: InnerLoopConfig, family: Any) -> None:
     """Refuse settings that cannot work, before any work.
 
@@ -157,15 +153,11 @@ def check_inner_loop(config: InnerLoopConfig, family: Any) -> None:
         ValueError: names the setting, what was expected and what came.
     """
     check_config(config)
-
-    def whole(name: str) -> None:
-        if (count := getattr(config, name)) % family.horizon:
-            raise ValueError(
-                f"config.{name}: expected a multiple of {family.horizon} (whole episodes of {family.name}), got "
-                f"{count}"
-            )
-
-    check_all([partial(whole, name) for name in COUNTS])
+    if config.num_adapt_samples % family.horizon:
+        raise ValueError(
+            f"config.num_adapt_samples: expected a multiple of {family.horizon} (whole episodes of {family.name}), "
+            f"got {config.num_adapt_samples}"
+        )
 
 
 def check_budget(config: InnerLoopConfig, num_stages: int, num_stage_samples: int) -> None:
