@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("task_families", "dynamics", "policy_opt", "admrl")
 ORDER = (  # rooms of admrl: each may import those before it
     {"number_text"},
-    {"config", "storage", "jobs", "streams"},
+    {"config", "storage", "streams"},
+    {"jobs"},
     {"runs", "search", "solving"},
     {"gradient", "evaluation"},
     {"training", "baselines", "inner_loop", "reports"},
