@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from admrl.config.checks import check_all, check_lanes, check_steps_per_lane
 from admrl.config.search import SEARCHES, SearchConfig
-from dynamics.config import DynamicsConfig, FitConfig, RolloutPrecision
+from dynamics.config import DynamicsConfig, FitConfig, RolloutPrecision, check_horizon
 from policy_opt.config import TrpoConfig, ValueConfig
 
 SELECTORS = SEARCHES
@@ -189,6 +189,7 @@ def check_sample_counts(config: MetaTrainConfig, horizon: int) -> None:
             )
 
     def model() -> None:
+        check_horizon(config.dynamics, config.fit)
         if config.fit.num_horizon > horizon:
             raise ValueError(
                 f"config.fit.num_horizon: expected 1 to {horizon} (the family's horizon), got "

@@ -30,10 +30,15 @@ def virtual_rollout(
     generators: Sequence[torch.Generator],
     *,
     precision: RolloutPrecision = "full",
+    draws_steps: bool = True,
 ) -> Rollout:
-    """num_lanes x horizon virtual samples of the solution's policies for each task, restarting."""
-    shape = (len(solution.theta), num_lanes)
-    env = VirtualEnv(model, family, shape, precision=precision, derivatives="none")
+    """num_lanes x horizon virtual samples of the solution's policies for each task, restarting.
+
+    Args:
+        draws_steps: of gaussian members; False: every step is their mean.
+    """
+    shape, noisy = (len(solution.theta), num_lanes), generators if draws_steps else None
+    env = VirtualEnv(model, family, shape, precision=precision, derivatives="none", generators=noisy)
     actor = stochastic_actor(solution, shape, family.horizon, generators)
     return collect(env, family, actor, family.horizon, generators)
 
@@ -51,7 +56,8 @@ def virtual_continuation(
 ) -> Rollout:
     """The next num_steps virtual steps of every lane."""
     num_tasks, num_lanes = lanes.starts.shape
-    env = VirtualEnv(model, family, (num_tasks, num_lanes), precision=precision, derivatives="none")
+    shape = (num_tasks, num_lanes)
+    env = VirtualEnv(model, family, shape, precision=precision, derivatives="none", generators=generators)
     env.reset(torch.ones_like(lanes.starts), lanes.obs.flatten(0, 1))
     return continuation(env, family, solution, lanes, num_steps, generators)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from admrl.config.checks import check_config
 from admrl.config.training import MetaTrainConfig, check_population, check_sample_counts, check_screening
-from admrl.gradient.estimators import check_differentiable
+from admrl.gradient.estimators import check_differentiable, check_pathwise
 from admrl.number_text import number
 from admrl.search import PopulationSearch, ScreenedSearch, Search, make_search
 from admrl.search.own import KeptSearch, OwnSearch
@@ -130,6 +130,7 @@ def new_state(
         )
     if search.uses_gradient:
         check_differentiable(family, config.gradient)
+        check_pathwise(config.dynamics, config.gradient)
     if isinstance(search, ScreenedSearch):
         check_screening(config, family.horizon)
         check_members(learner.model, config.search.screen_by)
