@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, relu, softplus
 
-from admrl.baselines.config import SacConfig
+from admrl.config.sac import SacConfig
 from dynamics.onednn import linear
 
 MIN_LOG_STD, MAX_LOG_STD = -20.0, 2.0  # as released with PEARL
