@@ -47,7 +47,7 @@ def test_the_first_version_is_read_as_it_worked():
         and config.gradient.resolve == MetaTrainConfig().gradient.resolve
     )
     present = set(names(MetaTrainConfig))
-    assert set(filled) == present - {n for n in present if known(FIRST["config"], n)} and len(filled) == 41
+    assert set(filled) == present - {n for n in present if known(FIRST["config"], n)} and len(filled) == 48
     said = describe(filled, FIRST["versions"])
     assert (
         "search.objective, alpha, " in said
