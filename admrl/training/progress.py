@@ -36,6 +36,11 @@ class RoundProgress:
     """What line 9 needs: `model` and `hat` (theta_hat in the model and in the simulator), then `star` (theta*)."""
 
 
+def phase_name(config: MetaTrainConfig, phase: Phase) -> str:
+    """For messages: the second phase has the name of the learner."""
+    return config.learner.upper() if phase is Phase.SLBO else str(phase)
+
+
 def slbo_config(config: MetaTrainConfig, first: bool) -> SlboConfig:
     """SLBO of each task of a round: the first round has more stages."""
     slbo = per_task(config).slbo

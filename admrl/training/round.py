@@ -23,7 +23,7 @@ from admrl.solving.rollouts import (
     report_unstable,
 )
 from admrl.solving.solution import Policies
-from admrl.training.progress import Phase, RoundProgress
+from admrl.training.progress import Phase, RoundProgress, phase_name
 from admrl.training.state import MetaState
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout
@@ -65,7 +65,7 @@ class Round:
 
     def announce(self) -> None:
         """Tell the reporter which phase begins or goes on."""
-        self.reporter.phase(f"{self.name}: {self.progress.phase}")
+        self.reporter.phase(f"{self.name}: {phase_name(self.config, self.progress.phase)}")
 
     def advance(self, **metrics: float) -> None:
         """Tell the reporter that a step is done, with the samples so far."""

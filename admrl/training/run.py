@@ -50,7 +50,7 @@ from admrl.training.adapter import ModelBasedAdapter, num_steps, relevant_settin
 from admrl.training.gap_map import gap_map
 from admrl.training.meta_training import meta_train
 from admrl.training.oracle import OracleAdapter
-from admrl.training.progress import num_phase_steps, num_steps_left
+from admrl.training.progress import num_phase_steps, num_steps_left, phase_name
 from admrl.training.state import MetaState, new_state
 from admrl.training.state_file import dump_state, restore_state
 from dynamics.learner import ModelLearner
@@ -151,7 +151,8 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
             num_done + len(at.generators),
         )
         which = f"task {last}" if last == num_done + 1 else f"tasks {num_done + 1}-{last}"
-        return f"{self.progress}, and of {which} {at.num_done} of {num_steps} steps of {at.phase}"
+        phase = phase_name(self.info.config, at.phase)
+        return f"{self.progress}, and of {which} {at.num_done} of {num_steps} steps of {phase}"
 
     @property
     def steps_left(self) -> int:
