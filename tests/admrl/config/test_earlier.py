@@ -48,7 +48,7 @@ def test_the_first_version_is_read_as_it_worked():
         and config.gradient.resolve == MetaTrainConfig().gradient.resolve
     )
     present = set(names(MetaTrainConfig))
-    assert set(filled) == present - {n for n in present if known(FIRST["config"], n)} and len(filled) == 40
+    assert set(filled) == present - {n for n in present if known(FIRST["config"], n)} and len(filled) == 48
     said = describe(filled, FIRST["versions"])
     assert (
         "search.objective, alpha, " in said
@@ -94,7 +94,7 @@ def test_newer_settings_are_refused_and_say_whose_they_are():
     data = asdict(MetaTrainConfig())
     newer = {KEY: str(SETTINGS + 1), "admrl": "0.9.0", "commit": "abc"}
     with pytest.raises(
-        OtherVersionError, match=r"newer version, admrl 0\.9\.0, commit abc \(settings 6.* up to 5\)"
+        OtherVersionError, match=r"newer version, admrl 0\.9\.0, commit abc \(settings 7.* up to 6\)"
     ):
         complete(MetaTrainConfig, data, newer)
     data["gradient"]["curvature"] = 1
