@@ -5,12 +5,15 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from slurm_tools import said, slurm, until
-from study_tools import Told, drive
+from study_tools import STUDY, Told, drive
 
+from admrl.evaluation.gap_files import load_tables
 from admrl.storage.files import StorageError
 from admrl.studies import slurm_engine
 from admrl.studies.engine import Attempt, Resources
@@ -173,7 +176,7 @@ def test_cancelled_trainings_save_and_those_in_the_queue_do_not_begin(folder):
 def test_before_the_time_limit_a_training_saves_and_the_next_attempt_goes_on(folder):
     told = Told()
     job = Job("x/a", "train", (), ("probe", "train", str(folder / "a")), (folder / "a.saved",))
-    outcome = drive(folder / "study", [job], engine_of(folder / "study", time_limit_minutes=1), reporter=told)
+    outcome = drive(folder / "study", [job], engine_of(folder, time_limit_minutes=1), reporter=told)
     assert outcome.states == {"x/a": "done"} and not outcome.failures
     assert told.phases[:2] == ["x/a", "x/a, attempt 2"]
     assert not told.events, "no failure"
@@ -282,3 +285,29 @@ def test_no_slurm_and_no_submitit(folder, monkeypatch):
 )
 def test_time_limits_of_sinfo(limit, expected):
     assert minutes(limit) == expected
+
+
+def study(folder, *options):
+    return [sys.executable, "-m", "admrl", "study", str(folder / "toy.toml"), *options]
+
+
+def test_a_study_through_the_command_that_is_interrupted_finds_what_a_local_one_finds(folder):
+    local, cluster = folder / "local", folder / "cluster"
+    engine = '\n[engine]\nname = "slurm"\npartition = "main"\ntime_limit_minutes = 60\n'
+    for place, lines in ((local, ""), (cluster, engine)):
+        place.mkdir()
+        (place / "toy.toml").write_text(STUDY.format(folder="f").replace("[0, 1]", "[0]") + lines)
+    subprocess.run(study(local), cwd=local, check=True, stdout=subprocess.DEVNULL)
+    with subprocess.Popen(study(cluster), cwd=cluster, stdout=subprocess.DEVNULL) as first:
+        until(lambda: list(cluster.glob("f/runs/*/*/metrics.csv")), "a training has begun", 120)
+        first.send_signal(signal.SIGINT)
+        assert first.wait() == 130
+    assert not said("squeue", "--noheader")
+    subprocess.run(study(cluster), cwd=cluster, check=True, stdout=subprocess.DEVNULL)
+    assert list(cluster.glob("f/jobs/linear_quadratic/*/attempt-2.log")), "it went on"
+    assert (cluster / "f/report/linear_quadratic/report.html").is_file()
+    runs = [f"f/runs/linear_quadratic/{name}-0" for name in ("uniform", "adversarial")]
+    tables = [load_tables([place / run for run in runs]) for place in (local, cluster)]
+    for mine, other in zip(*tables, strict=True):
+        for field in ("psi", "num_samples", "adapted_return", "optimal_return", "episode_return"):
+            np.testing.assert_array_equal(getattr(mine, field), getattr(other, field), err_msg=field)
