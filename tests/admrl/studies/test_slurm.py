@@ -1,11 +1,11 @@
 """A real Slurm of one node: attempts end, are killed, interrupted and timed out, and nothing is lost."""
 
-import math
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,11 @@ from admrl.studies import slurm_engine
 from admrl.studies.engine import Attempt, Resources
 from admrl.studies.graph import Job
 from admrl.studies.slurm_engine import SlurmEngine
-from admrl.studies.slurm_jobs import minutes
+from admrl.studies.slurm_jobs import run
 
 pytestmark = pytest.mark.cluster
 PROBE = """\
-import os, signal, sys, time
+import os, signal, subprocess, sys, time
 from pathlib import Path
 from admrl.jobs.interruption import deferred_signals, interruption
 
@@ -37,15 +37,32 @@ if what == "deaf":
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
     time.sleep(600)
+child = subprocess.Popen(["sleep", "600"])
 with deferred_signals():
     while not Path(f"{place}.saved").exists():
         if interruption():
-            Path(f"{place}.saved").touch()
+            Path(f"{place}.saved").write_text(f"signal of the child: {child.poll()}")
+            child.kill()
             sys.exit(130)
         time.sleep(0.05)
+child.kill()
 """
 """`python -m probe EXIT_CODE PLACE`; `python -m probe train PLACE`: a training that saves when it is interrupted, and
-has nothing left to do then."""
+has nothing left to do then. It has a child, as an evaluation has."""
+DRIVER = """\
+import sys, time
+from pathlib import Path
+from admrl.studies.engine import Attempt, Resources
+from admrl.studies.slurm_engine import SlurmEngine
+
+folder = Path(sys.argv[1])
+(folder / "newest").write_text("1")
+engine = SlurmEngine(folder, Resources(), time_limit_minutes=60)
+engine.submit(Attempt("a", 1, ("probe", "1", str(folder / "a")), folder, 60.0))
+while not (ended := engine.poll()):
+    time.sleep(0.1)
+print(ended, engine.logs("a"))
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -107,11 +124,17 @@ def slurm_number(folder, job):
     return number.decode()
 
 
-def test_exit_codes_and_logs_of_an_array(folder):
+def test_exit_codes_and_logs_of_an_array(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        slurm_engine, "run", lambda words: asked.append((words[0], time.monotonic())) or run(words)
+    )
     engine = engine_of(folder)
     for code in range(3):
         submit(engine, folder, str(code), f"job{code}")
     assert ends(engine, 3) == {"job0": 0, "job1": 1, "job2": 2}
+    times = [at for command, at in asked if command == "squeue"]
+    assert len(times) >= 2 and min(np.diff(times)) > 2.9, "squeue is not called more often"
     assert engine.logs("job1") == "said"
     assert num_submissions(folder) == 1, "they were one array"
     assert not list((folder / "slurm").glob("*.pkl"))
@@ -165,7 +188,7 @@ def test_cancelled_trainings_save_and_those_in_the_queue_do_not_begin(folder):
     for job in ("a", "c", "e"):  # running; in the queue, beside d of the same array; not submitted
         engine.cancel(job)
     assert ends(engine, 3) == {"a": 130, "c": -signal.SIGTERM, "e": -signal.SIGINT}
-    assert (folder / "a.saved").exists()
+    assert (folder / "a.saved").read_text() == "signal of the child: None"
     worker_of(folder, "d")
     for job in ("b", "d"):
         engine.cancel(job)
@@ -238,7 +261,26 @@ def test_a_job_that_no_node_could_run_is_refused_and_others_are_not(folder):
     )
 
 
-def test_nodes_that_do_not_see_the_folder(unshared, folder):
+def test_a_driver_in_a_job_of_its_own(folder):
+    (folder / "driver.py").write_text(DRIVER)
+    command = ["srun", "--mem=300", "--time=2", sys.executable, str(folder / "driver.py"), str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.stdout == "{'a': 1} said\n", result.stderr
+
+
+def test_nodes_without_our_packages(folder, monkeypatch):
+    monkeypatch.setattr(slurm_engine, "RESULT_WITHIN", 5.0)
+    (folder / "submitit.py").write_text("")  # hides the package from the node alone
+    engine = engine_of(folder)
+    submit(engine, folder, "0", "a")
+    assert ends(engine) == {"a": -signal.SIGKILL}
+    assert re.match(
+        "Slurm: job .* ended as FAILED: .*No module named .?submitit", engine.logs("a"), re.DOTALL
+    )
+
+
+def test_nodes_that_do_not_see_the_folder(unshared, folder, monkeypatch):
+    monkeypatch.setattr(slurm_engine, "RESULT_WITHIN", 5.0)
     engine = engine_of(unshared)
     submit(engine, unshared, "0", "a")
     with pytest.raises(
@@ -267,24 +309,6 @@ def test_nodes_that_do_not_see_the_folder(unshared, folder):
 def test_what_slurm_cannot_give_is_said_at_once(folder, resources, options, message):
     with pytest.raises(ValueError, match=message):
         SlurmEngine(folder, Resources(**resources), **{"time_limit_minutes": 60} | options)
-
-
-def test_no_slurm_and_no_submitit(folder, monkeypatch):
-    with monkeypatch.context() as without:
-        without.setenv("PATH", "/nowhere")
-        with pytest.raises(ValueError, match="slurm needs the commands of Slurm, but sbatch is not in PATH"):
-            engine_of(folder)
-    monkeypatch.setattr(slurm_engine, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"slurm needs submitit, which is not installed: pip install"):
-        engine_of(folder)
-
-
-@pytest.mark.parametrize(
-    ("limit", "expected"),
-    [("30:00", 30), ("2:00:00", 120), ("1-00:00:30", 1440.5), ("infinite", math.inf), ("n/a", math.inf)],
-)
-def test_time_limits_of_sinfo(limit, expected):
-    assert minutes(limit) == expected
 
 
 def study(folder, *options):
