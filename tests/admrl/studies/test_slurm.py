@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -263,9 +264,11 @@ def test_a_job_that_no_node_could_run_is_refused_and_others_are_not(folder):
 
 def test_a_driver_in_a_job_of_its_own(folder):
     (folder / "driver.py").write_text(DRIVER)
-    command = ["srun", "--mem=300", "--time=2", sys.executable, str(folder / "driver.py"), str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.stdout == "{'a': 1} said\n", result.stderr
+    command = shlex.join([sys.executable, str(folder / "driver.py"), str(folder)])
+    of_two_tasks = ["--ntasks=2", "--overcommit", "--mem=300", f"--output={folder}/said"]  # SLURM_NTASKS=2
+    subprocess.run(["sbatch", "--wait", *of_two_tasks, f"--wrap={command}"], stdout=subprocess.DEVNULL)
+    assert (folder / "said").read_text() == "{'a': 1} said\n"
+    assert len((folder / "a.pids").read_text().split()) == 1
 
 
 def test_nodes_without_our_packages(folder, monkeypatch):
