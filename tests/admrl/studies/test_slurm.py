@@ -6,13 +6,15 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import study_tools
 from slurm_tools import said, slurm, until
-from study_tools import STUDY, Told, drive
+from study_tools import STUDY, Told, chain, drive, note_module, num_starts
 
 from admrl.evaluation.gap_files import load_tables
 from admrl.storage.files import StorageError
@@ -63,6 +65,17 @@ engine.submit(Attempt("a", 1, ("probe", "1", str(folder / "a")), folder, 60.0))
 while not (ended := engine.poll()):
     time.sleep(0.1)
 print(ended, engine.logs("a"))
+"""
+
+STUDY_DRIVER = """\
+import sys
+from pathlib import Path
+from study_tools import chain, drive
+from admrl.studies.engine import Resources
+from admrl.studies.slurm_engine import SlurmEngine
+
+folder = Path(sys.argv[1])
+drive(folder / "study", chain(folder, a="wait"), SlurmEngine(folder, Resources(), time_limit_minutes=60))
 """
 
 
@@ -227,6 +240,21 @@ def test_what_a_killed_driver_left_in_the_queue_does_not_begin(folder):
         lambda: len(said("squeue", "--noheader", "--array").splitlines()) == 2, "c is gone, a and b are not"
     )
     del other, engine
+
+
+def test_a_job_goes_on_without_its_driver_and_the_next_one_waits_for_it(folder, monkeypatch):
+    note_module(folder, monkeypatch)
+    monkeypatch.setenv("PYTHONPATH", f"{os.environ['PYTHONPATH']}:{Path(study_tools.__file__).parent}")
+    jobs = chain(folder, a="wait")
+    (folder / "driver.py").write_text(STUDY_DRIVER)
+    with subprocess.Popen([sys.executable, str(folder / "driver.py"), str(folder)]) as driver:
+        until(lambda: num_starts(jobs[0]) and jobs[1].outputs[0].exists(), "a and b have begun")
+        driver.kill()
+    time.sleep(2)  # a local one would have noticed
+    threading.Timer(5, (folder / "go").touch).start()
+    outcome = drive(folder / "study", jobs, engine_of(folder))
+    assert set(outcome.states.values()) == {"done"}
+    assert num_starts(jobs[0]) == 1
 
 
 def test_slurm_does_not_answer_for_a_while(folder, monkeypatch):
