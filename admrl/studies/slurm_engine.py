@@ -184,7 +184,8 @@ class SlurmEngine:
 
     def _submit_array(self, size: int, attempts: list[Attempt]) -> list[Any]:
         executor = self._kind.executor(self._folder, self._name, size, self._max_array)
-        calls = [partial(run_attempt, replace(each, folder=each.folder.absolute())) for each in attempts]
+        absolute = [replace(attempt, folder=attempt.folder.absolute()) for attempt in attempts]
+        calls = [partial(run_attempt, attempt, str(Path.cwd())) for attempt in absolute]
         with outside_of_jobs():
             jobs: list[Any] = executor.submit_array(calls)
         return jobs

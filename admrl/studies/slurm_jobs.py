@@ -110,12 +110,17 @@ class JobKind:
         return executor
 
 
-def run_attempt(attempt: Attempt) -> int:
-    """On the node: the worker of an attempt, from its start to its end; its exit code, negative: by that signal."""
+def run_attempt(attempt: Attempt, place: str) -> int:
+    """On the node: the worker of an attempt, from its start to its end; its exit code, negative: by that signal.
+
+    Args:
+        place: the folder that its paths are relative to. Where there is none, Slurm would have started it in another.
+    """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # and so in all processes that are started from here
     with open(attempt.log, "wb") as output:
         worker = subprocess.Popen(
             attempt.command(),
+            cwd=place,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -310,6 +310,16 @@ def test_nodes_without_our_packages(folder, monkeypatch):
     )
 
 
+def test_nodes_that_do_not_see_the_present_folder(unshared, folder, monkeypatch):
+    monkeypatch.setattr(slurm_engine, "RESULT_WITHIN", 5.0)
+    (unshared / "here").mkdir()
+    monkeypatch.chdir(unshared / "here")
+    engine = engine_of(folder)
+    submit(engine, folder, "0", "a")
+    assert ends(engine) == {"a": -signal.SIGKILL}
+    assert f"No such file or directory: '{unshared}/here'" in engine.logs("a")
+
+
 def test_nodes_that_do_not_see_the_folder(unshared, folder, monkeypatch):
     monkeypatch.setattr(slurm_engine, "RESULT_WITHIN", 5.0)
     engine = engine_of(unshared)
