@@ -16,6 +16,7 @@ from typing import Any
 from admrl.studies.engine import Attempt, Resources
 
 MAX_AHEAD = 600  # seconds; of the signal before the time limit
+SHORTEST = 10  # minutes; the signal may come a minute early, and what it finds at its start saves nothing
 NEVER = "node configuration is not available"  # what Slurm says of a job that no node could run
 
 
@@ -40,9 +41,10 @@ class JobKind:
             raise ValueError(
                 f"engine.num_gpus: Slurm gives whole GPUs, got {self.resources.num_gpus}; write a whole number"
             )
-        if self.time_limit_minutes < 1:
+        if self.time_limit_minutes < SHORTEST:
             raise ValueError(
-                f"engine.time_limit_minutes: expected a whole number from 1 up, got {self.time_limit_minutes}"
+                f"engine.time_limit_minutes: expected a whole number from {SHORTEST} up, got "
+                f"{self.time_limit_minutes}; attempts could be interrupted before they have anything to save"
             )
         num_processes = self.resources.max_processes or 1
         if objection := self.objection(num_processes) or self._objection_to_time():

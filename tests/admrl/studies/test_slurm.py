@@ -18,7 +18,7 @@ from study_tools import STUDY, Told, chain, drive, note_module, num_starts
 
 from admrl.evaluation.gap_files import load_tables
 from admrl.storage.files import StorageError
-from admrl.studies import slurm_engine
+from admrl.studies import slurm_engine, slurm_jobs
 from admrl.studies.engine import Attempt, Resources
 from admrl.studies.graph import Job
 from admrl.studies.slurm_engine import SlurmEngine
@@ -210,7 +210,8 @@ def test_cancelled_trainings_save_and_those_in_the_queue_do_not_begin(folder):
     assert not list(folder.glob("[ce].pids"))
 
 
-def test_before_the_time_limit_a_training_saves_and_the_next_attempt_goes_on(folder):
+def test_before_the_time_limit_a_training_saves_and_the_next_attempt_goes_on(folder, monkeypatch):
+    monkeypatch.setattr(slurm_jobs, "SHORTEST", 1)
     told = Told()
     job = Job("x/a", "train", (), ("probe", "train", str(folder / "a")), (folder / "a.saved",))
     outcome = drive(folder / "study", [job], engine_of(folder, time_limit_minutes=1), reporter=told)
@@ -220,7 +221,8 @@ def test_before_the_time_limit_a_training_saves_and_the_next_attempt_goes_on(fol
     assert len((folder / "a.pids").read_text().split()) == 2
 
 
-def test_a_job_that_does_not_stop_in_time_is_killed(folder):
+def test_a_job_that_does_not_stop_in_time_is_killed(folder, monkeypatch):
+    monkeypatch.setattr(slurm_jobs, "SHORTEST", 1)
     engine = engine_of(folder, time_limit_minutes=1)
     submit(engine, folder, "deaf", "a")
     assert ends(engine, seconds=180) == {"a": -signal.SIGKILL}
@@ -342,7 +344,7 @@ def test_nodes_that_do_not_see_the_folder(unshared, folder, monkeypatch):
         ({"num_gpus": 1}, {}, "asked for: .* gpus per node 1\n  there is:  main: 1 nodes"),
         ({"num_gpus": 0.5}, {}, "engine.num_gpus: Slurm gives whole GPUs, got 0.5"),
         ({}, {"time_limit_minutes": 121}, "the time limit of partition main is 2:00:00\n"),
-        ({}, {"time_limit_minutes": 0}, "time_limit_minutes: expected a whole number from 1 up, got 0"),
+        ({}, {"time_limit_minutes": 9}, "time_limit_minutes: expected a whole number from 10 up, got 9"),
         ({}, {"partition": "mian"}, "[Ii]nvalid partition"),
         ({"max_processes": 3}, {}, "with 3 process"),
     ],
