@@ -14,10 +14,11 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("task_families", "dynamics", "policy_opt", "admrl")
 ORDER = (  # rooms of admrl: each may import those before it
     {"number_text"},
-    {"config", "storage", "jobs", "streams"},
+    {"config", "storage", "streams"},
+    {"jobs"},
     {"runs", "search", "solving"},
     {"gradient", "evaluation"},
-    {"training", "baselines", "reports"},
+    {"training", "baselines", "inner_loop", "reports"},
     {"run_kinds", "datasets", "studies"},
     {"commands"},
     {"cli"},

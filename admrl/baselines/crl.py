@@ -36,7 +36,7 @@ from torch.nn.functional import mse_loss
 from admrl.baselines.config import TITLES, BaselineConfig
 from admrl.baselines.pearl import Pearl, PearlAdapter
 from admrl.baselines.replay import MultiTaskReplay
-from admrl.baselines.sac import Mlp, Optimizers
+from admrl.solving.sac import Mlp, Optimizers
 from task_families.family import TaskFamily
 
 MIN_DEVIATION = 1e-6  # of the output layers, which start equal

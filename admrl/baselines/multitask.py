@@ -19,9 +19,9 @@ from torch.nn.functional import one_hot
 from admrl.baselines.actor_policy import ActorPolicy
 from admrl.baselines.config import BaselineConfig
 from admrl.baselines.replay import MultiTaskReplay
-from admrl.baselines.sac import Optimizers, Sac
 from admrl.baselines.static import StaticAdapter
 from admrl.evaluation.adapter import Policy, Tasks
+from admrl.solving.sac import Optimizers, Sac
 from task_families.family import TaskFamily
 
 

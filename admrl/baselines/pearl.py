@@ -24,8 +24,8 @@ from admrl.baselines.actor_policy import ActorPolicy
 from admrl.baselines.config import TITLES, BaselineConfig
 from admrl.baselines.context import Encoder, Posterior
 from admrl.baselines.replay import MultiTaskReplay, context_rows
-from admrl.baselines.sac import Optimizers, Sac
 from admrl.evaluation.adapter import AdapterError, Experience, Exploration, Policy, Tasks
+from admrl.solving.sac import Optimizers, Sac
 from task_families.family import TaskFamily
 
 

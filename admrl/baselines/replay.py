@@ -17,7 +17,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from admrl.baselines.sac import Batch
+from admrl.solving.sac import Batch
 from admrl.storage.sealed_file import check_tensor
 from dynamics.precision import lost_digits
 

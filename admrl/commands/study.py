@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import shlex
+import sys
 import textwrap
-from collections import Counter
+import time
+from collections.abc import Mapping
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from admrl.commands.command import Command, CommandFailed, at_least
 from admrl.commands.flags import in_flags
 from admrl.number_text import counted
-from admrl.studies.description import Study, read_study
+from admrl.studies.description import Study, located, read_study
 from admrl.studies.graph import Job, counted_kinds, expand, select
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, Group
 
     from admrl.studies.driver import Outcome
+    from admrl.studies.engine import Engine
     from admrl.studies.lease import Lease
     from admrl.studies.store import Store
 
 WIDTH = 80  # of what --dry-run prints
+WATCHED_EVERY = 2.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Prepared:
     store: Store
     lease: Lease | None
     """Of the study's folder, where jobs are run."""
+    engine: Engine | None
+    """What starts them."""
 
 
 @dataclass(frozen=True)
@@ -54,24 +61,40 @@ class RunStudy(Command):
     """What is trained, on what it is tested, where everything goes: a TOML file, see docs/studies.md."""
     dry_run: bool = False
     """Print the jobs, what they need and their commands; start none."""
+    calibrate: float | None = None
+    """With --dry-run: run one job of each sort for so many seconds, and print how many CPU hours all would take."""
     status: bool = False
     """Print what has been done, and what is being done; start nothing."""
     json: bool = False
     """With --status: as JSON."""
+    watch: bool = False
+    """Show what is being done, and when it is expected to end, until it has ended; start nothing."""
     only: tuple[str, ...] = ()
     """Start no jobs but these: names of jobs, or kinds (train, reference, evaluate, compare)."""
     discard: tuple[str, ...] = ()
     """First throw away what these jobs have made, by name or kind, to make it anew; their logs stay."""
     num_workers: int = 2
-    """Processes, one thread each."""
+    """Processes that run at the same time, one thread each."""
+    engine: Literal["local", "ray", "slurm"] | None = None
+    """What starts the jobs: processes of this machine (local), a Ray cluster, Slurm; in place of the file's."""
 
     def check(self) -> None:
         """See `Command`."""
         at_least(self, num_workers=1)
+        if self.calibrate is not None and not self.dry_run:
+            raise ValueError("calibrate: is a part of `dry_run`; give both, or leave `calibrate` out")
+        if self.calibrate is not None and not 0 < self.calibrate < math.inf:
+            raise ValueError(f"calibrate: expected seconds, above 0, got {self.calibrate}")
         if self.json and not self.status:
             raise ValueError("json: is a form of `status`; give both, or leave `json` out")
-        if self.status + self.dry_run + bool(self.discard) > 1:
-            raise ValueError("status: `status`, `dry_run` and `discard` exclude each other; give one")
+        if self.status + self.watch + self.dry_run + bool(self.discard) > 1:
+            raise ValueError(
+                "status: `status`, `watch`, `dry_run` and `discard` exclude each other; give one"
+            )
+        if self.watch and not sys.stdout.isatty():
+            raise ValueError(
+                "watch: expected a terminal, got a file or a pipe; use `status` there, or `json` with it"
+            )
 
     def prepare(self) -> Prepared:
         """The study and its jobs; where they are run, its folder is there, locked, and free of what was discarded."""
@@ -82,29 +105,35 @@ class RunStudy(Command):
         wanted, unwanted = select(jobs, self.only), set[str]()
         if self.discard:
             unwanted = select(jobs, self.discard, "discard")
-        store = Store(study.folder, study.name)
-        if self.status:
-            return Prepared(study, jobs, wanted, store, None)
+        store = Store(study.folder, study.name, study.silence)
+        if self.status or self.watch:
+            return Prepared(study, jobs, wanted, store, None, None)
         check_commands(jobs, self.file)
         if self.dry_run:
-            return Prepared(study, jobs, wanted, store, None)
+            return Prepared(study, jobs, wanted, store, None, None)
         if set(store.states(jobs, store.records(jobs)).values()) != {DONE}:
             check_tasks(study, jobs, self.file)
-        return Prepared(study, jobs, wanted, store, self._take(jobs, unwanted, store))
+        return Prepared(study, jobs, wanted, store, *self._take(study, jobs, unwanted, store))
 
-    def _take(self, jobs: tuple[Job, ...], unwanted: set[str], store: Store) -> Lease:
+    def _take(
+        self, study: Study, jobs: tuple[Job, ...], unwanted: set[str], store: Store
+    ) -> tuple[Lease, Engine]:
         from admrl.studies.driver import check_unchanged
+        from admrl.studies.engines import make_engine
 
         lease = store.drive()
         try:
             check_unchanged([job for job in jobs if job.name not in unwanted], store)
+            name = self.engine or study.engine
+            options = study.engine_options if name == study.engine else {}
+            engine = make_engine(name, study.folder, study.resources, options)
             for job in jobs:
                 if job.name in unwanted:
                     store.discard(job)
         except BaseException:
             lease.release()
             raise
-        return lease
+        return lease, engine
 
     def execute(self, prepared: Prepared) -> None:
         """Print what was asked for, or run the jobs and say what came out."""
@@ -112,27 +141,41 @@ class RunStudy(Command):
 
         console = TextConsole()
         if self.dry_run:
-            print_graph(prepared, console)
+            print_graph(prepared, console, self._calibrated(prepared, console))
         elif self.status:
             print_status(prepared, console, self.json)
+        elif self.watch:
+            watch(prepared, console)
         else:
             self._run(prepared, console)
+
+    def _calibrated(self, prepared: Prepared, console: Console) -> Mapping[str, float | None]:
+        """CPU seconds by job; nothing, where they were not asked for."""
+        from admrl.jobs.display import Display, JobReporter
+        from admrl.jobs.interruption import deferred_signals
+        from admrl.studies.calibration import cpu_seconds, sorts
+
+        study = prepared.study
+        if self.calibrate is None:
+            return {}
+        with deferred_signals(), Display(console, {study.name: len(sorts(study))}) as display:
+            return cpu_seconds(study, self.calibrate, JobReporter(study.name, display.handle))
 
     def _run(self, prepared: Prepared, console: Console) -> None:
         from admrl.jobs.display import Display, JobReporter
         from admrl.jobs.interruption import Interrupted, deferred_signals
         from admrl.studies.driver import Driver
-        from admrl.studies.local import LocalEngine
 
-        assert prepared.lease is not None
-        name = prepared.study.name
+        assert prepared.lease is not None and prepared.engine is not None
+        study, name = prepared.study, prepared.study.name
         try:
             with deferred_signals(), Display(console, {name: len(prepared.wanted)}) as display:
                 outcome = Driver(
                     prepared.jobs,
                     prepared.store,
-                    LocalEngine(),
+                    prepared.engine,
                     num_workers=self.num_workers,
+                    max_processes=study.resources.max_processes,
                     wanted=prepared.wanted,
                     reporter=JobReporter(name, display.handle),
                     is_finished=is_finished,
@@ -179,12 +222,19 @@ def check_commands(jobs: tuple[Job, ...], file: Path) -> None:
         try:
             with redirect_stderr(said):
                 default = page.defaults(options)
+                page = page if default is None else type(default)
                 given = {} if default is None else {"default": default}
                 tyro.cli(page, args=options, prog=f"admrl {job.words[1]}", **given).check()  # type: ignore[call-overload]
         except SystemExit:
-            raise ValueError(f"{file}: {job.name}: {_plain(said.getvalue())}") from None
+            problem = _plain(said.getvalue())
+            raise ValueError(
+                f"{located(file, file.read_text('utf-8-sig'), problem)}: {job.name}: {problem}"
+            ) from None
         except ValueError as error:
-            raise ValueError(f"{file}: {job.name}: {in_flags(str(error), page)}") from error
+            problem = in_flags(str(error), page)
+            raise ValueError(
+                f"{located(file, file.read_text('utf-8-sig'), problem)}: {job.name}: {problem}"
+            ) from error
 
 
 def _plain(box: str) -> str:
@@ -210,8 +260,11 @@ def check_tasks(study: Study, jobs: tuple[Job, ...], file: Path) -> None:
         if job.kind == "reference":
             name = job.words[job.words.index("--family") + 1]
             outside = "--allow-outside" in job.words
+            known = (
+                {"variant": job.words[job.words.index("--variant") + 1]} if "--variant" in job.words else {}
+            )
             try:
-                choose_tasks(make(name), study.grid, study.tasks, allow_outside=outside)
+                choose_tasks(make(name, **known), study.grid, study.tasks, allow_outside=outside)
             except ValueError as error:
                 raise ValueError(f"{file}: {name}: {error}") from error
 
@@ -230,16 +283,25 @@ def is_finished(job: Job) -> bool:
     return run.finished
 
 
-def print_graph(prepared: Prepared, console: Console) -> None:
-    """Every job that is wanted, what it needs and its command, in 80 columns."""
+def print_graph(prepared: Prepared, console: Console, seconds: Mapping[str, float | None]) -> None:
+    """Every job that is wanted, what it needs and its command, in 80 columns; and how long they take, if known."""
     jobs = [job for job in prepared.jobs if job.name in prepared.wanted]
     folder = prepared.store.folder
     console.print(f"{prepared.study.name}: {counted(len(jobs), 'job')} in {folder} ({counted_kinds(jobs)})")
     for job in jobs:
-        console.print(f"\n{job.name} ({job.kind})")
+        known = seconds.get(job.name)
+        console.print(
+            f"\n{job.name} ({job.kind}{'' if known is None else f', about {known / 60:.1f} CPU minutes'})"
+        )
         if job.needs:
             console.print(_wrapped(f"needs {', '.join(job.needs)}", 2))
         console.print(_wrapped(job.text, 2))
+    if seconds:
+        known = sum(seconds.get(job.name) or 0.0 for job in jobs)
+        console.print(f"\nabout {known / 3600:.2g} CPU hours, without reports")
+        unknown = [job.name for job in jobs if job.name in seconds and seconds[job.name] is None]
+        if unknown:
+            console.print(_wrapped(f"and what was not measured (too short): {', '.join(unknown)}", 2))
 
 
 def _wrapped(text: str, indent: int) -> str:
@@ -257,45 +319,99 @@ def _wrapped(text: str, indent: int) -> str:
 def print_status(prepared: Prepared, console: Console, as_json: bool) -> None:
     """The state of every job that is wanted."""
     from admrl.storage.files import json_text
-    from admrl.studies.store import LOST, RUNNING, WAITING
+    from admrl.studies.status import statuses, summary
 
-    store, jobs = prepared.store, prepared.jobs
-    records = store.records(jobs)
-    states = store.states(jobs, records)
-    if store.is_driven:
-        states = {name: RUNNING if state == LOST else state for name, state in states.items()}
-    rows = [
-        {
-            "job": job.name,
-            "kind": job.kind,
-            "state": states[job.name],
-            "attempt": records[job.name].attempt,
-            "seconds": None if states[job.name] in (LOST, WAITING) else round(records[job.name].seconds, 1),
-            "log": str(store.log(job.name, records[job.name].attempt)) if records[job.name].attempt else None,
-        }
-        for job in jobs
-        if job.name in prepared.wanted
-    ]
-    strangers = store.strangers(jobs)
+    store = prepared.store
+    rows = statuses(prepared.jobs, store, prepared.wanted)
+    strangers = store.strangers(prepared.jobs)
     if as_json:
-        summary = {
+        said = {
             "study": prepared.study.name,
             "folder": str(store.folder),
-            "jobs": rows,
+            "jobs": [asdict(row) for row in rows],
             "not_in_file": strangers,
         }
-        print(json_text(summary))
+        print(json_text(said))
         return
-    number = Counter(row["state"] for row in rows)
-    counts = ", ".join(f"{n} {state}" for state, n in number.most_common())
-    console.print(f"{prepared.study.name} in {store.folder}: {counted(len(rows), 'job')}: {counts}")
-    width = max(len(str(row["job"])) for row in rows)
-    console.print(f"{'job':<{width}}  {'state':<12}{'attempt':>7}{'seconds':>10}")
+    console.print(f"{prepared.study.name} in {store.folder}: {summary(rows)}")
+    width = max(len(row.job) for row in rows)
+    lines = [f"{'job':<{width}}  {'state':<12}{'attempt':>7}{'seconds':>10}"]
     for row in rows:
-        tries, seconds = row["attempt"] or "", "" if row["seconds"] is None else row["seconds"]
-        console.print(f"{row['job']:<{width}}  {row['state']:<12}{tries:>7}{seconds:>10}".rstrip())
+        tries, seconds = row.attempt or "", "" if row.seconds is None else row.seconds
+        lines.append(f"{row.job:<{width}}  {row.state:<12}{tries:>7}{seconds:>10}".rstrip())
+    console.print("\n".join(lines))
     if strangers:
         console.print(f"no longer in the file, and left as they are: {', '.join(strangers)}")
+
+
+def watch(prepared: Prepared, console: Console) -> None:
+    """Show how far it is, until nobody drives the study any more, or Ctrl-C."""
+    from rich.live import Live
+
+    try:
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                is_driven = prepared.store.is_driven
+                live.update(_running_table(prepared), refresh=True)
+                if not is_driven:
+                    break
+                time.sleep(WATCHED_EVERY)
+    except KeyboardInterrupt:  # the study goes on
+        return
+    console.print("nobody drives this study at the moment")
+
+
+def _running_table(prepared: Prepared) -> Group:
+    """What runs, and how many jobs are in which state."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from admrl.number_text import count
+    from admrl.studies.status import clock, statuses, summary
+    from admrl.studies.store import FAILED, RUNNING
+
+    rows = statuses(prepared.jobs, prepared.store, prepared.wanted)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("job", "host"):
+        table.add_column(name, overflow="fold")
+    table.add_column("phase", no_wrap=True, overflow="ellipsis")
+    for name in ("done", "samples", "minutes", "ends"):
+        table.add_column(name, no_wrap=True, justify="right")
+    for row in rows:
+        if row.state == RUNNING:
+            table.add_row(
+                Text(row.job),
+                Text(row.host or "(starting)"),
+                Text(row.phase or ""),
+                "" if row.share is None else f"{100 * row.share:.0f} %",
+                "" if row.real_samples is None else count(row.real_samples),
+                "" if row.seconds is None else f"{row.seconds / 60:.1f}",
+                "" if row.ends is None else clock(row.ends),
+            )
+    failed = [
+        Text(f"failed: {row.job}, see {row.log}", style="yellow") for row in rows if row.state == FAILED
+    ]
+    return Group(Text(f"{prepared.study.name}: {summary(rows)}"), table, *failed)
+
+
+def print_reports(prepared: Prepared, outcome: Outcome, console: Console) -> None:
+    """Write the page of all families, once one of them is compared; print where it is, and theirs."""
+    from admrl.reports.study_page import render_study
+    from admrl.storage.files import make_folder, write_text
+
+    compared = [job for job in prepared.jobs if job.kind == "compare"]
+    done = [job for job in compared if outcome.states[job.name] == "done"]
+    if not done:
+        return
+    study = prepared.study
+    page = study.report / f"{study.name}.html"
+    make_folder(study.report)
+    write_text(page, render_study(study.name, study.report, [job.name.partition("/")[0] for job in compared]))
+    for job in done:
+        console.print(f"report: {job.outputs[0]}")
+    console.print(f"all families: {page}")
 
 
 def print_outcome(prepared: Prepared, outcome: Outcome, console: Console) -> None:
@@ -304,9 +420,7 @@ def print_outcome(prepared: Prepared, outcome: Outcome, console: Console) -> Non
     Raises:
         CommandFailed: a job failed, or could not be started.
     """
-    for job in prepared.jobs:
-        if job.kind == "compare" and outcome.states[job.name] == "done":
-            console.print(f"report: {job.outputs[0]}")
+    print_reports(prepared, outcome, console)
     for failure in outcome.failures:
         console.print(f"\n{failure.job} failed; the end of {failure.log}:", style="yellow")
         console.print(textwrap.indent("\n".join(failure.end.splitlines()[-10:]), "  "))

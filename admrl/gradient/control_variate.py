@@ -8,6 +8,7 @@ the same start and the same noise (mean over the members), and Y' in many furthe
 
 is unbiased whatever the model is worth, because beta comes from the other half of the episodes; a useless model has
 beta near 0 and leaves the plain mean. The variance falls by the factor 1 - correlation^2.
+Gaussian members take their mean step in both Y and Y', which must have one distribution.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def replay(
     *,
     slopes: bool = True,
 ) -> Tensor:
-    """`lane_statistics` of the rollout's episodes in the model, mean over its members: (M, N, 1 + k).
+    """`lane_statistics` of the rollout's episodes in the model, mean over its members: (M, N, 1 + k). The steps of
+    gaussian members are their mean, here and in `virtual_mean`: Y and Y' must have one distribution.
 
     Args:
         rollout: real, of the solution's policies.
@@ -86,7 +88,7 @@ def virtual_mean(
     slopes: bool = True,
 ) -> Tensor:
     """Mean of `lane_statistics` over fresh episodes in the model: (M, 1 + k)."""
-    rollout = virtual_rollout(family, model, solution, num_lanes, generators)
+    rollout = virtual_rollout(family, model, solution, num_lanes, generators, draws_steps=False)
     return lane_statistics(family, psi, rollout, slopes=slopes).mean(1)
 
 

@@ -9,16 +9,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    Progress,
     ProgressColumn,
     Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as ProgressBars
 from rich.table import Column
 from rich.text import Text
 
+from admrl.jobs.progress import Progress, ProgressFile
 from admrl.number_text import count, number
 
 REPORT_EVERY = 5  # steps; a row needs no more
@@ -58,7 +59,7 @@ class Display:
     def __init__(self, console: Console, jobs: dict[str, int]) -> None:
         """jobs: name -> number of steps in all."""
         self._console = console
-        self._progress = Progress(
+        self._progress = ProgressBars(
             _ShortenedColumn(lambda task: Text(task.description)),
             BarColumn(bar_width=16, table_column=Column(no_wrap=True)),
             TextColumn("{task.percentage:>3.0f}%"),
@@ -75,6 +76,7 @@ class Display:
             for name, total in jobs.items()
         }
         self._shown: dict[str, dict[str, float]] = {name: {} for name in jobs}
+        self._num_done, self._num_steps, self._file = 0, sum(jobs.values()), ProgressFile()
 
     def __enter__(self) -> Display:
         self._progress.start()
@@ -87,6 +89,7 @@ class Display:
         """The job begins a phase."""
         self._progress.start_task(self._rows[job])
         self._progress.update(self._rows[job], phase=name)
+        self._note(name)
         if not self._console.is_terminal:
             self._console.print(f"{job}: {name} {_numbers(self._shown[job])}")
 
@@ -95,10 +98,17 @@ class Display:
         self._progress.start_task(self._rows[job])
         self._shown[job] |= metrics
         self._progress.update(self._rows[job], advance=num_steps, numbers=_numbers(self._shown[job]))
+        self._num_done += num_steps
+        self._note(str(self._progress.tasks[self._rows[job]].fields["phase"]))
 
     def event(self, job: str, message: str) -> None:
         """The job has something to say."""
         self._console.print(f"{job}: {message}", style="yellow")
+
+    def _note(self, phase: str) -> None:
+        """How far all jobs together are."""
+        drawn = [shown["real_samples"] for shown in self._shown.values() if "real_samples" in shown]
+        self._file.note(Progress(phase, self._num_done, self._num_steps, sum(drawn) if drawn else None))
 
     def handle(self, message: tuple[str, str, tuple[Any, ...]]) -> None:
         """A message of a `JobReporter` in another process."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from admrl.jobs.reporter import Reporter
 from admrl.runs.trackers import Trackers
+from admrl.storage.fence import check_fence
 from admrl.storage.files import storage_error
 
 
@@ -156,6 +157,7 @@ class RunLog:
             StorageError: metrics.csv cannot be written.
         """
         try:
+            check_fence()
             self._file.flush()
             if self._board is not None:
                 self._board.flush()
@@ -175,6 +177,7 @@ class RunLog:
         self._step += 1
         seconds = round(time.monotonic() - self._started, 2)
         try:
+            check_fence()
             self._csv.writerow(
                 (self._step, self._phase, seconds, *(metrics.get(name, "") for name in self._columns))
             )
@@ -194,6 +197,7 @@ class RunLog:
             "message": message,
         }
         try:
+            check_fence()
             torn = self._events.is_file() and self._events.read_bytes()[-1:] not in (b"", b"\n")
             with open(self._events, "a", encoding="utf-8") as file:
                 file.write("\n" * torn + json.dumps(entry, ensure_ascii=False) + "\n")

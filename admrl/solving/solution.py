@@ -1,9 +1,10 @@
-"""M policies with the value functions that trained them."""
+"""M policies: what every inner method makes of them, and those of SLBO with their value functions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +16,24 @@ from policy_opt.gaussian_policy import GaussianPolicy
 from policy_opt.value import ValueFunction
 from task_families.family import TaskFamily
 from task_families.simulator import ActionBounds
+
+
+class Policies(Protocol):
+    """Policies of M tasks as rollouts see them."""
+
+    @property
+    def psi(self) -> Tensor:
+        """(M, k), of the dtype and on the device of rollouts."""
+
+    @property
+    def act_size(self) -> int:
+        """A"""
+
+    def actor(self, noise: Tensor) -> Callable[[int, Tensor], tuple[Tensor, Tensor]]:
+        """(t, obs (M, N, S)) -> act (M, N, A), log pi (M, N), with standard normal noise (T, M, N, A)."""
+
+    def scaled(self, unit: Tensor) -> Tensor:
+        """Differences of unit actions (..., A) in the units of actions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +62,26 @@ class Solution:
             weights=self.weights.to(device),
             lanes=None if self.lanes is None else self.lanes.to(device),
         )
+
+    @property
+    def act_size(self) -> int:
+        """See `Policies`."""
+        return self.policy.act_size
+
+    def actor(self, noise: Tensor) -> Callable[[int, Tensor], tuple[Tensor, Tensor]]:
+        """See `Policies`."""
+        policy, theta = self.policy, self.theta
+        deviation, log_prob = (x.unbind() for x in policy.deviations(theta, noise))  # T of (M, N, A), (M, N)
+        mean = policy.mean_function(theta)
+
+        def act(t: int, obs: Tensor) -> tuple[Tensor, Tensor]:
+            return mean(obs) + deviation[t], log_prob[t]
+
+        return act
+
+    def scaled(self, unit: Tensor) -> Tensor:
+        """See `Policies`."""
+        return self.policy.scaled(unit)
 
     def tasks(self, index: slice | Tensor) -> Solution:
         """The solution of some tasks; their numbers are a tensor of the CPU."""

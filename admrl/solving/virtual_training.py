@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ from policy_opt.trpo import task_blocks, trpo_step
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout
 
-OnStep = Callable[[int, "Solution"], None]
+OnStep = Callable[[int, Any], None]
 
 
 @torch.no_grad()

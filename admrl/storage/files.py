@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from admrl.storage.fence import check_fence
+
 
 def digest(content: object) -> str:
     """Twelve hexadecimal digits that identify plain data."""
@@ -53,8 +55,11 @@ class DamagedFileError(ValueError):
     """A file is not what it should be: truncated, altered, of another kind, or made to do harm."""
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write to a temporary neighbour, flush it to the disk, rename it into place.
+def write_bytes(path: Path, content: bytes, *, flush: bool = True) -> None:
+    """Write to a temporary neighbour, flush it to the disk, rename it into place; see also `admrl.storage.fence`.
+
+    Args:
+        flush: False: after a power failure the file may be the old one, or empty.
 
     Raises:
         StorageError: it cannot be written; a file that was there before stays as it was.
@@ -65,10 +70,13 @@ def write_bytes(path: Path, content: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                os.fsync(file.fileno())
         os.chmod(name, 0o644)
+        check_fence()
         os.replace(name, path)
-        _flush_folder(path.parent)
+        if flush:
+            _flush_folder(path.parent)
     except BaseException as error:
         if name is not None:
             Path(name).unlink(missing_ok=True)
@@ -77,14 +85,14 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
-def write_text(path: Path, content: str) -> None:
+def write_text(path: Path, content: str, *, flush: bool = True) -> None:
     """`write_bytes` of UTF-8."""
-    write_bytes(path, legible(content).encode("utf-8"))
+    write_bytes(path, legible(content).encode("utf-8"), flush=flush)
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: Any, *, flush: bool = True) -> None:
     """`write_text` of `json_text`."""
-    write_text(path, json_text(data))
+    write_text(path, json_text(data), flush=flush)
 
 
 def json_text(data: Any) -> str:

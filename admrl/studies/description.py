@@ -16,10 +16,18 @@ config.slbo.num_iterations = 10
 [evaluation]                        options of `admrl evaluate`
 num_stages = 3
 num_policy_seeds = 4
+
+[engine]                            what starts the jobs
+name = "slurm"                      or: local (the default), ray
+num_cores = 1                       that each process has; also memory_gb, num_gpus
+max_processes = 8                   of one job: cores of a machine
+silence = 60                        seconds; a job that shows no sign of life for so long is started again
+partition = "long"                  options of this engine
 """
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -31,6 +39,9 @@ from admrl.baselines.config import ALGORITHMS
 from admrl.config.checks import check_seed
 from admrl.config.presets import PRESETS
 from admrl.config.search import GROUP, SEARCHES
+from admrl.inner_loop.config import INNER_ALGORITHMS
+from admrl.studies.engine import Resources
+from admrl.studies.engines import ENGINES
 from task_families.choices import check_name, check_named
 from task_families.registry import check_family_name
 
@@ -46,12 +57,14 @@ KEYS = (
     "methods",
     "reference",
     "evaluation",
+    "engine",
 )
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 OF_TRAINING = ("family", "selector", "algorithm", "preset", "seed", "out", "resume", "num_threads")
 OF_REFERENCE = ("family", "out", "tasks", "grid", "num_workers")
 OF_EVALUATION = ("runs", "tasks", "grid", "reference", "name", "num_workers", "family")
 """Options that the study itself gives to a command, by the file's other keys."""
+BASELINES = (*ALGORITHMS, *INNER_ALGORITHMS)
 
 
 @dataclass(frozen=True)
@@ -68,7 +81,7 @@ class Method:
     @property
     def is_baseline(self) -> bool:
         """Whether `admrl train-baseline` trains it."""
-        return self.word in ALGORITHMS
+        return self.word in BASELINES
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,13 @@ class Study:
     evaluation: tuple[str, ...]
     """Options of these commands, word by word."""
 
+    engine: str
+    resources: Resources
+    silence: float
+    """Seconds without a sign of life, after which an attempt is given up."""
+    engine_options: Mapping[str, Any]
+    """Of this engine alone."""
+
     @property
     def test_words(self) -> tuple[str, ...]:
         """The test tasks, as options of a command."""
@@ -104,7 +124,8 @@ def read_study(file: Path) -> Study:
             names the file and the key, what was expected, what came, and the nearest name.
     """
     try:
-        data = tomllib.loads(file.read_bytes().decode("utf-8-sig"))
+        text = file.read_bytes().decode("utf-8-sig")
+        data = tomllib.loads(text)
     except OSError as error:
         raise ValueError(f"{file}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -114,7 +135,24 @@ def read_study(file: Path) -> Study:
     try:
         return _study(data, file.stem)
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise ValueError(f"{located(file, text, str(error))}: {error}") from error
+
+
+def located(file: Path, text: str, message: str) -> str:
+    """A file, and the line that a message is about, where one line alone has the name or the value that it names.
+
+    Args:
+        text: of the file.
+    """
+    named = [*re.findall(r"got '([^']*)'", message), *re.findall(r"--([\w.-]+)", message)]
+    named += re.findall(r"^[\w.]+", message)
+    lines = text.splitlines()
+    for name in named:
+        word = re.escape(name.rpartition(".")[2].replace("-", "_"))
+        found = [n for n, line in enumerate(lines, 1) if re.search(rf"(?<![\w-]){word}(?![\w-])", line)]
+        if len(found) == 1:
+            return f"{file}, line {found[0]}"
+    return str(file)
 
 
 def _study(data: Mapping[str, Any], stem: str) -> Study:
@@ -143,7 +181,51 @@ def _study(data: Mapping[str, Any], stem: str) -> Study:
         grid=_list(data, "grid", int, distinct=False) if "grid" in data else None,
         reference=_options("reference", _table(data, "reference"), OF_REFERENCE),
         evaluation=_evaluation(_table(data, "evaluation")),
+        **_engine(_table(data, "engine")),
     )
+
+
+def _engine(table: Mapping[str, Any]) -> dict[str, Any]:
+    name = _text(table, "name", "local", "engine.")
+    check_name("engine.name", name, tuple(ENGINES))
+    own = ENGINES[name][2]
+    for key in table:
+        check_name(
+            f"engine ({name})",
+            key,
+            ("name", "num_cores", "memory_gb", "num_gpus", "max_processes", "silence", *own),
+        )
+    return {
+        "engine": name,
+        "resources": Resources(
+            num_cores=_number(table, "num_cores", 1, whole=True),
+            memory_gb=_number(table, "memory_gb", None),
+            num_gpus=_number(table, "num_gpus", 0.0, at_least=0.0),
+            max_processes=_number(table, "max_processes", None, whole=True),
+        ),
+        "silence": _number(table, "silence", 60.0, at_least=1.0),
+        "engine_options": {
+            key: _value(table[key], kind, f"engine.{key}") for key, kind in own.items() if key in table
+        },
+    }
+
+
+def _number(
+    table: Mapping[str, Any], key: str, default: Any, *, whole: bool = False, at_least: float | None = None
+) -> Any:
+    """A number above 0, or from `at_least` on."""
+    if key not in table:
+        return default
+    value = table[key]
+    least = 1 if whole else at_least
+    is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or (value <= 0 if least is None else value < least):
+        kind, bound = (
+            ("a whole number" if whole else "a number"),
+            ("above 0" if least is None else f"from {least} on"),
+        )
+        raise ValueError(f"engine.{key}: expected {kind} {bound}, got {value!r:.60}")
+    return value if whole else float(value)
 
 
 def _methods(tables: Mapping[str, Any]) -> tuple[Method, ...]:
@@ -153,7 +235,7 @@ def _methods(tables: Mapping[str, Any]) -> tuple[Method, ...]:
     for name in tables:
         table, where = dict(_table(tables, name, "methods.")), f"methods.{name}"
         word = _text(table, "method", name, f"{where}.")
-        check_named(where, word, (*SEARCHES, *ALGORITHMS), GROUP)
+        check_named(where, word, (*SEARCHES, *BASELINES), GROUP)
         table.pop("method", None)
         methods.append(Method(_name("methods", name), word, _options(where, table, OF_TRAINING)))
     return tuple(methods)

@@ -1,11 +1,13 @@
 """Driving a study: every job is started once those that it needs are done, until nothing is left to do.
 
-What is done stays done. An attempt that fails is repeated, three times at each start of the study; one that was
-interrupted, or killed with its driver, goes on. What does not depend on a failed job goes on, too.
+What is done stays done. An attempt that fails is repeated, three times at each start of the study, unless its command
+refused what it was asked for; one that shows no sign of life is given up, and repeated, too; one that was
+interrupted, or killed with its driver, goes on. What does not depend on a failed job goes on.
 """
 
 from __future__ import annotations
 
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,11 +19,16 @@ from admrl.number_text import counted
 from admrl.storage.files import make_folder, remove_unfinished
 from admrl.studies.engine import Engine
 from admrl.studies.graph import KINDS, Job
-from admrl.studies.store import CHANGED, DONE, FAILED, INTERRUPTED, RUNNING, Record, Store
+from admrl.studies.local import end_of
+from admrl.studies.pulse import SILENT
+from admrl.studies.store import CHANGED, DONE, FAILED, INTERRUPTED, LOST, RUNNING, Record, Store
 
 MAX_FAILURES = 3
 REFUSED = 2  # exit code of a command that was asked for what it cannot do
-LOOKED_EVERY, OTHERS_EVERY = 0.05, 1.0  # seconds: after ended attempts; after attempts of another driver
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
+"""Exit codes of an attempt that was asked to stop: it goes on."""
+LOOKED_EVERY, PULSES_EVERY = 0.01, 1.0  # seconds: at the engine; at what attempts say of themselves
+LATE = 5.0  # seconds: the engine says nothing of an attempt that has ended
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class Failure:
 
     job: str
     exit_code: int
-    """Of the last attempt; negative: by that signal."""
+    """Of the last attempt; negative: by that signal; or `admrl.studies.pulse.SILENT`."""
     log: str
     """Its file."""
     end: str
@@ -80,6 +87,7 @@ class Driver:
         engine: Engine,
         *,
         num_workers: int,
+        max_processes: int | None = None,
         wanted: set[str],
         reporter: Reporter,
         is_finished: Callable[[Job], bool],
@@ -88,12 +96,14 @@ class Driver:
         Args:
             jobs: all of the study, each after those that it needs.
             num_workers: processes that run at the same time.
+            max_processes: of one job; None: as many as are free.
             wanted: names of the jobs that may be started.
             reporter: is told of every job; one step each.
             is_finished: whether a training that was refused has nothing left to do: it was killed at its very end.
         """
-        self._jobs, self._store, self._engine = jobs, store, engine
+        self._store, self._engine = store, engine
         self._num_workers, self._wanted = num_workers, wanted
+        self._max_processes = max_processes or num_workers
         self._reporter, self._is_finished = reporter, is_finished
         self._records = store.records(jobs)
         self._states = store.states(jobs, self._records)
@@ -102,9 +112,15 @@ class Driver:
             name for name in wanted if self._states[name] == RUNNING
         }  # started by an earlier driver
         self._looked = time.monotonic()
+        self._submitted: set[str] = set()
         self._num_failures: Counter[str] = Counter()
         self._failures: list[Failure] = []
         self._by_name = {job.name: job for job in jobs}
+        self._left = {
+            job.name: job
+            for job in jobs
+            if job.name in wanted and self._states[job.name] not in (DONE, CHANGED)
+        }
 
     def run(self) -> Outcome:
         """Everything that can be done.
@@ -113,9 +129,12 @@ class Driver:
             Interrupted: a signal came, within `admrl.jobs.interruption.deferred_signals`; all attempts have stopped.
             StorageError: a file of the study cannot be written; running attempts are interrupted, too.
         """
-        for name in self._states:
-            if self._states[name] == DONE and name in self._wanted:
+        for name in self._wanted:
+            if self._states[name] == DONE:
                 self._reporter.advance()
+            exit_code = self._exit_code(name) if self._states[name] == LOST else None
+            if exit_code is not None and exit_code >= 0:  # it ended after its driver
+                self._end(name, exit_code)
         try:
             self._loop()
         except BaseException:
@@ -130,41 +149,45 @@ class Driver:
         while self._running or self._others:
             if (signum := interruption()) is not None:
                 raise Interrupted(signum=signum)
-            ended = self._engine.poll()
+            ended = self._ended()
             for name, exit_code in ended.items():
                 self._end(name, exit_code)
             if ended:
                 self._start()
             else:
                 time.sleep(LOOKED_EVERY)
-            self._look_at_others()
 
-    def _look_at_others(self) -> None:
-        """Attempts that another driver has left may have ended, or their leases may have."""
-        if not self._others or time.monotonic() - self._looked < OTHERS_EVERY:
-            return
+    def _ended(self) -> dict[str, int]:
+        """Exit codes of attempts that have ended, also of those of which the engine says nothing, or that another
+        driver has left."""
+        ended = {name: code for name, code in self._engine.poll().items() if name in self._running}
+        if ended or time.monotonic() - self._looked < PULSES_EVERY:
+            return ended
         self._looked = time.monotonic()
-        states = self._store.states(self._jobs, self._records)
-        ended = {name for name in self._others if states[name] != RUNNING}
-        self._states |= {name: states[name] for name in ended}
-        self._others -= ended
-        self._start()
+        codes = {name: self._exit_code(name) for name in (*self._running, *self._others)}
+        return {name: code for name, code in codes.items() if code is not None}
+
+    def _exit_code(self, name: str) -> int | None:
+        """What the newest attempt of a job says of its end; None: it runs, has not begun, or has only just ended."""
+        seen = self._store.seen(name, self._records[name])
+        if seen is None or (seen.age < LATE and name in self._running):
+            return None
+        return seen.exit_code
 
     def _start(self) -> None:
         """Start what can be started, in the order of the jobs."""
-        for job in self._jobs:
+        for job in tuple(self._left.values()):
             free = self._num_workers - sum(self._running.values())
             if free < 1:
                 return
             if not self._can_start(job):
                 continue
-            self._submit(job, min(free, job.max_workers or 1))
+            self._submit(job, min(free, job.max_workers or 1, self._max_processes))
 
     def _can_start(self, job: Job) -> bool:
         return (
-            job.name in self._wanted
-            and job.name not in self._running
-            and self._states[job.name] not in (DONE, RUNNING, CHANGED)
+            job.name not in self._running
+            and self._states[job.name] != RUNNING
             and self._num_failures[job.name] < MAX_FAILURES
             and all(self._states[name] == DONE for name in job.needs)
         )
@@ -174,29 +197,39 @@ class Driver:
             make_folder(path.parent)
         if job.begun is not None and not job.begun.exists():
             remove_unfinished(job.begun.parent)  # of an attempt that was killed before it had begun
-        attempt = self._store.begin(job, self._records[job.name], self._records, job.command(num_workers))
+        attempt = self._store.begin(job, self._records[job.name], self._records, num_workers)
         self._records |= self._store.records([job])
         self._reporter.phase(job.name if attempt.number == 1 else f"{job.name}, attempt {attempt.number}")
         self._engine.submit(attempt)
+        self._submitted.add(job.name)
         self._running[job.name], self._states[job.name] = num_workers, RUNNING
 
     def _end(self, name: str, exit_code: int) -> None:
         """Put on record how an attempt ended."""
-        self._running.pop(name)
+        self._running.pop(name, None)
+        self._others.discard(name)
         record = replace(self._records[name], ended=time.time(), exit_code=exit_code)
         if exit_code == 0 or (exit_code == REFUSED and self._was_finished(self._by_name[name])):
             self._put(name, replace(record, state=DONE))
-            return
-        self._put(name, replace(record, state=FAILED))
-        self._num_failures[name] += 1
-        log = str(self._store.log(name, record.attempt))
-        if self._num_failures[name] < MAX_FAILURES:
-            self._reporter.event(
-                f"{name}: attempt {record.attempt} failed ({ended_by(exit_code)}), see {log}"
-            )
+        elif exit_code in STOPPED:
+            self._put(name, replace(record, state=INTERRUPTED))
         else:
-            self._failures.append(Failure(name, exit_code, log, self._engine.logs(name)))
-            self._reporter.event(f"{name}: failed {MAX_FAILURES} times ({ended_by(exit_code)}), see {log}")
+            self._put(name, replace(record, state=FAILED))
+            self._fail(name, record)
+
+    def _fail(self, name: str, record: Record) -> None:
+        """Repeat it, unless that is in vain; tell either."""
+        self._num_failures[name] = (
+            MAX_FAILURES if record.exit_code == REFUSED else self._num_failures[name] + 1
+        )
+        log, how = self._store.log(name, record.attempt), ended_by(record.exit_code)
+        if self._num_failures[name] < MAX_FAILURES:
+            self._reporter.event(f"{name}: attempt {record.attempt} failed ({how}), see {log}")
+            return
+        end = self._engine.logs(name) if name in self._submitted else end_of(log)
+        self._failures.append(Failure(name, record.exit_code, str(log), end))
+        times = "was refused" if record.exit_code == REFUSED else f"failed {MAX_FAILURES} times"
+        self._reporter.event(f"{name}: {times} ({how}), see {log}")
 
     def _was_finished(self, job: Job) -> bool:
         return job.begun is not None and job.begun.exists() and self._is_finished(job)
@@ -205,14 +238,16 @@ class Driver:
         self._store.write(name, record)
         self._records[name], self._states[name] = record, record.state
         if record.state == DONE:
+            self._left.pop(name, None)
             self._reporter.advance()
 
     def _stop(self) -> None:
         """Interrupt all attempts, and wait until they have saved and ended."""
+        self._others.clear()
         for name in self._running:
             self._engine.cancel(name)
         while self._running:
-            for name, exit_code in self._engine.poll().items():
+            for name, exit_code in self._ended().items():
                 self._running.pop(name)
                 record = replace(self._records[name], ended=time.time(), exit_code=exit_code)
                 self._put(name, replace(record, state=INTERRUPTED if exit_code else DONE))
@@ -221,6 +256,8 @@ class Driver:
 
 def ended_by(exit_code: int) -> str:
     """How a process ended, in words."""
+    if exit_code == SILENT:
+        return "no sign of life"
     return f"exit code {exit_code}" if exit_code >= 0 else f"killed by signal {-exit_code}"
 
 

@@ -1,4 +1,4 @@
-"""A lease: a file that says who works at something, and that is renewed as long as he does.
+"""The lease of a study's driver: a file that says who drives, and that is renewed as long as he does.
 
 Whoever is killed renews it no longer; it then runs out after `SECONDS`, or at once where the same host sees that the
 process is gone.
@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from admrl.storage.files import parse_json, storage_error, write_json
+from admrl.studies.pulse import is_alive
 
 SECONDS, RENEWED_EVERY = 60.0, 5.0
 
@@ -24,7 +27,10 @@ class LeaseTaken(ValueError):
 
 
 class Lease:
-    """Held, and renewed by a thread of its own, from its making until `release`."""
+    """Held, and renewed by a thread of its own, from its making until `release`.
+
+    A process that was asleep for so long that another one has taken its lease ends at once.
+    """
 
     def __init__(self, file: Path) -> None:
         """
@@ -33,16 +39,17 @@ class Lease:
             StorageError: it cannot be written.
         """
         self._file, self._ended = file, threading.Event()
+        self._lock = FileLock(file.with_suffix(".lock"))
+        self._who = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
         try:
-            with FileLock(file.with_suffix(".lock")):  # between looking and taking, nobody else does
+            with self._lock:  # between looking and taking, nobody else does
                 if (holder := holder_of(file)) is not None:
                     raise LeaseTaken(holder)
-                who = {
-                    "host": socket.gethostname(),
-                    "pid": os.getpid(),
-                    "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-                }
-                write_json(file, who)
+                write_json(file, self._who)
         except OSError as error:
             raise storage_error(file, error) from error
         threading.Thread(target=self._renew, daemon=True).start()
@@ -56,30 +63,41 @@ class Lease:
     def _renew(self) -> None:
         while not self._ended.wait(RENEWED_EVERY):
             try:
-                os.utime(self._file)
-            except OSError:  # gone or unreachable for a moment: it runs out unless a later try succeeds
+                with self._lock:
+                    if self._ended.is_set():
+                        return
+                    if (there := _read(self._file)) is not None and there != self._who:
+                        print(
+                            f"error: {self._file} is held by {_named(there)} by now",
+                            file=sys.stderr,
+                            flush=True,
+                        )
+                        os._exit(1)
+                    os.utime(self._file)
+            except OSError:  # unreachable for a moment: it runs out unless a later try succeeds
                 continue
 
 
 def holder_of(file: Path) -> str | None:
     """Who has the lease of a file, for messages; None: nobody, or it has run out."""
+    who = _read(file)
     try:
         age = time.time() - file.stat().st_mtime
+    except OSError:
+        return None
+    if who is None or age > SECONDS or (who["host"] == socket.gethostname() and not is_alive(who["pid"])):
+        return None
+    return _named(who)
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """What a lease says; None: there is none, or it is damaged."""
+    try:
         who = parse_json(file.read_bytes())
-        host, pid, since = str(who["host"])[:100], int(who["pid"]), str(who["since"])[:30]
+        return {"host": str(who["host"]), "pid": int(who["pid"]), "since": str(who["since"])}
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    if age > SECONDS or (host == socket.gethostname() and not _is_alive(pid)):
-        return None
-    return f"process {pid} on {host!r} (since {since})"
 
 
-def _is_alive(pid: int) -> bool:
-    """Whether a process of this host is there, if only as somebody else's."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
+def _named(who: dict[str, Any]) -> str:
+    return f"process {who['pid']} on {who['host'][:100]!r} (since {who['since'][:30]})"

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
-from admrl.storage.files import make_folder, storage_error
-from admrl.studies.engine import Attempt
+from admrl.storage.files import storage_error
+from admrl.studies.engine import Attempt, Resources
 
 TAIL = 4000  # bytes
 
@@ -17,8 +16,35 @@ TAIL = 4000  # bytes
 class LocalEngine:
     """See `admrl.studies.engine.Engine`."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path, resources: Resources) -> None:
+        """
+        Args:
+            folder: of the study.
+            resources: this machine must have them for one process; nothing is kept free.
+
+        Raises:
+            ValueError: it has not.
+        """
+        num_cores, memory = (
+            os.cpu_count() or 1,
+            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30,
+        )
+        for what, asked, there in (
+            ("num_cores", resources.num_cores, num_cores),
+            ("memory_gb", resources.memory_gb or 0.0, memory),
+        ):
+            if asked > there:
+                raise ValueError(
+                    f"engine.{what}: a process asks for {asked:g}, and this machine has {there:.3g}; ask for less, "
+                    "or take an engine of a cluster"
+                )
+        if resources.num_gpus:
+            raise ValueError(
+                f"engine.num_gpus: got {resources.num_gpus:g}, and the engine `local` shares no GPUs out; leave it "
+                "out, or take an engine of a cluster"
+            )
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._given_up: list[subprocess.Popen[bytes]] = []
         self._logs: dict[str, Path] = {}
 
     def submit(self, attempt: Attempt) -> None:
@@ -27,12 +53,13 @@ class LocalEngine:
         Raises:
             StorageError: its log cannot be written.
         """
-        make_folder(attempt.log.parent)
-        worker = [sys.executable, "-m", "admrl.studies.worker", str(attempt.lease), str(os.getpid())]
+        if (older := self._processes.pop(attempt.job, None)) is not None:
+            os.killpg(older.pid, signal.SIGKILL)
+            self._given_up.append(older)
         try:
             with open(attempt.log, "wb") as log:
                 self._processes[attempt.job] = subprocess.Popen(
-                    [*worker, *attempt.words],
+                    attempt.command(),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -43,8 +70,14 @@ class LocalEngine:
             raise storage_error(attempt.log, error) from error
         self._logs[attempt.job] = attempt.log
 
+    @property
+    def running(self) -> frozenset[str]:
+        """Jobs whose newest attempt has not been said to have ended."""
+        return frozenset(self._processes)
+
     def poll(self) -> dict[str, int]:
         """See `Engine.poll`."""
+        self._given_up = [process for process in self._given_up if process.poll() is None]
         ended = {
             job: code for job, process in self._processes.items() if (code := process.poll()) is not None
         }

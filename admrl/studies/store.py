@@ -3,8 +3,8 @@
 study.json              the study's name
 driver.json             lease of the one who drives it
 jobs/JOB/record.json    settings, newest attempt, how it ended, which results of other jobs it was made from
-jobs/JOB/lease.json     lease of the running attempt
-jobs/JOB/attempt-N.log  its output
+
+and beside it what the attempts say of themselves, see `admrl.studies.pulse`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from admrl.storage.files import (
     remove_unfinished,
     storage_error,
     write_json,
+    write_text,
 )
 from admrl.studies.engine import Attempt
 from admrl.studies.graph import Job
 from admrl.studies.lease import Lease, LeaseTaken, holder_of
+from admrl.studies.pulse import NEWEST, Seen, read_pulse
 
-STUDY, DRIVER, RECORD, LEASE = "study.json", "driver.json", "record.json", "lease.json"
+STUDY, DRIVER, RECORD = "study.json", "driver.json", "record.json"
 RUNNING, DONE, FAILED, INTERRUPTED, DISCARDED = "running", "done", "failed", "interrupted", "discarded"
 WAITING, OUTDATED, LOST, CHANGED = "waiting", "outdated", "lost", "changed"
 STATES = (DONE, RUNNING, WAITING, OUTDATED, LOST, INTERRUPTED, FAILED, CHANGED)
@@ -62,12 +64,15 @@ class Record:
 class Store:
     """The folder of a study."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, silence: float = 60.0) -> None:
         """
+        Args:
+            silence: seconds; an attempt that shows no sign of life for so long is given up.
+
         Raises:
             ValueError: the folder holds another study, or something else.
         """
-        self.folder, self.name = folder, name
+        self.folder, self.name, self._silence = folder, name, silence
         self._check_study()
 
     def drive(self) -> Lease:
@@ -104,33 +109,40 @@ class Store:
         return {job.name: self._read(job.name) for job in jobs}
 
     def begin(
-        self, job: Job, record: Record, records: Mapping[str, Record], words: tuple[str, ...]
+        self, job: Job, record: Record, records: Mapping[str, Record], num_processes: int = 1
     ) -> Attempt:
-        """The next attempt of a job, on record.
+        """The next attempt of a job, on record; from now on no older one writes anything.
 
         Raises:
             StorageError: it cannot be written.
         """
+        place = self._place(job.name)
+        number = record.attempt + 1
+        while (
+            place / f"attempt-{number}.json"
+        ).exists():  # after a power failure the record may be an older one
+            number += 1
         new = Record(
             job.settings,
-            record.attempt + 1,
+            number,
             RUNNING,
             started=time.time(),
             trainings=job.trainings,
             needs={name: records[name].ended for name in job.needs},
         )
         self.write(job.name, new)
-        place = self._place(job.name)
-        return Attempt(job.name, new.attempt, words, place / LEASE, place / f"attempt-{new.attempt}.log")
+        write_text(place / NEWEST, str(new.attempt), flush=False)
+        words = job.command(num_processes)
+        return Attempt(job.name, new.attempt, words, place, self._silence, num_processes)
 
     def write(self, job: str, record: Record) -> None:
-        """Put a record in place.
+        """Put a record in place; how an attempt ended survives a power failure.
 
         Raises:
             StorageError: it cannot be written.
         """
         make_folder(self._place(job))
-        write_json(self._place(job) / RECORD, asdict(record))
+        write_json(self._place(job) / RECORD, asdict(record), flush=record.state != RUNNING)
 
     def discard(self, job: Job) -> None:
         """Delete what a job has made. Its logs stay.
@@ -139,9 +151,9 @@ class Store:
             ValueError: an attempt of it is running.
             StorageError: a file cannot be deleted.
         """
-        if (holder := self.holder(job.name)) is not None:
-            raise ValueError(f"{job.name} is running: {holder}; wait until it ends")
         record = self._read(job.name)
+        if (seen := self.seen(job.name, record)) is not None and seen.exit_code is None:
+            raise ValueError(f"{job.name} is running: {seen.who}; wait until it ends")
         self.write(job.name, Record(attempt=record.attempt))
         for path in (*job.outputs, *job.work):
             try:
@@ -149,16 +161,16 @@ class Store:
             except OSError as error:
                 raise storage_error(path, error) from error
 
-    def holder(self, job: str) -> str | None:
-        """Who runs an attempt of a job; None: nobody."""
-        return holder_of(self._place(job) / LEASE)
+    def seen(self, job: str, record: Record) -> Seen | None:
+        """What the newest attempt of a job says of itself; None: it has not begun."""
+        return read_pulse(self._place(job), record.attempt)
 
     def log(self, job: str, attempt: int) -> Path:
         """The output of an attempt."""
         return self._place(job) / f"attempt-{attempt}.log"
 
     def states(self, jobs: Sequence[Job], records: Mapping[str, Record]) -> dict[str, str]:
-        """The state of each job, one of `STATES`, as far as its own lease tells.
+        """The state of each job, one of `STATES`, as far as its newest attempt tells.
 
         Args:
             jobs: each after those that it needs.
@@ -186,7 +198,8 @@ class Store:
         if record.settings != job.settings or not set(record.trainings) <= set(job.trainings):
             return CHANGED if any(path.exists() for path in (*job.outputs, *job.work)) else WAITING
         if record.state == RUNNING:
-            return RUNNING if self.holder(job.name) else LOST
+            seen = self.seen(job.name, record)
+            return RUNNING if seen is not None and seen.exit_code is None else LOST
         if record.state != DONE:
             return record.state
         is_new = all(

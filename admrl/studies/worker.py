@@ -1,7 +1,8 @@
-"""The process of an attempt: `python -m admrl.studies.worker LEASE PARENT MODULE ARGUMENTS...`
+"""The process of an attempt: `python -m admrl.studies.worker FOLDER NUMBER SECONDS PARENT MODULE ARGUMENTS...`
 
-Runs MODULE as `python -m` does, under a lease that it renews. When the process that started it is gone, it interrupts
-itself, as Ctrl-C would: a training saves and ends, and nobody goes on writing where another driver may start anew.
+Runs MODULE as `python -m` does, and says that it lives and how it ended (`admrl.studies.pulse`). When the process
+that started it is gone, it interrupts itself, as Ctrl-C would: a training saves and ends, and nobody goes on writing
+where another driver may start anew.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import threading
 import time
 from pathlib import Path
 
-from admrl.studies.lease import Lease, LeaseTaken
+from admrl.storage.fence import set_fence
+from admrl.studies.pulse import NotNewest, Pulse
 
 LOOKED_EVERY = 1.0  # seconds
 
@@ -24,17 +26,29 @@ def main() -> None:
     signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # a shell's background jobs start with it ignored
-    lease_file, parent, module, *arguments = sys.argv[1:]
+    if os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)  # what it starts ends with it
+    folder, number, seconds, parent, module, *arguments = sys.argv[1:]
     try:
-        lease = Lease(Path(lease_file))
-    except LeaseTaken as holder:
-        sys.exit(f"error: another attempt of this job is running: {holder}")
+        pulse = Pulse(Path(folder), int(number), float(seconds))
+    except NotNewest as error:
+        sys.exit(f"error: {error}")
+    exit_code = 1
     try:
         threading.Thread(target=_follow, args=(int(parent),), daemon=True).start()
+        pulse.wait_for_older()
+        set_fence(int(number), pulse.newest)
         sys.argv = [module, *arguments]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
+        exit_code = 0
+    except SystemExit as end:
+        exit_code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
+    except KeyboardInterrupt:
+        exit_code = 128 + signal.SIGINT
+        raise
     finally:
-        lease.release()
+        pulse.end(exit_code)
 
 
 def _follow(parent: int) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from admrl.jobs.reporter import Silent
 from admrl.studies.driver import Driver
+from admrl.studies.engine import Resources
 from admrl.studies.graph import Job
 from admrl.studies.local import LocalEngine
 from admrl.studies.store import Store
@@ -112,15 +113,25 @@ def num_starts(job: Job) -> int:
     return len(file.read_text().splitlines()) if file.exists() else 0
 
 
-def drive(folder: Path, jobs, engine=None, *, num_workers=2, wanted=None, reporter=None, is_finished=None):
+def drive(
+    folder: Path,
+    jobs,
+    engine=None,
+    *,
+    num_workers=2,
+    wanted=None,
+    reporter=None,
+    is_finished=None,
+    silence=60.0,
+):
     """One start of a study in a folder."""
-    store = Store(folder, "toy")
+    store = Store(folder, "toy", silence)
     lease = store.drive()
     try:
         driver = Driver(
             jobs,
             store,
-            engine or LocalEngine(),
+            engine or LocalEngine(folder, Resources()),
             num_workers=num_workers,
             wanted={job.name for job in jobs} if wanted is None else set(wanted),
             reporter=reporter or Told(),

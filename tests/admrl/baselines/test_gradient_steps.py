@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from admrl.baselines.config import ALGORITHMS, preset_config
 from admrl.baselines.replay import MultiTaskReplay
-from admrl.baselines.sac import Optimizers
 from admrl.baselines.training import new_baseline, train_baseline
+from admrl.solving.sac import Optimizers
 from task_families import make
 
 

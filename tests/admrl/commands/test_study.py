@@ -43,6 +43,31 @@ def test_a_dry_run_prints_the_graph_in_80_columns_and_writes_nothing(file, capsy
     assert [path.name for path in file.parent.iterdir()] == ["toy.toml"]
 
 
+@pytest.mark.parametrize(
+    "example", sorted((Path(__file__).parents[3] / "examples/studies").glob("*.toml")), ids=str
+)
+def test_the_examples_are_studies(example, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    dry = prepared(parse(["study", str(example), "--dry-run"]))
+    assert dry.study.folder == Path("runs") / example.stem
+    assert len(dry.jobs) >= 4 and list(tmp_path.iterdir()) == []
+    page = example.read_text()
+    assert f"admrl study examples/studies/{example.name}" in page
+
+
+def test_a_calibrated_dry_run_adds_up_and_says_what_it_does_not_know(file, capsys, monkeypatch):
+    known = {"linear_quadratic/uniform-0": 3600.0, "linear_quadratic/uniform-1": None}
+    monkeypatch.setattr("admrl.studies.calibration.cpu_seconds", lambda study, seconds, reporter: known)
+    run_command(command("--dry-run", "--calibrate", "5"))
+    shown = capsys.readouterr().out
+    assert "linear_quadratic/uniform-0 (train, about 60.0 CPU minutes)" in shown
+    assert "linear_quadratic/uniform-1 (train)" in shown
+    assert shown.splitlines()[-2:] == [
+        "about 1 CPU hours, without reports",
+        "  and what was not measured (too short): linear_quadratic/uniform-1",
+    ]
+
+
 def test_status_of_what_has_not_begun_and_of_what_has(file, capsys):
     run_command(command("--status"))
     shown = capsys.readouterr().out
@@ -63,6 +88,7 @@ def test_status_of_what_has_not_begun_and_of_what_has(file, capsys):
         "attempt": 2,
         "seconds": 2.5,
         "log": "f/jobs/linear_quadratic/uniform-0/attempt-2.log",
+        **dict.fromkeys(("host", "phase", "real_samples", "share", "ends")),
     }
     assert status["not_in_file"] == ["linear_quadratic/cem-0"]
     run_command(command("--status", "--only", "train"))
@@ -93,7 +119,7 @@ def test_what_no_command_takes_is_refused_before_any_job(file, old, new, expecte
     text = file.read_text()
     assert old in text
     file.write_text(text.replace(old, new))
-    with pytest.raises(ValueError, match=f"toy.toml: linear_quadratic.*{expected}|{expected}"):
+    with pytest.raises(ValueError, match=f"toy.toml.*: linear_quadratic.*{expected}|{expected}"):
         prepared(command())
     assert not (file.parent / "f" / "jobs").exists()
 
@@ -103,6 +129,10 @@ def test_what_no_command_takes_is_refused_before_any_job(file, old, new, expecte
     [
         (["--json"], "json: is a form of `status`"),
         (["--status", "--dry-run"], "exclude each other"),
+        (["--status", "--watch"], "exclude each other"),
+        (["--watch"], "expected a terminal"),
+        (["--calibrate", "5"], "calibrate: is a part of `dry_run`"),
+        (["--dry-run", "--calibrate", "0"], "calibrate: expected seconds, above 0, got 0"),
         (["--status", "--discard", "train"], "exclude each other"),
         (["--num-workers", "0"], "num_workers: expected 1 or more, got 0"),
         (["--only", "trian"], r"only: .*\(did you mean 'train'\?\)"),
@@ -141,7 +171,10 @@ def test_the_end_says_what_failed_and_where(file, capsys):
     names = [job.name for job in ready.jobs]
     done = Outcome(dict.fromkeys(names, "done"), ())
     print_outcome(ready, done, TextConsole())
-    assert capsys.readouterr().out == "report: f/report/linear_quadratic/report.html\n"
+    assert (
+        capsys.readouterr().out
+        == "report: f/report/linear_quadratic/report.html\nall families: f/report/toy.html\n"
+    )
     failure = Failure(names[0], 1, "f/a.log", "one\ntwo")
     states = {**done.states, names[0]: "failed", names[-2]: "waiting", names[-1]: "waiting"}
     with pytest.raises(
@@ -159,10 +192,3 @@ def test_a_run_that_is_finished_is_known(file, tmp_path):
     assert not is_finished(job), "no task is done"
     train(run, every=1e6, reporter=Told())
     assert is_finished(job)
-
-
-def test_every_command_of_the_example_is_taken(tmp_path, monkeypatch, capsys):
-    example = Path(__file__).parents[3] / "examples" / "studies" / "selectors.toml"
-    monkeypatch.chdir(tmp_path)
-    run_command(parse(["study", str(example), "--dry-run"]))
-    assert capsys.readouterr().out.startswith("selectors: 28 jobs in runs/selectors (25 train, 1 reference, ")

@@ -60,6 +60,8 @@ def test_no_page_reads_or_writes_json_files_by_itself():
         "storage/sealed_file.py": {"dumps"},
         "search/storage.py": {"dumps"},  # nan and infinities as words, to the bit
         "runs/log.py": {"dumps"},  # a journal of lines
+        "jobs/progress.py": {"loads", "dumps"},  # now and then, of what may be lost
+        "studies/pulse.py": {"loads", "dumps"},  # of every attempt: without what takes long to import
         "evaluation/gap_files.py": {"loads", "dumps"},  # settings as a file would hold them
         "datasets/fitting.py": {"loads", "dumps"},  # settings as a file would hold them
         "baselines/subprocess_policy.py": {"dumps"},  # a line to a program

@@ -4,6 +4,7 @@ import pytest
 from study_tools import STUDY
 
 from admrl.studies.description import read_study
+from admrl.studies.engine import Resources
 
 WHOLE = """\
 name = "two"
@@ -103,6 +104,63 @@ def test_what_a_file_may_not_say(tmp_path, old, new, expected):
     with pytest.raises(ValueError, match=expected) as refused:
         read(tmp_path, text.replace(old, new, 1))
     assert str(refused.value).startswith(str(tmp_path / "study.toml"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("preset =", "prset =", 4),
+        ("preset =", "preset", 4),
+        ("linear_quadratic", "linear_quadratik", 2),
+        ("seeds = [0, 1]", "seeds = [0, 1, 0]", 3),
+        ("[evaluation]", "[evaluation]\nname = 'x'", 13),
+        ("methods.uniform", "methods.unifrm", 7),
+        ("num_stages = 0", "num_stages = '0'", None),  # twice in the file
+    ],
+)
+def test_a_mistake_has_a_line(tmp_path, old, new, line):
+    with pytest.raises(ValueError, match=r"study\.toml") as refused:
+        read(tmp_path, STUDY.format(folder="f").replace(old, new, 1))
+    if line is None:
+        assert ", line" not in str(refused.value)
+    else:
+        assert f"line {line}" in str(refused.value)
+
+
+def test_what_starts_the_jobs(tmp_path):
+    text = STUDY.format(folder="f")
+    study = read(tmp_path, text)
+    assert (study.engine, study.resources, study.silence) == ("local", Resources(), 60.0)
+    study = read(
+        tmp_path,
+        f"{text}\n[engine]\nname = 'slurm'\npartition = 'long'\nnum_cores = 2\nmemory_gb = 3\nmax_processes = 8\n"
+        "silence = 90",
+    )
+    assert (study.engine, study.silence, study.engine_options) == ("slurm", 90.0, {"partition": "long"})
+    assert study.resources == Resources(2, 3.0, 0.0, 8)
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ("name = 'slrm'", r"engine.name: got 'slrm', .*\(did you mean 'slurm'\?\)"),
+        ("partition = 'x'", r"engine \(local\): got 'partition', expected one of: name, num_cores"),
+        ("name = 'slurm'\npartition = 3", "engine.partition: expected a text in quotes, got 3"),
+        (
+            "name = 'slurm'\ntime_limit_minutes = '3'",
+            "engine.time_limit_minutes: expected a whole number, got '3'",
+        ),
+        ("num_cores = 0", "engine.num_cores: expected a whole number from 1 on, got 0"),
+        ("num_cores = 1.5", "engine.num_cores: expected a whole number from 1 on, got 1.5"),
+        ("memory_gb = 0", "engine.memory_gb: expected a number above 0, got 0"),
+        ("memory_gb = true", "engine.memory_gb: expected a number above 0, got True"),
+        ("num_gpus = -1", "engine.num_gpus: expected a number from 0.0 on, got -1"),
+        ("silence = inf", "engine.silence: expected a number from 1.0 on, got inf"),
+    ],
+)
+def test_what_may_not_be_asked_of_an_engine(tmp_path, table, expected):
+    with pytest.raises(ValueError, match=expected):
+        read(tmp_path, f"{STUDY.format(folder='f')}\n[engine]\n{table}")
 
 
 def test_files_that_are_none(tmp_path):

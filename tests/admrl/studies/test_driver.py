@@ -144,10 +144,29 @@ def test_a_training_that_is_refused_because_it_had_finished_is_done(folder, jobs
     job = replace(jobs[0], begun=begun)
     engine = InOneGo({"x/a": 2})
     job.outputs[0].touch()
-    assert len(drive(folder, [job], engine, is_finished=lambda job: True).failures) == 1, "it has not begun"
+    (failure,) = drive(folder, [job], engine, is_finished=lambda job: True).failures
+    assert failure.exit_code == 2 and len(engine.attempts) == 1, "not begun: refused, which is not repeated"
     begun.touch()
     outcome = drive(folder, [job], engine, is_finished=lambda job: True)
-    assert outcome.states == {"x/a": "done"} and len(engine.attempts) == 4
+    assert outcome.states == {"x/a": "done"} and len(engine.attempts) == 2
+
+
+def test_what_is_refused_is_not_repeated_and_what_was_interrupted_is_no_failure(folder, jobs):
+    told = Told()
+    engine = Makes(jobs, {"x/a": 2})
+    outcome = drive(folder, jobs, engine, reporter=told)
+    assert started(engine) == ["x/a", "x/b"] and outcome.failures[0].exit_code == 2
+    assert "was refused (exit code 2)" in told.events[-1]
+
+    class StopsFourTimes(Makes):
+        def submit(self, attempt):
+            self.exit_codes = {"x/a": (130, 143, -2, -15, 0)[min(started(self).count("x/a"), 4)]}
+            super().submit(attempt)
+
+    engine, told = StopsFourTimes(jobs), Told()
+    outcome = drive(folder, jobs, engine, reporter=told)
+    assert started(engine) == ["x/a"] * 5 + ["x/c", "x/d"] and told.events == []
+    assert set(outcome.states.values()) == {"done"}
 
 
 def test_changed_settings_are_refused_by_name_before_anything_is_lost(folder, jobs):

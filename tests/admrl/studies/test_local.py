@@ -5,14 +5,13 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 from study_tools import chain, drive, drive_in_a_process, note_job, note_module, num_starts
 
-from admrl.studies import lease as leases
-from admrl.studies.lease import Lease, LeaseTaken, holder_of
+from admrl.studies.engine import Resources
+from admrl.studies.local import LocalEngine
 from admrl.studies.store import Store
 
 CONTEXT = multiprocessing.get_context("spawn")
@@ -48,7 +47,7 @@ def state(folder, jobs, number=0):
 
 def worker_of(folder, job):
     """The process of a running attempt."""
-    return json.loads((folder / "jobs" / job.name / "lease.json").read_text())["pid"]
+    return json.loads((folder / "jobs" / job.name / "attempt-1.json").read_text())["pid"]
 
 
 def is_alive(pid):
@@ -64,7 +63,7 @@ def test_a_chain_of_processes(folder):
     outcome = drive(folder, jobs)
     assert set(outcome.states.values()) == {"done"}
     assert all(num_starts(job) == 1 and job.outputs[0].read_text() == "done" for job in jobs)
-    assert not list(folder.rglob("lease.json")) and not (folder / "driver.json").exists()
+    assert not (folder / "driver.json").exists()
 
 
 def test_a_process_that_fails_shows_the_end_of_its_log(folder):
@@ -94,7 +93,7 @@ def test_a_worker_that_is_killed_is_started_again_by_its_driver(folder):
 def test_a_driver_that_is_killed_takes_its_workers_with_it_and_the_next_one_goes_on(folder):
     jobs = chain(folder.parent / "made", a="wait")
     process, _ = driver_of(folder, jobs)
-    until(lambda: state(folder, jobs) == "running" and state(folder, jobs, 1) == "done", "started")
+    until(lambda: num_starts(jobs[0]) == 1 and state(folder, jobs, 1) == "done", "started")
     worker = worker_of(folder, jobs[0])
     with pytest.raises(ValueError, match=rf"is in use: process {process.pid} on .* drives the study there"):
         Store(folder, "toy").drive()
@@ -107,24 +106,36 @@ def test_a_driver_that_is_killed_takes_its_workers_with_it_and_the_next_one_goes
     assert [num_starts(job) for job in jobs] == [2, 1, 1, 1]
 
 
-def test_an_attempt_that_outlives_its_driver_is_waited_for(folder):
+def test_an_attempt_that_outlives_its_driver_is_waited_for_and_counts(folder):
     jobs = chain(folder.parent / "made", a="wait")
     store = Store(folder, "toy")
     store.drive().release()
-    attempt = store.begin(jobs[0], store.records(jobs)["x/a"], store.records(jobs), jobs[0].words)
-    command = [sys.executable, "-m", "admrl.studies.worker", attempt.lease, str(os.getpid()), *attempt.words]
+    command = store.begin(jobs[0], store.records(jobs)["x/a"], store.records(jobs)).command()
     with subprocess.Popen(command) as left:
         until(lambda: state(folder, jobs) == "running" and num_starts(jobs[0]) == 1, "started")
         process, said = driver_of(folder, jobs)
         until(lambda: state(folder, jobs, 1) == "done", "the others go on")
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as second:
-            assert "another attempt of this job is running" in second.stderr.read()
+            assert "attempt 1 of this job was started before" in second.stderr.read()
         assert num_starts(jobs[0]) == 1
         (folder.parent / "made" / "go").touch()
         assert said.get(timeout=60) == 0
         process.join()
         assert left.wait() == 0
-    assert num_starts(jobs[0]) == 2, "nobody saw how it ended"
+    assert num_starts(jobs[0]) == 1, "it said itself how it ended"
+
+
+def test_an_attempt_that_ends_between_two_drivers_is_done(folder):
+    jobs = chain(folder.parent / "made", b="fail")
+    (folder.parent / "made" / "broken").touch()
+    store = Store(folder, "toy")
+    store.drive().release()
+    for job in jobs[:2]:
+        command = store.begin(job, store.records(jobs)[job.name], store.records(jobs)).command()
+        assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == (job.name == "x/b")
+    (folder.parent / "made" / "broken").unlink()
+    assert set(drive(folder, jobs).states.values()) == {"done"}
+    assert [num_starts(job) for job in jobs] == [1, 2, 1, 1]
 
 
 def test_ctrl_c_stops_what_runs_and_the_same_command_goes_on(folder):
@@ -141,28 +152,17 @@ def test_ctrl_c_stops_what_runs_and_the_same_command_goes_on(folder):
     assert set(drive(folder, jobs).states.values()) == {"done"}
 
 
-def test_leases(tmp_path, monkeypatch):
-    file = tmp_path / "lease.json"
-    lease = Lease(file)
-    assert f"process {os.getpid()} on" in holder_of(file)
-    with pytest.raises(LeaseTaken):
-        Lease(file)
-    lease.release()
-    lease.release()
-    assert holder_of(file) is None and not file.exists()
-    monkeypatch.setattr(leases, "RENEWED_EVERY", 0.05)
-    lease = Lease(file)
-    os.utime(file, (1, 1))
-    until(lambda: file.stat().st_mtime > 1, "it is renewed")
-    lease.release()
-    other = {"host": "elsewhere", "pid": 1, "since": "then"}
-    file.write_text(json.dumps(other))
-    assert holder_of(file) == "process 1 on 'elsewhere' (since then)"
-    os.utime(file, (time.time() - leases.SECONDS - 1,) * 2)
-    assert holder_of(file) is None, "it ran out"
-    file.write_text("{")
-    assert holder_of(file) is None, "a damaged one is none"
-    Lease(file).release()
+@pytest.mark.parametrize(
+    ("resources", "expected"),
+    [
+        (Resources(num_cores=9999), r"engine.num_cores: a process asks for 9999, and this machine has \d"),
+        (Resources(memory_gb=1e6), r"engine.memory_gb: a process asks for 1e\+06, and this machine has \d"),
+        (Resources(num_gpus=0.5), "engine.num_gpus: got 0.5, and the engine `local` shares no GPUs out"),
+    ],
+)
+def test_what_this_machine_has_not(folder, resources, expected):
+    with pytest.raises(ValueError, match=expected):
+        LocalEngine(folder, resources)
 
 
 def test_one_job_of_a_folder_with_a_space(folder):
