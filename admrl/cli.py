@@ -30,7 +30,7 @@ COMMANDS = {  # name: (page, class, what `admrl --help` says)
         "Two trainings, by default on Hopper2D, and one figure with the gaps of both.",
     ),
     "train": ("train", "Train", "Meta-train on a family of tasks (Alg. 1)."),
-    "train-baseline": ("train_baseline", "TrainBaseline", "Meta-train PEARL, CRL or multi-task SAC."),
+    "train-baseline": ("train_baseline", "TrainBaseline", "Meta-train PEARL, CRL, SAC, MAML or ProMP."),
     "evaluate": ("evaluate", "Evaluate", "Sub-optimality gaps of runs on a set of tasks."),
     "heatmap": ("heatmap", "Heatmap", "Draw the gap heat maps of evaluated runs side by side."),
     "compare": ("compare", "Compare", "Compare evaluated runs: intervals, all figures, one HTML report."),
@@ -96,11 +96,12 @@ def _run(arguments: list[str]) -> None:
     from admrl.config.environment import check_environment
     from admrl.storage.files import StorageError
 
-    kind = None
+    kind: type[Command] | None = None
     try:
         try:  # only what prepares work: what the user got wrong is one message and exit code 2
             kind = command_class(arguments[0])
             command = parse(arguments)
+            kind = type(command)
             check_environment()
             command.check()
             prepared = command.prepare()
@@ -158,5 +159,7 @@ def parse(arguments: list[str]) -> Command:
 
     kind, rest = command_class(arguments[0]), arguments[1:]
     default = kind.defaults(rest)
+    if default is not None:
+        kind = type(default)
     options = {} if default is None else {"default": default}
     return tyro.cli(kind, args=rest, prog=f"admrl {arguments[0]}", **options)  # type: ignore[call-overload]

@@ -1,5 +1,5 @@
-"""The kinds of run: the one page that knows `admrl train`, `admrl train-baseline`, methods from elsewhere, and
-runs that are not told psi."""
+"""The kinds of run: the one page that knows `admrl train`, `admrl train-baseline` (two kinds), methods from
+elsewhere, and runs that are not told psi."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 
 from admrl.baselines.outside_run import OutsideRun
 from admrl.baselines.run import BaselineRun, load_baseline
+from admrl.inner_loop.run import InnerLoopRun, load_inner_loop
 from admrl.runs.families import NOBODY, NamedFamily
 from admrl.runs.folder import read_config
 from admrl.training.inferred_run import InferredRun
 from admrl.training.run import Run, load_run
 
-TrainedRun = Run | BaselineRun
+TrainedRun = Run | BaselineRun | InnerLoopRun
 AnyRun = TrainedRun | OutsideRun | InferredRun
 
 
@@ -32,4 +33,6 @@ def load_any_run(path: Path | str, named: NamedFamily = NOBODY) -> AnyRun:
         return InferredRun.open(Path(path), named=named)
     if kind == BaselineRun.kind:
         return load_baseline(path, named)
+    if kind == InnerLoopRun.kind:
+        return load_inner_loop(path, named)
     return load_run(path, family=named.family, accept_changed=named.accept_changed)

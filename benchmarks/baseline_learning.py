@@ -12,6 +12,8 @@ episodes that no training saw. Per family:
     point_robot            random policy, full speed to the goal, and the share of the way between them
     sparse_point_robot     tasks whose goal was reached within five episodes: z from the posterior of the episodes
                            before (from the second episode on), and z from the prior in all five
+    inner loops            after one, two and three inner steps, and the share of the way from A_0 to the best policy
+                           after one
     half_cheetah_fwd_back  both directions, after the exploration episodes and after twice as many, and how far
                            the posteriors of the two tasks lie apart
 """
@@ -36,31 +38,35 @@ from torch import Tensor
 from admrl.baselines import Adapter, StaticAdapter
 from admrl.baselines.crl import Crl
 from admrl.baselines.pearl import Pearl, PearlAdapter
-from admrl.baselines.run import BaselineRun, open_baseline
+from admrl.baselines.run import BaselineRun
 from admrl.baselines.training import make_adapter
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Experience
 from admrl.evaluation.evaluator import adapt_and_score
+from admrl.inner_loop.run import InnerLoopRun
+from admrl.run_kinds import load_any_run
 from task_families.point_robot import STEP
 
 SEED = 54_321  # of the scoring; no training has it
 NUM_SEARCH_EPISODES = 5  # within which the sparse goal has to be found
+NUM_INNER_STEPS = 3
 Numbers = dict[str, Any]
+AnyBaseline = BaselineRun | InnerLoopRun
 
 
-def returns(run: BaselineRun, adapter: Adapter, num_episodes: int, args: argparse.Namespace) -> np.ndarray:
+def returns(run: AnyBaseline, adapter: Adapter, num_episodes: int, args: argparse.Namespace) -> np.ndarray:
     """(tasks, 2): before any sample, and after num_episodes of exploration; mean over policy seeds and episodes."""
     return episode_returns(run, adapter, num_episodes, args).mean((0, 3))
 
 
 def episode_returns(
-    run: BaselineRun, adapter: Adapter, num_episodes: int, args: argparse.Namespace
+    run: AnyBaseline, adapter: Adapter, num_episodes: int, args: argparse.Namespace, num_stages: int = 1
 ) -> np.ndarray:
-    """(policy seeds, tasks, 2, episodes), see `returns`."""
+    """(policy seeds, tasks, 1 + stages, episodes), see `returns`; num_episodes a stage."""
     config = EvaluationConfig(
         num_policy_seeds=args.policy_seeds,
         num_episodes=args.episodes,
-        num_stages=1,
+        num_stages=num_stages,
         num_stage_samples=num_episodes * run.family.horizon,
     )
     return adapt_and_score(run.family, adapter, run.state.test_psi, config, SEED).episode_return
@@ -173,18 +179,45 @@ def judge(run: BaselineRun, args: argparse.Namespace) -> Numbers:
     return found
 
 
-def bounds(run: BaselineRun, args: argparse.Namespace) -> tuple[float, float]:
+def judge_inner_loop(run: InnerLoopRun, args: argparse.Namespace) -> Numbers:
+    """All numbers of a run of a method with an inner loop."""
+    episodes = run.info.config.num_adapt_samples // run.family.horizon
+    table = episode_returns(run, run.adapter(), episodes, args, NUM_INNER_STEPS).mean((0, 1, 3))
+    found: Numbers = {
+        "run": str(run.path),
+        "algorithm": run.info.algorithm,
+        "family": run.family.name,
+        "seed": run.info.seed,
+        "gradient_steps": run.state.num_updates,
+        "real_samples": run.state.real_samples,
+        "samples of an inner step": run.info.config.num_adapt_samples,
+        "A_0 and after each inner step": table.tolist(),
+    }
+    if run.family.name == "point_robot":
+        low, high = bounds(run, args)
+        found |= {"random": low, "optimal": high, "share of the way": (table[1] - low) / (high - low)}
+        found["share of the way from A_0"] = (table[1] - table[0]) / (high - table[0])
+    return found
+
+
+def bounds(run: AnyBaseline, args: argparse.Namespace) -> tuple[float, float]:
     """Mean return of the random and of the optimal policy, in the same episodes."""
     best = StaticAdapter.of_function("optimal", towards_goal, sees_psi=True)
     low, high = (float(returns(run, a, 1, args)[:, 0].mean()) for a in (random_policy(SEED), best))
     return low, high
 
 
-def plot_curves(runs: list[BaselineRun], path: Path) -> None:
-    """Learning curves: A_n of the trainings' own tests against gradient steps, a panel per family."""
+def plot_curves(runs: list[AnyBaseline], path: Path) -> None:
+    """Learning curves: A_n of the trainings' own tests against real samples, a panel per family."""
     families = list(dict.fromkeys(run.family.name for run in runs))
     figure, axes = plt.subplots(1, len(families), figsize=(4.2 * len(families), 3.2), squeeze=False)
-    styles = {"pearl": ("tab:blue", "-"), "crl": ("tab:orange", "--"), "sac": ("tab:green", ":")}
+    styles = {
+        "pearl": ("tab:blue", "-"),
+        "crl": ("tab:orange", "--"),
+        "sac": ("tab:green", ":"),
+        "maml-trpo": ("tab:red", "-"),
+        "promp": ("tab:purple", "--"),
+    }
     for ax, name in zip(axes[0], families, strict=True):
         told = set()
         for run in (r for r in runs if r.family.name == name):
@@ -194,14 +227,14 @@ def plot_curves(runs: list[BaselineRun], path: Path) -> None:
             told.add(algorithm)
             curve = run.state.curve or []
             ax.plot(
-                [p.num_updates for p in curve],
+                [p.real_samples for p in curve],
                 [p.adapted_return for p in curve],
                 style,
                 color=color,
                 label=label,
                 linewidth=1.2,
             )
-        ax.set(title=name, xlabel="gradient steps", ylabel="return after exploration")
+        ax.set(title=name, xlabel="real samples", ylabel="return after exploration")
         ax.grid(alpha=0.3)
         ax.legend(frameon=False)
     figure.tight_layout()
@@ -220,9 +253,14 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="write the learning curves to this file")
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    runs, table = [open_baseline(path) for path in args.runs], []
-    for run in runs:
-        table.append(judge(run, args))
+    table: list[Numbers] = []
+    runs: list[AnyBaseline] = []
+    for path in args.runs:
+        run = load_any_run(path)
+        if not isinstance(run, BaselineRun | InnerLoopRun):
+            parser.error(f"runs: {path} is no run of admrl train-baseline")
+        runs.append(run)
+        table.append(judge_inner_loop(run, args) if isinstance(run, InnerLoopRun) else judge(run, args))
         for name, value in table[-1].items():
             text = np.array2string(np.array(value), precision=3) if isinstance(value, list | float) else value
             print(f"{name:>36}  {text}", flush=True)

@@ -1,12 +1,14 @@
-"""One gradient step of PEARL and CRL: networks, replay and optimisers, all of it.
+"""One gradient step of PEARL and CRL, and one outer update of MAML-TRPO and ProMP: networks, optimisers, all of it.
 
 Claim: at the paper's size (ant, 10 tasks x 256 transitions, 300-300-300) a PEARL step in float32 takes at most 1.4
 times the arithmetic of its own matrix products, at the rate that this machine reaches on the product that dominates
 it (2560 x 300 by 300 x 300, by MKL or oneDNN, whichever is faster), and at most two thirds of that time in bfloat16;
-the laptop size makes at least 50 steps a second. One thread; times are CPU seconds of this process, so that other
-load shows less; each step is timed next to its own measurement of the rate, and medians are given.
+the laptop size makes at least 50 steps a second. An outer update of 40 tasks x 2000 samples before and after one
+inner step (64-64, 20 observations, 6 actions, float32) takes at most 3.5 times the arithmetic of its own products, at
+the rate of a batched 5 x 2000 x 64 by 64 x 64. One thread; times are CPU seconds of this process, so that other load
+shows less; each step is timed next to its own measurement of the rate, and medians are given.
 
-    OMP_NUM_THREADS=1 python benchmarks/baselines.py [--quick] [--json FILE]
+    OMP_NUM_THREADS=1 python benchmarks/baselines.py [--quick] [--only NAME] [--json FILE]
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -29,15 +33,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from admrl.baselines.config import BaselineConfig, preset_config
 from admrl.baselines.training import BaselineState, new_baseline
+from admrl.inner_loop.adaptation import Batch
+from admrl.inner_loop.config import ClipConfig, OuterTrpoConfig
+from admrl.inner_loop.maml_trpo import maml_trpo_step
+from admrl.inner_loop.meta_problem import MetaProblem
+from admrl.inner_loop.promp import promp_step
 from dynamics import onednn
+from policy_opt.gaussian_policy import GaussianPolicy, gaussian_log_prob
 from task_families import make
 
 ROWS, WIDTH = 2560, 300
+TASKS, SAMPLES = 40, 2000
+POLICY = GaussianPolicy(obs_size=20, act_size=6, hidden_sizes=(64, 64))
 
 
 def seconds_of_a_product(a: torch.Tensor, b: torch.Tensor, repeats: int) -> float:
     """CPU seconds of one product, by the faster library."""
-    products = [torch.matmul, onednn.product] if onednn.has_onednn(a) else [torch.matmul]
+    products = [torch.matmul, onednn.product] if a.dim() == 2 and onednn.has_onednn(a) else [torch.matmul]
     seconds = []
     for multiply in products:
         start = time.process_time()
@@ -59,17 +71,45 @@ def state_of(algorithm: str, config: BaselineConfig) -> BaselineState:
     return state
 
 
-def measure(algorithm: str, config: BaselineConfig, repeats: int) -> tuple[float, float, float]:
-    """Median CPU seconds of a step, its multiply-adds (x2), and its median ratio to the arithmetic."""
-    state = state_of(algorithm, config)
+def outer_problem() -> tuple[torch.Tensor, MetaProblem]:
+    """theta (p,), and random samples of its policies before and after one inner step."""
+    generator = torch.Generator().manual_seed(0)
+    theta = POLICY.init([generator])[0]
+    step_size, at, batches = torch.full_like(theta, 0.1), theta.expand(TASKS, -1), list[Batch]()
+    weight = torch.full((TASKS, SAMPLES), 1 / SAMPLES)
+    for _ in range(2):
+        obs, advantage = torch.randn(TASKS, SAMPLES, 21, generator=generator).split([20, 1], -1)
+        mean, log_std = POLICY.mean(at, obs), POLICY.log_std(at)
+        act = mean + torch.randn(mean.shape, generator=generator)
+        log_prob = gaussian_log_prob(mean, log_std[:, None], act)
+        batches.append(Batch(obs, act, advantage[..., 0], weight, mean, log_std, log_prob))
+        before = MetaProblem(POLICY, [*batches, batches[-1]], "log_likelihood", "second", step_size)
+        at = before.path(theta)[-1].detach()
+    return theta, MetaProblem(POLICY, batches, "log_likelihood", "second", step_size)
 
-    def step() -> None:
-        state.agent.update(state.replay, state.optimizers, state.generator)
 
+def outer_updates() -> dict[str, Callable[[], object]]:
+    """An update of each kind; ProMP's are five Adam steps."""
+    theta, problem = outer_problem()
+    meta = torch.nn.Parameter(theta.clone())
+    adam = torch.optim.Adam([meta], ClipConfig().learning_rate)
+    return {
+        "maml-trpo, outer update, float32": lambda: maml_trpo_step(theta, problem, OuterTrpoConfig()),
+        "promp, outer update, float32": lambda: promp_step(meta, adam, problem, ClipConfig()),
+    }
+
+
+def measure(
+    step: Callable[[], object], a: torch.Tensor, b: torch.Tensor, repeats: int
+) -> tuple[float, float, float]:
+    """Median CPU seconds of a step, its multiply-adds (x2), and its median ratio to the arithmetic.
+
+    Args:
+        a, b: whose product sets the rate (.., R, W), (.., W, W).
+    """
     with FlopCounterMode(display=False) as counter, patch.object(onednn, "MIN_MULTIPLICATIONS", math.inf):
         step()  # through torch alone: what oneDNN multiplies is not counted
     flops = counter.get_total_flops()
-    a, b = torch.randn(ROWS, WIDTH), torch.randn(WIDTH, WIDTH)
     times, ratios = [], []
     for _ in range(repeats):
         product = seconds_of_a_product(a, b, 10)
@@ -77,7 +117,7 @@ def measure(algorithm: str, config: BaselineConfig, repeats: int) -> tuple[float
         step()
         times.append(time.process_time() - start)
         product = (product + seconds_of_a_product(a, b, 10)) / 2
-        ratios.append(times[-1] / (flops / (2 * ROWS * WIDTH * WIDTH) * product))
+        ratios.append(times[-1] / (flops / (2 * a.numel() * b.shape[-1]) * product))
     return statistics.median(times), flops, statistics.median(ratios)
 
 
@@ -85,7 +125,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions, ends within 45 seconds")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions, ends within two minutes")
+    parser.add_argument("--only", default="", help="steps whose names contain this")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -95,16 +136,26 @@ def main() -> None:
     half = replace(paper, sac=replace(paper.sac, precision="bfloat16"))
     crl = replace(preset_config("paper", "ant_dir", "crl"), meta_batch=10)
     laptop = preset_config("laptop", "ant_dir", "pearl")
-    rows = []
-    seconds = {}
+    wide = torch.randn(ROWS, WIDTH), torch.randn(WIDTH, WIDTH)
+    narrow = torch.randn(5, 2000, 64), torch.randn(5, 64, 64)
+    steps: dict[str, tuple[Callable[[], object], tuple[torch.Tensor, torch.Tensor], int]] = {}
     for name, algorithm, config in (
         ("pearl, paper size, float32", "pearl", paper),
         ("pearl, paper size, bfloat16", "pearl", half),
         ("crl, paper size, float32", "crl", crl),
         ("pearl, laptop size, float32", "pearl", laptop),
     ):
-        count = repeats if config is not laptop else 10 * repeats
-        seconds[name], flops, ratio = measure(algorithm, config, count)
+        state = state_of(algorithm, config)
+        update = partial(state.agent.update, state.replay, state.optimizers, state.generator)
+        steps[name] = update, wide, repeats if config is not laptop else 10 * repeats
+    for name, update in outer_updates().items():
+        steps[name] = update, narrow, max(3, repeats // 8)
+    rows = []
+    seconds = {}
+    for name, (step, product, count) in steps.items():
+        if arguments.only not in name:
+            continue
+        seconds[name], flops, ratio = measure(step, *product, count)
         row = {
             "name": name,
             "value": seconds[name],
@@ -118,13 +169,14 @@ def main() -> None:
             row["floor_ratio"] = ratio
         rows.append(row)
         print(
-            f"{name:30s} {seconds[name] * 1e3:7.1f} ms = {1 / seconds[name]:6.1f} steps/s, {flops / 1e9:5.1f} GFLOP"
+            f"{name:33s} {seconds[name] * 1e3:7.1f} ms = {1 / seconds[name]:6.1f} steps/s, {flops / 1e9:5.1f} GFLOP"
             + (f", {ratio:.2f} x float32 arithmetic" if "float32" in name else "")
             + f", load {row['load']:.1f}"
         )
-    speedup = seconds["pearl, paper size, float32"] / seconds["pearl, paper size, bfloat16"]
-    rows.append({"name": "float32 / bfloat16", "value": speedup, "unit": "ratio", "threads": 1})
-    print(f"bfloat16 is {speedup:.2f} times as fast")
+    if not arguments.only:
+        speedup = seconds["pearl, paper size, float32"] / seconds["pearl, paper size, bfloat16"]
+        rows.append({"name": "float32 / bfloat16", "value": speedup, "unit": "ratio", "threads": 1})
+        print(f"bfloat16 is {speedup:.2f} times as fast")
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1))
 

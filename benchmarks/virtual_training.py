@@ -188,7 +188,7 @@ def prepare(case: Case) -> tuple[Any, ...]:
     learner.add(real_rollout(family, first, 10_000 // family.horizon, generators[:1]))
     learner.fit(20)
     if case.device != "cpu":
-        learner.model.to(case.device)
+        learner = learner.to(case.device)
     solution = new_solution(learner.model, psi.to(case.device), policy, config, generators)
     return family, learner, solution, config, generators
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 RolloutPrecision = Literal["full", "bfloat16"]
+Predicts = Literal["mean", "gaussian"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,9 @@ class DynamicsConfig:
     """E, networks in the ensemble; every virtual trajectory runs in one of them. The paper has 1."""
     output_scale: float = field(default=0.01, metadata={"range": (0, 10)})
     """Initial weights of the last layer relative to the others: near 0 predicts the mean change of state."""
+    predicts: Predicts = "mean"
+    """mean: the change of state, fitted by SLBO's loss. gaussian: its mean and variance, fitted by likelihood, and
+    virtual steps are drawn from them (PETS, Chua et al. 2018; MBPO, Janner et al. 2019). AdMRL, SLBO: mean."""
 
 
 @dataclass(frozen=True)
@@ -37,3 +41,16 @@ class FitConfig:
     """Each member's gradient is clipped to this norm. Released code: 2."""
     held_out: float = field(default=0.1, metadata={"range": (0, 0.9)})
     """Share of the collected lanes that is kept for validation and never fitted."""
+
+
+def check_horizon(dynamics: DynamicsConfig, fit: FitConfig) -> None:
+    """Refuse a likelihood of several steps: gaussian members know the variance of one alone.
+
+    Raises:
+        ValueError: names both settings.
+    """
+    if dynamics.predicts == "gaussian" and fit.num_horizon > 1:
+        raise ValueError(
+            "config.fit.num_horizon: expected 1 with `config.dynamics.predicts` gaussian, whose likelihood is of one "
+            f"step; got {fit.num_horizon}"
+        )

@@ -15,7 +15,8 @@ _COLUMNS = ("obs", "act", "next_obs")
 
 
 class TransitionData:
-    """Rows in time order, lane after lane. Lanes are either for fitting or held out, as a whole."""
+    """Rows in time order, lane after lane. Lanes are either for fitting or held out, as a whole. The rows are where
+    `to` has put them, at first on the CPU; `episodes` stay there."""
 
     def __init__(self, obs_size: int, act_size: int, dtype: torch.dtype = torch.float32) -> None:
         self.obs = torch.zeros(0, obs_size, dtype=dtype)  # (R, S)
@@ -35,6 +36,12 @@ class TransitionData:
         """Rows for fitting."""
         return int((~self.is_held_out).sum())
 
+    def to(self, device: torch.device | str) -> TransitionData:
+        """A copy with its rows on a device."""
+        copy = self.clone()
+        copy.load_state_dict({name: tensor.to(device) for name, tensor in self.state_dict().items()})
+        return copy
+
     def clone(self) -> TransitionData:
         """An independent copy (tensors are never written in place, so they may be shared)."""
         copy = TransitionData(self.obs.shape[1], self.act.shape[1], self.obs.dtype)
@@ -51,6 +58,7 @@ class TransitionData:
         Returns:
             The rows (R,) that were appended for fitting, as a bool mask over `obs`.
         """
+        rollout = rollout.to("cpu")
         lanes = rollout.terminated.flatten(0, 1)  # (L, T)
         num_lanes = len(lanes)
         held = torch.zeros(num_lanes, dtype=torch.bool)
@@ -65,11 +73,12 @@ class TransitionData:
         for name in _COLUMNS:
             new = getattr(rollout, name).flatten(0, 2)[chosen].to(getattr(self, name))
             setattr(self, name, torch.cat([getattr(self, name), new]))
-        self.ends = torch.cat([self.ends, ends.flatten()[chosen]])
-        self.is_held_out = torch.cat([self.is_held_out, held[:, None].expand_as(lanes).flatten()[chosen]])
+        held_rows = held[:, None].expand_as(lanes).flatten()[chosen]
+        self.ends = torch.cat([self.ends, ends.flatten()[chosen].to(self.ends.device)])
+        self.is_held_out = torch.cat([self.is_held_out, held_rows.to(self.ends.device)])
         self._starts.clear()
         self._add_episodes(rollout, keep, first_new)
-        added = torch.arange(len(self)) >= first_new
+        added = torch.arange(len(self), device=self.ends.device) >= first_new
         return added & ~self.is_held_out
 
     def _add_episodes(self, rollout: Rollout, keep: Tensor, first_new: int) -> None:
@@ -91,7 +100,8 @@ class TransitionData:
         self.episodes = torch.cat([self.episodes, other.episodes + shift])
         self.num_policies += other.num_policies
         for name in (*_COLUMNS, "ends", "is_held_out"):
-            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
+            mine = getattr(self, name)
+            setattr(self, name, torch.cat([mine, getattr(other, name).to(mine.device)]))
         self._starts.clear()
 
     def starts(self, num_horizon: int, held_out: bool = False) -> Tensor:
@@ -108,7 +118,7 @@ class TransitionData:
 
     def windows(self, rows: Tensor, num_horizon: int) -> tuple[Tensor, Tensor, Tensor]:
         """obs (..., H, S), act (..., H, A), next_obs (..., H, S) from start rows (...)."""
-        index = rows[..., None] + torch.arange(num_horizon)
+        index = rows[..., None] + torch.arange(num_horizon, device=rows.device)
         return self.obs[index], self.act[index], self.next_obs[index]
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -5,25 +5,33 @@
 where s^ rolls the model out under the recorded actions and |.| is the root mean square over coordinates in units
 of the standard deviation of one-step differences. The norm is not squared: it does not favour outliers.
 
-Differs from the paper:
+Gaussian members are fitted by their likelihood, with a pull on the bounds of the log variance (PETS, Chua et al.
+2018, appendix A.1; MBPO's released code), d the change in units of the standard deviation of one-step differences:
+
+    loss = mean_S 1/2 ((mu - d)^2 / sigma^2 + log sigma^2 + log 2 pi) + 0.005 sum_S (max - min)
+
+Differs from the papers:
 1. Members draw their own minibatches, and each one's gradient is clipped on its own, so members and models do
    not influence each other.
 2. The L2 penalty is added to the gradient after clipping, not before.
+3. PETS and MBPO do not clip, and have one pair of bounds for all members.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dynamics.config import FitConfig
+from dynamics.config import FitConfig, check_horizon
 from dynamics.dataset import TransitionData
 from dynamics.ensemble import DynamicsEnsemble
 
 RMS_FLOOR = 1e-12  # inside the root, so that a perfect prediction has gradient 0 instead of nan
+BOUND_WEIGHT = 0.005  # of released codes' loss, twice the negative log-likelihood: 0.01
 STEPS_AHEAD = 1000  # minibatches drawn at once
 
 
@@ -31,7 +39,9 @@ STEPS_AHEAD = 1000  # minibatches drawn at once
 class FitReport:
     """How a fit went, per model (K,)."""
 
-    loss: Tensor  # mean over steps and members, in standard deviations of one-step differences
+    loss: (
+        Tensor  # mean over steps and members, in standard deviations of one-step differences; or a likelihood
+    )
     num_steps: int
     num_skipped: Tensor  # (K, E) steps that a member left out, because its loss or gradient was not finite
 
@@ -44,7 +54,7 @@ def make_optimizer(model: DynamicsEnsemble, config: FitConfig) -> torch.optim.Ad
 
 
 def multi_step_loss(model: DynamicsEnsemble, obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
-    """The loss above, mean over the batch: windows (K, E, B, H, .) -> (K, E)."""
+    """SLBO's loss above, mean over the batch: windows (K, E, B, H, .) -> (K, E); gaussian members: of their mean."""
     num_horizon = obs.shape[3]
     diff_mean = model.diff_normalizer.mean[:, None, None]
     diff_std = model.diff_normalizer.std[:, None, None]
@@ -62,6 +72,17 @@ def multi_step_loss(model: DynamicsEnsemble, obs: Tensor, act: Tensor, next_obs:
     return torch.stack(losses).mean(0)
 
 
+def likelihood_loss(model: DynamicsEnsemble, obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
+    """The loss of gaussian members above, mean over the batch: windows (K, E, B, 1, .) -> (K, E)."""
+    diff_mean = model.diff_normalizer.mean[:, None, None]
+    diff_std = model.diff_normalizer.std[:, None, None]
+    mean, log_var = model.distribution(derivatives="first")(obs[:, :, :, 0], act[:, :, :, 0])
+    actual = (next_obs[:, :, :, 0] - obs[:, :, :, 0] - diff_mean) / diff_std
+    nll = 0.5 * ((mean - actual).square() * (-log_var).exp() + log_var + math.log(2 * math.pi))
+    smallest, largest = model.log_var_bounds
+    return nll.mean((-2, -1)) + BOUND_WEIGHT * (largest - smallest).sum((-2, -1))
+
+
 def fit_dynamics(
     model: DynamicsEnsemble,
     data: Sequence[TransitionData],
@@ -73,39 +94,44 @@ def fit_dynamics(
     """num_steps of Adam on minibatches of the data for fitting; changes the model in place.
 
     A member whose loss or gradient is not finite leaves that step out: its parameters and moments stay as they were.
+    On a GPU the host never waits to know of one: every step is made as if there were, for a copy of all members.
 
     Args:
-        data: one data set per model (K).
+        data: one data set per model (K), where the model is.
         generators: one per model, so that a model's minibatches do not depend on the others.
 
     Raises:
-        ValueError: not one data set per model, or one without a window of config.num_horizon steps.
+        ValueError: not one data set per model, one without a window of config.num_horizon steps, or several steps
+            with gaussian members.
     """
+    check_horizon(model.config, config)
+    loss_of = likelihood_loss if model.is_gaussian else multi_step_loss
     check_data(model, data, config, held_out=False)
     starts = [d.starts(config.num_horizon) for d in data]
-    total = torch.zeros(model.num_models, dtype=model.weights[0].dtype)
-    num_skipped = torch.zeros(model.num_models, model.num_members, dtype=torch.long)
+    device = model.weights[0].device
+    total = torch.zeros(model.num_models, dtype=model.weights[0].dtype, device=device)
+    num_skipped = torch.zeros(model.num_models, model.num_members, dtype=torch.long, device=device)
     parameters = list(model.parameters())
     with torch.enable_grad():
         for step in range(num_steps):
             if step % STEPS_AHEAD == 0:
                 shape = (min(STEPS_AHEAD, num_steps - step), model.num_members, config.batch_size)
                 picks = [  # K of (steps, E, B)
-                    s[torch.randint(len(s), shape, generator=g)]
+                    s[torch.randint(len(s), shape, generator=g, device=g.device).to(device)]
                     for s, g in zip(starts, generators, strict=True)
                 ]
             windows = [
                 d.windows(p[step % STEPS_AHEAD], config.num_horizon) for d, p in zip(data, picks, strict=True)
             ]
-            loss = multi_step_loss(model, *(torch.stack(column) for column in zip(*windows, strict=True)))
+            loss = loss_of(model, *(torch.stack(column) for column in zip(*windows, strict=True)))
             grads = torch.autograd.grad(loss.sum(), parameters)
             norm = torch.stack([torch.linalg.vector_norm(g, dim=(2, 3)) for g in grads]).norm(dim=0)  # (K, E)
             scale = (config.max_grad_norm / norm).clamp(max=1.0)[..., None, None]
             for parameter, grad in zip(parameters, grads, strict=True):
                 parameter.grad = grad.mul_(scale)
             broken = ~(norm.isfinite() & loss.isfinite())  # (K, E)
-            any_broken = bool(broken.any())
-            before = MemberState.of(model, optimizer) if any_broken else None
+            may_be_broken = device.type != "cpu" or bool(broken.any())
+            before = MemberState.of(model, optimizer) if may_be_broken else None
             optimizer.step()
             if before is None:
                 total += loss.detach().mean(1)
@@ -151,15 +177,15 @@ def _member_tensors(model: DynamicsEnsemble, optimizer: torch.optim.Optimizer) -
 def held_out_loss(
     model: DynamicsEnsemble, data: Sequence[TransitionData], config: FitConfig, max_rows: int = 4096
 ) -> Tensor:
-    """The loss on (at most max_rows evenly spaced) held-out windows: (K, E); nan where nothing is held out."""
+    """SLBO's loss on (at most max_rows evenly spaced) held-out windows: (K, E); nan where nothing is held out."""
     columns = []
     num_rows = min(max_rows, *(len(d.starts(config.num_horizon, held_out=True)) for d in data))
     if num_rows == 0:
-        return torch.full((model.num_models, model.num_members), torch.nan, dtype=model.weights[0].dtype)
+        return torch.full_like(model.weights[0][..., 0, 0], torch.nan)
     for d in data:
         rows = d.starts(config.num_horizon, held_out=True)
         even = torch.linspace(0, len(rows) - 1, num_rows, dtype=torch.float64)
-        rows = rows[even.round().long()]
+        rows = rows[even.round().long().to(rows.device)]
         columns.append(d.windows(rows.expand(model.num_members, -1), config.num_horizon))
     return multi_step_loss(model, *(torch.stack(column) for column in zip(*columns, strict=True)))
 

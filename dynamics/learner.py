@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,6 +43,14 @@ class ModelLearner:
         model = DynamicsEnsemble(family, dynamics, generator, dtype=dtype)
         data = TransitionData(family.obs_size, family.act_size, dtype)
         return cls(model, [data], make_optimizer(model, fit), fit, [generator])
+
+    def to(self, device: torch.device | str) -> ModelLearner:
+        """The learner with its model, data and moments on a device; the model itself is moved. Generators stay."""
+        self.model.to(device)
+        optimizer = make_optimizer(self.model, self.config)
+        if self.optimizer.state:
+            optimizer.load_state_dict(self.optimizer.state_dict())  # moves the moments, too
+        return replace(self, data=[data.to(device) for data in self.data], optimizer=optimizer)
 
     def add(self, rollout: Rollout) -> None:
         """Add real transitions and update the normalisers with those for fitting.

@@ -40,7 +40,7 @@ class Normalizer(nn.Module):
 
     def select(self, k: int) -> Normalizer:
         """Model k's statistics as a normaliser of one model."""
-        one = Normalizer(1, self.mean.shape[1], self.mean.dtype)
+        one = Normalizer(1, self.mean.shape[1], self.mean.dtype).to(self.mean.device)
         for name, buffer in self.named_buffers():
             getattr(one, name).copy_(buffer[k : k + 1])
         return one

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,9 +21,12 @@ class VirtualEnv:
 
     Args:
         precision, derivatives: see `DynamicsEnsemble.predictor`.
+        generators: one per task, which draw the steps of gaussian members; other members ignore them. None: steps are
+            the mean.
 
     Raises:
-        ValueError: N is not a multiple of E, or there is neither one model nor one per task.
+        ValueError: N is not a multiple of E, or there is neither one model nor one per task, or there is not one
+            generator per task.
     """
 
     def __init__(
@@ -32,6 +37,7 @@ class VirtualEnv:
         *,
         precision: RolloutPrecision = "full",
         derivatives: Derivatives = "all",
+        generators: Sequence[torch.Generator] | None = None,
     ) -> None:
         num_tasks, num_lanes = shape
         if num_lanes % model.num_members:
@@ -42,10 +48,15 @@ class VirtualEnv:
             raise ValueError(
                 f"model: expected 1 model or one for each of {num_tasks} tasks, got {model.num_models}"
             )
+        if generators is not None and len(generators) != num_tasks:
+            raise ValueError(f"generators: expected one per task ({num_tasks}), got {len(generators)}")
         self.shape = shape
         self._model, self._family = model, family
         self._one_each = model.num_models == num_tasks  # one task in every model: lanes are in order
         self._predict = model.predictor(precision, derivatives)  # as the model is now
+        if model.is_gaussian and generators is not None:
+            draw, each = model.drawer(precision, derivatives), list(generators)
+            self._predict = lambda obs, act: draw(obs, act, self._group(self._noise(each)))
         self._obs = model.weights[0].new_zeros(num_tasks, num_lanes, family.obs_size)
 
     def start_states(self, n: int, generator: torch.Generator) -> Tensor:
@@ -54,6 +65,9 @@ class VirtualEnv:
 
     def reset(self, lanes: Tensor, states: Tensor) -> Tensor:
         """See `Simulator.reset`."""
+        if states.dim() == 3:
+            self._obs = torch.where(lanes[..., None], states, self._obs)
+            return self._obs
         self._obs = self._obs.clone()  # the observation given out before stays as it was
         self._obs[lanes] = states
         return self._obs
@@ -62,6 +76,14 @@ class VirtualEnv:
         """See `Simulator.step`."""
         self._obs = self._ungroup(self._predict(self._group(self._obs), self._group(act)))
         return self._obs
+
+    def _noise(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """Standard normal (M, N, S), each task's from its own generator."""
+        like = self._obs
+        draws = [
+            torch.randn(like.shape[1:], generator=g, dtype=like.dtype, device=g.device) for g in generators
+        ]
+        return torch.stack(draws).to(like.device)
 
     def _group(self, x: Tensor) -> Tensor:
         """(M, N, .) -> (K, E, R, .)"""

@@ -46,6 +46,20 @@ class GaussianPolicy:
         """p"""
         return self.mlp.num_params + (self.act_size if self.fixed_log_std is None else 0)
 
+    def to(self, device: torch.device | str) -> GaussianPolicy:
+        """The same policy shape with its numbers on a device."""
+
+        def moved(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device)
+
+        return replace(
+            self,
+            obs_mean=moved(self.obs_mean),
+            obs_std=moved(self.obs_std),
+            act_center=moved(self.act_center),
+            act_scale=moved(self.act_scale),
+        )
+
     def with_normalizer(self, mean: Tensor, std: Tensor) -> GaussianPolicy:
         """The same policy shape with another observation normaliser (S,) or (M, S)."""
         return replace(self, obs_mean=mean, obs_std=std)

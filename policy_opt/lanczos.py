@@ -243,9 +243,9 @@ class _Run:
         self.code = torch.where(self.code == RUNNING, MAX_STEPS, self.code)
 
     def _iterate(self) -> None:
-        any_running = AnyRunning()
         num_pushed = 0
         while True:
+            any_running = AnyRunning()
             while len(self.process.alphas) < self.limit and any_running(self.code == RUNNING):
                 self.process.extend()
                 self._fix_damping()

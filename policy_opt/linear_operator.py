@@ -218,12 +218,13 @@ def check_symmetric(
 
 
 def gaussian(vectors: VectorSpace, generator: torch.Generator | None) -> Tensor:
-    """A vector (..., p) of standard normal numbers."""
+    """A vector (..., p) of standard normal numbers, drawn where the generator is: the same on every device."""
     shape, dtype, device = vectors.flat_shape, vectors.dtype, vectors.device
     if generator is None and torch._C._functorch.maybe_current_level() is not None:
         # vmap refuses torch's own random numbers; probes may be the same for every element of its axis
         return torch.as_tensor(np.random.default_rng().standard_normal(shape), dtype=dtype, device=device)
-    return torch.randn(shape, generator=generator, dtype=dtype, device=device)
+    drawn_on = device if generator is None else generator.device
+    return torch.randn(shape, generator=generator, dtype=dtype, device=drawn_on).to(device)
 
 
 class LinearMap(NamedTuple):

@@ -126,7 +126,7 @@ class Gmres(Method):
         quotient, is_end = cycle.push(problem.zero_rows(~is_finite, w))
         cycle.num_own = cycle.num_own + (active & is_finite)
         size = cycle.right[-1].abs().to(w.dtype)
-        is_full = len(cycle.columns) == cycle.basis.shape[-2] - 1
+        is_full = self.is_full(now)
         code = torch.full_like(now.code, CYCLE_IS_FULL if is_full else RUNNING)
         code = torch.where(is_end, STAGNATED, code)
         code = torch.where(size <= problem.tolerance, CONVERGED, code)
@@ -139,6 +139,9 @@ class Gmres(Method):
             code=torch.where(active, code, now.code),
             min_curvature=torch.where(active & is_finite, least, now.min_curvature),
         )
+
+    def is_full(self, now: Iterate) -> bool:
+        return len(now.memory.columns) == now.memory.basis.shape[-2] - 1
 
     def finish(self, problem: Problem, now: Iterate) -> Iterate:
         if not now.memory.columns:

@@ -202,7 +202,7 @@ def extreme_eigenvalues(
     _require_no_transform()
     num_steps = whole_number("num_steps", num_steps, 1, "50 is the default")
     vectors = VectorSpace(like, "like")
-    start = torch.randn(vectors.flat_shape, generator=generator, dtype=vectors.dtype, device=vectors.device)
+    start = gaussian(vectors, generator)
     process = LanczosProcess(Operator(matvec, vectors), start, min(num_steps, vectors.size))
     for _ in range(process.basis.shape[-2] - 1):
         process.extend()
@@ -265,8 +265,9 @@ def stochastic_trace(
     one = VectorSpace(like, "like")
     if len(one.flat_shape) != 1:
         raise ValueError(f"like: expected one vector (p,) or a pytree, got shape {tuple(one.flat_shape)}")
-    signs = torch.randint(0, 2, (num_probes, one.size), generator=generator, device=one.device)
-    probes = (2 * signs - 1).to(one.dtype)
+    drawn_on = one.device if generator is None else generator.device
+    signs = torch.randint(0, 2, (num_probes, one.size), generator=generator, device=drawn_on)
+    probes = (2 * signs - 1).to(one.device, one.dtype)
     product = _prepared(matvec) if one.is_plain else _on_rows(_prepared(matvec), like, one)
     process = LanczosProcess(Operator(product, VectorSpace(probes)), probes, min(num_steps, one.size))
     for _ in range(process.basis.shape[-2] - 1):

@@ -122,7 +122,7 @@ def _line_search(
     new, kl, gain, fraction = theta.clone(), zero, zero, zero
     pending = usable.clone()
     for halvings in range(config.max_backtracks + 1):
-        if not bool(pending.any()):
+        if halvings and not bool(pending.any()):  # a GPU is waited for here
             break
         size = 0.5**halvings
         candidate = torch.where(pending[:, None], theta + size * step, new)

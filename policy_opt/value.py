@@ -11,7 +11,7 @@ Differs from the paper:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,11 @@ class ValueFunction:
         )
         offsets = torch.rand(config.num_features, generator=generator, dtype=torch.float32) * 4 - 2
         return cls(directions.to(obs_mean), offsets.to(obs_mean), obs_mean, obs_std, config.ridge)
+
+    def to(self, device: torch.device | str) -> ValueFunction:
+        """The same features on a device."""
+        names = ("directions", "offsets", "obs_mean", "obs_std")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def init(self, num_tasks: int) -> Tensor:
         """Weights (M, F) of V = 0."""

@@ -50,6 +50,10 @@ class Rollout:
         ended_before = self.terminated.cumsum(-1) - self.terminated.long()
         return ended_before == 0
 
+    def to(self, device: torch.device | str) -> Rollout:
+        """The same on a device; itself, if it is there."""
+        return Rollout(*(getattr(self, f.name).to(device) for f in fields(self)))
+
     def tasks(self, index: slice) -> Rollout:
         """The rollout of some tasks."""
         return Rollout(*(getattr(self, f.name)[index] for f in fields(self)))
@@ -73,7 +77,7 @@ def collect(
     *,
     goes_on: tuple[Tensor, Tensor] | None = None,
 ) -> Rollout:
-    """Run every lane for num_steps, restarting after terminations.
+    """Run every lane for num_steps, restarting after terminations. On a GPU a learned model is never waited for.
 
     Args:
         simulator: (M, N) lanes of the truth or of a learned model.
@@ -94,17 +98,21 @@ def collect(
         raise ValueError(f"generators: expected one per task ({num_tasks}), got {len(generators)}")
     pool_size = STARTS_PER_LANE * num_lanes
     pool = torch.stack([simulator.start_states(pool_size, g) for g in generators])  # (M, pool, state)
-    next_start = torch.zeros(num_tasks, 1, dtype=torch.long)
+    next_start = torch.zeros(num_tasks, 1, dtype=torch.long, device=pool.device)
+    is_readable = pool.device.type == "cpu"  # a flag costs nothing to read
 
     def restarted(done: Tensor) -> Tensor:
         nonlocal next_start
         index = (next_start + done.cumsum(1) - 1) % pool_size  # (M, N)
         next_start = next_start + done.sum(1, keepdim=True)
+        if not is_readable:
+            return simulator.reset(done, pool.gather(1, index[..., None].expand(-1, -1, pool.shape[-1])))
         task, _ = done.nonzero(as_tuple=True)
         return simulator.reset(done, pool[task, index[done]])
 
-    starts, obs = (torch.ones(simulator.shape, dtype=torch.bool), None) if goes_on is None else goes_on
-    obs = restarted(starts.cpu()) if obs is None or bool(starts.any()) else obs
+    everywhere = torch.ones(simulator.shape, dtype=torch.bool, device=pool.device)
+    starts, obs = (everywhere, None) if goes_on is None else goes_on
+    obs = restarted(starts) if obs is None or not is_readable or bool(starts.any()) else obs
 
     columns: list[Tensor] = []  # (M, N, T, ...)
     for t in range(num_steps):
@@ -117,8 +125,8 @@ def collect(
         for column, x in zip(columns, row, strict=True):
             column.select(2, t).copy_(x)
         obs = next_obs
-        if t + 1 < num_steps and bool(terminated.any()):
-            obs = restarted(terminated.cpu())
+        if t + 1 < num_steps and (not is_readable or bool(terminated.any())):
+            obs = restarted(terminated)
 
     observed, actions, successors, log_probs, ends = columns
     truncated = torch.zeros_like(ends)

@@ -97,9 +97,11 @@ class ActionBounds:
 
     def clamped_to_unit(self, like: Tensor) -> Callable[[Tensor], Tensor]:
         """Actions (..., A) -> clamped unit actions, with like's dtype and device looked up once, for many calls."""
+        are_free = bool((self.low.isinf() & self.high.isinf()).all())
+        if self.are_unit and (self.are_finite or are_free):  # nothing to look up: a GPU is sent nothing
+            return lambda act: act.clamp(-1.0, 1.0) if self.are_finite else act
         low, high, center, scale = (x.to(like) for x in (self.low, self.high, self.center, self.scale))
         low, high = (low - center) / scale, (high - center) / scale
-        are_free = bool((low.isinf() & high.isinf()).all())
 
         def clamp(unit: Tensor) -> Tensor:
             if self.are_finite:
@@ -122,7 +124,8 @@ class Simulator(Protocol):
         """n states (n, state_size) drawn from the initial distribution p_0."""
 
     def reset(self, lanes: Tensor, states: Tensor) -> Tensor:
-        """Put the lanes (M, N) bool into states (number of lanes, state_size); all observations (M, N, S)."""
+        """Put the lanes (M, N) bool into states (number of lanes, state_size); all observations (M, N, S). A learned
+        model also takes a state for each lane, (M, N, S), of which it uses those of the lanes."""
 
     def step(self, act: Tensor) -> Tensor:
         """Apply act (M, N, A) in every lane; the next observations (M, N, S)."""

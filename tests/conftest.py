@@ -1,5 +1,6 @@
 """Shared fixtures."""
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -28,3 +29,11 @@ def one_thread():
 def generator():
     """A seeded generator, the same for every test."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(params=["cpu", "standin"])
+def device(request):
+    """Every device on which the mathematics is tested: the CPU, and one that is not (`stand_in_device`)."""
+    if request.param == "cpu":
+        return torch.device("cpu")
+    return importlib.import_module("stand_in_device").DEVICE

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from admrl.baselines.sac import Actor, tanh_gaussian
 from admrl.evaluation.adapter import Act
+from admrl.solving.sac import Actor, tanh_gaussian
 from task_families.simulator import ActionBounds
 
 

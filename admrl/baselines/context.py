@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from admrl.baselines.config import ContextConfig
-from admrl.baselines.sac import Mlp
+from admrl.solving.sac import Mlp
 
 MIN_VARIANCE = 1e-7  # of a factor, as released
 

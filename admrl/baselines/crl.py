@@ -36,7 +36,7 @@ from torch.nn.functional import mse_loss
 from admrl.baselines.config import TITLES, BaselineConfig
 from admrl.baselines.pearl import Pearl, PearlAdapter
 from admrl.baselines.replay import MultiTaskReplay
-from admrl.baselines.sac import Mlp, Optimizers
+from admrl.solving.sac import Mlp, Optimizers
 from task_families.family import TaskFamily
 
 MIN_DEVIATION = 1e-6  # of the output layers, which start equal
@@ -103,7 +103,8 @@ class Crl(Pearl):
         num = self.config.crl.num_transitions
         rows = replay.sample_context(tasks, num, generator, has_next_obs=True, window=self.window)
         mean, deviation = self._head_moments()
-        target = ((self.heads.detach()[tasks] - mean) / deviation).flatten(1)  # Alg. 1, lines 18, 19
+        heads = self.heads.detach()[tasks.to(mean.device)]
+        target = ((heads - mean) / deviation).flatten(1)  # Alg. 1, lines 18, 19
         with self.sac.mixed_precision():
             predicted = self.adapter(rows).float()
         return mse_loss(predicted, target), deviation.square()  # line 20

@@ -19,9 +19,9 @@ from torch.nn.functional import one_hot
 from admrl.baselines.actor_policy import ActorPolicy
 from admrl.baselines.config import BaselineConfig
 from admrl.baselines.replay import MultiTaskReplay
-from admrl.baselines.sac import Optimizers, Sac
 from admrl.baselines.static import StaticAdapter
 from admrl.evaluation.adapter import Policy, Tasks
+from admrl.solving.sac import Optimizers, Sac
 from task_families.family import TaskFamily
 
 
@@ -79,8 +79,9 @@ class MultiTaskSac(nn.Module):
         """One gradient step on a meta-batch of tasks, drawn with replacement."""
         tasks = torch.randint(self.num_tasks, (self.config.meta_batch,), generator=generator)
         batch = replay.sample(tasks, self.config.sac.batch_size, generator)
-        noise = torch.randn(2, *batch.act.shape, generator=generator, dtype=torch.float32)
-        return self.sac.step(optimizers, batch, self.train_known[tasks], noise)
+        device = batch.act.device
+        noise = torch.randn(2, *batch.act.shape, generator=generator, dtype=torch.float32).to(device)
+        return self.sac.step(optimizers, batch, self.train_known[tasks.to(device)], noise)
 
     def collection_policy(
         self,

@@ -24,8 +24,8 @@ from admrl.baselines.actor_policy import ActorPolicy
 from admrl.baselines.config import TITLES, BaselineConfig
 from admrl.baselines.context import Encoder, Posterior
 from admrl.baselines.replay import MultiTaskReplay, context_rows
-from admrl.baselines.sac import Optimizers, Sac
 from admrl.evaluation.adapter import AdapterError, Experience, Exploration, Policy, Tasks
+from admrl.solving.sac import Optimizers, Sac
 from task_families.family import TaskFamily
 
 
@@ -82,11 +82,12 @@ class Pearl(nn.Module):
         config = self.config
         tasks = torch.randint(self.num_tasks, (config.meta_batch,), generator=generator)
         posterior = self.sample_posterior(replay, tasks, generator, window=self.window)
-        z = posterior.draw(
-            torch.randn(posterior.mean.shape, generator=generator, dtype=torch.float32)
-        )  # one z for each task
+        device = posterior.mean.device
+        draws = torch.randn(posterior.mean.shape, generator=generator, dtype=torch.float32)
+        z = posterior.draw(draws.to(device))  # one z for each task
         batch = replay.sample(tasks, config.sac.batch_size, generator)
-        noise = torch.randn(2, *batch.act.shape, generator=generator, dtype=torch.float32)
+        noise = torch.randn(2, *batch.act.shape, generator=generator, dtype=torch.float32).to(device)
+        tasks = tasks.to(device)
         kl = posterior.kl_to_prior()
         metrics = self.sac.step(
             optimizers,

@@ -4,6 +4,9 @@ A row is [obs, unit action, next_obs, reward, context reward, terminated, in a c
 Three tables hold row numbers by task: all of the task (the RL buffer), those of its present context (PEARL's encoder
 buffer, cleared before a task is sampled again), and those of all its contexts, cleared or not.
 
+The rows may be on a GPU (`to`); the tables and what is drawn from them are on the CPU, so that every device sees the
+same draws, for an upload of their numbers.
+
 Shapes: R rows, K tasks, B tasks of a batch, N transitions of each.
 """
 
@@ -14,7 +17,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from admrl.baselines.sac import Batch
+from admrl.solving.sac import Batch
 from admrl.storage.sealed_file import check_tensor
 from dynamics.precision import lost_digits
 
@@ -78,6 +81,10 @@ class MultiTaskReplay:
         self.has_warned = False  # that observations lose digits
         self.all, self.context, self.all_contexts = (RowTable(num_tasks) for _ in range(3))
 
+    def to(self, device: torch.device | str) -> None:
+        """Move the rows."""
+        self._rows = self._rows.to(device)
+
     def add(
         self,
         task: int,
@@ -119,7 +126,7 @@ class MultiTaskReplay:
 
     def sample(self, tasks: Tensor, num: int, generator: torch.Generator) -> Batch:
         """A batch for gradient steps: num transitions of each of tasks (B,)."""
-        rows = self._rows[self.all.draw(tasks, num, generator)]
+        rows = self._rows[self.all.draw(tasks, num, generator).to(self._rows.device)]
         obs, act, next_obs, reward, _, terminated, _ = rows.split(self._widths, dim=-1)
         return Batch(obs, act, reward, next_obs, terminated)
 
@@ -142,7 +149,9 @@ class MultiTaskReplay:
             drawn = self.context.draw(tasks, num, generator)
         else:
             drawn = self.all_contexts.draw_window(tasks, num, generator, length=window[0], stride=window[1])
-        obs, act, next_obs, _, reward, _, _ = self._rows[drawn].split(self._widths, dim=-1)
+        obs, act, next_obs, _, reward, _, _ = self._rows[drawn.to(self._rows.device)].split(
+            self._widths, dim=-1
+        )
         return context_rows(obs, act, reward, next_obs if has_next_obs else None)
 
     # -- for checkpoints; rows only ever join at the end ---------------------------------------------------------

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from admrl.baselines.config import ALGORITHMS, BaselineConfig, check_baseline
@@ -36,9 +35,15 @@ from admrl.runs.families import NOBODY, NamedFamily, code_key, new_family, sourc
 from admrl.runs.folder import CURVE
 from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS, Saver, writing
 from admrl.runs.versions import versions, weights_digest
-from admrl.solving.solution_file import dump_generators, like, load_generators
+from admrl.solving.solution_file import (
+    AGENT,
+    OPTIMIZER,
+    dump_generators,
+    like,
+    load_generators,
+    load_moments,
+)
 from admrl.storage.files import DamagedFileError, legible, plain_count, write_json
-from admrl.storage.sealed_file import check_tensor
 from admrl.streams import VERSION
 from task_families.choices import check_name
 from task_families.family import TaskFamily
@@ -58,7 +63,7 @@ METRICS = (
     "real_samples",
 )
 KIND = "baseline"  # in config.json
-AGENT, OPTIMIZER, REPLAY = "agent.", "optimizer.", "replay."  # beginnings of the names of tensors
+REPLAY = "replay."  # beginning of the names of tensors, as AGENT and OPTIMIZER are
 
 
 @dataclass(frozen=True)
@@ -275,7 +280,7 @@ def restore_baseline(state: BaselineState, checkpoint: Checkpoint) -> None:
         tensors, meta = checkpoint.tensors, checkpoint.meta
         pattern = state.agent.state_dict()
         state.agent.load_state_dict({k: like(tensors, f"{AGENT}{k}", v) for k, v in pattern.items()})
-        state.optimizers.load_state_dict(_moments(state, tensors))
+        state.optimizers.load_state_dict(load_moments(OPTIMIZER, tensors, state.optimizers))
         part = {k.removeprefix(REPLAY): v for k, v in tensors.items() if k.startswith(REPLAY)}
         state.replay.load(checkpoint.rows, part)
         load_generators("generator", tensors, [state.generator])
@@ -288,20 +293,6 @@ def restore_baseline(state: BaselineState, checkpoint: Checkpoint) -> None:
         raise DamagedFileError(
             f"checkpoint {checkpoint.number} does not fit the run's configuration: {error}"
         ) from error
-
-
-def _moments(state: BaselineState, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Adam's state, every tensor checked; a group that has made no step has none."""
-    found: dict[str, Tensor] = {}
-    for group, parameters in state.optimizers.groups.items():
-        for i, parameter in enumerate(parameters):
-            name = f"{group}.{i}."
-            if f"{OPTIMIZER}{name}step" not in tensors:
-                continue
-            found[f"{name}step"] = check_tensor(tensors, f"{OPTIMIZER}{name}step", (), torch.float32)
-            for kind in ("exp_avg", "exp_avg_sq"):
-                found[name + kind] = like(tensors, f"{OPTIMIZER}{name}{kind}", parameter)
-    return found
 
 
 # -- training -----------------------------------------------------------------------------------------------------

@@ -32,12 +32,12 @@ from admrl.baselines.crl import Crl, CrlAdapter
 from admrl.baselines.multitask import MultiTaskSac, multitask_adapter
 from admrl.baselines.pearl import Pearl, PearlAdapter
 from admrl.baselines.replay import MultiTaskReplay
-from admrl.baselines.sac import Optimizers
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Act, Adapter, Policy
 from admrl.evaluation.evaluator import adapt_and_score
 from admrl.jobs.reporter import Reporter, Silent
 from admrl.solving.rollouts import episode_returns, gaussian_noise
+from admrl.solving.sac import Optimizers
 from admrl.streams import Purpose, stream
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout, collect

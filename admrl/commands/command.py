@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from pathlib import PurePath
-from typing import Any, Self
+from typing import Any
 
 
 class CommandFailed(RuntimeError):
@@ -16,8 +16,9 @@ class Command(ABC):
     """A frozen dataclass of options, and what is done with them. Options are described by their docstrings."""
 
     @classmethod
-    def defaults(cls, arguments: list[str]) -> Self | None:
-        """What options that are not given are, where that depends on those that are; None: it does not.
+    def defaults(cls, arguments: list[str]) -> Command | None:
+        """What options that are not given are, where that depends on those that are; None: it does not. Of a class of
+        its own where the options themselves depend on it.
 
         Raises:
             ValueError: one of those is wrong; says which.

@@ -74,6 +74,7 @@ class Export(Command):
         from admrl.training.run import load_run
 
         run = load_run(self.run, family=self.family, accept_changed=self.accept_changed)
+        run.check_slbo("export")
         box = run.family.box
         psi = run.family.first_psi if self.psi is None else torch.tensor(self.psi, dtype=box.low.dtype)
         file = self.out or Path(f"{run.family.name}{FORMATS[self.format]}")

@@ -66,6 +66,7 @@ class Gradcheck(Command):
         from admrl.training.run import load_run
 
         run = load_run(self.run, family=self.family, accept_changed=self.accept_changed)
+        run.check_slbo("gradcheck")
         if not run.family.reward_has_gradient and set(self.estimators) != {"resolve"}:
             raise ValueError(
                 f"estimators: the reward of {run.family.name} has no gradient; expected resolve alone, which differs "

@@ -108,6 +108,7 @@ class Render(Command):
         run = None
         if self.run is not None:
             run = load_run(self.run, family=self.family, accept_changed=self.accept_changed)
+            run.check_slbo("render")
         family = run.family if run is not None else make(self.family or "hopper2d", variant=self.variant)
         psi = family.first_psi if self.psi is None else torch.tensor(self.psi, dtype=family.box.low.dtype)
         psi = family.box.check(psi, allow_outside=self.allow_outside)

@@ -222,6 +222,7 @@ def check_commands(jobs: tuple[Job, ...], file: Path) -> None:
         try:
             with redirect_stderr(said):
                 default = page.defaults(options)
+                page = page if default is None else type(default)
                 given = {} if default is None else {"default": default}
                 tyro.cli(page, args=options, prog=f"admrl {job.words[1]}", **given).check()  # type: ignore[call-overload]
         except SystemExit:

@@ -10,11 +10,12 @@ from typing import Literal, get_args
 
 from admrl.config.checks import check_all, check_lanes, check_steps_per_lane
 from admrl.config.search import SEARCHES, SearchConfig
-from dynamics.config import DynamicsConfig, FitConfig, RolloutPrecision
+from dynamics.config import DynamicsConfig, FitConfig, RolloutPrecision, check_horizon
 from policy_opt.config import TrpoConfig, ValueConfig
 
 SELECTORS = SEARCHES
 Estimator = Literal["reinforce", "per_step", "causal", "pathwise", "mixed", "fisher", "resolve"]
+Learner = Literal["slbo", "mbpo"]
 ESTIMATOR_NAMES: tuple[str, ...] = get_args(Estimator)
 
 
@@ -56,6 +57,26 @@ class SlboConfig:
     """Ornstein-Uhlenbeck exploration noise added to the policy's actions, per step. Released code: 0.3."""
     noise_decay: float = field(default=0.15, metadata={"range": (0, 1)})
     """Share of the noise that is forgotten per step. Released code: 0.15."""
+
+
+@dataclass(frozen=True)
+class MbpoConfig:
+    """MBPO (Janner et al. 2019) as the inner method; see `admrl.solving.mbpo`. [ours]: a number no paper states."""
+
+    rollout_length: int = field(default=5, metadata={"range": (1, 1000)})
+    """k, steps of a branch in the model. Paper: 1 (HalfCheetah, Walker2d), or rising to 15 (Hopper) or 25 (Ant) while
+    the model improves. [ours]: constant."""
+    real_share: float = field(default=0.05, metadata={"range": (0, 1)})
+    """Of the transitions of a gradient step, those that are real. Released code: 0.05."""
+    num_gradient_steps: int = field(default=20, metadata={"range": (1, 10_000)})
+    """G, SAC's steps per policy update, each time after new branches. Paper: 20 (HalfCheetah: 40) per real step; we
+    count updates, not real steps, [ours]."""
+    batch_size: int = field(default=256, metadata={"range": (1, 100_000)})
+    """Transitions of each task in a gradient step. Released code: 256."""
+    hidden_sizes: tuple[int, ...] = (128, 128)
+    """Widths of the ReLU layers of policy and Q. Released code: 256 256. [ours]"""
+    learning_rate: float = field(default=3e-4, metadata={"range": (1e-8, 1)})
+    """Of Adam, for policy, Q and temperature. Released code: 3e-4."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +145,11 @@ class MetaTrainConfig:
     """Widths of the policy's tanh layers. Released code: 32 32."""
     fixed_log_std: float | None = field(default=None, metadata={"range": (-20, 5)})
     """Logarithm of the policy's standard deviation, if it is not to be learned."""
+    learner: Learner = "slbo"
+    """How a task is solved in the model: slbo, TRPO on episodes in it (Alg. 2); or mbpo, SAC on short branches from
+    real states. mbpo goes with searches that use no task gradient and solve no candidates."""
     slbo: SlboConfig = SlboConfig()
+    mbpo: MbpoConfig = MbpoConfig()
     virtual: VirtualTrainingConfig = VirtualTrainingConfig()
     fit: FitConfig = FitConfig()
     dynamics: DynamicsConfig = DynamicsConfig()
@@ -189,6 +214,7 @@ def check_sample_counts(config: MetaTrainConfig, horizon: int) -> None:
             )
 
     def model() -> None:
+        check_horizon(config.dynamics, config.fit)
         if config.fit.num_horizon > horizon:
             raise ValueError(
                 f"config.fit.num_horizon: expected 1 to {horizon} (the family's horizon), got "
@@ -205,6 +231,54 @@ def check_sample_counts(config: MetaTrainConfig, horizon: int) -> None:
             gradient,
         ]
     )
+
+
+def check_mbpo(config: MetaTrainConfig, *, bounded_actions: bool) -> None:
+    """What cannot be combined with the learner "mbpo".
+
+    Raises:
+        ValueError: names every such setting and the remedy.
+    """
+    virtual, length = config.virtual, config.mbpo.rollout_length
+
+    def unlike(name: str, value: object) -> None:
+        if value is not None:
+            raise ValueError(
+                f"config.virtual.{name}: expected None with `config.learner` mbpo, got {value}: it is of updates on "
+                "episodes in the model"
+            )
+
+    def actions() -> None:
+        if not bounded_actions:
+            raise ValueError(
+                "config.learner: mbpo has tanh policies, which need a family whose actions have finite limits; set "
+                "act_limit (or act_low and act_high) of the family, or choose slbo"
+            )
+
+    check_all(
+        [
+            actions,
+            lambda: check_branches("config.virtual.num_samples", virtual.num_samples, length, config),
+            lambda: unlike("patience", virtual.patience),
+            lambda: unlike("steps_per_lane", virtual.steps_per_lane),
+        ]
+    )
+
+
+def check_branches(name: str, num_samples: int, length: int, config: MetaTrainConfig) -> int:
+    """Branches of so many steps that make num_samples; the same number in every member.
+
+    Raises:
+        ValueError: it is no such number; names the setting and the nearest one that fits.
+    """
+    unit = length * config.dynamics.num_members
+    if num_samples % unit:
+        raise ValueError(
+            f"{name}: expected a multiple of {unit} (`config.mbpo.rollout_length` {length} x "
+            f"{config.dynamics.num_members} members), got {num_samples}; nearest: "
+            f"{max(1, round(num_samples / unit)) * unit}"
+        )
+    return num_samples // length
 
 
 def check_screening(config: MetaTrainConfig, horizon: int) -> None:

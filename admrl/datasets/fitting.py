@@ -28,7 +28,7 @@ from admrl.runs.versions import versions
 from admrl.storage.files import DamagedFileError
 from admrl.storage.sealed_file import check_tensor, read_sealed, write_sealed
 from admrl.streams import Purpose, stream
-from dynamics.config import DynamicsConfig
+from dynamics.config import DynamicsConfig, check_horizon
 from dynamics.dataset import TransitionData
 from dynamics.ensemble import DynamicsEnsemble
 from dynamics.fit import fit_dynamics, held_out_loss, make_optimizer
@@ -36,6 +36,7 @@ from dynamics.precision import lost_digits
 from task_families.simulator import ActionBounds
 
 MODEL = "model.ckpt"
+NOT_IN_EARLIER_FILES = {"predicts": "mean"}  # the setting, and what models were
 STEPS_AT_ONCE = 50  # Adam steps between two reports
 
 
@@ -130,6 +131,7 @@ def check_fit(data: Logged, config: DataFitConfig) -> None:
         raise ValueError(
             "config.fit.held_out: expected more than 0: the report needs episodes that were not fitted"
         )
+    check_horizon(config.dynamics, config.fit)
     num, longest = config.fit.num_horizon, data.lengths.sort(descending=True).values
     if num > longest[1]:  # one of them may be held out
         raise ValueError(
@@ -221,7 +223,7 @@ def load_model(folder: Path | str) -> FittedModel:
         raise ValueError(f"{folder}: expected a folder of `admrl fit-dynamics`, with {MODEL}")
     tensors, about, _ = read_sealed(file)
     try:
-        config = from_dict(DynamicsConfig, about["config"]["dynamics"])
+        config = from_dict(DynamicsConfig, NOT_IN_EARLIER_FILES | about["config"]["dynamics"])
         check_config(config)
         size, act_size = (int(about[k]) for k in ("obs_size", "act_size"))
         low, high = (check_tensor(tensors, k, (act_size,), torch.float64) for k in ("act_low", "act_high"))

@@ -8,6 +8,7 @@ the same start and the same noise (mean over the members), and Y' in many furthe
 
 is unbiased whatever the model is worth, because beta comes from the other half of the episodes; a useless model has
 beta near 0 and leaves the plain mean. The variance falls by the factor 1 - correlation^2.
+Gaussian members take their mean step in both Y and Y', which must have one distribution.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def replay(
     *,
     slopes: bool = True,
 ) -> Tensor:
-    """`lane_statistics` of the rollout's episodes in the model, mean over its members: (M, N, 1 + k).
+    """`lane_statistics` of the rollout's episodes in the model, mean over its members: (M, N, 1 + k). The steps of
+    gaussian members are their mean, here and in `virtual_mean`: Y and Y' must have one distribution.
 
     Args:
         rollout: real, of the solution's policies.
@@ -62,7 +64,7 @@ def replay(
     # member e has the lanes e N ... e N + N - 1
     env = VirtualEnv(model, family, (num_tasks, num_lanes * members), derivatives="none")
     starts = rollout.obs[:, :, 0].repeat(1, members, 1)
-    obs = env.reset(torch.ones(env.shape, dtype=torch.bool), starts.flatten(0, 1))
+    obs = env.reset(torch.ones(env.shape, dtype=torch.bool, device=starts.device), starts)
     steps = []
     for t in range(num_steps):
         act, log_prob = policy.sample(theta, obs, noise[:, :, t])
@@ -86,7 +88,7 @@ def virtual_mean(
     slopes: bool = True,
 ) -> Tensor:
     """Mean of `lane_statistics` over fresh episodes in the model: (M, 1 + k)."""
-    rollout = virtual_rollout(family, model, solution, num_lanes, generators)
+    rollout = virtual_rollout(family, model, solution, num_lanes, generators, draws_steps=False)
     return lane_statistics(family, psi, rollout, slopes=slopes).mean(1)
 
 

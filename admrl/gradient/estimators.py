@@ -40,6 +40,7 @@ from admrl.gradient.score_function import (
 )
 from admrl.solving.rollouts import real_rollout
 from admrl.solving.solution import Solution
+from dynamics.config import DynamicsConfig
 from policy_opt.linear_operator import Matvec
 from policy_opt.linear_solve import LinearSolveResult, conjugate_gradient
 from policy_opt.trpo import fisher_product
@@ -165,6 +166,7 @@ def task_gradient(
     """
     check_name("config.estimator", evidence.config.estimator, ESTIMATOR_NAMES)
     check_differentiable(evidence.family, evidence.config)
+    check_pathwise(evidence.model.config, evidence.config)
     evidence.check()
     evidence, drawn = _with_extra_episodes(evidence, generators, num_threads)
     e, half_range = evidence, evidence.half_range
@@ -205,6 +207,27 @@ def check_differentiable(family: TaskFamily, config: TaskGradientConfig) -> None
         f"so {config.estimator} cannot differentiate it; use resolve with the solver trpo, which differs returns, or "
         "a search without gradients (e.g. cem, cmaes, uniform)"
     )
+
+
+def check_pathwise(dynamics: DynamicsConfig, config: TaskGradientConfig) -> None:
+    """Refuse an estimator that differentiates the return of the mean step, where policies are trained on drawn steps.
+
+    Score functions (Eq. 6 and 7) hold for any transition density that knows neither theta nor psi, so they and
+    re-solved policies need nothing but rollouts that are drawn from it.
+
+    Raises:
+        ValueError: names the settings.
+    """
+    by_path = config.resolve.solver if config.estimator == "resolve" else config.estimator
+    if dynamics.predicts == "gaussian" and by_path in ("pathwise", "mixed"):
+        name = (
+            "config.gradient.resolve.solver" if config.estimator == "resolve" else "config.gradient.estimator"
+        )
+        raise ValueError(
+            f"{name}: {by_path} differentiates steps that are the members' mean, but with `config.dynamics.predicts` "
+            "gaussian theta_hat is optimal for steps that are drawn, which is another return; use resolve with the "
+            "solver trpo, or causal, or fisher, which hold for drawn steps"
+        )
 
 
 @dataclass(frozen=True, eq=False)

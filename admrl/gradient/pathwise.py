@@ -78,9 +78,8 @@ class PathwiseReturn:
         num_steps = self.noise.shape[2]
         discount = discounts(family, family.horizon, start)
         env = VirtualEnv(self.model, family, (start.shape[0], start.shape[1]))
-        every_lane = torch.ones(env.shape, dtype=torch.bool)
-        obs = env.reset(every_lane, start.flatten(0, 1))
-        alive = every_lane.to(obs.device)
+        alive = torch.ones(env.shape, dtype=torch.bool, device=start.device)
+        obs = env.reset(alive, start)
         total, states = obs.new_zeros(env.shape), [obs]
         smooth: AbstractContextManager[Any] = (
             smoothed_abs(self.smoothing) if self.smoothing else nullcontext()

@@ -166,9 +166,8 @@ def with_baseline(
         gram = x.transpose(1, 2) @ x
         size = gram.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None]
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        weights = torch.linalg.solve(gram + solution.value.ridge * size * eye, x.transpose(1, 2) @ y).to(
-            targets
-        )
+        solved, info = torch.linalg.solve_ex(gram + solution.value.ridge * size * eye, x.transpose(1, 2) @ y)
+        weights = torch.where(info[:, None, None] == 0, solved, torch.nan).to(targets)
         values[:, used] = features[:, used] @ weights[:, None]
         next_values[:, used] = next_features[:, used] @ weights[:, None]
     last = rollout.terminated | rollout.truncated

@@ -63,7 +63,8 @@ class CheckpointStore:
         """Write a checkpoint and delete the oldest.
 
         Args:
-            rows: columns of D (R, ...). Rows only ever join at the end, so only new ones are written.
+            rows: columns of D (R, ...). Rows only ever join at the end, so only new ones are written; none where no
+                data outlives a step.
 
         Returns:
             The number of the checkpoint.
@@ -79,7 +80,7 @@ class CheckpointStore:
             raise storage_error(folder, error) from error
         number = 1 + max([0, *self.numbers(), *_numbers(folder, DAMAGED), *_numbers(replay, SUFFIX)])
         parts, saved = self._parts, sum(part.num_rows for part in self._parts)
-        total = len(next(iter(rows.values())))
+        total = len(next(iter(rows.values()))) if rows else 0
         try:
             if total > saved:
                 new = {name: column[saved:] for name, column in rows.items()}

@@ -39,9 +39,11 @@ CONFIG, TASKS, CURVE, GAP_MAP = "config.json", "tasks.json", "curve.json", "gap_
 SELECTOR_SOURCE = "selector_source"  # in config.json: where the code of a search from outside comes from
 POLICY = "policy"  # kind of a folder of a method from elsewhere
 INFERRED = "inferred"  # kind of a folder of a run that is not told psi
+INNER_LOOP = "inner-loop"  # kind of a run of a method that adapts by policy-gradient steps
 COMMANDS: dict[str | None, str] = {
     None: "train",
     "baseline": "train-baseline",
+    INNER_LOOP: "train-baseline",
     POLICY: "evaluate",
     INFERRED: "evaluate",
 }

@@ -14,13 +14,14 @@ from torch import Tensor
 from admrl.config.checks import check_lanes
 from admrl.config.training import SlboConfig, VirtualTrainingConfig
 from admrl.jobs.reporter import Reporter, Silent
+from admrl.solving.inner_method import InnerMethod, S, Slbo
 from admrl.solving.rollouts import (
     episode_returns,
     real_rollout,
     report_unstable,
 )
 from admrl.solving.samples import SampleCounts
-from admrl.solving.solution import Solution, new_solution, refresh_normalizer
+from admrl.solving.solution import Policies, Solution, new_solution
 from admrl.solving.virtual_training import OnStep, virtual_training
 from dynamics.ensemble import DynamicsEnsemble
 from dynamics.learner import ModelLearner
@@ -71,6 +72,59 @@ def zero_shot(
     )
 
 
+def adapt(
+    method: InnerMethod[S],
+    family: TaskFamily,
+    learner: ModelLearner,
+    solution: S,
+    slbo: SlboConfig,
+    num_updates: int,
+    generators: Sequence[torch.Generator],
+    *,
+    num_threads: int = 1,
+    reporter: Reporter | None = None,
+    samples: SampleCounts | None = None,
+    num_done: int = 0,
+    on_step: OnStep | None = None,
+) -> S:
+    """theta_star: stages of real samples and of solving in the model (Alg. 1, lines 5-6); adds to the learner's data.
+
+    With one model, all tasks share it and pool their data; with one model per task (`ModelLearner.fork`) the
+    tasks are independent. One step is the real sampling of a stage or a policy update; see `num_slbo_steps`.
+
+    Args:
+        num_updates: of the policies per iteration.
+        samples, num_done, on_step: see `virtual_training`.
+    """
+    reporter, samples = reporter or Silent(), samples or SampleCounts()
+    num_lanes = check_lanes("slbo.num_samples", slbo.num_samples, family.horizon)
+    per_stage = 1 + slbo.num_iterations * num_updates
+    for stage in range(num_done // per_stage, slbo.num_stages):
+        before = stage * per_stage
+        if num_done <= before:
+            noise = slbo if method.adds_noise else None
+            rollout = real_rollout(  # Alg. 1, line 6, "using pi_theta with noise"
+                family, solution, num_lanes, generators, num_threads=num_threads, noise=noise
+            )
+            samples.real += rollout.num_samples
+            _learn_from(family, learner, solution, rollout, samples, reporter)
+            solution = method.refreshed(solution, learner.model)
+            if on_step is not None:
+                on_step(before + 1, solution)
+        solution = method.solve(
+            learner,
+            solution,
+            slbo.num_iterations,
+            generators,
+            fits=True,
+            reporter=reporter,
+            samples=samples,
+            num_done=max(num_done - before - 1, 0),
+            on_step=None if on_step is None else partial(_later, on_step, before + 1),
+        )
+    return solution
+
+
 def slbo_adapt(
     family: TaskFamily,
     learner: ModelLearner,
@@ -85,41 +139,21 @@ def slbo_adapt(
     num_done: int = 0,
     on_step: OnStep | None = None,
 ) -> Solution:
-    """theta_star: SLBO from a solution (Alg. 1, lines 5-6); adds to the learner's data and trains its model.
-
-    With one model, all tasks share it and pool their data; with one model per task (`ModelLearner.fork`) the
-    tasks are independent. One step is the real sampling of a stage or a policy update; see `num_slbo_steps`.
-
-    Args:
-        samples, num_done, on_step: see `virtual_training`.
-    """
-    reporter, samples = reporter or Silent(), samples or SampleCounts()
-    num_lanes = check_lanes("slbo.num_samples", slbo.num_samples, family.horizon)
-    per_stage = num_slbo_steps(slbo, virtual) // slbo.num_stages
-    for stage in range(num_done // per_stage, slbo.num_stages):
-        before = stage * per_stage
-        if num_done <= before:
-            rollout = real_rollout(  # Alg. 1, line 6, "using pi_theta with noise"
-                family, solution, num_lanes, generators, num_threads=num_threads, noise=slbo
-            )
-            samples.real += rollout.num_samples
-            solution = _learn_from(family, learner, solution, rollout, samples, reporter)
-            if on_step is not None:
-                on_step(before + 1, solution)
-        solution = virtual_training(
-            family,
-            learner.model,
-            solution,
-            slbo.num_iterations,
-            virtual,
-            generators,
-            learner=learner,
-            reporter=reporter,
-            samples=samples,
-            num_done=max(num_done - before - 1, 0),
-            on_step=None if on_step is None else partial(_later, on_step, before + 1),
-        )
-    return solution
+    """`adapt` by SLBO itself: TRPO in the model."""
+    return adapt(
+        Slbo(family, solution.policy, virtual),
+        family,
+        learner,
+        solution,
+        slbo,
+        virtual.num_policy_updates,
+        generators,
+        num_threads=num_threads,
+        reporter=reporter,
+        samples=samples,
+        num_done=num_done,
+        on_step=on_step,
+    )
 
 
 def num_slbo_steps(slbo: SlboConfig, virtual: VirtualTrainingConfig) -> int:
@@ -127,7 +161,7 @@ def num_slbo_steps(slbo: SlboConfig, virtual: VirtualTrainingConfig) -> int:
     return slbo.num_stages * (1 + slbo.num_iterations * virtual.num_policy_updates)
 
 
-def _later(on_step: OnStep, before: int, num_done: int, solution: Solution) -> None:
+def _later(on_step: OnStep, before: int, num_done: int, solution: Policies) -> None:
     """Counts the steps of a part as those of the whole."""
     on_step(before + num_done, solution)
 
@@ -135,12 +169,12 @@ def _later(on_step: OnStep, before: int, num_done: int, solution: Solution) -> N
 def _learn_from(
     family: TaskFamily,
     learner: ModelLearner,
-    solution: Solution,
+    solution: Policies,
     rollout: Rollout,
     samples: SampleCounts,
     reporter: Reporter,
-) -> Solution:
-    """Real samples join the data; the solution with the normaliser of all data."""
+) -> None:
+    """Real samples join the data."""
     learner.add(rollout)
     report_unstable(rollout, reporter)
     returns = episode_returns(family, solution.psi, rollout)
@@ -150,4 +184,3 @@ def _learn_from(
         virtual_samples=samples.virtual,
         held_out_loss=float(learner.held_out_loss().mean()),  # the old model on the new states, too
     )
-    return refresh_normalizer(solution, learner.model)

@@ -28,7 +28,7 @@ a run without the fault.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -61,6 +61,14 @@ class UpdateReport:
     def mean_return(self) -> float:
         """Mean over the tasks that have a return; nan if none has."""
         return float(self.returns[self.returns.isfinite()].mean())
+
+    def on_host(self) -> UpdateReport:
+        """The report on the CPU, by one copy."""
+        if self.returns.device.type == "cpu":
+            return self
+        columns = [getattr(self, f.name) for f in fields(self)]
+        rows = torch.stack([column.double() for column in columns]).cpu()
+        return UpdateReport(*(row.to(column.dtype) for row, column in zip(rows, columns, strict=True)))
 
     def describe(self) -> str | None:
         """What went wrong, in a sentence, or None."""

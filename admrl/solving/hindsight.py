@@ -85,13 +85,14 @@ def stored_returns(family: TaskFamily, data: TransitionData, psi: Tensor) -> Sto
     numbers, policy = number.unique(return_inverse=True)
     of_row = torch.arange(len(length)).repeat_interleave(length)  # (R,)
     rows = torch.arange(len(of_row)) - (length.cumsum(0) - length)[of_row] + start[of_row]
-    obs, act, next_obs = data.obs[rows], data.act[rows], data.next_obs[rows]
+    there = rows.to(data.obs.device)
+    obs, act, next_obs = data.obs[there], data.act[there], data.next_obs[there]
     returns = torch.zeros(len(psi), len(length), dtype=torch.float64)
     at_once = max(1, ROWS_AT_ONCE // max(1, len(rows)))
     for first in range(0, len(psi), at_once):
         some = psi[first : first + at_once].to(obs)
         reward = family.reward(some[:, None], obs[None], act[None], next_obs[None])  # (m, R)
-        returns[first : first + at_once].index_add_(1, of_row, reward.double())
+        returns[first : first + at_once].index_add_(1, of_row, reward.double().cpu())
     return Stored(returns, policy, numbers)
 
 

@@ -43,6 +43,10 @@ class Lanes:
             is_whole=age == 0,
         )
 
+    def to(self, device: torch.device | str) -> Lanes:
+        """The same on a device."""
+        return Lanes(*(getattr(self, f.name).to(device) for f in fields(self)))
+
     def tasks(self, index: slice | Tensor) -> Lanes:
         """Those of some tasks."""
         return Lanes(*(getattr(self, f.name)[index] for f in fields(self)))

@@ -41,6 +41,7 @@ class PolicyModule(nn.Module):
         super().__init__()
         if len(solution.theta) != 1:
             raise ValueError(f"solution: expected one policy, got {len(solution.theta)}")
+        solution = solution.to("cpu")
         policy, theta = solution.policy, solution.theta.detach().float()
         zero, one = torch.zeros(policy.obs_size), torch.ones(policy.obs_size)
         self.register_buffer("mean", _row(policy.obs_mean, zero))
@@ -129,6 +130,7 @@ def difference(solution: Solution, read: Callable[[Tensor], Tensor], obs: Tensor
     Args:
         read: obs (rows, S) -> act (rows, A)
     """
+    solution = solution.to("cpu")
     ours = solution.policy.mean(solution.theta, obs.to(solution.theta)[None])[0]
     unit, theirs = (solution.policy.to_unit(x.double()) for x in (ours, read(obs)))
     return float(np.max(((theirs - unit).abs() / unit.abs().clamp(min=1)).numpy(), initial=0.0))

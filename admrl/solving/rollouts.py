@@ -11,11 +11,11 @@ from torch import Tensor
 from admrl.config.training import SlboConfig
 from admrl.jobs.reporter import Reporter
 from admrl.solving.lanes import Lanes
-from admrl.solving.solution import Solution
+from admrl.solving.solution import Policies, Solution
 from dynamics.config import RolloutPrecision
+from dynamics.dataset import TransitionData
 from dynamics.ensemble import DynamicsEnsemble
 from dynamics.virtual_env import VirtualEnv
-from policy_opt.gaussian_policy import GaussianPolicy
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout, collect
 from task_families.simulator import Simulator
@@ -25,24 +25,61 @@ from task_families.simulator import Simulator
 def virtual_rollout(
     family: TaskFamily,
     model: DynamicsEnsemble,
-    solution: Solution,
+    solution: Policies,
     num_lanes: int,
     generators: Sequence[torch.Generator],
     *,
     precision: RolloutPrecision = "full",
+    draws_steps: bool = True,
 ) -> Rollout:
-    """num_lanes x horizon virtual samples of the solution's policies for each task, restarting."""
-    shape = (len(solution.theta), num_lanes)
-    env = VirtualEnv(model, family, shape, precision=precision, derivatives="none")
+    """num_lanes x horizon virtual samples of the solution's policies for each task, restarting.
+
+    Args:
+        draws_steps: of gaussian members; False: every step is their mean.
+    """
+    shape, noisy = (len(solution.psi), num_lanes), generators if draws_steps else None
+    env = VirtualEnv(model, family, shape, precision=precision, derivatives="none", generators=noisy)
     actor = stochastic_actor(solution, shape, family.horizon, generators)
     return collect(env, family, actor, family.horizon, generators)
+
+
+@torch.no_grad()
+def branched_rollout(
+    family: TaskFamily,
+    model: DynamicsEnsemble,
+    data: Sequence[TransitionData],
+    solution: Policies,
+    num_branches: int,
+    num_steps: int,
+    generators: Sequence[torch.Generator],
+    *,
+    precision: RolloutPrecision = "full",
+) -> Rollout:
+    """num_steps virtual steps of every task from num_branches states of the data, drawn uniformly with replacement.
+
+    Args:
+        data: of all tasks, or one for each.
+    """
+    shape = (len(solution.psi), num_branches)
+    env = VirtualEnv(model, family, shape, precision=precision, derivatives="none", generators=generators)
+    sources = data if len(data) == len(generators) else [data[0] for _ in generators]
+    starts = torch.stack(
+        [
+            d.obs[torch.randint(len(d), (num_branches,), generator=g).to(d.obs.device)]
+            for d, g in zip(sources, generators, strict=True)
+        ]
+    ).to(solution.psi)
+    all_lanes = torch.ones(shape, dtype=torch.bool, device=starts.device)
+    env.reset(all_lanes, starts)
+    actor = stochastic_actor(solution, shape, num_steps, generators)
+    return collect(env, family, actor, num_steps, generators, goes_on=(~all_lanes, starts))
 
 
 @torch.no_grad()
 def virtual_continuation(
     family: TaskFamily,
     model: DynamicsEnsemble,
-    solution: Solution,
+    solution: Policies,
     lanes: Lanes,
     num_steps: int,
     generators: Sequence[torch.Generator],
@@ -51,8 +88,9 @@ def virtual_continuation(
 ) -> Rollout:
     """The next num_steps virtual steps of every lane."""
     num_tasks, num_lanes = lanes.starts.shape
-    env = VirtualEnv(model, family, (num_tasks, num_lanes), precision=precision, derivatives="none")
-    env.reset(torch.ones_like(lanes.starts), lanes.obs.flatten(0, 1))
+    shape = (num_tasks, num_lanes)
+    env = VirtualEnv(model, family, shape, precision=precision, derivatives="none", generators=generators)
+    env.reset(torch.ones_like(lanes.starts), lanes.obs)
     return continuation(env, family, solution, lanes, num_steps, generators)
 
 
@@ -60,7 +98,7 @@ def virtual_continuation(
 def continuation(
     simulator: Simulator,
     family: TaskFamily,
-    solution: Solution,
+    solution: Policies,
     lanes: Lanes,
     num_steps: int,
     generators: Sequence[torch.Generator],
@@ -71,43 +109,32 @@ def continuation(
 
 
 def stochastic_actor(
-    solution: Solution,
+    solution: Policies,
     shape: tuple[int, int],
     num_steps: int,
     generators: Sequence[torch.Generator],
 ) -> Callable[[int, Tensor], tuple[Tensor, Tensor]]:
     """The policies as the `act` of `collect`. All noise is drawn ahead, each task's from its own generator."""
-    noise = gaussian_noise(shape, num_steps, solution.policy.act_size, generators, solution.theta)
-    return _actor(solution, noise)
-
-
-def _actor(solution: Solution, noise: Tensor) -> Callable[[int, Tensor], tuple[Tensor, Tensor]]:
-    """(t, obs (M, N, S)) -> act (M, N, A), log pi (M, N), with standard normal noise (T, M, N, A)."""
-    policy, theta = solution.policy, solution.theta
-    deviation, log_prob = (x.unbind() for x in policy.deviations(theta, noise))  # T of (M, N, A), (M, N)
-    mean = policy.mean_function(theta)
-
-    def act(t: int, obs: Tensor) -> tuple[Tensor, Tensor]:
-        return mean(obs) + deviation[t], log_prob[t]
-
-    return act
+    return solution.actor(gaussian_noise(shape, num_steps, solution.act_size, generators, solution.psi))
 
 
 @dataclass(frozen=True, eq=False)
 class SolutionPolicy:
-    """The stochastic policies of a solution for the evaluation (`admrl.evaluation.adapter.Policy`)."""
+    """The policies of a solution for the evaluation (`admrl.evaluation.adapter.Policy`)."""
 
-    solution: Solution
+    solution: Policies
     noise: SlboConfig | None = None
     """Adds this configuration's exploration noise to the (already stochastic) actions."""
+    is_mean: bool = False
+    """Acts without noise of its own."""
 
     def actor(self, noise: Tensor, generators: Sequence[torch.Generator]) -> Callable[[int, Tensor], Tensor]:
-        """See `Policy.actor`."""
-        act = _actor(self.solution, noise)
+        """See `Policy.actor`; the policies act where the noise is."""
+        act = _moved(self.solution, noise.device).actor(torch.zeros_like(noise) if self.is_mean else noise)
         if self.noise is not None and self.noise.noise_scale > 0:
             num_steps, *shape, act_size = noise.shape
             drive = gaussian_noise((shape[0], shape[1]), num_steps, act_size, generators, noise)
-            act = _disturbed(self.solution.policy, act, ornstein_uhlenbeck(self.noise, drive))
+            act = _disturbed(self.solution, act, ornstein_uhlenbeck(self.noise, drive))
         return lambda t, obs: act(t, obs)[0]
 
 
@@ -125,7 +152,7 @@ def gaussian_noise(
 @torch.no_grad()
 def real_rollout(
     family: TaskFamily,
-    solution: Solution,
+    solution: Policies,
     num_lanes: int,
     generators: Sequence[torch.Generator],
     *,
@@ -134,17 +161,25 @@ def real_rollout(
 ) -> Rollout:
     """Real samples of the solution's policies: num_lanes x horizon steps for each task, restarting.
 
+    The simulator, and with it the policies, run on the CPU, wherever the solution is; the rollout is brought to it.
+
     Args:
         noise: adds this configuration's exploration noise to the (already stochastic) actions.
     """
-    shape = (len(solution.theta), num_lanes)
+    device, solution = solution.psi.device, _moved(solution, torch.device("cpu"))
+    shape = (len(solution.psi), num_lanes)
     simulator = family.make_simulator(
-        shape, num_threads=num_threads, dtype=solution.theta.dtype, psi=solution.psi
+        shape, num_threads=num_threads, dtype=solution.psi.dtype, psi=solution.psi
     )
     act = stochastic_actor(solution, shape, family.horizon, generators)
     if noise is not None and noise.noise_scale > 0:
         act = _with_noise(act, solution, shape, family.horizon, noise, generators)
-    return collect(simulator, family, act, family.horizon, generators)
+    return collect(simulator, family, act, family.horizon, generators).to(device)
+
+
+def _moved(solution: Policies, device: torch.device) -> Policies:
+    """On a device; MBPO's agents are on the CPU alone."""
+    return solution.to(device) if isinstance(solution, Solution) else solution
 
 
 def report_unstable(rollout: Rollout, reporter: Reporter) -> None:
@@ -155,19 +190,19 @@ def report_unstable(rollout: Rollout, reporter: Reporter) -> None:
 
 def _with_noise(
     act: Callable[[int, Tensor], tuple[Tensor, Tensor]],
-    solution: Solution,
+    solution: Policies,
     shape: tuple[int, int],
     num_steps: int,
     config: SlboConfig,
     generators: Sequence[torch.Generator],
 ) -> Callable[[int, Tensor], tuple[Tensor, Tensor]]:
     """Adds exploration noise."""
-    drive = gaussian_noise(shape, num_steps, solution.policy.act_size, generators, solution.theta)
-    return _disturbed(solution.policy, act, ornstein_uhlenbeck(config, drive))
+    drive = gaussian_noise(shape, num_steps, solution.act_size, generators, solution.psi)
+    return _disturbed(solution, act, ornstein_uhlenbeck(config, drive))
 
 
 def _disturbed(
-    policy: GaussianPolicy,
+    solution: Policies,
     act: Callable[[int, Tensor], tuple[Tensor, Tensor]],
     disturbance: Callable[[int], Tensor],
 ) -> Callable[[int, Tensor], tuple[Tensor, Tensor]]:
@@ -175,7 +210,7 @@ def _disturbed(
 
     def noisy(t: int, obs: Tensor) -> tuple[Tensor, Tensor]:
         action, log_prob = act(t, obs)
-        return action + policy.scaled(disturbance(t)), torch.full_like(log_prob, torch.nan)
+        return action + solution.scaled(disturbance(t)), torch.full_like(log_prob, torch.nan)
 
     return noisy
 
@@ -207,5 +242,5 @@ def episode_returns(family: TaskFamily, psi: Tensor, rollout: Rollout) -> Tensor
 def discounted_returns(family: TaskFamily, psi: Tensor, rollout: Rollout) -> Tensor:
     """Discounted return of the first episode of every lane: psi (M, k) -> (M, N)."""
     reward = family.reward(psi.to(rollout.obs)[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
-    discount = family.gamma ** torch.arange(reward.shape[-1]).to(reward)
+    discount = family.gamma ** torch.arange(reward.shape[-1], device=reward.device).to(reward)
     return torch.where(rollout.first_episode(), discount * reward, 0.0).sum(-1)

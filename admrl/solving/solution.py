@@ -1,9 +1,10 @@
-"""M policies with the value functions that trained them."""
+"""M policies: what every inner method makes of them, and those of SLBO with their value functions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +18,24 @@ from task_families.family import TaskFamily
 from task_families.simulator import ActionBounds
 
 
+class Policies(Protocol):
+    """Policies of M tasks as rollouts see them."""
+
+    @property
+    def psi(self) -> Tensor:
+        """(M, k), of the dtype and on the device of rollouts."""
+
+    @property
+    def act_size(self) -> int:
+        """A"""
+
+    def actor(self, noise: Tensor) -> Callable[[int, Tensor], tuple[Tensor, Tensor]]:
+        """(t, obs (M, N, S)) -> act (M, N, A), log pi (M, N), with standard normal noise (T, M, N, A)."""
+
+    def scaled(self, unit: Tensor) -> Tensor:
+        """Differences of unit actions (..., A) in the units of actions."""
+
+
 @dataclass(frozen=True, eq=False)
 class Solution:
     """M policies, one per task, with the value functions that trained them."""
@@ -28,17 +47,51 @@ class Solution:
     weights: Tensor  # (M, F)
     patience: Tensor | None = None
     """(M, 2) float64, during a virtual training with `config.virtual.patience`: the best return in the model so far
-    (-inf: none), and the updates in a row since it was reached."""
+    (-inf: none), and the updates in a row since it was reached. Always on the CPU."""
     lanes: Lanes | None = None
     """During a virtual training with `config.virtual.steps_per_lane`: where its episodes stand."""
 
+    def to(self, device: torch.device | str) -> Solution:
+        """The solution on a device; what `patience` counts stays on the CPU."""
+        return replace(
+            self,
+            psi=self.psi.to(device),
+            policy=self.policy.to(device),
+            theta=self.theta.to(device),
+            value=self.value.to(device),
+            weights=self.weights.to(device),
+            lanes=None if self.lanes is None else self.lanes.to(device),
+        )
+
+    @property
+    def act_size(self) -> int:
+        """See `Policies`."""
+        return self.policy.act_size
+
+    def actor(self, noise: Tensor) -> Callable[[int, Tensor], tuple[Tensor, Tensor]]:
+        """See `Policies`."""
+        policy, theta = self.policy, self.theta
+        deviation, log_prob = (x.unbind() for x in policy.deviations(theta, noise))  # T of (M, N, A), (M, N)
+        mean = policy.mean_function(theta)
+
+        def act(t: int, obs: Tensor) -> tuple[Tensor, Tensor]:
+            return mean(obs) + deviation[t], log_prob[t]
+
+        return act
+
+    def scaled(self, unit: Tensor) -> Tensor:
+        """See `Policies`."""
+        return self.policy.scaled(unit)
+
     def tasks(self, index: slice | Tensor) -> Solution:
-        """The solution of some tasks."""
+        """The solution of some tasks; their numbers are a tensor of the CPU."""
+        patience = None if self.patience is None else self.patience[index]
+        if isinstance(index, Tensor):
+            index = index.to(self.theta.device)
         policy, value = self.policy, self.value
         if value.obs_mean.dim() == 2:
             mean, std = value.obs_mean[index], value.obs_std[index]
             policy, value = policy.with_normalizer(mean, std), replace(value, obs_mean=mean, obs_std=std)
-        patience = None if self.patience is None else self.patience[index]
         lanes = None if self.lanes is None else self.lanes.tasks(index)
         return Solution(
             self.psi[index], policy, self.theta[index], value, self.weights[index], patience, lanes

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from admrl.solving.lanes import Lanes
+from admrl.solving.mbpo import Agents
+from admrl.solving.sac import Optimizers
 from admrl.solving.solution import Solution, with_actions
 from admrl.storage.sealed_file import check_tensor
 from dynamics.learner import ModelLearner
@@ -17,6 +20,7 @@ from policy_opt.value import ValueFunction
 from task_families.family import TaskFamily
 
 LANES = "lanes"
+AGENT, OPTIMIZER = "agent.", "optimizer."  # beginnings of names
 PATIENCE = "patience"  # ends the name of a tensor, in which -inf has a meaning
 
 
@@ -83,6 +87,48 @@ def _load_lanes(
     if bool(((lanes.age < 0) | (lanes.age >= family.horizon)).any()):
         raise ValueError(f"{prefix}age: expected 0 to {family.horizon - 1}")
     return lanes
+
+
+def dump_agents(prefix: str, agents: Agents) -> dict[str, Tensor]:
+    """Everything of the policies of `Mbpo` that the configuration does not say."""
+    return {
+        f"{prefix}.psi": agents.psi,
+        **{f"{prefix}.{AGENT}{k}": v for k, v in agents.sac.state_dict().items()},
+        **{f"{prefix}.{OPTIMIZER}{k}": v for k, v in agents.optimizers.state_dict().items()},
+    }
+
+
+def load_agents(prefix: str, tensors: dict[str, Tensor], fresh: Agents) -> Agents:
+    """Inverse of `dump_agents`.
+
+    Args:
+        fresh: what `Mbpo.begin` makes of as many tasks; it is changed.
+
+    Raises:
+        ValueError: names what is missing or has another shape or type.
+    """
+    pattern = fresh.sac.state_dict()
+    fresh.sac.load_state_dict({k: like(tensors, f"{prefix}.{AGENT}{k}", v) for k, v in pattern.items()})
+    fresh.optimizers.load_state_dict(load_moments(f"{prefix}.{OPTIMIZER}", tensors, fresh.optimizers))
+    return replace(fresh, psi=like(tensors, f"{prefix}.psi", fresh.psi))
+
+
+def load_moments(prefix: str, tensors: dict[str, Tensor], optimizers: Optimizers) -> dict[str, Tensor]:
+    """Adam's state for `Optimizers.load_state_dict`, every tensor checked; a group that has made no step has none.
+
+    Raises:
+        ValueError: names what has another shape or type.
+    """
+    found: dict[str, Tensor] = {}
+    for group, parameters in optimizers.groups.items():
+        for i, parameter in enumerate(parameters):
+            name = f"{group}.{i}."
+            if f"{prefix}{name}step" not in tensors:
+                continue
+            found[f"{name}step"] = check_tensor(tensors, f"{prefix}{name}step", (), torch.float32)
+            for kind in ("exp_avg", "exp_avg_sq"):
+                found[name + kind] = like(tensors, f"{prefix}{name}{kind}", parameter)
+    return found
 
 
 def dump_generators(name: str, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:

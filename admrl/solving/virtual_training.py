@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ from policy_opt.trpo import task_blocks, trpo_step
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout
 
-OnStep = Callable[[int, "Solution"], None]
+OnStep = Callable[[int, Any], None]
 
 
 @torch.no_grad()
@@ -160,21 +161,24 @@ def _update_rows(
     config: VirtualTrainingConfig,
     generators: Sequence[torch.Generator],
 ) -> tuple[Solution, UpdateReport]:
-    """`virtual_update` of some of the tasks, and what `patience` counts; the others stay as they are."""
+    """`virtual_update` of some of the tasks, and what `patience` counts; the others stay as they are. The report is
+    on the CPU."""
     if len(rows) == len(solution.theta):
         updated, report = virtual_update(family, model, solution, num_lanes, config, generators)
     else:
         chosen = [generators[m] for m in rows.tolist()]
         part, report = virtual_update(family, model, solution.tasks(rows), num_lanes, config, chosen)
-        theta, weights = solution.theta.clone(), solution.weights.clone()
-        theta[rows], weights[rows] = part.theta, part.weights
+        there = rows.to(solution.theta.device)
+        theta = solution.theta.index_copy(0, there, part.theta)
+        weights = solution.weights.index_copy(0, there, part.weights)
         lanes = solution.lanes
         if lanes is not None and part.lanes is not None:
-            lanes = lanes.put(rows, part.lanes)
+            lanes = lanes.put(there, part.lanes)
         updated = replace(solution, theta=theta, weights=weights, lanes=lanes)
+    report = report.on_host()
     if solution.patience is None:
         return updated, report
-    patience, returns = solution.patience.clone(), report.returns.to("cpu", torch.float64)
+    patience, returns = solution.patience.clone(), report.returns.double()
     best, since = patience[rows].unbind(1)
     better = returns > best  # not if it is not known
     patience[rows] = torch.stack([torch.where(better, returns, best), torch.where(better, 0.0, since + 1)], 1)
@@ -262,7 +266,9 @@ def _improve(
     theta, weights, accepted = _update(family, solution, rollout, reward, config)
     skipped = torch.zeros_like(accepted)
     # a task with broken lanes is done again, alone: its neighbours' numbers stay what they are, bit for bit
-    for m in (~usable).flatten(1).any(1).nonzero()[:, 0].tolist():
+    for m, is_broken in enumerate((~usable).flatten(1).any(1).tolist()):
+        if not is_broken:
+            continue
         one = slice(m, m + 1)
         mean_returns[m] = returns[m][episode_usable[m]].mean()
         if usable[m].double().mean() < MIN_SHARE:

@@ -13,6 +13,7 @@ of a batch run together: one shared model while it is frozen, batched models onc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
@@ -27,11 +28,9 @@ from admrl.evaluation.adapter import Experience, Exploration, Policy, Tasks
 from admrl.evaluation.evaluable_run import ModelSource
 from admrl.jobs.reporter import Reporter, Silent
 from admrl.runs.folder import RunInfo
-from admrl.solving.adaptation import zero_shot
+from admrl.solving.inner_method import InnerMethod
 from admrl.solving.rollouts import SolutionPolicy
 from admrl.solving.samples import SampleCounts
-from admrl.solving.solution import Solution, refresh_normalizer
-from admrl.solving.virtual_training import virtual_training
 from dynamics.learner import ModelLearner
 from task_families.rollout import Rollout
 
@@ -56,6 +55,9 @@ class TrainedModel(ModelSource, Protocol):
     def provenance(self) -> dict[str, Any]:
         """For tables."""
 
+    def method(self, virtual: VirtualTrainingConfig, name: str) -> InnerMethod[Any]:
+        """How it solves tasks in its model, by these updates, whose number of samples has that name."""
+
 
 class ModelBasedAdapter:
     """A run of `admrl train` as an adapter. Every task adapts a copy of the run's model and data."""
@@ -72,6 +74,8 @@ class ModelBasedAdapter:
         """
         members, horizon = run.learner.model.num_members, run.family.horizon
         check_lanes("config.num_samples", config.num_samples, horizon, members)
+        self._zero_shot = run.method(evaluation_virtual(run.virtual, config), "config.num_samples")
+        self._in_stages = run.method(stage_virtual(run.virtual, config), "config.num_samples")
         if config.num_stages:
             check_lanes("config.num_stage_samples", config.num_stage_samples, horizon)
         self.name, self.sees = run.info.selector, frozenset({"psi", "reward function"})
@@ -90,26 +94,29 @@ class ModelBasedAdapter:
         self._learner: ModelLearner | None = None
         self._held_out = np.zeros(len(tasks), dtype=int)
 
-    def _solve(self, psi: Tensor, generators: Sequence[torch.Generator]) -> Solution:
+    def _solve(self, psi: Tensor, generators: Sequence[torch.Generator]) -> Any:
         """Policies of tasks psi (M, k) in the frozen model."""
         self._reporter.phase(f"zero-shot, {len(psi)} policies")
-        return zero_shot(
-            self._run.family,
-            self._run.learner.model,
-            psi,
-            self._run.policy,
+        psi = self._run.family.box.check(psi, allow_outside=self._tasks.allow_outside)
+        learner, method = self._run.learner, self._zero_shot
+        return method.solve(
+            learner,
+            method.begin(learner.model, psi, generators),
             1,
-            evaluation_virtual(self._run.virtual, self._config),
             generators,
+            fits=False,
             reporter=self._reporter,
             samples=self._samples,
-            allow_outside=self._tasks.allow_outside,
         )
 
     def explore(self) -> Exploration:
         """See `Adapter`: one stage of real samples, with exploration noise."""
         num_episodes = self._config.num_stage_samples // self._run.family.horizon
-        return Exploration(SolutionPolicy(self._solution, self._slbo), num_episodes)
+        return Exploration(self._exploring(), num_episodes)
+
+    def _exploring(self) -> SolutionPolicy:
+        """The policies with the exploration noise that the method adds."""
+        return SolutionPolicy(self._solution, self._slbo if self._in_stages.adds_noise else None)
 
     def observe(self, experience: Experience) -> None:
         """See `Adapter`: fit the tasks' models and train the policies in them."""
@@ -124,14 +131,12 @@ class ModelBasedAdapter:
         self._samples.real += rollout.num_samples
         self._learner.add(rollout)
         self._reporter.phase(f"adaptation, stage {self._num_stages}, {len(self._tasks)} policies")
-        self._solution = virtual_training(
-            self._run.family,
-            self._learner.model,
-            refresh_normalizer(self._solution, self._learner.model),
+        self._solution = self._in_stages.solve(
+            self._learner,
+            self._in_stages.refreshed(self._solution, self._learner.model),
             self._slbo.num_iterations,
-            stage_virtual(self._run.virtual, self._config),
             self._tasks.generators,
-            learner=self._learner,
+            fits=True,
             reporter=self._reporter,
             samples=self._samples,
         )
@@ -139,8 +144,7 @@ class ModelBasedAdapter:
 
     def adapted(self) -> Policy:
         """See `Adapter`."""
-        solution = self._solution
-        return SolutionPolicy(replace(solution, theta=solution.theta.clone()))
+        return SolutionPolicy(deepcopy(self._solution), is_mean=self._in_stages.is_tested_by_mean)
 
     def spent(self) -> dict[str, Any]:
         """See `Adapter`: every task draws as many virtual samples as the others."""

@@ -28,7 +28,6 @@ from admrl.jobs.reporter import Reporter
 from admrl.solving.infer_psi import infer_psi
 from admrl.solving.psi_estimate import PsiEstimate
 from admrl.solving.psi_space import PsiSpace
-from admrl.solving.rollouts import SolutionPolicy
 from admrl.training.adapter import ModelBasedAdapter, TrainedModel
 from task_families.rollout import Rollout
 
@@ -90,7 +89,7 @@ class InferringAdapter(ModelBasedAdapter):
         ahead = [n // self._run.family.horizon - num_seen for n in self._tasks.sample_counts]
         left = min(n for n in ahead if n > 0)
         num_episodes = 1 if num_seen < self._num_inferring else left
-        return Exploration(SolutionPolicy(self._solution, self._slbo), num_episodes)
+        return Exploration(self._exploring(), num_episodes)
 
     def observe(self, experience: Experience) -> None:
         """See `Adapter`: infer psi, then solve it, or go on from the policies with what the stage has brought."""

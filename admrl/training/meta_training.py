@@ -31,18 +31,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import isfinite
+from typing import Any
 
 from admrl.config.training import MetaTrainConfig, num_gradient_episodes, per_task
 from admrl.gradient import Evidence, TaskGradient, task_gradient
 from admrl.jobs.reporter import Reporter, Silent
 from admrl.search import PopulationSearch, ScreenedSearch
-from admrl.solving.adaptation import Solution, slbo_adapt
+from admrl.solving.adaptation import adapt
+from admrl.solving.inner_method import InnerMethod, make_method
 from admrl.solving.rollouts import (
     real_rollout,
     virtual_rollout,
 )
-from admrl.solving.solution import make_policy, new_solution
-from admrl.solving.virtual_training import virtual_training
+from admrl.solving.solution import Policies, Solution, make_policy
 from admrl.training.probing import ModelProbing
 from admrl.training.progress import Phase, RoundProgress, slbo_config
 from admrl.training.round import Direction, Round, Told, directions_to_follow, gaps, plain_numbers
@@ -73,12 +74,12 @@ def meta_train(
             restored, it goes on with the same numbers.
         estimate_gradient: the estimator of lines 9-11, called like `task_gradient`.
     """
-    reporter = reporter or Silent()
+    reporter, method = reporter or Silent(), make_method(family, per_task(config))
     looks_first = _give_model(family, state, config, num_threads, reporter)
     while len(state.records) < config.num_tasks and not state.ended_by(config):  # Alg. 1, line 2
         progress = state.progress
         if progress is None:
-            progress = _begin_round(family, state, config)  # line 3
+            progress = _begin_round(method, state, config)  # line 3
             if why := state.ended_by(config):
                 reporter.event(f"the training ends after {len(state.records)} tasks: {why}")
                 if on_phase is not None:
@@ -87,7 +88,9 @@ def meta_train(
             state.progress = progress
             if looks_first and on_step is not None:
                 on_step(state)  # it may take as long as a phase
-        now = Round(family, state, progress, per_task(config), num_threads, reporter, on_step, on_phase)
+        now = Round(
+            family, state, progress, per_task(config), num_threads, reporter, on_step, on_phase, method
+        )
         if progress.phase is Phase.ZERO_SHOT:
             _zero_shot(now)  # line 4
         if progress.phase is Phase.SLBO:
@@ -125,12 +128,12 @@ def _give_model(
     return True
 
 
-def _begin_round(family: TaskFamily, state: MetaState, config: MetaTrainConfig) -> RoundProgress:
+def _begin_round(method: InnerMethod[Any], state: MetaState, config: MetaTrainConfig) -> RoundProgress:
     """Line 3: a random policy for each task that the search asks for."""
     model, num_tasks = state.learner.model, config.tasks_per_round
     generators = spawn_generators(state.generator, num_tasks)
     psi = state.search.ask(num_tasks).to(model.weights[0].dtype)
-    solution = new_solution(model, psi, make_policy(family, config), config.virtual, generators)
+    solution = method.begin(model, psi, generators)
     return RoundProgress(Phase.ZERO_SHOT if state.records else Phase.SLBO, 0, generators, solution)
 
 
@@ -138,14 +141,12 @@ def _zero_shot(now: Round) -> None:
     """Line 4, and the rollouts of theta_hat that line 9 needs."""
     family, config, learner, progress = now.family, now.config, now.state.learner, now.progress
     now.announce()
-    theta_hat = virtual_training(
-        family,
-        learner.model,
+    theta_hat = now.method.solve(
+        learner,
         progress.solution,
         config.num_zero_shot,
-        config.virtual,
         now.generators,
-        learner=learner,
+        fits=True,
         reporter=now.reporter,
         samples=now.state.samples,
         num_done=progress.num_done,
@@ -165,12 +166,13 @@ def _slbo(now: Round) -> None:
     """Lines 5-7, and the rollout of theta* that line 9 needs."""
     progress = now.progress
     now.announce()
-    progress.solution = slbo_adapt(
+    progress.solution = adapt(
+        now.method,
         now.family,
         now.state.learner,
         progress.solution,
         slbo_config(now.config, now.index == 0),
-        now.config.virtual,
+        now.config.virtual.num_policy_updates,
         now.generators,
         num_threads=now.num_threads,
         reporter=now.reporter,
@@ -188,6 +190,7 @@ def _task_gradient(now: Round, estimate_gradient: Callable[..., TaskGradient]) -
     gradient = None
     if progress.theta_hat is not None and state.search.uses_gradient:
         assert progress.model is not None  # it comes with theta_hat
+        assert isinstance(progress.theta_hat, Solution) and isinstance(progress.solution, Solution)
         now.announce()
         evidence = Evidence(
             family=now.family,
@@ -236,7 +239,7 @@ def _records(now: Round, gradient: TaskGradient | None, directions: list[Directi
     ]
 
 
-def _draw_as_many(now: Round, theta_hat: Solution) -> None:
+def _draw_as_many(now: Round, theta_hat: Policies) -> None:
     """The further real episodes that the gradient would have drawn, all of theta_hat; see the head of this page.
 
     Those of probed candidates are in place of as many.

@@ -9,7 +9,7 @@ import torch
 
 from admrl.config.training import MetaTrainConfig, SlboConfig, per_task
 from admrl.solving.adaptation import num_slbo_steps
-from admrl.solving.solution import Solution
+from admrl.solving.solution import Policies
 from dynamics.ensemble import DynamicsEnsemble
 from task_families.rollout import Rollout
 
@@ -29,11 +29,16 @@ class RoundProgress:
     phase: Phase
     num_done: int  # steps of the phase that are done
     generators: list[torch.Generator]  # of each task
-    solution: Solution  # theta_hat while it is made, then theta*
-    theta_hat: Solution | None = None  # once the zero-shot phase is done
+    solution: Policies  # theta_hat while it is made, then theta*
+    theta_hat: Policies | None = None  # once the zero-shot phase is done
     model: DynamicsEnsemble | None = None  # that trained theta_hat, as it was before SLBO
     rollouts: dict[str, Rollout] = field(default_factory=dict)
     """What line 9 needs: `model` and `hat` (theta_hat in the model and in the simulator), then `star` (theta*)."""
+
+
+def phase_name(config: MetaTrainConfig, phase: Phase) -> str:
+    """For messages: the second phase has the name of the learner."""
+    return config.learner.upper() if phase is Phase.SLBO else str(phase)
 
 
 def slbo_config(config: MetaTrainConfig, first: bool) -> SlboConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,14 +15,15 @@ from admrl.gradient import TaskGradient
 from admrl.jobs.reporter import Reporter
 from admrl.search.base import TaskSearch
 from admrl.search.objective import scaled_gap, scaled_gradient
-from admrl.solving.adaptation import Solution
+from admrl.solving.inner_method import InnerMethod
 from admrl.solving.rollouts import (
     discounted_returns,
     episode_returns,
     real_rollout,
     report_unstable,
 )
-from admrl.training.progress import Phase, RoundProgress
+from admrl.solving.solution import Policies
+from admrl.training.progress import Phase, RoundProgress, phase_name
 from admrl.training.state import MetaState
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout
@@ -40,6 +42,9 @@ class Round:
     reporter: Reporter
     on_step: Callable[[MetaState], None] | None
     on_phase: Callable[[MetaState], None] | None
+
+    method: InnerMethod[Any]
+    """How its tasks are solved."""
 
     def __post_init__(self) -> None:
         self.index = len(self.state.records)  # of its first task
@@ -60,14 +65,14 @@ class Round:
 
     def announce(self) -> None:
         """Tell the reporter which phase begins or goes on."""
-        self.reporter.phase(f"{self.name}: {self.progress.phase}")
+        self.reporter.phase(f"{self.name}: {phase_name(self.config, self.progress.phase)}")
 
     def advance(self, **metrics: float) -> None:
         """Tell the reporter that a step is done, with the samples so far."""
         samples = self.state.samples
         self.reporter.advance(real_samples=samples.real, virtual_samples=samples.virtual, **metrics)
 
-    def step_done(self, num_done: int, solution: Solution) -> None:
+    def step_done(self, num_done: int, solution: Policies) -> None:
         """A step of the phase is done; the state is complete."""
         self.progress.num_done, self.progress.solution = num_done, solution
         if self.on_step is not None:
@@ -79,7 +84,7 @@ class Round:
         if self.on_phase is not None:
             self.on_phase(self.state)
 
-    def measure(self, solution: Solution) -> Rollout:
+    def measure(self, solution: Policies) -> Rollout:
         """A real rollout without exploration noise: for the gradient and the returns, and for D."""
         rollout = real_rollout(
             self.family, solution, self.num_lanes, self.generators, num_threads=self.num_threads

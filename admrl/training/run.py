@@ -42,6 +42,7 @@ from admrl.runs.folder import GAP_MAP, SELECTOR_SOURCE, TASKS
 from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS, Saver, writing
 from admrl.runs.versions import versions, weights_digest
 from admrl.search.own import OwnSearch, checked_search, kept_search, named_search
+from admrl.solving.inner_method import InnerMethod, make_method
 from admrl.solving.solution import make_policy
 from admrl.storage.files import legible, write_json, write_text
 from admrl.streams import VERSION
@@ -49,7 +50,7 @@ from admrl.training.adapter import ModelBasedAdapter, num_steps, relevant_settin
 from admrl.training.gap_map import gap_map
 from admrl.training.meta_training import meta_train
 from admrl.training.oracle import OracleAdapter
-from admrl.training.progress import num_phase_steps, num_steps_left
+from admrl.training.progress import num_phase_steps, num_steps_left, phase_name
 from admrl.training.state import MetaState, new_state
 from admrl.training.state_file import dump_state, restore_state
 from dynamics.learner import ModelLearner
@@ -150,7 +151,8 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
             num_done + len(at.generators),
         )
         which = f"task {last}" if last == num_done + 1 else f"tasks {num_done + 1}-{last}"
-        return f"{self.progress}, and of {which} {at.num_done} of {num_steps} steps of {at.phase}"
+        phase = phase_name(self.info.config, at.phase)
+        return f"{self.progress}, and of {which} {at.num_done} of {num_steps} steps of {phase}"
 
     @property
     def steps_left(self) -> int:
@@ -193,12 +195,31 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
         """(n, k) tasks of the training, in order."""
         return np.array([record.psi for record in self.state.records])
 
+    def method(
+        self, virtual: VirtualTrainingConfig, name: str = "config.virtual.num_samples"
+    ) -> InnerMethod[Any]:
+        """See `admrl.training.adapter.TrainedModel`."""
+        return make_method(self.family, self.info.config, virtual, name)
+
+    def check_slbo(self, purpose: str) -> None:
+        """Refuse what needs the policies of SLBO.
+
+        Raises:
+            ValueError: the run has another learner.
+        """
+        if self.info.config.learner != "slbo":
+            raise ValueError(
+                f"{purpose}: expected a run of `config.learner` slbo, got one of {self.info.config.learner} at "
+                f"{self.path}: it needs policies that are trained by TRPO"
+            )
+
     def adapter(self, config: EvaluationConfig, *, reporter: Reporter | None = None) -> ModelBasedAdapter:
         """See `EvaluableRun`."""
         return ModelBasedAdapter(self, config, reporter=reporter)
 
     def oracle(self, config: EvaluationConfig, *, reporter: Reporter | None = None) -> OracleAdapter:
         """See `EvaluableRun`."""
+        self.check_slbo("decompose")
         return OracleAdapter(self, config, reporter=reporter)
 
     def num_steps(self, config: EvaluationConfig) -> int:
@@ -218,6 +239,7 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
             "policy_hidden_sizes": list(own.policy_hidden_sizes),
             "fixed_log_std": own.fixed_log_std,
             "virtual": _settings_of_solves(self.virtual),
+            **({"mbpo": asdict(own.mbpo)} if own.learner == "mbpo" else {}),
             "fit": asdict(own.fit),
             "evaluation": relevant_settings(config),
             "streams": VERSION,

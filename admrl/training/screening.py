@@ -135,9 +135,8 @@ def single_member(model: DynamicsEnsemble, member: int) -> DynamicsEnsemble:
     """A model that is one member of an ensemble."""
     alone = model.clone()
     alone.num_members = 1
-    for parameters in (alone.weights, alone.biases):
-        for tensor in parameters:
-            tensor.data = tensor.data[:, member : member + 1].clone()
+    for tensor in alone.parameters():
+        tensor.data = tensor.data[:, member : member + 1].clone()
     return alone
 
 

@@ -8,8 +8,14 @@ import torch
 from torch import Tensor
 
 from admrl.config.checks import check_config
-from admrl.config.training import MetaTrainConfig, check_population, check_sample_counts, check_screening
-from admrl.gradient.estimators import check_differentiable
+from admrl.config.training import (
+    MetaTrainConfig,
+    check_mbpo,
+    check_population,
+    check_sample_counts,
+    check_screening,
+)
+from admrl.gradient.estimators import check_differentiable, check_pathwise
 from admrl.number_text import number
 from admrl.search import PopulationSearch, ScreenedSearch, Search, make_search
 from admrl.search.own import KeptSearch, OwnSearch
@@ -130,8 +136,30 @@ def new_state(
         )
     if search.uses_gradient:
         check_differentiable(family, config.gradient)
+        check_pathwise(config.dynamics, config.gradient)
     if isinstance(search, ScreenedSearch):
         check_screening(config, family.horizon)
         check_members(learner.model, config.search.screen_by)
+    if config.learner == "mbpo":
+        check_mbpo_search(search)
+        check_mbpo(config, bounded_actions=family.action_bounds.are_finite)
     none = torch.zeros(0, 2 + family.box.size, dtype=torch.float64)
     return MetaState(learner, search, generator, search_generator, zero_shots=none)
+
+
+def check_mbpo_search(search: Search) -> None:
+    """Refuse a search that the learner "mbpo" cannot serve.
+
+    Raises:
+        ValueError: says why, and what there is instead.
+    """
+    why = None
+    if search.uses_gradient:
+        why = "the task gradient (Eq. 2) needs policies that TRPO has made stationary in the model"
+    if isinstance(search, PopulationSearch | ScreenedSearch):
+        why = "it solves its candidates by TRPO in the model, which is not the method that is trained"
+    if why is not None:
+        raise ValueError(
+            f"config.learner: mbpo cannot serve this selector: {why}; choose slbo, or a selector without "
+            "gradient, e.g. uniform, gaussian, cem, cmaes or gp"
+        )

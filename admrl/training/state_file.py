@@ -10,14 +10,18 @@ from torch import Tensor
 from admrl.config.plain_data import from_dict
 from admrl.config.training import MetaTrainConfig, per_task
 from admrl.runs.checkpoints import Checkpoint
+from admrl.solving.inner_method import make_method
+from admrl.solving.mbpo import Agents
 from admrl.solving.samples import SampleCounts
-from admrl.solving.solution import Solution, make_policy
+from admrl.solving.solution import Policies, Solution, make_policy
 from admrl.solving.solution_file import (
     PATIENCE,
+    dump_agents,
     dump_generators,
     dump_learner,
     dump_solution,
     like,
+    load_agents,
     load_generators,
     load_learner,
     load_rows,
@@ -44,9 +48,9 @@ def dump_state(state: MetaState) -> tuple[dict[str, Tensor], dict[str, Any], dic
     tensors = dump_learner(state.learner)
     progress, plain = state.progress, None
     if progress is not None:
-        tensors |= dump_solution("solution", progress.solution)
+        tensors |= _dump("solution", progress.solution)
         if progress.theta_hat is not None:
-            tensors |= dump_solution("theta_hat", progress.theta_hat)
+            tensors |= _dump("theta_hat", progress.theta_hat)
         if progress.model is not None:
             tensors |= {f"{OLD_MODEL}{k}": v for k, v in progress.model.state_dict().items()}
     for name, tensor in tensors.items():
@@ -71,6 +75,13 @@ def dump_state(state: MetaState) -> tuple[dict[str, Tensor], dict[str, Any], dic
         "progress": plain,
     }
     return tensors, meta, state.learner.data[0].state_dict()
+
+
+def _dump(prefix: str, solution: Policies) -> dict[str, Tensor]:
+    if isinstance(solution, Agents):
+        return dump_agents(prefix, solution)
+    assert isinstance(solution, Solution)
+    return dump_solution(prefix, solution)
 
 
 def restore_state(
@@ -151,12 +162,16 @@ def _load_progress(
     load_generators("generators.task", tensors, generators)
     dtype = state.learner.model.weights[0].dtype
 
-    def solution(prefix: str) -> Solution:
+    def solution(prefix: str) -> Policies:
+        if config.learner == "mbpo":
+            nothing, anyone = torch.zeros(num_tasks, family.box.size), [torch.Generator()] * num_tasks
+            fresh = make_method(family, per_task(config)).begin(state.learner.model, nothing, anyone)
+            return load_agents(prefix, tensors, fresh)
         policy = make_policy(family, config)
         return load_solution(prefix, tensors, family, policy, config.virtual.value, num_tasks, dtype)
 
     progress = RoundProgress(phase, num_done, generators, solution("solution"))
-    if "theta_hat.theta" in tensors:
+    if "theta_hat.psi" in tensors:
         progress.theta_hat = solution("theta_hat")
         progress.model = state.learner.model.clone()
         pattern = progress.model.state_dict()

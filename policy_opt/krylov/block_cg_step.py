@@ -68,7 +68,7 @@ class BlockConjugateGradient(Method):
         least, most = curvature[..., :1], torch.maximum(m.most, curvature[..., -1:].abs())
         is_positive = least > 3 * torch.finfo(w.dtype).eps * most  # below it the sign means nothing
         safe = torch.where((is_positive & is_finite)[..., None], (inner + inner.mT) / 2, _eye_like(inner))
-        z = torch.linalg.solve(safe, _eye_like(safe))
+        z = torch.linalg.solve_ex(safe, _eye_like(safe)).result  # definite: no error to wait for
         moves = active & is_positive & is_finite
         x = now.x + torch.where(moves[..., None], (m.s @ (z @ m.phi)).mT, 0.0)
         q, zeta = torch.linalg.qr(m.q - w @ z)

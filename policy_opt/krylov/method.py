@@ -50,6 +50,10 @@ class Method(ABC):
         """One step of the systems in `active` (...); x, direction and code of the others must stay. Where no code
         changes, the same tensor may be returned, and the loop asks nobody whether to go on."""
 
+    def is_full(self, now: Iterate) -> bool:
+        """No room is left in this cycle. Known to the host, which may be ahead of what a GPU has told it."""
+        return False
+
     def finish(self, problem: Problem, now: Iterate) -> Iterate:
         """The state with the x to return, when no system of the cycle goes on."""
         return now
@@ -161,34 +165,57 @@ def select(mask: Tensor, new: Any, old: Any) -> Any:
     return type(new)(*parts)
 
 
+class OnItsWay:
+    """A flag that is copied from a GPU to the host while both go on."""
+
+    def __init__(self, flag: Tensor) -> None:
+        self.value = torch.empty((), dtype=torch.bool, pin_memory=True)
+        self.value.copy_(flag, non_blocking=True)
+        self.event = torch.cuda.Event()
+        self.event.record()
+
+    def has_arrived(self) -> bool:
+        return self.event.query()
+
+    def wait(self) -> None:
+        self.event.synchronize()
+
+
+ON_ITS_WAY: dict[str, type[OnItsWay]] = {"cuda": OnItsWay}
+"""Types of device whose flags can be waited for later; those of all others are read at once."""
+
+
 class AnyRunning:
     """Answers "is any system still running?" without draining a GPU's queue.
 
     On the CPU: exactly. On a GPU: by flags copied back asynchronously; the newest one that has arrived is
     used, and the host waits only for the one of `RUN_AHEAD` steps ago. While a CUDA graph is captured: always
-    yes.
+    yes. A mask that has become all False must stay so, until `exactly` is asked.
     """
 
     def __init__(self) -> None:
-        self.pending: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+        self.pending: deque[OnItsWay] = deque()
 
     def __call__(self, mask: Tensor) -> bool:
         mask = host_value(mask)
-        if mask.device.type != "cuda":
+        send = ON_ITS_WAY.get(mask.device.type)
+        if send is None:
             return bool(mask.any())
-        if torch.cuda.is_current_stream_capturing():
+        if is_capturing(mask.device):
             return True
-        flag = torch.empty((), dtype=torch.bool, pin_memory=True)
-        flag.copy_(mask.any(), non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self.pending.append((event, flag))
+        self.pending.append(send(host_value(mask.any())))  # `any` is wrapped anew
         if len(self.pending) > RUN_AHEAD:
-            self.pending[0][0].synchronize()
-        while self.pending and self.pending[0][0].query():
-            if not bool(self.pending.popleft()[1]):
+            self.pending[0].wait()
+        while self.pending and self.pending[0].has_arrived():
+            if not bool(self.pending.popleft().value):
                 return False
         return True
+
+    def exactly(self, mask: Tensor) -> bool:
+        """The same, waited for; what was on its way before is forgotten."""
+        self.pending.clear()
+        mask = host_value(mask)
+        return is_capturing(mask.device) or bool(mask.any())
 
 
 def is_capturing(device: torch.device) -> bool:

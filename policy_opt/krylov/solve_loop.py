@@ -9,7 +9,8 @@ A method (conjugate gradients, MINRES) only says how one step goes. This file ru
              r = b - A x                                       recomputed: the recurrence's r is never believed
              a system that only believed it converged starts again from r, or STAGNATED if r has not halved
 
-Nothing in the inner loop waits for a GPU (`AnyRunning`). Outside of transforms the vectors of a step are updated
+Nothing in the inner loop waits for a GPU (`AnyRunning`); the host waits once after each cycle, and before the first
+for whether b is far from 1. Outside of transforms the vectors of a step are updated
 in place: a step on a cheap operator is bound by the passes over memory. b and A far from 1 are brought there by
 powers of two, which round nothing (`_solve_scaled`). The solution carries the implicit derivative
 
@@ -78,9 +79,9 @@ def run(method: Method, problem: Problem, x0: Tensor | None) -> tuple[_Progress,
     num_steps = torch.zeros_like(code)
     history = [size]
     any_running = AnyRunning()
-    for _ in range(1 if is_capturing(x.device) else method.max_cycles):
+    for num_cycles in range(1 if is_capturing(x.device) else method.max_cycles):
         active = (done.code == RUNNING) & (num_steps < problem.max_steps)
-        if not any_running(active):
+        if not (any_running.exactly(active) if num_cycles else any_running(active)):
             break
         now = method.start(problem, done.x, done.residual.detach())
         now = now._replace(
@@ -90,6 +91,8 @@ def run(method: Method, problem: Problem, x0: Tensor | None) -> tuple[_Progress,
         )
         cycle, seen = active, None
         for _ in range(problem.max_steps):
+            if method.is_full(now):
+                break
             if now.code is not seen or len(history) > problem.max_steps:  # else nobody can have stopped
                 active = cycle & (now.code == RUNNING) & (num_steps < problem.max_steps)
                 if not any_running(active):

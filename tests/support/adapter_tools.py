@@ -10,6 +10,9 @@ from admrl.baselines.config import preset_config
 from admrl.baselines.training import make_adapter, new_baseline
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.presets import PRESETS
+from admrl.inner_loop.adapter import InnerLoopAdapter
+from admrl.inner_loop.config import preset_config as inner_loop_preset
+from admrl.inner_loop.training import new_inner_loop
 from admrl.jobs.reporter import Silent
 from admrl.training.run import prepare_run, train_run
 from task_families import make
@@ -86,12 +89,25 @@ def _baseline(algorithm, **settings):
     return make_it
 
 
+def _inner_loop(algorithm):
+    """An untrained policy with steps so large that differences show."""
+
+    def make_it(path):
+        config = inner_loop_preset("smoke", "point_robot", algorithm)
+        config = replace(config, step_size=5.0, action_scale=1.0)
+        return InnerLoopAdapter(new_inner_loop(FAMILY, algorithm, config, 0).agent, name=algorithm)
+
+    return make_it
+
+
 FACTORIES = {
     "pearl": _baseline("pearl"),
     "crl": _baseline("crl"),
     "pearl-mt": _baseline("pearl-mt"),
     "mt-joint": _baseline("mt-joint"),
     "sac": _baseline("sac"),
+    "maml-trpo": _inner_loop("maml-trpo"),
+    "maml-mt": _inner_loop("maml-mt"),
     "sac told psi": _baseline("sac", task_input="psi"),
     "uniform (ours)": _model_based,
     "function": lambda path: StaticAdapter.of_function("function", go_right),

@@ -7,6 +7,7 @@ import torch
 
 from admrl.config.training import VirtualTrainingConfig
 from admrl.gradient.implicit import gradient_of, hessian_of, mixed_product
+from admrl.solving.inner_method import Slbo
 from admrl.solving.rollouts import stochastic_actor
 from admrl.solving.solution import Solution
 from dynamics import DynamicsConfig, DynamicsEnsemble, VirtualEnv
@@ -47,11 +48,13 @@ def affine_model(family, dynamics) -> DynamicsEnsemble:
 
 def exact_run(family, dynamics):
     """A run whose model predicts these dynamics exactly, and whose policies are affine."""
+    policy = GaussianPolicy(4, 2, hidden_sizes=(), fixed_log_std=math.log(SIGMA))
     return SimpleNamespace(
         path="run",
         family=family,
         learner=SimpleNamespace(model=affine_model(family, dynamics)),
-        policy=GaussianPolicy(4, 2, hidden_sizes=(), fixed_log_std=math.log(SIGMA)),
+        policy=policy,
+        method=lambda virtual, name: Slbo(family, policy, virtual),
         virtual=VirtualTrainingConfig(),
         info=SimpleNamespace(selector="exact"),
         provenance=dict,

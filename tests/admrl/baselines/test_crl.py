@@ -8,7 +8,7 @@ import torch
 from admrl.baselines.config import preset_config
 from admrl.baselines.crl import Crl
 from admrl.baselines.replay import MultiTaskReplay, context_rows
-from admrl.baselines.sac import Optimizers
+from admrl.solving.sac import Optimizers
 from task_families import make
 
 

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from stand_in_device import watch as device_watch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from admrl.baselines.config import ALGORITHMS, preset_config
 from admrl.baselines.replay import MultiTaskReplay
 from admrl.baselines.training import new_baseline, train_baseline
+from admrl.solving.sac import Optimizers
 from task_families import make
 
 
@@ -62,3 +64,26 @@ def test_a_gradient_step_reads_nothing_back(algorithm, precision):
     with ReadsBack() as watch:
         float(obs[0, 0])
     assert watch.found, "the watch sees nothing"
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_gradient_steps_are_the_same_on_another_device_and_read_nothing_back(algorithm, device):
+    found = []
+    for where in ("cpu", device):
+        state = new_baseline(
+            make("point_robot"), algorithm, preset_config("smoke", "point_robot", algorithm), 0
+        )
+        state.agent.to(where)
+        state.replay.to(where)
+        optimizers = Optimizers(state.agent.parameter_groups(), 1e-3)
+        generator = torch.Generator().manual_seed(1)
+        for task in range(3):
+            obs = torch.randn(9, 2, generator=generator)
+            state.replay.add(task, obs, obs, obs, obs[:, 0], obs[:, 0], obs[:, 0] > 0, to_context=True)
+        with device_watch() as seen:
+            metrics = [state.agent.update(state.replay, optimizers, generator) for _ in range(2)]
+        assert seen.read_backs == []
+        found.append((metrics[-1], state.agent.state_dict()))
+    for there, here in zip(found[1], found[0], strict=True):
+        for name, value in here.items():
+            torch.testing.assert_close(there[name].cpu(), value, rtol=1e-4, atol=1e-6, msg=name)

@@ -49,6 +49,7 @@ def admrl(*arguments, cwd=None, code=""):
         ["train"],
         ["train-baseline"],
         ["train-baseline", "crl"],
+        ["train-baseline", "promp"],
         ["evaluate"],
         ["heatmap"],
         ["compare"],

@@ -11,6 +11,7 @@ from admrl.baselines.config import BaselineConfig
 from admrl.config.earlier import EARLIER, KEY, SETTINGS, OtherVersionError, complete, describe
 from admrl.config.plain_data import from_dict
 from admrl.config.training import MetaTrainConfig
+from admrl.inner_loop.config import InnerLoopConfig
 
 HERE = Path(__file__).parent
 FIRST = json.loads((HERE / "first_version.json").read_text())
@@ -26,13 +27,13 @@ def names(cls, where=""):
 
 def test_a_new_setting_is_counted():
     """Else runs of the present version would be damaged for the next one."""
-    now = {c.__name__: sorted(names(c)) for c in (MetaTrainConfig, BaselineConfig)}
+    now = {c.__name__: sorted(names(c)) for c in (MetaTrainConfig, BaselineConfig, InnerLoopConfig)}
     listed = json.loads((HERE / f"settings_{SETTINGS}.json").read_text())
     assert now == listed, (
         "settings have changed: raise admrl.config.earlier.SETTINGS, write the new list to tests/admrl/config/, and "
         "enter into EARLIER what runs did before, where that is not the new default"
     )
-    assert {e.setting for e in EARLIER} <= {*now["MetaTrainConfig"], *now["BaselineConfig"]}
+    assert {e.setting for e in EARLIER} <= {name for settings in now.values() for name in settings}
     assert all(1 < e.before <= SETTINGS for e in EARLIER)
 
 
@@ -47,7 +48,7 @@ def test_the_first_version_is_read_as_it_worked():
         and config.gradient.resolve == MetaTrainConfig().gradient.resolve
     )
     present = set(names(MetaTrainConfig))
-    assert set(filled) == present - {n for n in present if known(FIRST["config"], n)} and len(filled) == 40
+    assert set(filled) == present - {n for n in present if known(FIRST["config"], n)} and len(filled) == 48
     said = describe(filled, FIRST["versions"])
     assert (
         "search.objective, alpha, " in said
@@ -64,7 +65,7 @@ def known(data, name):
     return True
 
 
-@pytest.mark.parametrize("cls", [MetaTrainConfig, BaselineConfig])
+@pytest.mark.parametrize("cls", [MetaTrainConfig, BaselineConfig, InnerLoopConfig])
 def test_every_missing_setting_is_filled_in_older_runs_and_refused_in_present_ones(cls):
     whole = json.loads(json.dumps(asdict(cls())))
     assert complete(cls, whole, {KEY: str(SETTINGS)}) == (whole, {})
@@ -93,7 +94,7 @@ def test_newer_settings_are_refused_and_say_whose_they_are():
     data = asdict(MetaTrainConfig())
     newer = {KEY: str(SETTINGS + 1), "admrl": "0.9.0", "commit": "abc"}
     with pytest.raises(
-        OtherVersionError, match=r"newer version, admrl 0\.9\.0, commit abc \(settings 6.* up to 5\)"
+        OtherVersionError, match=r"newer version, admrl 0\.9\.0, commit abc \(settings 7.* up to 6\)"
     ):
         complete(MetaTrainConfig, data, newer)
     data["gradient"]["curvature"] = 1

@@ -76,9 +76,10 @@ def test_the_seed_decides_and_progress_is_told(num_horizon):
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
-def test_a_saved_model_rolls_out_the_same(tmp_path):
+@pytest.mark.parametrize("predicts", ["mean", "gaussian"])
+def test_a_saved_model_rolls_out_the_same(tmp_path, predicts):
     log = data(num_episodes=6)
-    fitted = fit_to_data(log, CONFIG).fitted
+    fitted = fit_to_data(log, replace(CONFIG, dynamics=replace(CONFIG.dynamics, predicts=predicts))).fitted
     save_model(fitted, tmp_path)
     read = load_model(tmp_path)
     obs, act = log.obs[:3], log.act[:30].view(3, 10, 1)
@@ -92,6 +93,15 @@ def test_a_saved_model_rolls_out_the_same(tmp_path):
     torch.testing.assert_close(found[:, :, -1], state[0].detach(), rtol=1e-5, atol=1e-6)
     beyond = read.rollout(obs, act + 100)  # clamped to the given limits
     assert torch.equal(beyond, read.rollout(obs, torch.ones_like(act)))
+
+
+def test_files_from_before_the_setting_hold_models_of_the_mean(tmp_path):
+    fitted = fit_to_data(data(num_episodes=4), replace(CONFIG, num_steps=1)).fitted
+    del fitted.about["config"]["dynamics"]["predicts"]
+    save_model(fitted, tmp_path)
+    read = load_model(tmp_path)
+    assert not read.model.is_gaussian
+    assert all(torch.equal(a, b) for a, b in zip(read.model.weights, fitted.model.weights, strict=True))
 
 
 def test_damaged_and_missing_models(tmp_path):

@@ -14,9 +14,11 @@ from admrl.gradient.check import CheckPlan, SolvedTask, Truth, check_gradient, s
 from admrl.gradient.control_variate import controlled_means, controlled_replicates, lane_statistics, replay
 from admrl.gradient.resolve import _directions, resolve
 from admrl.reports.gradient_checks import plot_gradient_checks, quantile
+from admrl.solving.rollouts import virtual_rollout
 from admrl.solving.solution import Solution, make_policy
 from admrl.training.meta_training import meta_train
 from admrl.training.state import new_state
+from dynamics import DynamicsConfig, DynamicsEnsemble
 from task_families import make, spawn_generators
 
 # -- control variates ------------------------------------------------------------------------------------------
@@ -83,6 +85,21 @@ def test_replaying_in_the_truth_gives_the_real_returns(problem):
     reward = family.reward(psi[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
     returns = (reward * family.gamma ** torch.arange(20, dtype=double)).sum(-1) / 20
     torch.testing.assert_close(again[..., 0], returns)
+
+
+def test_gaussian_members_take_their_mean_in_both_of_the_control_variates_rollouts(problem):
+    """Replaying an episode of the mean model gives that episode again; of drawn steps, another one."""
+    family, _, psi, theta_hat, *_ = problem
+    config = DynamicsConfig(hidden_sizes=(), num_members=1, predicts="gaussian")
+    model = DynamicsEnsemble(family, config, torch.Generator().manual_seed(0), dtype=double)
+
+    def error(draws_steps):
+        generators = [torch.Generator().manual_seed(m) for m in range(len(psi))]
+        rollout = virtual_rollout(family, model, theta_hat, 4, generators, draws_steps=draws_steps)
+        again = replay(family, model, theta_hat, rollout, psi)
+        return float((again - lane_statistics(family, psi, rollout)).abs().max())
+
+    assert error(draws_steps=False) < 1e-10 < 1e-4 < error(draws_steps=True)
 
 
 # -- random directions -----------------------------------------------------------------------------------------

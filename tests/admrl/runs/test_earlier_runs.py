@@ -36,7 +36,8 @@ def test_it_opens_and_says_once_what_was_filled_in(earlier):
         run = load_run(earlier)
     (said,) = [str(w.message) for w in told]
     for settings in (
-        "tasks_per_round; virtual.steps_per_lane, rollout_precision, patience;",
+        "tasks_per_round, learner; mbpo.rollout_length, real_share, ",
+        "virtual.steps_per_lane, rollout_precision, patience;",
         "search.screen_by, ",
     ):
         assert settings in said

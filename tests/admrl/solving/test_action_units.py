@@ -11,6 +11,8 @@ from unit_tools import UNITS, PointMass
 from admrl.baselines.config import preset_config
 from admrl.baselines.training import new_baseline, train_baseline
 from admrl.config.presets import PRESETS
+from admrl.inner_loop.config import preset_config as inner_loop_preset
+from admrl.inner_loop.training import new_inner_loop, train_inner_loop
 from admrl.training.meta_training import meta_train
 from admrl.training.state import new_state
 
@@ -73,6 +75,21 @@ def test_baselines_do_not_depend_on_the_unit_of_actions(algorithm, unit):
     settings = {"initial_actions": "constant"} if algorithm == "pearl" else {}
     found = baseline(algorithm, UNITS[unit], **settings)
     np.testing.assert_allclose(found, baseline(algorithm, {}, **settings), rtol=1e-4)
+
+
+def inner_loop(algorithm, limits):
+    config = inner_loop_preset("smoke", "point_robot", algorithm)
+    # conjugate gradients with the papers' damping would magnify float32's rounding, of so few samples
+    config = replace(config, num_iterations=1, trpo=replace(config.trpo, cg_damping=0.1))
+    state = new_inner_loop(PointMass(**limits), algorithm, config, 0)
+    train_inner_loop(state)
+    return np.array([state.curve[-1].first_return, state.curve[-1].adapted_return])
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("algorithm", ["maml-trpo", "promp"])
+def test_inner_loops_do_not_depend_on_the_unit_of_actions(algorithm, unit):
+    np.testing.assert_allclose(inner_loop(algorithm, UNITS[unit]), inner_loop(algorithm, {}), rtol=1e-4)
 
 
 @pytest.mark.parametrize("unit", UNITS)

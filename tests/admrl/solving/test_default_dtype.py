@@ -8,6 +8,9 @@ import torch
 from admrl.baselines.config import ALGORITHMS, preset_config
 from admrl.baselines.training import new_baseline, train_baseline
 from admrl.config.presets import PRESETS
+from admrl.inner_loop.config import INNER_ALGORITHMS
+from admrl.inner_loop.config import preset_config as inner_loop_preset
+from admrl.inner_loop.training import new_inner_loop, train_inner_loop
 from admrl.training.meta_training import meta_train
 from admrl.training.state import new_state
 from task_families import make
@@ -29,6 +32,15 @@ def test_baselines_train_in_float32(algorithm, double_by_default):
     weights = [p for p in state.agent.parameters() if p.is_floating_point()]
     assert {p.dtype for p in weights} == {torch.float32}
     assert all(bool(p.isfinite().all()) for p in weights)
+
+
+@pytest.mark.parametrize("algorithm", INNER_ALGORITHMS)
+def test_inner_loops_train_in_float32(algorithm, double_by_default):
+    config = replace(inner_loop_preset("smoke", "point_robot", algorithm), learn_step_sizes=True)
+    state = new_inner_loop(make("point_robot"), algorithm, config, 0)
+    train_inner_loop(state)
+    meta = state.agent.meta
+    assert meta.dtype == torch.float32 and bool(meta.isfinite().all())
 
 
 @pytest.mark.parametrize("estimator", ["resolve", "mixed"])

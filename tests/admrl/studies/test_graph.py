@@ -124,8 +124,8 @@ def test_jobs_are_selected_by_name_and_by_kind(study):
 
 def test_the_example_is_the_experiment_of_the_results():
     jobs = expand(read_study(ROOT / "examples" / "studies" / "selectors.toml"))
-    assert counted_kinds(jobs) == "25 train, 1 reference, 1 evaluate, 1 compare"
-    reference, evaluate, _ = jobs[25:]
+    assert counted_kinds(jobs) == "30 train, 1 reference, 1 evaluate, 1 compare"
+    reference, evaluate, _ = jobs[30:]
     assert reference.text == (
         "admrl reference --family hopper2d --grid 4 4 --seeds 0 1 --out runs/selectors/reference/hopper2d.json"
     )

@@ -239,6 +239,59 @@ def test_same_seed_gives_bit_identical_runs_and_resuming_gives_the_same(tmp_path
     assert_same_model(resumed, whole)
 
 
+def test_gaussian_members_are_trained_saved_and_gone_on_with_bit_by_bit(tmp_path):
+    """Also a checkpoint in the middle of a phase; the steps that are drawn are those of the uninterrupted run."""
+    family, smoke = make("linear_quadratic"), PRESETS["smoke"]
+    config = replace(smoke, num_tasks=2, dynamics=replace(smoke.dynamics, predicts="gaussian"))
+    info = TrainInfo("linear_quadratic", "released", "adversarial", "smoke", 5, config, versions())
+    create_run(tmp_path / "run", info)
+    whole = meta_train(family, new_state(family, "adversarial", config, seed=5), config)
+
+    class Stop(Exception):
+        pass
+
+    run = Run.open(tmp_path / "run")
+
+    def stop_while_zero_shot(state):
+        run.save()
+        if len(state.records) == 1 and state.progress.num_done == 1:
+            raise Stop
+
+    with pytest.raises(Stop):
+        meta_train(family, run.state, config, on_step=stop_while_zero_shot)
+    resumed = Run.resume(tmp_path / "run").state
+    assert len(resumed.records) == 1 and resumed.learner.model.is_gaussian
+    meta_train(family, resumed, config)
+    assert resumed.records == whole.records
+    assert_same_model(resumed, whole)
+    mean = new_state(family, "adversarial", smoke, seed=5).learner.model
+    assert set(whole.learner.model.state_dict()) - set(mean.state_dict()) == {
+        "log_var_bounds.0",
+        "log_var_bounds.1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("gradient", "name"),
+    [
+        (TaskGradientConfig(estimator="pathwise"), "estimator"),
+        (TaskGradientConfig(estimator="mixed"), "estimator"),
+        (TaskGradientConfig(resolve=ResolveConfig(solver="pathwise")), r"resolve\.solver"),
+    ],
+)
+def test_gaussian_members_and_what_differentiates_the_mean_step_are_refused_together(gradient, name):
+    family = make("linear_quadratic")
+    smoke = PRESETS["smoke"]
+    config = replace(smoke, gradient=replace(gradient, num_samples=smoke.gradient.num_samples))
+    new_state(family, "adversarial", config, seed=0)
+    gaussian = replace(config, dynamics=replace(config.dynamics, predicts="gaussian"))
+    with pytest.raises(ValueError, match=rf"config\.gradient\.{name}: .* solver trpo, or causal, or fisher"):
+        new_state(family, "adversarial", gaussian, seed=0)
+    new_state(family, "uniform", gaussian, seed=0)  # uses no gradient
+    with pytest.raises(ValueError, match=r"config\.fit\.num_horizon: expected 1"):
+        new_state(family, "uniform", replace(gaussian, fit=FitConfig(num_horizon=2)), seed=0)
+
+
 def assert_same_model(one, other):
     for name, tensor in one.learner.model.state_dict().items():
         assert torch.equal(tensor, other.learner.model.state_dict()[name]), name

@@ -7,8 +7,8 @@ import torch
 from onednn_tools import onednn_calls
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
-from admrl.baselines.config import SacConfig
-from admrl.baselines.sac import Actor, Batch, Mlp, Optimizers, Sac, tanh_gaussian, with_condition
+from admrl.config.sac import SacConfig
+from admrl.solving.sac import Actor, Batch, Mlp, Optimizers, Sac, tanh_gaussian, with_condition
 
 B, N, S, A, C = 3, 5, 4, 2, 6
 CONFIG = SacConfig(hidden_sizes=(16, 16))

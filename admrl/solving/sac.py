@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, relu, softplus
 
-from admrl.baselines.config import SacConfig
+from admrl.config.sac import SacConfig
 from dynamics.onednn import linear
 
 MIN_LOG_STD, MAX_LOG_STD = -20.0, 2.0  # as released with PEARL
@@ -49,12 +49,18 @@ class Batch:
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear` by the faster product."""
+    """`torch.nn.Linear` by the faster product; with weights (B, out, in) and biases (B, out), a layer for each task
+    (`stacked`)."""
 
     def forward(self, x: Tensor, *, frozen: bool = False) -> Tensor:
         """(..., in) -> (..., out); frozen: see `Mlp.forward`."""
-        weight, bias = self.weight, self.bias
-        return linear(x, weight.detach(), bias.detach()) if frozen else linear(x, weight, bias)
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if frozen:
+            weight, bias = weight.detach(), bias.detach()
+        if weight.dim() == 3:
+            return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
+        return linear(x, weight, bias)
 
 
 class Mlp(nn.Module):
@@ -250,8 +256,9 @@ class Sac(nn.Module):
             optimizers.step("actor", actor_loss + penalty)
         if config.temperature is None:
             # J_alpha = log alpha (-log pi - H_T), H_T = -A
-            entropy_gap = (-log_prob + self.act_size).mean().detach()
-            optimizers.step("alpha", self.log_alpha * entropy_gap)
+            entropy_gap = (-log_prob + self.act_size).detach()
+            own = entropy_gap.mean(1, keepdim=True) if self.log_alpha.dim() else entropy_gap.mean()
+            optimizers.step("alpha", (self.log_alpha * own).mean())
         return {
             "critic_loss": critic_loss.detach(),
             "actor_loss": actor_loss.detach(),
@@ -273,11 +280,28 @@ class Sac(nn.Module):
         return torch.autocast(device, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
+def stacked(agents: Sequence[Sac]) -> Sac:
+    """Agents of one configuration as one whose tasks have networks and temperatures of their own: (B, ...).
+
+    Its losses are means over tasks: train it with `Optimizers(..., num_agents=B)`, and every task's step is that of
+    its agent alone.
+    """
+    together = deepcopy(agents[0])
+    with torch.no_grad():
+        for name, parameter in together.named_parameters():
+            parameter.data = torch.stack([agent.get_parameter(name) for agent in agents])
+    together.log_alpha.data = together.log_alpha.data[:, None, None]
+    return together
+
+
 class Optimizers:
     """One Adam for each group of parameters."""
 
-    def __init__(self, groups: dict[str, list[nn.Parameter]], learning_rate: float) -> None:
-        self.groups = groups
+    def __init__(
+        self, groups: dict[str, list[nn.Parameter]], learning_rate: float, *, num_agents: int = 1
+    ) -> None:
+        """num_agents: whose own parameters a loss is the mean of; each is given the gradient of its own loss."""
+        self.groups, self.num_agents = groups, num_agents
         self.adam = {
             name: torch.optim.Adam(
                 parameters, learning_rate, fused=True, capturable=parameters[0].device.type == "cuda"
@@ -294,8 +318,9 @@ class Optimizers:
     def step(self, name: str, loss: Tensor) -> None:
         """One step of a group down its own gradient; no other gradient is computed or kept."""
         parameters = self.groups[name]
+        loss = loss if self.num_agents == 1 else self.num_agents * loss
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            parameter.grad = gradient
+            parameter.grad = gradient.contiguous()  # the fused kernel reads memory, not strides
         self.adam[name].step()
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -1,0 +1,5 @@
+"""Methods whose adaptation is a few policy-gradient steps: MAML (TRPO, PPO, with psi) and ProMP.
+
+In here: the inner loop, the outer updates, their training, adapter and run folder. Imports `admrl.evaluation` and
+below; no other baseline.
+"""

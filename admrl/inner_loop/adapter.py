@@ -1,0 +1,76 @@
+"""The test protocol of the inner-loop methods: n / num_adapt_samples plain gradient steps, each on fresh samples.
+
+The samples of a step come from the policies of the step before. The first step has the step sizes of the training,
+later ones times `later_step_factor` (MAML's protocol); any number of steps can be asked for, more than were trained
+too. Both inner losses have the same gradient here, where the policies have just acted. Scoring is stochastic, as in
+training.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from admrl.evaluation.adapter import AdapterError, Experience, Exploration, Policy, Tasks
+from admrl.inner_loop.adaptation import gradients, policy_loss
+from admrl.inner_loop.config import check_budget
+from admrl.inner_loop.meta_policy import MetaPolicy
+
+
+class InnerLoopAdapter:
+    """See the head of this page."""
+
+    def __init__(self, agent: MetaPolicy, *, name: str, provenance: dict[str, Any] | None = None) -> None:
+        self.name, self._agent, self._provenance = name, agent, provenance or {}
+        self.sees = frozenset({"rewards", "psi"} if agent.sees_psi else {"rewards"})
+        self._theta: Tensor | None = None
+
+    def begin(self, tasks: Tasks) -> None:
+        """See `Adapter`: the meta-learned policy for every task.
+
+        Raises:
+            AdapterError: policies would be scored in the middle of a step.
+        """
+        for earlier, n in zip(tasks.sample_counts, tasks.sample_counts[1:], strict=False):
+            try:
+                check_budget(self._agent.config, 1, n - earlier)
+            except ValueError as error:
+                raise AdapterError(str(error)) from None
+        self._num_episodes = self._agent.config.num_adapt_samples // tasks.family.horizon
+        known = torch.zeros(len(tasks), 0, dtype=torch.float32)
+        self._known = self._agent.known(tasks.psi) if self._agent.sees_psi else known
+        self._theta, self._alpha, self._num_steps = self._agent.theta(len(tasks)), self._agent.alpha(), 0
+
+    def explore(self) -> Exploration:
+        """See `Adapter`: the samples of one step."""
+        return Exploration(self.adapted(), self._num_episodes)
+
+    def observe(self, experience: Experience) -> None:
+        """See `Adapter`: one gradient step."""
+        theta = self._present()
+        if experience.reward is None:
+            raise AdapterError(f"{self.name}: needs rewards")
+        batch = self._agent.batch(theta, self._known, experience.rollout, experience.reward)
+        loss = policy_loss(self._agent.policy.in_units(), batch, "log_likelihood")
+        factor = 1.0 if self._num_steps == 0 else self._agent.config.later_step_factor
+        self._theta = theta - factor * self._alpha * gradients(loss)(theta)
+        self._num_steps += 1
+
+    def adapted(self) -> Policy:
+        """See `Adapter`."""
+        return self._agent.act_as(self._present(), self._known)
+
+    def _present(self) -> Tensor:
+        if self._theta is None:
+            raise AdapterError(f"{self.name}: begin(tasks) comes first")
+        return self._theta
+
+    def spent(self) -> dict[str, Any]:
+        """See `Adapter`."""
+        return {}
+
+    def provenance(self) -> dict[str, Any]:
+        """See `Adapter`."""
+        return self._provenance

@@ -1,0 +1,100 @@
+"""MAML-TRPO (Finn et al. 2017, Alg. 3): a trust region around the adapted policies. MAML-MT is the same, told psi.
+
+    maximise  mean_tasks L'(theta_k(meta))   subject to  mean_tasks KL'(theta_k(meta)) <= max_kl
+    g = mean J' grad L',  F = mean J' F' J,  x = (F + damping I)^-1 g,  step = x sqrt(2 max_kl / x'(F + damping I)x)
+
+with J the derivative of the inner loop and F' the Fisher matrix of the adapted policy. F is the Hessian of the mean
+KL' exactly: grad KL' = 0 where the samples come from, so that the second derivative of theta_k does not enter. The
+step is shortened until L' grows and the KL' bound holds; after `num_trials` theta stays as it is.
+
+Differs from the paper: the released code has products with the Hessian of KL' by finite differences of its gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from admrl.inner_loop.adaptation import LinearAdaptation, gradients, linearize
+from admrl.inner_loop.config import OuterTrpoConfig
+from admrl.inner_loop.meta_problem import MetaProblem
+from policy_opt.linear_solve import conjugate_gradient
+from policy_opt.trpo import fisher_product
+
+
+@dataclass(frozen=True)
+class TrustRegionReport:
+    """What one outer update did."""
+
+    kl: float  # mean KL' of the parameters returned, nats; 0 if none was accepted
+    improvement: float  # gain of L', in units of the normalised advantage
+    step_fraction: float  # of the step at the bound; 0: nothing was accepted
+
+
+@torch.no_grad()
+def maml_trpo_step(
+    meta: Tensor, problem: MetaProblem, config: OuterTrpoConfig
+) -> tuple[Tensor, TrustRegionReport]:
+    """New meta-parameters (P,) and a report; those given, where no step is accepted."""
+    g, product = gradient_and_metric(meta, problem)
+
+    def metric(v: Tensor) -> Tensor:
+        return torch.stack([product(row) for row in v])
+
+    solve = conjugate_gradient(
+        metric, g[None], damping=config.cg_damping, rtol=1e-10, max_steps=config.cg_steps
+    )
+    x = solve.solution[0]
+    curvature = x @ (product(x) + config.cg_damping * x)
+    step = x * torch.sqrt(2 * config.max_kl / curvature)
+    if not bool(curvature > 0) or not bool(step.isfinite().all()):
+        return meta, TrustRegionReport(0.0, 0.0, 0.0)
+    before, _ = surrogate_and_kl(meta, problem)
+    for trial in range(config.num_trials):
+        fraction = config.backtrack_ratio**trial
+        candidate = meta + fraction * step
+        after, kl = surrogate_and_kl(candidate, problem)
+        if after > before and kl <= config.max_kl:  # false for nan
+            return candidate, TrustRegionReport(kl, after - before, fraction)
+    return meta, TrustRegionReport(0.0, 0.0, 0.0)
+
+
+def surrogate_and_kl(meta: Tensor, problem: MetaProblem) -> tuple[float, float]:
+    """Means over tasks of L' and KL'."""
+    surrogate, kl = 0.0, 0.0
+    for block in problem.blocks():
+        adapted = block.path(meta)[-1]
+        surrogate += float(block.surrogate(adapted).sum())
+        kl += float(block.kl(adapted).sum())
+    return surrogate / problem.num_tasks, kl / problem.num_tasks
+
+
+def gradient_and_metric(meta: Tensor, problem: MetaProblem) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """g (P,), and v (P,) -> F v, of the head of this page."""
+    prepared: list[tuple[LinearAdaptation, Callable[[Tensor], Tensor]]] = []
+    g = torch.zeros_like(meta)
+    for block in problem.blocks():
+        theta, step_size, losses = block.start(meta)
+        linear = linearize(theta, step_size, losses, order=block.order)
+        g = g + _pulled(linear, gradients(block.surrogate)(linear.adapted), problem)
+        prepared.append((linear, fisher_product(block.policy, linear.adapted, block.batches[-1].obs)))
+
+    def product(v: Tensor) -> Tensor:
+        tangent, of_step_size = problem.parts(v)
+        learned = of_step_size if problem.step_size is None else None
+        total = torch.zeros_like(v)
+        for linear, fisher in prepared:
+            pushed = linear.push(tangent.expand_as(linear.adapted), learned)
+            total = total + _pulled(linear, fisher(pushed), problem)
+        return total / problem.num_tasks
+
+    return g / problem.num_tasks, product
+
+
+def _pulled(linear: LinearAdaptation, cotangent: Tensor, problem: MetaProblem) -> Tensor:
+    """J' u, summed over the tasks of a block: (M, p) -> (P,)."""
+    of_theta, of_step_size = linear.pull(cotangent)
+    return problem.whole(of_theta.sum(0), of_step_size.sum(0))

@@ -1,0 +1,107 @@
+"""MetaPolicy: what is meta-learned. AdaptedPolicy: policies of tasks, as they act."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from admrl.evaluation.adapter import Act
+from admrl.inner_loop.adaptation import Batch
+from admrl.inner_loop.advantages import make_batch
+from admrl.inner_loop.config import InnerLoopConfig
+from policy_opt.gaussian_policy import GaussianPolicy
+from task_families.family import TaskFamily
+from task_families.rollout import Rollout
+
+
+class MetaPolicy(nn.Module):
+    """theta and alpha; shapes and units of the policy; what it is told of a task.
+
+    Its observations are not normalised, as released. Differs from the released code: the first weights are "normc"
+    (`policy_opt.mlp.Mlp.init`), and the standard deviation has no floor of 1e-6.
+    """
+
+    step_size: Tensor  # (p,)
+
+    def __init__(
+        self, family: TaskFamily, config: InnerLoopConfig, generator: torch.Generator, *, sees_psi: bool
+    ) -> None:
+        """sees_psi: MAML-MT."""
+        super().__init__()
+        self.config, self.sees_psi, self.box = config, sees_psi, family.box
+        self.gamma = family.gamma if config.gamma is None else config.gamma
+        obs_size = family.obs_size + (family.box.size if sees_psi else 0)
+        bounds = family.action_bounds
+        policy = GaussianPolicy(obs_size, family.act_size, config.hidden_sizes)
+        self.policy = policy.with_action_units(
+            bounds.center.float(), (bounds.scale / config.action_scale).float()
+        )
+        theta = policy.init([generator])[0]
+        step_size = torch.full_like(theta, config.step_size)
+        self.meta = nn.Parameter(torch.cat([theta, step_size]) if config.learn_step_sizes else theta)
+        self.register_buffer("step_size", step_size, persistent=False)
+
+    def theta(self, num_tasks: int) -> Tensor:
+        """Every task's policy before adaptation (M, p), a copy."""
+        theta: Tensor = self.meta.detach()[: self.policy.num_params]
+        return theta.repeat(num_tasks, 1)
+
+    def alpha(self) -> Tensor:
+        """The step sizes (p,), a copy."""
+        p = self.policy.num_params
+        learned = self.meta.detach()[p:]
+        return (learned if self.config.learn_step_sizes else self.step_size).clone()
+
+    def known(self, psi: Tensor) -> Tensor:
+        """What the policy is told of tasks psi (M, k): unit coordinates, or nothing (M, 0)."""
+        return self.box.to_unit(psi).float() if self.sees_psi else _nothing(len(psi))
+
+    def act_as(self, theta: Tensor, known: Tensor) -> AdaptedPolicy:
+        """Policies theta (M, p) of tasks of which they are told known (M, c)."""
+        return AdaptedPolicy(self.policy, theta, known)
+
+    def batch(self, theta: Tensor, known: Tensor, rollout: Rollout, reward: Tensor) -> Batch:
+        """What policies theta (M, p) learn from their rollout; see `make_batch`."""
+        return make_batch(
+            self.policy,
+            theta,
+            told(rollout.obs, known),
+            rollout,
+            reward,
+            gamma=self.gamma,
+            gae_lambda=self.config.gae_lambda,
+            ridge=self.config.ridge,
+        )
+
+
+def told(obs: Tensor, known: Tensor) -> Tensor:
+    """Observations (M, ..., S) with known (M, c) behind them."""
+    shape = (len(known), *[1] * (obs.dim() - 2), known.shape[1])
+    return torch.cat([obs, known.to(obs).view(shape).expand(*obs.shape[:-1], -1)], dim=-1)
+
+
+def _nothing(num_tasks: int) -> Tensor:
+    return torch.zeros(num_tasks, 0, dtype=torch.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptedPolicy:
+    """M stochastic policies; see `admrl.evaluation.adapter.Policy`."""
+
+    policy: GaussianPolicy
+    theta: Tensor  # (M, p)
+    known: Tensor  # (M, c)
+
+    def actor(self, noise: Tensor, generators: Sequence[torch.Generator]) -> Act:
+        """See `Policy.actor`."""
+        deviation = self.policy.deviations(self.theta, noise)[0]  # (T, M, N, A)
+        mean = self.policy.mean_function(self.theta)
+
+        @torch.no_grad()
+        def act(t: int, obs: Tensor) -> Tensor:
+            return mean(told(obs, self.known)) + deviation[t]
+
+        return act

@@ -1,0 +1,199 @@
+"""Meta-training of the inner-loop methods (MAML Alg. 3, ProMP Alg. 1).
+
+    for every iteration:
+      draw meta_batch tasks, uniform in the box
+      for j = 0 .. k-1: num_episodes of every task by theta_j, its linear baseline and advantages; an inner step
+      num_episodes of every task by theta_k
+      one outer update on all of these samples: `maml_trpo_step` (maml-trpo, maml-mt), `promp_step` (promp, maml-ppo)
+
+A step, after which the training can stop and go on bit-identically, is an iteration.
+
+Differs from the papers: families with published training tasks draw from the whole set of tasks, too; for those of
+two directions that is the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from admrl.config.evaluation import EvaluationConfig
+from admrl.evaluation.evaluator import adapt_and_score
+from admrl.inner_loop.adaptation import Batch, gradients, policy_loss
+from admrl.inner_loop.adapter import InnerLoopAdapter
+from admrl.inner_loop.config import TITLES, InnerLoopConfig, check_inner_loop
+from admrl.inner_loop.maml_trpo import maml_trpo_step
+from admrl.inner_loop.meta_policy import MetaPolicy
+from admrl.inner_loop.meta_problem import MetaProblem
+from admrl.inner_loop.promp import promp_step
+from admrl.jobs.reporter import Reporter, Silent
+from admrl.solving.rollouts import episode_returns, gaussian_noise
+from admrl.streams import Purpose, stream
+from task_families.family import TaskFamily
+from task_families.rollout import Rollout, collect
+from task_families.simulator import spawn_generators
+
+TASK_SEED = 1337  # of the test tasks, as for the other baselines
+NUM_TEST_EPISODES = 4  # of every task and point of the learning curve
+CLIPPED = ("promp", "maml-ppo")  # the others have a trust region
+OnStep = Callable[["InnerLoopState"], None]
+
+
+@dataclass
+class CurvePoint:
+    """A point of the learning curve."""
+
+    iteration: int
+    real_samples: int
+    first_return: float  # A_0, mean over test tasks
+    adapted_return: float  # A_n after as many inner steps as are trained
+
+
+@dataclass
+class InnerLoopState:
+    """Everything that changes while a method trains."""
+
+    algorithm: str
+    family: TaskFamily
+    config: InnerLoopConfig
+    seed: int
+    agent: MetaPolicy
+    optimizer: torch.optim.Adam  # unused by a trust region
+    generator: torch.Generator
+    test_psi: Tensor  # (K, k)
+    step: int = 0  # iterations that are done
+    real_samples: int = 0
+    num_updates: int = 0  # steps of the outer optimiser
+    curve: list[CurvePoint] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all iterations are done."""
+        return self.step >= self.config.num_iterations
+
+
+def new_inner_loop(family: TaskFamily, algorithm: str, config: InnerLoopConfig, seed: int) -> InnerLoopState:
+    """The beginning of a training.
+
+    Raises:
+        ValueError: see `check_inner_loop`.
+    """
+    check_inner_loop(config, family)
+    weights = stream(seed, Purpose.NETWORKS)
+    agent = MetaPolicy(family, config, weights, sees_psi=algorithm == "maml-mt")
+    published = family.published_tasks(TASK_SEED)
+    test_psi = family.box.fixed(config.num_test_tasks, TASK_SEED) if published is None else published[1]
+    return InnerLoopState(
+        algorithm=algorithm,
+        family=family,
+        config=config,
+        seed=seed,
+        agent=agent,
+        optimizer=torch.optim.Adam([agent.meta], lr=config.clip.learning_rate),
+        generator=stream(seed, Purpose.BASELINE),
+        test_psi=test_psi[: config.num_test_tasks],
+    )
+
+
+def train_inner_loop(
+    state: InnerLoopState,
+    *,
+    reporter: Reporter | None = None,
+    num_threads: int = 1,
+    on_step: OnStep | None = None,
+) -> None:
+    """Go on until the training is finished; calls on_step after every iteration.
+
+    Raises:
+        FloatingPointError: the policy is no longer finite.
+    """
+    reporter, config = reporter or Silent(), state.config
+    while not state.finished:
+        reporter.phase(f"iteration {state.step + 1}/{config.num_iterations}")
+        problem, metrics = sample_problem(state, num_threads)
+        metrics |= _update(state, problem)
+        state.step += 1
+        if state.step % config.test_every == 0:
+            metrics |= _test(state, num_threads)
+        reporter.advance(real_samples=state.real_samples, **metrics)
+        if on_step is not None:
+            on_step(state)
+
+
+def sample_problem(state: InnerLoopState, num_threads: int = 1) -> tuple[MetaProblem, dict[str, float]]:
+    """The samples of an iteration, k + 1 phases, and the mean returns before and after the inner steps."""
+    agent, config = state.agent, state.config
+    psi = state.family.box.sample(config.meta_batch, "uniform", state.generator)
+    known, policy = agent.known(psi), agent.policy.in_units()
+    theta, alpha = agent.theta(len(psi)), agent.alpha()
+    batches: list[Batch] = []
+    returns: list[float] = []
+    for j in range(config.num_steps + 1):
+        rollout = _rollout(state, theta, known, psi, num_threads)
+        reward = state.family.reward(
+            psi.to(rollout.obs)[:, None, None], rollout.obs, rollout.act, rollout.next_obs
+        )
+        scored = episode_returns(state.family, psi, rollout)
+        returns.append(float(scored[scored.isfinite()].mean()))
+        batches.append(agent.batch(theta, known, rollout, reward))
+        if j < config.num_steps:
+            theta = theta - alpha * gradients(policy_loss(policy, batches[-1], config.inner_loss))(theta)
+        state.real_samples += rollout.num_samples
+    fixed = None if config.learn_step_sizes else agent.step_size
+    problem = MetaProblem(policy, batches, config.inner_loss, config.order, fixed)
+    return problem, {"return_real_noisy": returns[-1], "return_first_noisy": returns[0]}
+
+
+def _rollout(state: InnerLoopState, theta: Tensor, known: Tensor, psi: Tensor, num_threads: int) -> Rollout:
+    """num_episodes lanes of one horizon of every task."""
+    family, shape = state.family, (len(psi), state.config.num_episodes)
+    generators = spawn_generators(state.generator, len(psi))
+    noise = gaussian_noise(shape, family.horizon, family.act_size, generators, theta)
+    act = state.agent.act_as(theta, known).actor(noise, generators)
+    simulator = family.make_simulator(shape, num_threads=num_threads, psi=psi)
+    withheld = torch.full(shape, torch.nan, dtype=torch.float32)  # `make_batch` computes it from the actions
+    return collect(simulator, family, lambda t, obs: (act(t, obs), withheld), family.horizon, generators)
+
+
+def _update(state: InnerLoopState, problem: MetaProblem) -> dict[str, float]:
+    """One outer update; what it reports."""
+    agent, config = state.agent, state.config
+    if state.algorithm in CLIPPED:
+        report = asdict(promp_step(agent.meta, state.optimizer, problem, config.clip))
+        state.num_updates += config.clip.num_epochs
+    else:
+        new, trust = maml_trpo_step(agent.meta.detach(), problem, config.trpo)
+        with torch.no_grad():
+            agent.meta.copy_(new)
+        report = asdict(trust)
+        state.num_updates += 1
+    broken = [name for name, value in report.items() if not math.isfinite(value)]
+    if broken or not bool(agent.meta.isfinite().all()):
+        raise FloatingPointError(
+            f"{broken[0] if broken else 'the policy'} is not finite in iteration {state.step + 1}; the last "
+            "checkpoint is sound. Try a smaller `config.step_size` or `config.clip.learning_rate`"
+        )
+    return report
+
+
+def _test(state: InnerLoopState, num_threads: int) -> dict[str, float]:
+    """A point of the learning curve: the test protocol on the test tasks, as many steps as are trained."""
+    config = EvaluationConfig(
+        num_policy_seeds=1,
+        num_episodes=NUM_TEST_EPISODES,
+        num_stages=1,
+        num_stage_samples=state.config.num_steps * state.config.num_adapt_samples,
+    )
+    adapter = InnerLoopAdapter(state.agent, name=TITLES[state.algorithm])
+    adapted = adapt_and_score(
+        state.family, adapter, state.test_psi, config, state.seed, num_threads=num_threads
+    )
+    first, last = np.nanmean(adapted.episode_return, axis=(0, 1, 3))
+    point = CurvePoint(state.step, state.real_samples, float(first), float(last))
+    state.curve.append(point)
+    return {"test_return": point.adapted_return, "test_return_0": point.first_return}
