@@ -113,6 +113,7 @@ class Driver:
         }  # started by an earlier driver
         self._looked = time.monotonic()
         self._submitted: set[str] = set()
+        self._unwritten: dict[str, Record] = {}  # how attempts ended, as long as others are started first
         self._num_failures: Counter[str] = Counter()
         self._failures: list[Failure] = []
         self._by_name = {job.name: job for job in jobs}
@@ -146,6 +147,7 @@ class Driver:
 
     def _loop(self) -> None:
         self._start()
+        self._write()
         while self._running or self._others:
             if (signum := interruption()) is not None:
                 raise Interrupted(signum=signum)
@@ -154,6 +156,7 @@ class Driver:
                 self._end(name, exit_code)
             if ended:
                 self._start()
+                self._write()
             else:
                 time.sleep(LOOKED_EVERY)
 
@@ -197,6 +200,7 @@ class Driver:
             make_folder(path.parent)
         if job.begun is not None and not job.begun.exists():
             remove_unfinished(job.begun.parent)  # of an attempt that was killed before it had begun
+        self._unwritten.pop(job.name, None)
         attempt = self._store.begin(job, self._records[job.name], self._records, num_workers)
         self._records |= self._store.records([job])
         self._reporter.phase(job.name if attempt.number == 1 else f"{job.name}, attempt {attempt.number}")
@@ -235,11 +239,18 @@ class Driver:
         return job.begun is not None and job.begun.exists() and self._is_finished(job)
 
     def _put(self, name: str, record: Record) -> None:
-        self._store.write(name, record)
+        self._unwritten[name] = record
         self._records[name], self._states[name] = record, record.state
         if record.state == DONE:
             self._left.pop(name, None)
             self._reporter.advance()
+
+    def _write(self) -> None:
+        """Put on the disk how attempts ended: that takes long, and a driver that is killed before is told by them."""
+        while self._unwritten:
+            name = next(iter(self._unwritten))
+            self._store.write(name, self._unwritten[name])
+            del self._unwritten[name]
 
     def _stop(self) -> None:
         """Interrupt all attempts, and wait until they have saved and ended."""
@@ -251,6 +262,7 @@ class Driver:
                 self._running.pop(name)
                 record = replace(self._records[name], ended=time.time(), exit_code=exit_code)
                 self._put(name, replace(record, state=INTERRUPTED if exit_code else DONE))
+            self._write()
             time.sleep(LOOKED_EVERY)
 
 

@@ -16,8 +16,8 @@ import os
 import signal
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from admrl.storage.fence import end_group, newest_attempt
 
@@ -90,8 +90,7 @@ class Pulse:
                     end_group()
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):  # no dataclass: they take long to import, and every attempt imports this page
     """An attempt, from outside."""
 
     who: str
