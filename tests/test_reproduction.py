@@ -16,6 +16,7 @@ TEXT = (ROOT / PAGE).read_text(encoding="utf-8")
 PROOF = (
     "nothing to run",
     "not implemented",
+    "never trained",
     "CPU hours",
     "it needs",
     "comparison of",

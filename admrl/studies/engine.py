@@ -19,7 +19,7 @@ class Resources:
     """None: nothing is asked for."""
     num_gpus: float = 0.0
     max_processes: int | None = None
-    """Of one job, which run on one machine; None: as many as there are."""
+    """Of one job, which run on one machine; None: as many as are free, of the engine `local` alone."""
 
 
 @dataclass(frozen=True)

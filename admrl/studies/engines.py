@@ -32,6 +32,11 @@ def make_engine(name: str, folder: Path, resources: Resources, options: Mapping[
         ValueError: what it needs is not installed or not running, the folder is not seen everywhere, or there are no
             such resources.
     """
+    if name != "local" and resources.max_processes is None:
+        raise ValueError(
+            f"engine.max_processes: with {name}, a reference or an evaluation has all its processes on one machine; "
+            "say in [engine] for how many of them one machine has room, e.g. max_processes = 8"
+        )
     page, kind, _ = ENGINES[name]
     engine: Engine = getattr(import_module(page), kind)(folder, resources, **options)
     return engine

@@ -360,7 +360,7 @@ def study(folder, *options):
 
 def test_a_study_through_the_command_that_is_interrupted_finds_what_a_local_one_finds(folder):
     local, cluster = folder / "local", folder / "cluster"
-    engine = '\n[engine]\nname = "slurm"\npartition = "main"\ntime_limit_minutes = 60\n'
+    engine = '\n[engine]\nname = "slurm"\npartition = "main"\ntime_limit_minutes = 60\nmax_processes = 2\n'
     for place, lines in ((local, ""), (cluster, engine)):
         place.mkdir()
         (place / "toy.toml").write_text(STUDY.format(folder="f").replace("[0, 1]", "[0]") + lines)
