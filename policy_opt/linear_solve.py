@@ -186,7 +186,8 @@ def normal_cg(
     operator, flat, start = _prepare(
         normal, vectors.unflatten(right_hand_side), x0, damping, relative_damping, False
     )
-    result = solve(ConjugateGradient(), operator, flat, start, settings, may_be_singular=True)
+    method = ConjugateGradient(is_consistent=True)
+    result = solve(method, operator, flat, start, settings, may_be_singular=True)
     checks = 2 if rmatvec is None else 1
     return dataclasses.replace(result, num_products=2 * result.num_products + checks)
 

@@ -66,7 +66,7 @@ class BlockConjugateGradient(Method):
         inner = m.s.mT @ w
         curvature, vectors = _curvatures((inner + inner.mT) / 2, m.s)
         least, most = curvature[..., :1], torch.maximum(m.most, curvature[..., -1:].abs())
-        is_positive = least > 3 * torch.finfo(w.dtype).eps * most  # below it the sign means nothing
+        is_positive = least > 8 * torch.finfo(w.dtype).eps * most  # below it the sign means nothing
         safe = torch.where((is_positive & is_finite)[..., None], (inner + inner.mT) / 2, _eye_like(inner))
         z = torch.linalg.solve_ex(safe, _eye_like(safe)).result  # definite: no error to wait for
         moves = active & is_positive & is_finite

@@ -38,7 +38,7 @@ class _CGMemory(NamedTuple):
     p: Tensor
     p_p: Tensor  # p'p
     rho: Tensor  # r'z
-    most: Tensor  # largest |p'Ap / p'p|
+    most: Tensor  # largest lower bound of |A| that was seen
     least: Tensor  # smallest one
     best_x: Tensor
     best_size: Tensor  # |r| of best_x, or of x where that is not worse
@@ -50,9 +50,13 @@ class ConjugateGradient(Method):
     """One conjugate-gradient step for the shared loop."""
 
     trust_radius: float | Tensor | None = None
+    is_consistent: bool = False
+    """b is known to be in the range of A, as in normal equations: no residual leaves it, and no p is mapped to 0."""
 
     def scaled(self, of_x: Tensor, of_b: Tensor) -> ConjugateGradient:
-        return self if self.trust_radius is None else ConjugateGradient(self.trust_radius * of_x)
+        if self.trust_radius is None:
+            return self
+        return dataclasses.replace(self, trust_radius=self.trust_radius * of_x)
 
     def start(self, problem: Problem, x: Tensor, r: Tensor) -> Iterate:
         z = problem.precondition(r)
@@ -84,9 +88,9 @@ class ConjugateGradient(Method):
         p_q = problem.dot(m.p, q)
         curvature = p_q / m.p_p
         _require_moderate(m, q)
-        # Below the rounding of A p the sign of p'Ap means nothing; with a preconditioner p has no scale.
+        # Below the rounding of A p, eps |A|, the sign of p'Ap means nothing; with a preconditioner p has no scale.
         is_bare = problem.preconditioner is None
-        floor = torch.finfo(q.dtype).eps if is_bare else 0.0
+        floor = (1 if self.is_consistent else 3) * torch.finfo(q.dtype).eps if is_bare else 0.0
         most = torch.maximum(m.most, curvature)
         is_positive = curvature > floor * most  # and a number
         everybody = self.trust_radius is None and problem.all_of(is_positive & active)
@@ -117,6 +121,10 @@ class ConjugateGradient(Method):
         p = problem.add(z, beta, m.p, into=m.p)
         # r'p = 0, so |z + beta p|^2 needs no pass over p
         p_p = torch.addcmul(rho, beta * beta, m.p_p) if is_bare else problem.dot(p, p)
+        if is_bare and not self.is_consistent:
+            # r'Ar / r'r = 1/alpha + (beta/alpha of the step before) <= |A|, also where p'Ap is far below it
+            growth = beta / alpha if everybody else torch.where(alpha > 0, beta / alpha, 0.0)
+            most = torch.maximum(most, growth)
         smallest = of_active(torch.minimum(now.min_curvature, curvature), now.min_curvature)
         return Iterate(
             x=x,
