@@ -121,10 +121,7 @@ class ConjugateGradient(Method):
         p = problem.add(z, beta, m.p, into=m.p)
         # r'p = 0, so |z + beta p|^2 needs no pass over p
         p_p = torch.addcmul(rho, beta * beta, m.p_p) if is_bare else problem.dot(p, p)
-        if is_bare and not self.is_consistent:
-            # r'Ar / r'r = 1/alpha + (beta/alpha of the step before) <= |A|, also where p'Ap is far below it
-            growth = beta / alpha if everybody else torch.where(alpha > 0, beta / alpha, 0.0)
-            most = torch.maximum(most, growth)
+        most = _raised(most, alpha, beta) if is_bare and not self.is_consistent else most
         smallest = of_active(torch.minimum(now.min_curvature, curvature), now.min_curvature)
         return Iterate(
             x=x,
@@ -166,6 +163,11 @@ class ConjugateGradient(Method):
             failed = failed & (now.code != NEGATIVE_CURVATURE)
         x = torch.where((failed & is_singular & ~m.is_best)[..., None], m.best_x, now.x)
         return now._replace(x=x)
+
+
+def _raised(most: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    """A lower bound of |A|: the next residual has r'Ar / r'r >= beta/alpha, also where p'Ap is far below |A|."""
+    return torch.maximum(most, torch.where(alpha > 0, beta / alpha, 0.0))
 
 
 def _newer(new: Tensor, old: Tensor) -> Tensor:
