@@ -112,6 +112,7 @@ class ConjugateGradient(Method):
         if not (everybody and problem.none_of(gets_worse)):
             best_x = problem.put_rows(active & gets_worse & m.is_best, now.x, best_x)
             best_size = torch.where(active, torch.minimum(size, m.best_size), m.best_size)
+            most = most if self.is_consistent else _raised(problem, most, gets_worse, alpha, rho / m.rho)
         x = problem.add(now.x, alpha, m.p)
         code = now.code
         if not (everybody and is_bare and problem.all_of(size > problem.tolerance)):
@@ -121,7 +122,6 @@ class ConjugateGradient(Method):
         p = problem.add(z, beta, m.p, into=m.p)
         # r'p = 0, so |z + beta p|^2 needs no pass over p
         p_p = torch.addcmul(rho, beta * beta, m.p_p) if is_bare else problem.dot(p, p)
-        most = _raised(most, alpha, beta) if is_bare and not self.is_consistent else most
         smallest = of_active(torch.minimum(now.min_curvature, curvature), now.min_curvature)
         return Iterate(
             x=x,
@@ -165,9 +165,11 @@ class ConjugateGradient(Method):
         return now._replace(x=x)
 
 
-def _raised(most: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    """A lower bound of |A|: the next residual has r'Ar / r'r >= beta/alpha, also where p'Ap is far below |A|."""
-    return torch.maximum(most, torch.where(alpha > 0, beta / alpha, 0.0))
+def _raised(problem: Problem, most: Tensor, gets_worse: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    """A lower bound of |A|: a residual has r'Ar / r'r >= beta/alpha. Where it grew, p'Ap may be far below that."""
+    if problem.preconditioner is not None:
+        return most
+    return torch.maximum(most, torch.where(gets_worse & (alpha > 0), beta / alpha, 0.0))
 
 
 def _newer(new: Tensor, old: Tensor) -> Tensor:
