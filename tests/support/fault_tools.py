@@ -88,11 +88,21 @@ def train(path: Path, every: float = 0.0, reporter=None) -> None:
     train_run(Run.resume(path), reporter or Silent(), checkpoint_seconds=every)
 
 
-def start(path: Path, every: float = 0.0):
+def start(path: Path, every: float = 0.0, reporter=None):
     """`train` in another process."""
-    process = CONTEXT.Process(target=train, args=(path, every))
+    process = CONTEXT.Process(target=train, args=(path, every, reporter))
     process.start()
     return process
+
+
+def kill_at(path: Path, step: int, every: float = 0.0) -> bool:
+    """Train in another process that kills itself -9 while a step is being done; False: it has ended before."""
+    process = start(path, every, SignalAt(step, signal.SIGKILL))
+    process.join(300)
+    exitcode = process.exitcode
+    assert exitcode in (0, -signal.SIGKILL), exitcode
+    process.close()
+    return exitcode != 0
 
 
 def kill_after(path: Path, seconds: float, every: float = 0.0) -> bool:

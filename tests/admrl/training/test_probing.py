@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fault_tools import SMALL, SignalAt, assert_same_run, fingerprint, kill_after, small_run, train
+from fault_tools import SMALL, SignalAt, assert_same_run, fingerprint, kill_at, small_run, train
 
 from admrl.config.presets import PRESETS
 from admrl.config.training import num_gradient_episodes
@@ -149,11 +149,10 @@ def test_stopping_anywhere_and_going_on_gives_the_same(tmp_path, whole):
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_bit_by_bit(tmp_path, whole):
-    path, killed = small_run(tmp_path / "run", config=PAIRS, selector="population"), 0
-    for seconds in (2.5, 3.0, 3.5):
-        killed += kill_after(path, seconds, every=1e6)
+    path, probing_steps = small_run(tmp_path / "run", config=PAIRS, selector="population"), whole[2]
+    for step in (2, probing_steps[0], probing_steps[2]):
+        assert kill_at(path, step, every=0.0 if step == 2 else 1e6)
     train(path, every=1e6)
-    assert killed >= 1
     assert_same_run(whole[1], fingerprint(path))
 
 
