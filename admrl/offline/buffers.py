@@ -1,0 +1,193 @@
+"""Recorded transitions of many tasks, and the batches that are drawn from them.
+
+A row is [obs, unit action, next_obs, reward, terminated, ends], beside the number of its task; the rows of a task are
+in the order in which they were recorded, whole episodes one after another.
+
+    to_go_t = sum_{j >= t} gamma^(j-t) r_j up to the end T of the episode
+    an episode that was cut, not terminated, goes on: its remainder is gamma^(T-t) V(s_T)
+
+Shapes: R rows, K tasks, B tasks of a batch, n transitions of each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from admrl.storage.sealed_file import check_tensor
+from task_families.rollout import Rollout
+from task_families.simulator import ActionBounds
+
+ROWS, TASK = "rows", "task"
+
+
+class Batch(NamedTuple):
+    """n transitions of each of B tasks, or of one task without the first axis."""
+
+    obs: Tensor  # (B, n, S)
+    act: Tensor  # (B, n, A) unit actions; one-hot where an action is a choice
+    to_go: Tensor  # (B, n) Monte-Carlo return to the end of the episode
+    last_obs: Tensor  # (B, n, S) s_T
+    last_discount: Tensor  # (B, n) gamma^(T-t) where the episode was cut, 0 where it terminated
+
+
+@dataclass(frozen=True, eq=False)
+class OfflineData:
+    """R transitions of K tasks."""
+
+    obs: Tensor  # (R, S) float32
+    act: Tensor  # (R, A)
+    next_obs: Tensor  # (R, S)
+    reward: Tensor  # (R,)
+    terminated: Tensor  # (R,) bool
+    ends: Tensor  # (R,) bool: the last transition of an episode
+    task: Tensor  # (R,) int64, from 0 to K - 1
+    num_tasks: int
+
+    def __len__(self) -> int:
+        return len(self.obs)
+
+    def task_sizes(self) -> Tensor:
+        """Transitions of every task (K,)."""
+        return torch.bincount(self.task, minlength=self.num_tasks)
+
+    def columns(self) -> dict[str, Tensor]:
+        """For checkpoints, see `from_columns`."""
+        flags = torch.stack([self.reward, self.terminated.float(), self.ends.float()], dim=1)
+        return {ROWS: torch.cat([self.obs, self.act, self.next_obs, flags], dim=1), TASK: self.task}
+
+    @classmethod
+    def from_columns(
+        cls, columns: dict[str, Tensor], obs_size: int, act_size: int, num_tasks: int | None = None
+    ) -> Self:
+        """Inverse of `columns`.
+
+        Args:
+            num_tasks: K; None: as many as there are.
+
+        Raises:
+            ValueError: names what does not fit.
+        """
+        widths = [obs_size, act_size, obs_size, 1, 1, 1]
+        rows = check_tensor(columns, ROWS, (None, sum(widths)), torch.float32)
+        task = check_tensor(columns, TASK, (len(rows),), torch.int64)
+        found = int(task.max()) + 1 if len(task) else 0
+        num_tasks = found if num_tasks is None else num_tasks
+        if len(task) and not 0 <= int(task.min()) <= int(task.max()) < num_tasks:
+            raise ValueError(f"{TASK}: expected numbers from 0 to {num_tasks - 1}")
+        obs, act, next_obs, reward, terminated, ends = rows.split(widths, dim=1)
+        flags = reward[:, 0], terminated[:, 0] > 0, ends[:, 0] > 0
+        return cls(obs, act, next_obs, *flags, task, num_tasks)
+
+    @classmethod
+    def of_rollout(cls, rollout: Rollout, reward: Tensor, to_unit: ActionUnits, task: Tensor) -> Self:
+        """The episodes of a rollout and its rewards (M, N, T), of tasks (M,).
+
+        The last step of a simulation that broke down is left out: its episode ends one step earlier, cut.
+        """
+        sound = rollout.next_obs.isfinite().all(-1)  # (M, N, T)
+        ends = rollout.terminated | rollout.truncated
+        ends = ends | (~sound).roll(-1, -1)
+        ends[..., -1] = True
+        rows = task[:, None, None].expand(sound.shape)[sound]
+        columns = rollout.obs, to_unit(rollout.act), rollout.next_obs, reward
+        obs, act, next_obs, rewards = (x[sound].float() for x in columns)
+        num_tasks = int(task.max()) + 1
+        return cls(obs, act, next_obs, rewards, rollout.terminated[sound], ends[sound], rows, num_tasks)
+
+
+@dataclass(frozen=True)
+class ActionUnits:
+    """The family's actions as the data holds them."""
+
+    bounds: ActionBounds
+    picks_largest: bool
+
+    def __call__(self, act: Tensor) -> Tensor:
+        """Unit actions, or which choice was made, one-hot."""
+        if not self.picks_largest:
+            return self.bounds.to_unit(act)
+        return torch.zeros_like(act).scatter(-1, act.argmax(-1, keepdim=True), 1.0)
+
+    def back(self, unit: Tensor) -> Tensor:
+        """Actions of the family."""
+        return unit if self.picks_largest else self.bounds.from_unit(unit)
+
+
+def joined(parts: list[OfflineData], num_tasks: int) -> OfflineData:
+    """The rows of some parts, one after another, of the same tasks."""
+    names = ("obs", "act", "next_obs", "reward", "terminated", "ends", "task")
+    return OfflineData(*(torch.cat([getattr(part, name) for part in parts]) for name in names), num_tasks)
+
+
+class Buffers:
+    """The data, ready to be drawn from."""
+
+    def __init__(self, data: OfflineData, gamma: float, thinning: int = 1) -> None:
+        """thinning: every so manieth transition of a task can be drawn; returns are of all of them."""
+        self.data, self._num_tasks = data, data.num_tasks
+        order = torch.argsort(data.task, stable=True)  # by task, each in its own order
+        ends = data.ends[order]
+        ends = ends | (data.task[order] != data.task[order].roll(-1))
+        last = ends.nonzero()[:, 0]
+        lengths = last.diff(prepend=last.new_tensor([-1]))
+        self.to_go = torch.empty(len(data), dtype=torch.float32)
+        self.to_go[order] = returns_to_go(data.reward[order], last, lengths, gamma)
+        end_of = last.repeat_interleave(lengths)  # (R,) position of every row's episode's end
+        left = end_of - torch.arange(len(data)) + 1  # T - t
+        goes_on = (~data.terminated[order][end_of]).float()
+        self.last_discount = torch.empty(len(data), dtype=torch.float32)
+        self.last_discount[order] = goes_on * (gamma**left.double()).float()
+        self._end = torch.empty(len(data), dtype=torch.int64)
+        self._end[order] = order[end_of]
+        kept = [order[data.task[order] == k][::thinning] for k in range(self._num_tasks)]
+        self.size = torch.tensor([len(rows) for rows in kept])  # (K,)
+        self._rows = torch.nn.utils.rnn.pad_sequence(kept, batch_first=True)  # (K, largest size)
+
+    def rows(self, index: Tensor) -> Batch:
+        """Rows (B, n) of the data."""
+        data, end = self.data, self._end[index]
+        return Batch(
+            data.obs[index], data.act[index], self.to_go[index], data.next_obs[end], self.last_discount[index]
+        )
+
+    def draw(
+        self, tasks: Tensor, num_inner: int, num_outer: int, generator: torch.Generator
+    ) -> tuple[Batch, Batch]:
+        """D_tr, num_inner consecutive transitions of each of tasks (B,), and D_ts, num_outer of all others.
+
+        D_ts is drawn with replacement. Every task must have more than num_inner.
+        """
+        size = self.size[tasks, None]
+        place, share = (
+            torch.rand(len(tasks), n, generator=generator, dtype=torch.float64) for n in (1, num_outer)
+        )
+        begin = (place * (size - num_inner + 1)).long()
+        inner = begin + torch.arange(num_inner)
+        outer = (share * (size - num_inner)).long()
+        outer = torch.where(outer >= begin, outer + num_inner, outer)  # the window is not among them
+        picked = (self._rows[tasks[:, None], position] for position in (inner, outer))
+        first, second = (self.rows(index) for index in picked)
+        return first, second
+
+    def draw_any(self, num: int, generators: list[torch.Generator]) -> Batch:
+        """num transitions of every task, each's by its own generator: without replacement, and where a task has
+        fewer, all of them about equally often."""
+        index = []
+        for k, generator in enumerate(generators):
+            size = int(self.size[k])
+            order = torch.randperm(size, generator=generator)
+            index.append(self._rows[k][order[torch.arange(num) % size]])
+        return self.rows(torch.stack(index))
+
+
+def returns_to_go(reward: Tensor, last: Tensor, lengths: Tensor, gamma: float) -> Tensor:
+    """Discounted return from every row (R,) to the end of its episode; last (E,) and lengths (E,) of the episodes."""
+    total = reward.double().clone()
+    for back in range(1, int(lengths.max()) if len(lengths) else 0):
+        rows = last[lengths > back] - back
+        total[rows] += gamma * total[rows + 1]
+    return total.float()
