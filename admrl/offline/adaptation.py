@@ -8,9 +8,9 @@
 eta_1 and alpha_1 are softplus of a learned number for each tensor, lambda softplus of another. One task a function;
 `torch.func.vmap` makes it M. The outer losses are differentiated through the inner step (second order).
 
-G is the Monte-Carlo return to go. Where an episode was cut, not terminated, what follows is worth gamma^(T-t) V(s_T):
-in line 5 nothing is added, in line 8 the V of a target network, 0.9 phi + 0.1 phi', and in A^ that of phi' itself, all
-as released.
+G is the Monte-Carlo return to go. Where an episode was cut, not terminated, what follows is worth gamma^(T-t) V(s_T),
+as released: in line 5 nothing is added, in line 8 the V of a target network, 0.9 phi + 0.1 phi', and in A^ that of phi'
+itself.
 """
 
 from __future__ import annotations

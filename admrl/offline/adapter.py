@@ -6,7 +6,8 @@
               scored, of the adapted one from then on
 
 Either way A_n is one inner step from the meta-learned policy, never a second one, on `inner_batch` of all n samples
-(fewer: all of them, about equally often); A_0 is the meta-learned policy. Scored is the most likely action, as released.
+(fewer: all of them, about equally often); A_0 is the meta-learned policy. What is scored is the most likely action, as
+released.
 """
 
 from __future__ import annotations
@@ -56,9 +57,7 @@ class MacawAdapter:
         if experience.reward is None:
             raise AdapterError(f"{self.name}: needs rewards")
         number = torch.arange(len(tasks))
-        self._parts.append(
-            OfflineData.of_rollout(rollout, experience.reward, self._agent.units, number)
-        )
+        self._parts.append(OfflineData.of_rollout(rollout, experience.reward, self._agent.units, number))
         if self._learner is not None:
             self._learner.learn(rollout, experience.reward)
         self._num_seen += rollout.num_samples // len(tasks)

@@ -53,9 +53,7 @@ class Recorder:
         """Of a family."""
         units = ActionUnits(family.action_bounds, family.picks_largest)
         is_bandit = isinstance(family, BernoulliBandit5)
-        return cls(
-            is_bandit, family.obs_size, family.act_size, family.gamma, units, sac, updates_per_sample
-        )
+        return cls(is_bandit, family.obs_size, family.act_size, family.gamma, units, sac, updates_per_sample)
 
     def learner(self, generators: Sequence[torch.Generator], lifetime: int) -> Learner:
         """New learners, one for each generator, which draws what they need; lifetime: samples of each."""
@@ -133,26 +131,30 @@ class SacLearner:
         self._agent = stacked(agents)
         groups = self._agent.parameter_groups()
         self._optimizers = Optimizers(groups, recorder.sac.learning_rate, num_agents=len(agents))
-        self._seen: list[Batch] = []  # of every episode
+        self._seen: Batch | None = None  # (M, n, .)
 
     def policy(self) -> Policy:
         """See `Learner`."""
-        if not self._seen:
+        if self._seen is None:
             return _Uniform(self._recorder.units)
         return _SacPolicy(deepcopy(self._agent).requires_grad_(False), self._recorder.units)
 
     def learn(self, rollout: Rollout, reward: Tensor) -> None:
         """See `Learner`: as many gradient steps as the recorder says for each new sample of a task."""
-        self._seen.append(_batch(self._recorder.units, rollout, reward))
-        with torch.enable_grad():
-            for _ in range(round(self._recorder.updates_per_sample * self._seen[-1].obs.shape[1])):
-                self._update()
+        new = _batch(self._recorder.units, rollout, reward)
+        seen = new
+        if self._seen is not None:
+            pairs = zip(_fields(self._seen), _fields(new), strict=True)
+            seen = Batch(*(torch.cat(pair, dim=1) for pair in pairs))
+        self._seen = seen
+        with torch.enable_grad():  # an evaluation has none
+            for _ in range(round(self._recorder.updates_per_sample * new.obs.shape[1])):
+                self._update(seen)
 
-    def _update(self) -> None:
+    def _update(self, seen: Batch) -> None:
+        """One step of every agent on transitions of its own."""
         config = self._recorder.sac
-        everything = Batch(*(torch.cat(column, dim=1) for column in zip(*map(_fields, self._seen), strict=True)))
-        self._seen = [everything]
-        num_tasks, size = everything.obs.shape[:2]
+        num_tasks, size = seen.obs.shape[:2]
         draws = [
             (
                 torch.randint(size, (config.batch_size,), generator=g),
@@ -162,7 +164,7 @@ class SacLearner:
         ]
         index, noise = torch.stack([d[0] for d in draws]), torch.stack([d[1] for d in draws], dim=1)
         of_task = torch.arange(num_tasks)[:, None]
-        batch = Batch(*(column[of_task, index] for column in _fields(everything)))
+        batch = Batch(*(column[of_task, index] for column in _fields(seen)))
         self._agent.step(self._optimizers, batch, batch.obs.new_zeros(num_tasks, 0), noise)
 
 

@@ -140,7 +140,7 @@ class Buffers:
         left = end_of - torch.arange(len(data)) + 1  # T - t
         goes_on = (~data.terminated[order][end_of]).float()
         self.last_discount = torch.empty(len(data), dtype=torch.float32)
-        self.last_discount[order] = goes_on * (gamma**left.double()).float()
+        self.last_discount[order] = goes_on * (gamma ** left.double()).float()
         self._end = torch.empty(len(data), dtype=torch.int64)
         self._end[order] = order[end_of]
         kept = [order[data.task[order] == k][::thinning] for k in range(self._num_tasks)]

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from admrl.config.checks import check_config
+from admrl.config.methods import METHODS
 from admrl.config.sac import SacConfig
 
-TITLES = {"macaw": "MACAW"}
+TITLES = METHODS["offline"]
 ALGORITHMS = tuple(TITLES)
 WHOLE_EPISODES = ("num_adapt_samples", "num_buffer_samples")
 """Counts that are whole episodes."""
@@ -33,14 +34,14 @@ class MacawConfig:
     data_sha256: tuple[str, ...] = ()
     """Of the transitions of each of `data`, filled in when the run is made."""
     num_tasks: int = field(default=12, metadata={"range": (1, 10_000)})
-    """Buffers, one for each training task: the first published tasks, or drawn once; with `data`, the first ones there.
-    MACAW: 45 (Ant-Dir), 35 (Cheetah-Vel), 2 (Cheetah-Dir); the robustness study's bandit: 12."""
+    """Buffers, one for each training task: the first published tasks, or drawn once; of `data`, the first ones, at most
+    so many. MACAW: 45 (Ant-Dir), 35 (Cheetah-Vel), 2 (Cheetah-Dir); the robustness study's bandit: 12."""
     num_buffer_samples: int = field(default=100_000, metadata={"range": (1, 100_000_000)})
     """Real samples that are recorded of every training task. MACAW: 1e5 to 2.5e6; the study's bandit: 5000."""
     thinning: int = field(default=7, metadata={"range": (1, 10_000)})
     """Of every so many transitions of a buffer one is used. MACAW: 7."""
     num_iterations: int = field(default=1_000_000, metadata={"range": (1, 100_000_000)})
-    """Outer updates. MACAW: up to 1e6; the study: 1e5 (Half-Cheetah-Dir), 250 (bandit)."""
+    """Outer updates, a multiple of 10. MACAW: up to 1e6; the study: 1e5 (Half-Cheetah-Dir), 250 (bandit)."""
     meta_batch: int = field(default=5, metadata={"range": (1, 10_000)})
     """Tasks of an outer update, without replacement; all, where there are fewer. MACAW: 5."""
     inner_batch: int = field(default=256, metadata={"range": (2, 1_000_000)})
@@ -86,7 +87,12 @@ class MacawConfig:
     updates_per_sample: float = field(default=1.0, metadata={"range": (0, 1000)})
     """Gradient steps of the SAC that records a buffer, for each sample. [ours]"""
     sac: SacConfig = SacConfig(
-        hidden_sizes=(256, 256), temperature=None, use_value=False, reward_scale=1.0, mean_penalty=0.0, log_std_penalty=0.0
+        hidden_sizes=(256, 256),
+        temperature=None,
+        use_value=False,
+        reward_scale=1.0,
+        mean_penalty=0.0,
+        log_std_penalty=0.0,
     )
     """Of the learners that record buffers, where the family is no bandit. [ours]: the second version of SAC."""
 
@@ -123,7 +129,9 @@ def preset_config(preset: str, family: str, algorithm: str) -> MacawConfig:
             sac=replace(config.sac, hidden_sizes=(64, 64), batch_size=128, learning_rate=1e-3),
         )
         if family in BANDITS:
-            config = replace(config, num_iterations=2000, hidden_sizes=(32, 32), latent_size=16, test_every=100)
+            config = replace(
+                config, num_iterations=1000, hidden_sizes=(32, 32), latent_size=16, test_every=50
+            )
     if preset == "smoke":
         config = replace(
             config,
@@ -155,15 +163,16 @@ def check_macaw(config: MacawConfig, family: Any) -> None:
     for name in WHOLE_EPISODES:
         if (count := getattr(config, name)) % family.horizon:
             raise ValueError(
-                f"config.{name}: expected a multiple of {family.horizon} (whole episodes of {family.name}), got {count}"
+                f"config.{name}: expected a multiple of {family.horizon} (whole episodes of {family.name}), got "
+                f"{count}"
             )
     if not config.hidden_sizes:
         raise ValueError("config.hidden_sizes: expected one width or more, got none")
-    if config.test_every % UPDATES_PER_STEP:
-        raise ValueError(
-            f"config.test_every: expected a multiple of {UPDATES_PER_STEP} (outer updates of a step), got "
-            f"{config.test_every}"
-        )
+    for name in ("num_iterations", "test_every"):
+        if (count := getattr(config, name)) % UPDATES_PER_STEP:
+            raise ValueError(
+                f"config.{name}: expected a multiple of {UPDATES_PER_STEP} (outer updates of a step), got {count}"
+            )
     if not (family.picks_largest or family.action_bounds.are_finite):
         raise ValueError(
             f"{family.name} has actions without finite limits, which policies of this method need; choose another "

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from admrl.evaluation.method_run import TASK_SEED
 from admrl.evaluation.scoring import action_noise, simulate
 from admrl.jobs.reporter import Reporter
-from admrl.methods.state import TASK_SEED
 from admrl.offline.behaviour import Recorder
 from admrl.offline.buffers import OfflineData, joined
 from task_families.family import TaskFamily
@@ -15,7 +15,7 @@ from task_families.simulator import spawn_generators
 
 
 def training_tasks(family: TaskFamily, num_tasks: int) -> Tensor:
-    """Tasks (K, k): the first published training tasks, at most so many, or drawn once; fewer are the first of more."""
+    """Tasks (K, k): the first published training tasks, at most so many, or drawn once; few are the first of many."""
     published = family.published_tasks(TASK_SEED)
     psi = family.box.fixed(num_tasks, TASK_SEED + 1) if published is None else published[0]
     return psi[:num_tasks]
@@ -40,9 +40,7 @@ def record(
             reporter.phase(f"recording {len(psi)} buffers, episode {n + 1}/{num_episodes}")
         act = learner.policy().actor(action_noise(family, shape, generators), generators)
         rollout = simulate(family, psi, shape, act, generators, num_threads)
-        reward = family.reward(
-            psi.to(rollout.obs)[:, None, None], rollout.obs, rollout.act, rollout.next_obs
-        )
+        reward = family.reward(psi.to(rollout.obs)[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
         parts.append(OfflineData.of_rollout(rollout, reward, recorder.units, task))
         learner.learn(rollout, reward)
     return joined(parts, len(psi))

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from admrl.evaluation.method_run import MethodState, test_tasks
 from admrl.jobs.reporter import Reporter, Silent
-from admrl.methods.state import MethodState, test_tasks
 from admrl.offline.adapter import MacawAdapter
 from admrl.offline.agent import MacawAgent
 from admrl.offline.buffers import Buffers, OfflineData
@@ -49,7 +49,7 @@ class MacawState(MethodState):
     @property
     def num_steps(self) -> int:
         """See `MethodState`."""
-        return 1 + math.ceil(self.config.num_iterations / UPDATES_PER_STEP)
+        return 1 + self.config.num_iterations // UPDATES_PER_STEP
 
     @property
     def iteration(self) -> int:
@@ -108,14 +108,13 @@ def train_macaw(
     """
     reporter, config = reporter or Silent(), state.config
     while not state.finished:
-        metrics: dict[str, float] = {}
         if state.step == 0:
             metrics = _get_data(state, reporter, num_threads)
         else:
             reporter.phase(f"update {state.num_updates + 1}/{config.num_iterations}")
-            metrics = _update(state, min(UPDATES_PER_STEP, config.num_iterations - state.num_updates))
+            metrics = _update(state)
         state.step += 1
-        if state.num_updates and (state.num_updates % config.test_every == 0 or state.finished):
+        if state.num_updates and state.num_updates % config.test_every == 0:
             metrics |= _test(state, num_threads)
         reporter.advance(real_samples=state.real_samples, **metrics)
         if on_step is not None:
@@ -123,7 +122,7 @@ def train_macaw(
 
 
 def _get_data(state: MacawState, reporter: Reporter, num_threads: int) -> dict[str, float]:
-    """The buffers of the training tasks. Samples of files were drawn, and counted, elsewhere."""
+    """The buffers of the training tasks; real samples that come from files count, too."""
     config, family = state.config, state.family
     if config.data:
         reporter.phase("reading the data")
@@ -133,18 +132,18 @@ def _get_data(state: MacawState, reporter: Reporter, num_threads: int) -> dict[s
         data = record(
             family, recorder, psi, config.num_buffer_samples, state.generator, reporter, num_threads
         )
-        state.real_samples += len(psi) * config.num_buffer_samples
     check_size("data", config, int(data.task_sizes().min()))
     state.set_data(data)
+    state.real_samples = len(data)
     return {"reward_real_noisy": float(data.reward.mean())}
 
 
-def _update(state: MacawState, num: int) -> dict[str, float]:
-    """Some outer updates; the losses of the last."""
+def _update(state: MacawState) -> dict[str, float]:
+    """The outer updates of a step; the losses of the last."""
     buffers, config = state.buffers, state.config
     assert buffers is not None
     num_tasks = len(buffers.size)
-    for _ in range(num):
+    for _ in range(UPDATES_PER_STEP):
         tasks = torch.randperm(num_tasks, generator=state.generator)[: config.meta_batch]
         inner, outer = buffers.draw(tasks, config.inner_batch, config.outer_batch, state.generator)
         of_value, of_policy = (loss.mean() for loss in state.agent.outer_losses(inner, outer))
@@ -159,8 +158,8 @@ def _finite(state: MacawState, losses: dict[str, Tensor]) -> dict[str, float]:
     values = {name: float(loss.detach()) for name, loss in losses.items()}
     if broken := [name for name, value in values.items() if not math.isfinite(value)]:
         raise FloatingPointError(
-            f"{broken[0]} is not finite after {state.num_updates} updates; the last checkpoint is sound. Try a smaller "
-            "`config.inner_rate`, `config.policy_rate` or `config.rate_rate`"
+            f"{broken[0]} is not finite after {state.num_updates} updates; the last checkpoint is sound. Try a "
+            "smaller `config.inner_rate`, `config.policy_rate` or `config.rate_rate`"
         )
     return values
 
