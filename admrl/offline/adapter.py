@@ -6,7 +6,7 @@
               scored, of the adapted one from then on
 
 Either way A_n is one inner step from the meta-learned policy, never a second one, on `inner_batch` of all n samples
-(fewer: all of them, about equally often); A_0 is the meta-learned policy. What is scored is the most likely action, as
+(fewer: all of them, about equally often); A_0 is the meta-learned policy. The most likely action is scored, as
 released.
 """
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, func, nn
 
 from admrl.evaluation.adapter import Act
-from admrl.offline.adaptation import Adapted, Macaw, MetaParameters, first_rates
+from admrl.offline.adaptation import Adapted, Macaw, MetaParameters, first_rates, inverse_softplus
 from admrl.offline.behaviour import Recorder
 from admrl.offline.buffers import ActionUnits, Batch
 from admrl.offline.config import MacawConfig
@@ -45,8 +45,8 @@ class MacawAgent(nn.Module):
         self.value, self.policy = nn.ParameterDict(value), nn.ParameterDict(policy)
         self.value_rates = nn.ParameterDict(first_rates(value, config.inner_rate))
         self.policy_rates = nn.ParameterDict(first_rates(policy, config.inner_rate))
-        weight = torch.tensor(config.advantage_weight, dtype=torch.float32)
-        self.advantage_weight = nn.Parameter(weight.log())
+        weight = torch.tensor(inverse_softplus(config.advantage_weight), dtype=torch.float32)
+        self.advantage_weight = nn.Parameter(weight)
 
     def meta(self) -> MetaParameters:
         """As `admrl.offline.adaptation` takes them."""

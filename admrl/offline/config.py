@@ -34,8 +34,8 @@ class MacawConfig:
     data_sha256: tuple[str, ...] = ()
     """Of the transitions of each of `data`, filled in when the run is made."""
     num_tasks: int = field(default=12, metadata={"range": (1, 10_000)})
-    """Buffers, one for each training task: the first published tasks, or drawn once; of `data`, the first ones, at most
-    so many. MACAW: 45 (Ant-Dir), 35 (Cheetah-Vel), 2 (Cheetah-Dir); the robustness study's bandit: 12."""
+    """Buffers, one for each training task: the first published tasks, or drawn once; of `data`, the first ones, at
+    most so many. MACAW: 45 (Ant-Dir), 35 (Cheetah-Vel), 2 (Cheetah-Dir); the robustness study's bandit: 12."""
     num_buffer_samples: int = field(default=100_000, metadata={"range": (1, 100_000_000)})
     """Real samples that are recorded of every training task. MACAW: 1e5 to 2.5e6; the study's bandit: 5000."""
     thinning: int = field(default=7, metadata={"range": (1, 10_000)})
@@ -129,9 +129,7 @@ def preset_config(preset: str, family: str, algorithm: str) -> MacawConfig:
             sac=replace(config.sac, hidden_sizes=(64, 64), batch_size=128, learning_rate=1e-3),
         )
         if family in BANDITS:
-            config = replace(
-                config, num_iterations=1000, hidden_sizes=(32, 32), latent_size=16, test_every=50
-            )
+            config = replace(config, num_iterations=500, hidden_sizes=(32, 32), latent_size=16, test_every=50)
     if preset == "smoke":
         config = replace(
             config,

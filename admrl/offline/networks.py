@@ -3,8 +3,8 @@
     [W, b] = C z + c        z (L) a latent code of the layer, C (o i + o, L) and c (o i + o) its transform
     y      = W x + b
 
-For one input, a gradient step of a plain layer changes W by a matrix of rank one; one of z, C and c by any. Parameters
-are dictionaries of tensors, for `torch.func`; a function here is of one task, unless it says otherwise.
+For one input, a gradient step of a plain layer changes W by a matrix of rank one; one of z, C and c by any.
+Parameters are dictionaries of tensors, for `torch.func`; functions are of one task, unless they say otherwise.
 
 First values, as released: z ~ N(0, 1/o^2), C and c uniform within 1/sqrt(L).
 

@@ -37,7 +37,7 @@ def record(
     num_episodes = num_samples // family.horizon
     for n in range(num_episodes):
         if n % max(1, num_episodes // 10) == 0:
-            reporter.phase(f"recording {len(psi)} buffers, episode {n + 1}/{num_episodes}")
+            reporter.phase(f"recording {len(psi)} buffers: episode {n + 1}/{num_episodes}")
         act = learner.policy().actor(action_noise(family, shape, generators), generators)
         rollout = simulate(family, psi, shape, act, generators, num_threads)
         reward = family.reward(psi.to(rollout.obs)[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
