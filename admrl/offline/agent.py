@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, func, nn
@@ -14,7 +13,7 @@ from admrl.offline.adaptation import Adapted, Macaw, MetaParameters, first_rates
 from admrl.offline.behaviour import Recorder
 from admrl.offline.buffers import ActionUnits, Batch
 from admrl.offline.config import MacawConfig
-from admrl.offline.networks import ChoiceHead, GaussianHead, Head, Layers, Params, TransformNet
+from admrl.offline.networks import ChoiceHead, GaussianHead, Head, Layers, TransformNet
 from task_families.family import TaskFamily
 
 
@@ -50,8 +49,13 @@ class MacawAgent(nn.Module):
 
     def meta(self) -> MetaParameters:
         """As `admrl.offline.adaptation` takes them."""
-        groups = self.value, self.policy, self.value_rates, self.policy_rates
-        return MetaParameters(*(dict(group.items()) for group in groups), self.advantage_weight)
+        return MetaParameters(
+            value=dict(self.value.items()),
+            policy=dict(self.policy.items()),
+            value_rates=dict(self.value_rates.items()),
+            policy_rates=dict(self.policy_rates.items()),
+            advantage_weight=self.advantage_weight,
+        )
 
     def outer_losses(self, inner: Batch, outer: Batch) -> tuple[Tensor, Tensor]:
         """Of every task (B,), of V and of the policy, differentiable."""
@@ -77,17 +81,12 @@ class MacawAgent(nn.Module):
             adapted: Adapted = self.macaw.adapt(meta, one)
             return self.macaw.policy.layers(adapted.policy)
 
-        detached: Any = MetaParameters(*(_detached(group) for group in self.meta()))
-        found: Layers = func.vmap(layers_of, in_dims=(None, 0))(detached, batch)
+        found: Layers = func.vmap(layers_of, in_dims=(None, 0))(self.meta(), batch)
         return found
 
     def act_as(self, layers: Layers, *, is_stochastic: bool) -> MacawPolicy:
         """Policies of tasks (M, ...)."""
         return MacawPolicy(self.macaw.policy, self.macaw.head, layers, self.units, is_stochastic)
-
-
-def _detached(group: Params | Tensor) -> Params | Tensor:
-    return group.detach() if isinstance(group, Tensor) else {k: v.detach() for k, v in group.items()}
 
 
 @dataclass(frozen=True, eq=False)

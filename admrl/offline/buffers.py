@@ -11,17 +11,19 @@ Shapes: R rows, K tasks, B tasks of a batch, n transitions of each.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from admrl.offline.networks import one_hot
 from admrl.storage.sealed_file import check_tensor
 from task_families.rollout import Rollout
 from task_families.simulator import ActionBounds
 
 ROWS, TASK = "rows", "task"
+COLUMNS = ("obs", "act", "next_obs", "reward", "terminated", "ends", "task")  # of `OfflineData`
 
 
 class Batch(NamedTuple):
@@ -108,9 +110,7 @@ class ActionUnits:
 
     def __call__(self, act: Tensor) -> Tensor:
         """Unit actions, or which choice was made, one-hot."""
-        if not self.picks_largest:
-            return self.bounds.to_unit(act)
-        return torch.zeros_like(act).scatter(-1, act.argmax(-1, keepdim=True), 1.0)
+        return one_hot(act) if self.picks_largest else self.bounds.to_unit(act)
 
     def back(self, unit: Tensor) -> Tensor:
         """Actions of the family."""
@@ -119,8 +119,8 @@ class ActionUnits:
 
 def joined(parts: list[OfflineData], num_tasks: int) -> OfflineData:
     """The rows of some parts, one after another, of the same tasks."""
-    names = ("obs", "act", "next_obs", "reward", "terminated", "ends", "task")
-    return OfflineData(*(torch.cat([getattr(part, name) for part in parts]) for name in names), num_tasks)
+    columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in COLUMNS}
+    return replace(parts[0], **columns, num_tasks=num_tasks)
 
 
 class Buffers:

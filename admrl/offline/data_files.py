@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from admrl.offline.buffers import ROWS, TASK, ActionUnits, OfflineData, joined
+from admrl.offline.buffers import COLUMNS, ROWS, TASK, ActionUnits, OfflineData, joined
 from admrl.offline.config import MacawConfig
+from admrl.offline.networks import one_hot
 from admrl.runs.checkpoints import CheckpointStore
 from admrl.runs.folder import CONFIG, OFFLINE, read_config
 from admrl.storage.files import DamagedFileError, parse_json
@@ -68,8 +69,8 @@ def read_all(config: MacawConfig, family: TaskFamily) -> OfflineData:
 def first_tasks(data: OfflineData, num_tasks: int) -> OfflineData:
     """The rows of the first tasks, at most so many."""
     kept = data.task < num_tasks
-    names = ("obs", "act", "next_obs", "reward", "terminated", "ends", "task")
-    return OfflineData(*(getattr(data, name)[kept] for name in names), min(num_tasks, data.num_tasks))
+    columns = {name: getattr(data, name)[kept] for name in COLUMNS}
+    return replace(data, **columns, num_tasks=min(num_tasks, data.num_tasks))
 
 
 def checksum(data: OfflineData) -> str:
@@ -135,7 +136,7 @@ def _of_replay(columns: dict[str, Tensor], family: TaskFamily) -> OfflineData:
     ended = terminated[:, 0] > 0
     ends = episode_ends(obs, next_obs, ended, task, family.horizon)
     if family.picks_largest:
-        act = ActionUnits(family.action_bounds, picks_largest=True)(act)
+        act = one_hot(act)
     return OfflineData(obs, act, next_obs, reward[:, 0], ended, ends, task, int(task.max()) + 1)
 
 

@@ -148,7 +148,7 @@ def _update(state: MacawState) -> dict[str, float]:
         inner, outer = buffers.draw(tasks, config.inner_batch, config.outer_batch, state.generator)
         of_value, of_policy = (loss.mean() for loss in state.agent.outer_losses(inner, outer))
         state.optimizer.zero_grad()
-        (of_value + of_policy).backward()  # type: ignore[no-untyped-call]
+        (of_value + of_policy).backward()
         state.optimizer.step()
         state.num_updates += 1
     return _finite(state, {"value_loss": of_value, "policy_loss": of_policy})
