@@ -109,8 +109,8 @@ def paper_config(family: str) -> MacawConfig:
 def preset_config(preset: str, family: str, algorithm: str) -> MacawConfig:
     """The settings that a user then changes.
 
-    laptop [ours]: networks of 64 and codes of 32, buffers of 10 000 and 10 000 outer updates; bandits have their own.
-    smoke: seconds.
+    laptop [ours]: networks of 64 and codes of 32, buffers of 10 000 and 10 000 outer updates; bandits and point
+    robots have their own. smoke: seconds.
     """
     config = paper_config(family)
     if preset != "paper":
@@ -125,11 +125,13 @@ def preset_config(preset: str, family: str, algorithm: str) -> MacawConfig:
             policy_rate=1e-3,
             inner_rate=1e-2,
             rate_rate=1e-2,
-            test_every=500,
             sac=replace(config.sac, hidden_sizes=(64, 64), batch_size=128, learning_rate=1e-3),
         )
         if family in BANDITS:
             config = replace(config, num_iterations=500, hidden_sizes=(32, 32), latent_size=16, test_every=50)
+        elif family in ("point_robot", "sparse_point_robot"):
+            robots: dict[str, Any] = {"num_tasks": 40, "num_buffer_samples": 3000, "num_adapt_samples": 1000}
+            config = replace(config, num_iterations=4000, test_every=1000, **robots)
     if preset == "smoke":
         config = replace(
             config,

@@ -105,7 +105,7 @@ def _inner_loop(algorithm):
 
 def _macaw(path):
     """An untrained policy with steps so large that differences show."""
-    config = replace(offline_preset("smoke", "point_robot", "macaw"), inner_rate=0.5)
+    config = replace(offline_preset("smoke", "point_robot", "macaw"), inner_rate=0.03)
     return MacawAdapter(new_macaw(FAMILY, "macaw", config, 0).agent, name="macaw")
 
 

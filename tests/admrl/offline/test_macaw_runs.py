@@ -49,7 +49,7 @@ def trained(path, family="bernoulli_bandit_5", **settings):
 
 def adapter_of(family, **settings):
     """An untrained policy that adapts visibly."""
-    settings = {"inner_rate": 0.5, "num_adapt_samples": 40, "updates_per_sample": 0.05, **settings}
+    settings = {"inner_rate": 0.03, "num_adapt_samples": 40, "updates_per_sample": 0.05, **settings}
     config = replace(preset_config("smoke", family, "macaw"), **settings)
     return MacawAdapter(new_macaw(make(family), "macaw", config, 0).agent, name="macaw")
 
@@ -223,9 +223,9 @@ def test_an_inner_step_is_that_of_the_training():
         batch = Batch(obs, act, to_go.flatten(), last, discount)
         layers = agent.macaw.policy.layers(agent.macaw.adapt(agent.meta(), batch).policy)
         for name, (w, b) in layers.items():
-            torch.testing.assert_close(after.layers[name][0][m], w, rtol=1e-3, atol=1e-4)
-            torch.testing.assert_close(after.layers[name][1][m], b, rtol=1e-3, atol=1e-4)
-        assert not torch.allclose(after.layers["body0"][0][m], before.layers["body0"][0][m], atol=1e-2)
+            torch.testing.assert_close(after.layers[name][0][m], w, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(after.layers[name][1][m], b, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(after.layers["body0"][0][m], before.layers["body0"][0][m], atol=1e-3)
     assert adapter.explore().policy.layers is after.layers, "the adapted policy explores from now on"
 
 
