@@ -23,7 +23,6 @@ from task_families.rollout import Rollout
 from task_families.simulator import ActionBounds
 
 ROWS, TASK = "rows", "task"
-COLUMNS = ("obs", "act", "next_obs", "reward", "terminated", "ends", "task")  # of `OfflineData`
 
 
 class Batch(NamedTuple):
@@ -40,49 +39,88 @@ class Batch(NamedTuple):
 class OfflineData:
     """R transitions of K tasks."""
 
-    obs: Tensor  # (R, S) float32
-    act: Tensor  # (R, A)
-    next_obs: Tensor  # (R, S)
-    reward: Tensor  # (R,)
-    terminated: Tensor  # (R,) bool
-    ends: Tensor  # (R,) bool: the last transition of an episode
+    rows: Tensor  # (R, 2 S + A + 3) float32
     task: Tensor  # (R,) int64, from 0 to K - 1
     num_tasks: int
+    obs_size: int
+    act_size: int
 
     def __len__(self) -> int:
-        return len(self.obs)
+        return len(self.rows)
+
+    @classmethod
+    def of(
+        cls,
+        obs: Tensor,
+        act: Tensor,
+        next_obs: Tensor,
+        reward: Tensor,
+        terminated: Tensor,
+        ends: Tensor,
+        task: Tensor,
+        num_tasks: int,
+    ) -> Self:
+        """From obs and next_obs (R, S), act (R, A) and all others (R,)."""
+        flags = torch.stack([reward.float(), terminated.float(), ends.float()], dim=1)
+        rows = torch.cat([obs.float(), act.float(), next_obs.float(), flags], dim=1)
+        return cls(rows, task, num_tasks, obs.shape[1], act.shape[1])
+
+    @property
+    def obs(self) -> Tensor:
+        """(R, S)"""
+        return self.rows[:, : self.obs_size]
+
+    @property
+    def act(self) -> Tensor:
+        """(R, A)"""
+        return self.rows[:, self.obs_size : self.obs_size + self.act_size]
+
+    @property
+    def next_obs(self) -> Tensor:
+        """(R, S)"""
+        return self.rows[:, self.obs_size + self.act_size : -3]
+
+    @property
+    def reward(self) -> Tensor:
+        """(R,)"""
+        return self.rows[:, -3]
+
+    @property
+    def terminated(self) -> Tensor:
+        """(R,) bool"""
+        return self.rows[:, -2] > 0
+
+    @property
+    def ends(self) -> Tensor:
+        """(R,) bool: the last transition of an episode."""
+        return self.rows[:, -1] > 0
 
     def task_sizes(self) -> Tensor:
         """Transitions of every task (K,)."""
         return torch.bincount(self.task, minlength=self.num_tasks)
 
+    def first_tasks(self, num_tasks: int) -> Self:
+        """The rows of the first tasks, at most so many."""
+        kept = self.task < num_tasks
+        few = min(num_tasks, self.num_tasks)
+        return replace(self, rows=self.rows[kept], task=self.task[kept], num_tasks=few)
+
     def columns(self) -> dict[str, Tensor]:
         """For checkpoints, see `from_columns`."""
-        flags = torch.stack([self.reward, self.terminated.float(), self.ends.float()], dim=1)
-        return {ROWS: torch.cat([self.obs, self.act, self.next_obs, flags], dim=1), TASK: self.task}
+        return {ROWS: self.rows, TASK: self.task}
 
     @classmethod
-    def from_columns(
-        cls, columns: dict[str, Tensor], obs_size: int, act_size: int, num_tasks: int | None = None
-    ) -> Self:
-        """Inverse of `columns`.
-
-        Args:
-            num_tasks: K; None: as many as there are.
+    def from_columns(cls, columns: dict[str, Tensor], obs_size: int, act_size: int) -> Self:
+        """Inverse of `columns`; there are as many tasks as have rows.
 
         Raises:
             ValueError: names what does not fit.
         """
-        widths = [obs_size, act_size, obs_size, 1, 1, 1]
-        rows = check_tensor(columns, ROWS, (None, sum(widths)), torch.float32)
+        rows = check_tensor(columns, ROWS, (None, 2 * obs_size + act_size + 3), torch.float32)
         task = check_tensor(columns, TASK, (len(rows),), torch.int64)
-        found = int(task.max()) + 1 if len(task) else 0
-        num_tasks = found if num_tasks is None else num_tasks
-        if len(task) and not 0 <= int(task.min()) <= int(task.max()) < num_tasks:
-            raise ValueError(f"{TASK}: expected numbers from 0 to {num_tasks - 1}")
-        obs, act, next_obs, reward, terminated, ends = rows.split(widths, dim=1)
-        flags = reward[:, 0], terminated[:, 0] > 0, ends[:, 0] > 0
-        return cls(obs, act, next_obs, *flags, task, num_tasks)
+        if not len(rows) or int(task.min()) < 0:
+            raise ValueError(f"{TASK}: expected numbers from 0, of one transition or more")
+        return cls(rows, task, int(task.max()) + 1, obs_size, act_size)
 
     @classmethod
     def of_rollout(cls, rollout: Rollout, reward: Tensor, to_unit: ActionUnits, task: Tensor) -> Self:
@@ -95,10 +133,9 @@ class OfflineData:
         ends = ends | (~sound).roll(-1, -1)
         ends[..., -1] = True
         rows = task[:, None, None].expand(sound.shape)[sound]
-        columns = rollout.obs, to_unit(rollout.act), rollout.next_obs, reward
-        obs, act, next_obs, rewards = (x[sound].float() for x in columns)
-        num_tasks = int(task.max()) + 1
-        return cls(obs, act, next_obs, rewards, rollout.terminated[sound], ends[sound], rows, num_tasks)
+        columns = rollout.obs, to_unit(rollout.act), rollout.next_obs, reward, rollout.terminated, ends
+        obs, act, next_obs, rewards, terminated, last = (x[sound] for x in columns)
+        return cls.of(obs, act, next_obs, rewards, terminated, last, rows, int(task.max()) + 1)
 
 
 @dataclass(frozen=True)
@@ -119,8 +156,8 @@ class ActionUnits:
 
 def joined(parts: list[OfflineData], num_tasks: int) -> OfflineData:
     """The rows of some parts, one after another, of the same tasks."""
-    columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in COLUMNS}
-    return replace(parts[0], **columns, num_tasks=num_tasks)
+    rows, task = torch.cat([part.rows for part in parts]), torch.cat([part.task for part in parts])
+    return replace(parts[0], rows=rows, task=task, num_tasks=num_tasks)
 
 
 class Buffers:

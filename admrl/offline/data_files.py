@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from admrl.offline.buffers import COLUMNS, ROWS, TASK, ActionUnits, OfflineData, joined
+from admrl.offline.buffers import ROWS, TASK, ActionUnits, OfflineData, joined
 from admrl.offline.config import MacawConfig
 from admrl.offline.networks import one_hot
 from admrl.runs.checkpoints import CheckpointStore
@@ -63,14 +63,7 @@ def read_all(config: MacawConfig, family: TaskFamily) -> OfflineData:
             )
         parts.append(replace(data, task=data.task + num_tasks))
         num_tasks += data.num_tasks
-    return first_tasks(joined(parts, num_tasks), config.num_tasks)
-
-
-def first_tasks(data: OfflineData, num_tasks: int) -> OfflineData:
-    """The rows of the first tasks, at most so many."""
-    kept = data.task < num_tasks
-    columns = {name: getattr(data, name)[kept] for name in COLUMNS}
-    return replace(data, **columns, num_tasks=min(num_tasks, data.num_tasks))
+    return joined(parts, num_tasks).first_tasks(config.num_tasks)
 
 
 def checksum(data: OfflineData) -> str:
@@ -117,7 +110,8 @@ def _of_run(folder: Path, family: TaskFamily) -> OfflineData:
     if checkpoint is None or ROWS not in checkpoint.rows or TASK not in checkpoint.rows:
         raise ValueError(
             f"config.data: {folder}: the run ({said.get('algorithm') or said.get('selector')}) keeps no replay, or "
-            "has saved none yet; name a run of PEARL, CRL, SAC, MT-joint, PEARL-MT or MACAW"
+            "has saved none yet; name a run of PEARL, CRL, SAC, MT-joint, PEARL-MT or MACAW; "
+            "data of a run of `admrl train` has to be exported before (`admrl export-data`)"
         )
     try:
         if said.get("kind") == OFFLINE:
@@ -137,7 +131,7 @@ def _of_replay(columns: dict[str, Tensor], family: TaskFamily) -> OfflineData:
     ends = episode_ends(obs, next_obs, ended, task, family.horizon)
     if family.picks_largest:
         act = one_hot(act)
-    return OfflineData(obs, act, next_obs, reward[:, 0], ended, ends, task, int(task.max()) + 1)
+    return OfflineData.of(obs, act, next_obs, reward[:, 0], ended, ends, task, int(task.max()) + 1)
 
 
 def episode_ends(obs: Tensor, next_obs: Tensor, terminated: Tensor, task: Tensor, horizon: int) -> Tensor:
@@ -213,9 +207,9 @@ def _episode(
     observed = torch.from_numpy(obs.astype(np.float32))
     ends = torch.zeros(steps, dtype=torch.bool)
     ends[-1] = True
-    return OfflineData(
+    return OfflineData.of(
         observed[:-1],
-        units(torch.from_numpy(act.astype(np.float32))).float(),
+        units(torch.from_numpy(act.astype(np.float32))),
         observed[1:],
         torch.from_numpy(reward.astype(np.float32)),
         torch.from_numpy(terminated.astype(bool)),

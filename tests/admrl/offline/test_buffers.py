@@ -39,7 +39,7 @@ def numbered(lengths, tasks, terminated=()):
     flags = torch.zeros(num, dtype=torch.bool)
     flags[list(terminated)] = True
     task = torch.tensor(tasks).repeat_interleave(torch.tensor(lengths))
-    return OfflineData(obs, obs.clone(), obs + 1, obs[:, 0] + 1, flags, ends, task, max(tasks) + 1)
+    return OfflineData.of(obs, obs, obs + 1, obs[:, 0] + 1, flags, ends, task, max(tasks) + 1)
 
 
 def test_returns_to_go_are_the_sums_by_hand():
@@ -102,9 +102,7 @@ def test_a_rollout_becomes_episodes_and_broken_steps_are_left_out():
     assert data.ends.tolist() == [False, True, False, True, False, True, True]
     assert data.terminated.tolist() == [False, True, False, False, False, False, False]
     again = OfflineData.from_columns(data.columns(), 1, 2)
-    assert checksum(again) == checksum(data) and checksum(replace(data, reward=-data.reward)) != checksum(
-        data
-    )
+    assert checksum(again) == checksum(data) and checksum(replace(data, rows=-data.rows)) != checksum(data)
     choice = ActionUnits(BANDIT.action_bounds, True)
     assert choice(torch.tensor([0.1, 3.0, -2.0])).tolist() == [0, 1, 0]
 
