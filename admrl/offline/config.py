@@ -39,7 +39,7 @@ class MacawConfig:
     num_buffer_samples: int = field(default=100_000, metadata={"range": (1, 100_000_000)})
     """Real samples that are recorded of every training task. MACAW: 1e5 to 2.5e6; the study's bandit: 5000."""
     thinning: int = field(default=7, metadata={"range": (1, 10_000)})
-    """Of every so many transitions of a buffer one is used. MACAW: 7."""
+    """Of every so many transitions of a buffer one is used, in training. MACAW: 7."""
     num_iterations: int = field(default=1_000_000, metadata={"range": (1, 100_000_000)})
     """Outer updates, a multiple of 10. MACAW: up to 1e6; the study: 1e5 (Half-Cheetah-Dir), 250 (bandit)."""
     meta_batch: int = field(default=5, metadata={"range": (1, 10_000)})

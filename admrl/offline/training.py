@@ -127,14 +127,15 @@ def _get_data(state: MacawState, reporter: Reporter, num_threads: int) -> dict[s
     if config.data:
         reporter.phase("reading the data")
         data = read_all(config, family)
+        state.real_samples = len(data)
     else:
         psi, recorder = training_tasks(family, config.num_tasks), state.agent.recorder
         data = record(
             family, recorder, psi, config.num_buffer_samples, state.generator, reporter, num_threads
         )
+        state.real_samples = len(psi) * config.num_buffer_samples
     check_size("data", config, int(data.task_sizes().min()))
     state.set_data(data)
-    state.real_samples = len(data)
     return {"reward_real_noisy": float(data.reward.mean())}
 
 
