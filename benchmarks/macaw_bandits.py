@@ -4,7 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/macaw_bandits.py runs/bandit-12-0
 
 Claim: after an inner step on 1000 pulls of the recording learner, at least 90 %. Every policy is scored by 1000 pulls
-or more of each of 100 fresh tasks. Columns, all of them shares of the best arm's mean, n rounded up to whole episodes:
+or more of each of 100 fresh tasks. Columns, all of them shares of the best arm's mean (n is rounded up to whole
+episodes):
 
     recorded       what the pulls of the buffers brought
     n              n pulls of the recording learner, then one inner step (offline)

@@ -164,8 +164,8 @@ class Buffers:
     """The data, ready to be drawn from."""
 
     def __init__(self, data: OfflineData, gamma: float, thinning: int = 1) -> None:
-        """thinning: every so manieth transition of a task can be drawn; returns are of all of them."""
-        self.data, self._num_tasks = data, data.num_tasks
+        """thinning: of so many transitions of a task the first can be drawn; returns are of all of them."""
+        self.data = data
         order = torch.argsort(data.task, stable=True)  # by task, each in its own order
         ends = data.ends[order]
         ends = ends | (data.task[order] != data.task[order].roll(-1))
@@ -180,7 +180,7 @@ class Buffers:
         self.last_discount[order] = goes_on * (gamma ** left.double()).float()
         self._end = torch.empty(len(data), dtype=torch.int64)
         self._end[order] = order[end_of]
-        kept = [order[data.task[order] == k][::thinning] for k in range(self._num_tasks)]
+        kept = [order[data.task[order] == k][::thinning] for k in range(data.num_tasks)]
         self.size = torch.tensor([len(rows) for rows in kept])  # (K,)
         self._rows = torch.nn.utils.rnn.pad_sequence(kept, batch_first=True)  # (K, largest size)
 

@@ -14,10 +14,13 @@ from task_families.family import TaskFamily
 from task_families.simulator import spawn_generators
 
 
+TRAINING_SEED = TASK_SEED + 1  # so that training tasks do not depend on how many test tasks there are
+
+
 def training_tasks(family: TaskFamily, num_tasks: int) -> Tensor:
     """Tasks (K, k): the first published training tasks, at most so many, or drawn once; few are the first of many."""
     published = family.published_tasks(TASK_SEED)
-    psi = family.box.fixed(num_tasks, TASK_SEED + 1) if published is None else published[0]
+    psi = family.box.fixed(num_tasks, TRAINING_SEED) if published is None else published[0]
     return psi[:num_tasks]
 
 
