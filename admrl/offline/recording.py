@@ -13,7 +13,6 @@ from admrl.offline.buffers import OfflineData, joined
 from task_families.family import TaskFamily
 from task_families.simulator import spawn_generators
 
-
 TRAINING_SEED = TASK_SEED + 1  # so that training tasks do not depend on how many test tasks there are
 
 
