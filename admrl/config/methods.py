@@ -14,6 +14,7 @@ METHODS = {
         "promp": "ProMP",
         "maml-mt": "MAML-MT",
     },
+    "offline": {"macaw": "MACAW"},
 }
 """By room of `admrl`, whose config.py describes their settings and whose run.py their run folders."""
 TITLES = {name: title for methods in METHODS.values() for name, title in methods.items()}

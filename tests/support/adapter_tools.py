@@ -14,6 +14,9 @@ from admrl.inner_loop.adapter import InnerLoopAdapter
 from admrl.inner_loop.config import preset_config as inner_loop_preset
 from admrl.inner_loop.training import new_inner_loop
 from admrl.jobs.reporter import Silent
+from admrl.offline.adapter import MacawAdapter
+from admrl.offline.config import preset_config as offline_preset
+from admrl.offline.training import new_macaw
 from admrl.training.run import prepare_run, train_run
 from task_families import make
 
@@ -100,6 +103,12 @@ def _inner_loop(algorithm):
     return make_it
 
 
+def _macaw(path):
+    """An untrained policy with steps so large that differences show."""
+    config = replace(offline_preset("smoke", "point_robot", "macaw"), inner_rate=0.03)
+    return MacawAdapter(new_macaw(FAMILY, "macaw", config, 0).agent, name="macaw")
+
+
 FACTORIES = {
     "pearl": _baseline("pearl"),
     "crl": _baseline("crl"),
@@ -108,6 +117,7 @@ FACTORIES = {
     "sac": _baseline("sac"),
     "maml-trpo": _inner_loop("maml-trpo"),
     "maml-mt": _inner_loop("maml-mt"),
+    "macaw": _macaw,
     "sac told psi": _baseline("sac", task_input="psi"),
     "uniform (ours)": _model_based,
     "function": lambda path: StaticAdapter.of_function("function", go_right),
