@@ -50,9 +50,13 @@ class LaneProcesses:
         """The first num processes, started where they are not.
 
         Raises:
-            ValueError: the family cannot be sent to another process, or not be made there.
+            ValueError: the family cannot be sent to another process, or not be made there; or this process is a fork.
             RuntimeError: a process ended as it was started.
         """
+        if os.getpid() != self.process:
+            raise ValueError(
+                f"{self._name}: a simulator with processes does not survive a fork; make another in the new process"
+            )
         if len(self._workers) < num:
             _check_sendable(family)
             fresh = [_Worker(self._name) for _ in range(num - len(self._workers))]
@@ -82,7 +86,8 @@ class LaneProcesses:
 
     def has(self, workers: Sequence[_Worker]) -> bool:
         """Whether these are there, and are of this family."""
-        return bool(workers) and all(worker in self._workers for worker in workers)
+        is_here = bool(workers) and os.getpid() == self.process
+        return is_here and all(worker in self._workers for worker in workers)
 
     def close(self, *, at_once: bool = False) -> None:
         """End the processes, once their environments are closed.

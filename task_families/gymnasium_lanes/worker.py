@@ -19,6 +19,7 @@ import time
 import traceback
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def serve(connection: Connection) -> None:
     process; SIGTERM ends this one.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     try:
@@ -73,6 +74,13 @@ def serve(connection: Connection) -> None:
             family.close()
     except (EOFError, ConnectionError):  # the other process has ended
         return
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # a second one would come while environments are being closed
+    sys.exit(128 + signum)
 
 
 def _end_with_parent() -> None:

@@ -220,6 +220,21 @@ def test_a_family_that_cannot_be_sent_is_refused():
             family.make_simulator((2, 3)).reset(EVERYWHERE, torch.zeros(6, 1))
 
 
+def test_a_fork_leaves_those_of_its_parent_alone(monkeypatch):
+    with carts(num_processes=2) as family:
+        simulator = family.make_simulator((2, 3))
+        seen = simulator.reset(EVERYWHERE, torch.zeros(6, 1))
+        with monkeypatch.context() as patch:
+            patch.setattr("task_families.gymnasium_simulator.os.getpid", lambda: -1)  # as after os.fork
+            with pytest.raises(ValueError, match="expected that every lane was reset before"):
+                simulator.step(torch.zeros(2, 3, 1))
+            with pytest.raises(ValueError, match="carts: a simulator with processes does not survive a fork"):
+                simulator.reset(EVERYWHERE, torch.zeros(6, 1))
+            family.close()
+        assert len(multiprocessing.active_children()) == 2
+        assert torch.equal(simulator.reset(EVERYWHERE, torch.zeros(6, 1)), seen)
+
+
 def test_a_daemonic_process_is_told(monkeypatch):
     with carts(num_processes=2) as family:
         monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)

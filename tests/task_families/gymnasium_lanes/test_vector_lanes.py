@@ -177,7 +177,7 @@ def two(num):
         ),
         (
             ResetsAll,
-            r"expected the lanes of make_one, each reset by its own seed and alone; after a step that follows they observe",
+            r"expected the lanes of make_one, each reset by its own seed and alone; after a step that follows",
         ),
         (Other, r"single_action_space: expected Box\(-1.0, 2.0.* got Box\(-1.0, 1.0"),
         (two, "num_envs: expected 3, got 2"),
