@@ -82,8 +82,8 @@ def sizes_of(seen: spaces.Space, acted: spaces.Space) -> tuple[int, int, Tensor,
             "make_one in gymnasium.wrappers.TransformObservation with a function that makes a Box's of them"
         ) from error
     if isinstance(acted, spaces.Discrete):
-        one = torch.ones(int(acted.n), dtype=torch.float64)
-        return obs_size, len(one), -one, one
+        unlimited = torch.full((int(acted.n),), torch.inf, dtype=torch.float64)  # clamped ones could be equal
+        return obs_size, len(unlimited), -unlimited, unlimited
     if not isinstance(acted, spaces.Box) or not np.issubdtype(acted.dtype, np.floating):
         raise ValueError(
             f"action_space: expected a Box of real numbers or a Discrete, got {acted}; wrap the environment of "
