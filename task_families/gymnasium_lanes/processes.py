@@ -130,6 +130,7 @@ class ProcessSimulator:
             (share.start, share.stop - share.start, dtype, None if told is None else told[share])
             for share in self._shares
         ]
+        self._names = [_name(share, shape[1], psi) for share in self._shares]
         self._workers: list[_Worker] = []
         self._ready = np.zeros(num_lanes, dtype=bool)
         self._obs = torch.zeros(*shape, family.obs_size, dtype=dtype)
@@ -188,7 +189,10 @@ class ProcessSimulator:
 
     def _answers(self, requests: dict[int, tuple[Any, ...]]) -> dict[int, np.ndarray]:
         """What each share answers to its request."""
-        sent = [(self._workers[j], (self._workers[j].released_ones(), *r)) for j, r in requests.items()]
+        sent = []
+        for j, request in requests.items():
+            self._workers[j].lanes = self._names[j]
+            sent.append((self._workers[j], (self._workers[j].released_ones(), *request)))
         answers = dict(zip(requests, self._processes.exchange(sent), strict=True))
         failures = {j: answer for j, answer in answers.items() if isinstance(answer, Failure)}
         for j, failure in failures.items():
@@ -197,6 +201,13 @@ class ProcessSimulator:
             kind = ValueError if failure.is_value_error else RuntimeError
             raise kind(f"{failure.error}, in another process") from _There(failure.trace)
         return answers
+
+
+def _name(share: slice, num_lanes: int, psi: Tensor | None) -> str:
+    """Lanes and tasks of a share, for messages; num_lanes of each task."""
+    first, last = share.start, share.stop - 1
+    told = "" if psi is None else f", psi {psi[first // num_lanes : last // num_lanes + 1].tolist()}"
+    return f"lanes {first} to {last}{told:.200}"
 
 
 class _Worker:
@@ -208,17 +219,15 @@ class _Worker:
                 f"{name}: a daemonic process, one of multiprocessing.Pool for example, may start none for lanes; "
                 "use one process: num_threads=1"
             )
-        context = multiprocessing.get_context(
-            "spawn"
-        )  # threads of torch, locks and windows do not survive a fork
+        # threads of torch, locks and windows do not survive a fork
+        context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs,), daemon=True)
         self._process.start()
         theirs.close()
         self._name, self._has_answered = name, False
-        self.released: deque[int] = (
-            deque()
-        )  # simulators that finalizers, which may come at any time, have released
+        self.lanes = "its lanes"  # that it is asked for, for messages
+        self.released: deque[int] = deque()  # simulators; finalizers, which may come at any time, append
 
     def released_ones(self) -> list[int]:
         """The simulators that were released since this was last asked."""
@@ -232,9 +241,8 @@ class _Worker:
 
     def receive(self) -> Any:
         try:
-            while not self._connection.poll(
-                1.0
-            ):  # a child of its own may hold its end of the connection open
+            # not for ever: a child of the process may hold its end of the connection open
+            while not self._connection.poll(1.0):
                 if not self._process.is_alive() and not self._connection.poll():
                     raise EOFError
             answer = self._connection.recv()
@@ -247,7 +255,7 @@ class _Worker:
         self._process.join(1.0)
         code = self._process.exitcode
         how = f"exit code {code}" if code is None or code >= 0 else f"killed by {signal.Signals(-code).name}"
-        text = f"{self._name}: a process that steps its lanes ended ({how})"
+        text = f"{self._name}: a process that steps {self.lanes} ended ({how})"
         if self._has_answered:
             return f"{text}; its own messages, if any, are above. The next reset starts another"
         return (

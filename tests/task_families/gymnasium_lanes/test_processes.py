@@ -179,7 +179,8 @@ def test_one_that_is_killed_is_said_at_once():
         os.kill(first, signal.SIGKILL)
         begin = time.monotonic()
         with pytest.raises(
-            RuntimeError, match=r"troubled: .* lanes ended \(killed by SIGKILL\).* next reset"
+            RuntimeError,
+            match=r"steps lanes \d to \d, psi \[\[0.25\]\] ended \(killed by SIGKILL\).* next reset",
         ):
             simulator.step(act)
         assert time.monotonic() - begin < 10 and not is_alive(second)
@@ -187,8 +188,10 @@ def test_one_that_is_killed_is_said_at_once():
             simulator.step(act)
         simulator.reset(EVERYWHERE, torch.zeros(6, 1))
         assert simulator.step(act).unique().tolist() == [1.0]
-        with pytest.raises(RuntimeError, match=r"killed by SIGKILL"):  # while its answer is waited for
-            begun(family, [0.25, -0.9]).step(act)
+        with pytest.raises(
+            RuntimeError, match=r"lanes 3 to 5, psi \[\[-0.875\]\] ended \(killed by SIGKILL"
+        ):  # while its answer is waited for
+            begun(family, [0.25, -0.875]).step(act)
 
 
 def test_an_answer_that_nobody_waits_for_is_taken_for_no_other(monkeypatch):
