@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from task_families.gymnasium_lanes.env_pool import EnvPool
@@ -84,6 +84,8 @@ class VectorSimulator:
             self._ready[:] = False
             self._lent[:] = [self._pool.take(self._make)]
             mask = np.ones_like(asked)  # those that are not asked for are reset too, and stay idle
+        if not mask.any():
+            return self._obs
         with self._closing_what_raises() as env:
             options = self._options | {"reset_mask": mask.copy()}
             seen = flat_rows(env, env.reset(seed=seeds.tolist(), options=options)[0])
@@ -140,10 +142,11 @@ def check_vectors(family: HasVectors, psi: Tensor | None) -> None:
         family.vector_pool(3).take(partial(family.make_many, 3)),
         family.env_pool.take(family.make_one),
     )
+    mode = getattr(many.metadata.get("autoreset_mode"), "name", None)  # gymnasium 1.0 has no such modes
     try:
         for name, expected, got in (
             ("num_envs", 3, many.num_envs),
-            ("metadata: autoreset_mode", AutoresetMode.DISABLED, many.metadata.get("autoreset_mode")),
+            ("metadata: autoreset_mode", "DISABLED", mode),
             ("single_observation_space", one.observation_space, many.single_observation_space),
             ("single_action_space", one.action_space, many.single_action_space),
         ):

@@ -14,7 +14,7 @@ from counted_envs import CountedFamily
 from lane_envs import LINE, OnlyHere, carts, pendulum, troubled, walk
 from process_tools import is_alive, until
 
-from task_families import EnvFamily, collect, spawn_generators
+from task_families import EnvFamily, check_family, collect, spawn_generators
 from task_families.conformance_tools import seeded
 from task_families.gymnasium_lanes.lanes import GymnasiumSimulator
 from task_families.gymnasium_lanes.processes import ProcessSimulator
@@ -82,6 +82,14 @@ def test_each_lane_is_of_its_task(how):
             torch.testing.assert_close((high - low)[..., 0], expected[:, None].expand(2, 3))
         simulator.reset(torch.tensor([[False, False, True], [False] * 3]), torch.tensor([[3.0]]))
         assert torch.equal(simulator._obs[0, 2], first[0, 0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [carts, walk])
+def test_they_conform(make):
+    with make(num_processes=2) as family:
+        assert len(check_family(family)) >= 15
+        assert len(multiprocessing.active_children()) == 2
 
 
 def test_they_are_started_once_and_ended_with_the_family():

@@ -136,6 +136,7 @@ def test_one_that_raises_is_closed_and_its_lanes_are_idle():
             simulator.step(act)
         simulator.reset(lanes, torch.zeros(2, 1))
         kept = simulator.step(act)
+        assert torch.equal(simulator.reset(torch.zeros(1, 2, dtype=torch.bool), torch.zeros(0, 1)), kept)
         OPEN[-1].state += 200
         with pytest.raises(OverflowError, match="too far"):
             simulator.step(act)
@@ -170,7 +171,7 @@ def two(num):
 @pytest.mark.parametrize(
     ("make_many", "message"),
     [
-        (Resets, r"metadata: autoreset_mode: expected AutoresetMode.DISABLED, got AutoresetMode.NEXT_STEP"),
+        (Resets, r"metadata: autoreset_mode: expected DISABLED, got NEXT_STEP"),
         (
             SharesSeed,
             r"expected the lanes of make_one, each reset by its own seed and alone; after a reset they",
