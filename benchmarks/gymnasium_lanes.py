@@ -4,8 +4,8 @@
 
 One process is this one, which steps one lane after another. The numbers of processes in turn, medians and quartiles
 of `--repeats` rounds of about `--seconds`; and the seconds from asking for a simulator to its first observations.
-Claim: two processes take at least 1.3 times as many samples per second as one where a step of a process's lanes takes
-10 ms (busy, 20 lanes), and fewer where it takes less than 1 ms (CartPole, Pendulum).
+Claim: where a step of one process's lanes takes less than 1 ms (CartPole, Pendulum), two processes take fewer samples
+per second than one. Where it takes longer, that depends on how busy the cores are.
 """
 
 from __future__ import annotations

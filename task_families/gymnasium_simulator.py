@@ -45,7 +45,7 @@ class GymnasiumFamily(TaskFamily):
     task parameter; or a single one, which is given all of them (k,) if there are several."""
     num_processes: int | None = 1
     """How many processes step the lanes. 1: this process steps one after another. None: as many as threads of the
-    simulator are asked for. More than 1 pays where a step of one process's lanes takes some milliseconds."""
+    simulator are asked for. More than 1 is for idle cores, and steps of many milliseconds."""
     make_many: Callable[[int], VectorEnv] | None = None
     """A function, or a method, of a number of lanes that makes a vector environment; it then steps the lanes of every
     simulator that has several. See `task_families.gymnasium_lanes.vector_lanes`."""
