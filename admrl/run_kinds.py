@@ -7,6 +7,7 @@ from pathlib import Path
 
 from admrl.baselines.outside_run import OutsideRun
 from admrl.baselines.run import BaselineRun, load_baseline
+from admrl.devices.names import CPU, find_device
 from admrl.inner_loop.run import InnerLoopRun, load_inner_loop
 from admrl.runs.families import NOBODY, NamedFamily
 from admrl.runs.folder import read_config
@@ -15,6 +16,17 @@ from admrl.training.run import Run, load_run
 
 TrainedRun = Run | BaselineRun | InnerLoopRun
 AnyRun = TrainedRun | OutsideRun | InferredRun
+
+
+def load_on(path: Path | str, named: NamedFamily = NOBODY, *, device: str = CPU) -> AnyRun:
+    """`load_any_run`, then moved to a device, if its method can go there.
+
+    Raises:
+        ValueError: see `load_any_run` and `find_device`.
+    """
+    run = load_any_run(path, named)
+    run.move_to(find_device(device))
+    return run
 
 
 def load_any_run(path: Path | str, named: NamedFamily = NOBODY) -> AnyRun:

@@ -130,7 +130,7 @@ class SolutionPolicy:
 
     def actor(self, noise: Tensor, generators: Sequence[torch.Generator]) -> Callable[[int, Tensor], Tensor]:
         """See `Policy.actor`; the policies act where the noise is."""
-        act = _moved(self.solution, noise.device).actor(torch.zeros_like(noise) if self.is_mean else noise)
+        act = moved(self.solution, noise.device).actor(torch.zeros_like(noise) if self.is_mean else noise)
         if self.noise is not None and self.noise.noise_scale > 0:
             num_steps, *shape, act_size = noise.shape
             drive = gaussian_noise((shape[0], shape[1]), num_steps, act_size, generators, noise)
@@ -166,7 +166,7 @@ def real_rollout(
     Args:
         noise: adds this configuration's exploration noise to the (already stochastic) actions.
     """
-    device, solution = solution.psi.device, _moved(solution, torch.device("cpu"))
+    device, solution = solution.psi.device, moved(solution, torch.device("cpu"))
     shape = (len(solution.psi), num_lanes)
     simulator = family.make_simulator(
         shape, num_threads=num_threads, dtype=solution.psi.dtype, psi=solution.psi
@@ -177,7 +177,7 @@ def real_rollout(
     return collect(simulator, family, act, family.horizon, generators).to(device)
 
 
-def _moved(solution: Policies, device: torch.device) -> Policies:
+def moved(solution: Policies, device: torch.device) -> Policies:
     """On a device; MBPO's agents are on the CPU alone."""
     return solution.to(device) if isinstance(solution, Solution) else solution
 
