@@ -1,7 +1,8 @@
 """How much is computed at once, and how many bytes that takes. Free of torch.
 
-The bytes are estimated from what a virtual training keeps: factors are fitted to the peaks of whole updates and fits
-that a profiler saw (`tests/admrl/devices/test_sizes.py`), which they exceed by up to a half.
+The bytes are estimated from what a virtual training keeps. The factors were fitted to peaks that a profiler saw on
+the CPU, which they exceed by a quarter to the same again (`tests/admrl/devices/test_sizes.py`): a GPU keeps masks and
+copies more, and its allocator wastes some.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ MODEL_COPIES = 12
 that of a step (3); the model before SLBO; what a step puts together."""
 FIT_COPIES = 4  # of the activations of a fit: forward, backward and their temporaries
 DATA_COPIES = 2  # rows are appended by copying
-FEATURE_COPIES = 3  # of the value function's: they, their system in double precision, temporaries
-POLICY_COPIES = 6  # of a policy's activations, in the gradient and in the products with a curvature
+FEATURE_COPIES = 2  # of the value function's: they and temporaries
+POLICY_COPIES = 4  # of a policy's activations, in the gradient and in the products with a curvature
 STEP_COPIES = 3  # of a transition: the rollout, its noise, what is computed of it
 
 

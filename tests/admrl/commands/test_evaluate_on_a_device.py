@@ -7,11 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from command_tools import run_command
-from device_tools import run_jobs_here, standin, train  # noqa: F401  (a fixture)
+from device_tools import TINY, run_jobs_here, standin, train  # noqa: F401  (a fixture)
 from fault_tools import EVALUATION
 
 from admrl.commands.evaluate import Evaluate
 from admrl.commands.gradcheck import Gradcheck
+from admrl.commands.train import Train
+from admrl.devices import choice
+from admrl.devices.choice import FREE
+from admrl.devices.names import AVAILABLE
 from admrl.evaluation import parallel
 from admrl.evaluation.gap_table import GapTable
 from admrl.jobs import pool
@@ -98,3 +102,61 @@ def test_a_gradient_check_is_that_of_the_cpu(tmp_path, trained, standin, here): 
 def assert_close_vectors(found, expected):
     """Up to the rounding of single precision."""
     assert np.linalg.norm(np.subtract(found, expected)) <= 5e-3 * np.linalg.norm(expected)
+
+
+def files(folder):
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", "cpu:1", "cuad"])
+def test_a_device_that_is_not_here_is_refused_before_anything_is_written(
+    device, tmp_path, trained, monkeypatch
+):
+    monkeypatch.setitem(AVAILABLE, "cuda", lambda: 0)
+    before = files(trained)
+    for command in (
+        Train(preset="smoke", out=tmp_path / "new", device=device),
+        Train(resume=trained, num_tasks=5, device=device),
+        Evaluate(runs=(trained,), grid=(2, 1), device=device),
+        Gradcheck(run=trained, device=device),
+    ):
+        with pytest.raises(ValueError, match=r"device: (expected one that is here, cpu, got|got 'cuad')"):
+            run_command(command)
+    assert not (tmp_path / "new").exists() and files(trained) == before
+
+
+def test_too_little_memory_is_refused_before_anything_is_written(tmp_path, trained, standin, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(FREE, "standin", lambda device: 1000)
+    before = files(trained)
+    for setting, command in (
+        ("config.virtual.num_samples", Train(preset="smoke", out=tmp_path / "new", device="standin")),
+        ("config.virtual.num_samples", Train(resume=trained, num_tasks=5, device="standin")),
+        ("config.tasks_per_batch", Evaluate(runs=(trained,), grid=(2, 1), config=CONFIG, device="standin")),
+        ("truth_replicates", Gradcheck(run=trained, device="standin")),
+    ):
+        with pytest.raises(ValueError, match=f"GB of free memory on standin:0.*`{setting}`"):
+            run_command(command)
+    assert not (tmp_path / "new").exists() and files(trained) == before
+
+
+def test_auto_tells_the_run(tmp_path, standin, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(
+        choice, "seconds_of_a_step", lambda device, sizes: 1e-3 if device.type == "cpu" else 5e-4
+    )
+    monkeypatch.setitem(AVAILABLE, "cuda", lambda: 0)
+    run = Train(preset="smoke", out=tmp_path / "run", device="auto").prepare()
+    assert str(run.device) == "standin:0"
+    assert run.notes == ["auto: standin:0: a step of the model takes 1 ms on cpu, 0.5 ms on standin"]
+
+
+def test_what_knows_no_other_device_stays_or_is_refused(tmp_path, standin):  # noqa: F811
+    mbpo = replace(TINY, learner="mbpo", virtual=replace(TINY.virtual, num_samples=200))
+    options = dict(family="point_robot", selector="uniform", preset="smoke", config=mbpo)
+    with pytest.raises(ValueError, match=r"device: expected cpu with `config.learner` mbpo"):
+        Train(out=tmp_path / "run", device="standin", **options).prepare()
+    assert not (tmp_path / "run").exists()
+    assert str(Train(out=tmp_path / "run", device="auto", **options).prepare().device) == "cpu"
+    policy = tmp_path / "still.py"
+    policy.write_text("def act(obs):\n    return obs[..., :2] * 0\n")
+    with pytest.raises(ValueError, match="device: got standin, and none of these methods"):
+        Evaluate(policy=(f"{policy}:act",), family="point_robot", grid=(2,), device="standin").prepare()
