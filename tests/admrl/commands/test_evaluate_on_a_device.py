@@ -158,5 +158,7 @@ def test_what_knows_no_other_device_stays_or_is_refused(tmp_path, standin):  # n
     assert str(Train(out=tmp_path / "run", device="auto", **options).prepare().device) == "cpu"
     policy = tmp_path / "still.py"
     policy.write_text("def act(obs):\n    return obs[..., :2] * 0\n")
+    config = replace(CONFIG, num_reference_stages=0)
     with pytest.raises(ValueError, match="device: got standin, and none of these methods"):
-        Evaluate(policy=(f"{policy}:act",), family="point_robot", grid=(2,), device="standin").prepare()
+        own = (f"{policy}:act",)
+        Evaluate(policy=own, family="point_robot", grid=(2, 2), config=config, device="standin").prepare()
