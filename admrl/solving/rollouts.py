@@ -10,6 +10,7 @@ from torch import Tensor
 
 from admrl.config.training import SlboConfig
 from admrl.jobs.reporter import Reporter
+from admrl.solving.captured_rollouts import can_be_captured, captured_rollout
 from admrl.solving.lanes import Lanes
 from admrl.solving.solution import Policies, Solution
 from dynamics.config import RolloutPrecision
@@ -17,7 +18,7 @@ from dynamics.dataset import TransitionData
 from dynamics.ensemble import DynamicsEnsemble
 from dynamics.virtual_env import VirtualEnv
 from task_families.family import TaskFamily
-from task_families.rollout import Rollout, collect
+from task_families.rollout import Rollout, collect, start_pool
 from task_families.simulator import Simulator
 
 
@@ -39,6 +40,9 @@ def virtual_rollout(
     """
     shape, noisy = (len(solution.psi), num_lanes), generators if draws_steps else None
     env = VirtualEnv(model, family, shape, precision=precision, derivatives="none", generators=noisy)
+    if can_be_captured(solution, model, draws_steps):
+        noise = gaussian_noise(shape, family.horizon, solution.act_size, generators, solution.psi)
+        return captured_rollout(family, model, solution, noise, start_pool(env, generators), precision)
     actor = stochastic_actor(solution, shape, family.horizon, generators)
     return collect(env, family, actor, family.horizon, generators)
 
@@ -90,6 +94,10 @@ def virtual_continuation(
     num_tasks, num_lanes = lanes.starts.shape
     shape = (num_tasks, num_lanes)
     env = VirtualEnv(model, family, shape, precision=precision, derivatives="none", generators=generators)
+    if can_be_captured(solution, model, draws_steps=True):
+        noise = gaussian_noise(shape, num_steps, solution.act_size, generators, solution.psi)
+        pool, goes_on = start_pool(env, generators), (lanes.starts, lanes.obs)
+        return captured_rollout(family, model, solution, noise, pool, precision, goes_on)
     env.reset(torch.ones_like(lanes.starts), lanes.obs)
     return continuation(env, family, solution, lanes, num_steps, generators)
 
