@@ -1,1 +1,1 @@
-"""Where policies are solved: names of devices, which is faster, who has the memory. Imports settings and networks."""
+"""Where policies are solved: devices by name, by speed, by memory; recorded functions. Imports settings and networks."""
