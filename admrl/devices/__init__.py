@@ -1,1 +1,1 @@
-"""Where policies are solved: devices by name, by speed, by memory; recorded functions. Imports settings and networks."""
+"""Where policies are solved: devices by name, speed and memory; recorded functions. Imports settings and networks."""

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from task_families.family import TaskFamily
 
 FLOAT = 4  # bytes
-MODEL_COPIES = 12
+MODEL_COPIES = 13
 """Of a model's parameters: they, their gradient and Adam's two moments; the state that a fit may go back to (3);
-that of a step (3); the model before SLBO; what a step puts together."""
+that of a step (3); the model before SLBO; that of recorded rollouts; what a step puts together."""
 FIT_COPIES = 4  # of the activations of a fit: forward, backward and their temporaries
 DATA_COPIES = 2  # rows are appended by copying
 FEATURE_COPIES = 2  # of the value function's: they and temporaries
 POLICY_COPIES = 4  # of a policy's activations, in the gradient and in the products with a curvature
-STEP_COPIES = 3  # of a transition: the rollout, its noise, what is computed of it
+STEP_COPIES = 5  # of a transition: the rollout, its noise, what is computed of it, what recorded ones keep
 
 
 @dataclass(frozen=True)
@@ -92,19 +92,22 @@ def parts(sizes: Sizes) -> list[Part]:
     num_policies = sizes.batch.num_policies
     model = MODEL_COPIES * num_parameters + FIT_COPIES * activations
     rows = sizes.num_models * sizes.num_rows * (2 * obs_size + act_size + 1)
-    hidden = ("config.dynamics.hidden_sizes", "config.dynamics.num_members", "config.fit.batch_size")
+    of_model: tuple[str, ...] = (
+        "config.dynamics.hidden_sizes",
+        "config.dynamics.num_members",
+        "config.fit.batch_size",
+    )
+    of_data: tuple[str, ...] = ("config.slbo.num_samples",)
+    if sizes.num_models > 1:  # as many as there are policies
+        of_model = of_data = sizes.batch.settings[1:]
     found = [
-        Part(
-            "the model and its fit",
-            FLOAT * model,
-            sizes.batch.settings[1:] if sizes.num_models > 1 else hidden,
-        ),
+        Part("the model and its fit", FLOAT * model, of_model),
         Part(
             f"{sizes.batch.num_samples} virtual steps of each of {num_policies} policies",
             FLOAT * sizes.batch.num_steps * per_step,
             sizes.batch.settings,
         ),
-        Part("real transitions", FLOAT * DATA_COPIES * rows, ("config.slbo.num_samples",)),
+        Part("real transitions", FLOAT * DATA_COPIES * rows, of_data),
     ]
     return sorted(found, key=lambda part: -part.num_bytes)
 
