@@ -8,6 +8,7 @@ from typing import Any
 
 from admrl.baselines.outside_run import OutsideRun
 from admrl.baselines.run import BaselineRun
+from admrl.devices.names import CPU, find_device
 from admrl.evaluation.method_run import MethodRun
 from admrl.inner_loop.run import InnerLoopRun
 from admrl.offline.run import MacawRun
@@ -22,6 +23,17 @@ METHOD_RUNS: dict[str | None, type[MethodRun[Any]]] = {
     run.kind: run for run in (BaselineRun, InnerLoopRun, MacawRun)
 }
 """The kinds of `admrl train-baseline`."""
+
+
+def load_on(path: Path | str, named: NamedFamily = NOBODY, *, device: str = CPU) -> AnyRun:
+    """`load_any_run`, then moved to a device, if its method can go there.
+
+    Raises:
+        ValueError: see `load_any_run` and `find_device`.
+    """
+    run = load_any_run(path, named)
+    run.move_to(find_device(device))
+    return run
 
 
 def load_any_run(path: Path | str, named: NamedFamily = NOBODY) -> AnyRun:

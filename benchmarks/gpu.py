@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from admrl.config.training import TaskGradientConfig, VirtualTrainingConfig
+from admrl.devices.capture import RECORDERS
 from admrl.gradient import Evidence, task_gradient
 from admrl.solving.rollouts import real_rollout, virtual_rollout
 from admrl.solving.solution import new_solution
@@ -101,6 +102,16 @@ def parts(
     return found + list(training_parts(device, num_tasks, width, dtype).items())
 
 
+def without_recording(part: Part) -> list[Tensor]:
+    """A part without CUDA graphs."""
+    kept = dict(RECORDERS)
+    RECORDERS.clear()
+    try:
+        return part()
+    finally:
+        RECORDERS.update(kept)
+
+
 def solver_parts(device: Any, num_tasks: int, width: int, dtype: torch.dtype) -> dict[str, Part]:
     """Solves with a matrix of condition 100, one right-hand side for each task."""
     generator = torch.Generator().manual_seed(0)
@@ -140,13 +151,17 @@ def training_parts(device: Any, num_tasks: int, width: int, dtype: torch.dtype) 
     def fit() -> list[Tensor]:
         return [learner.fit(20).loss, *learner.model.parameters()]
 
+    def rollout_in_model() -> list[Tensor]:
+        return [virtual_rollout(family, model, solution, 10, generators).obs]
+
     def estimate() -> list[Tensor]:
         gradient = task_gradient(evidence, generators)
         return [gradient.total, gradient.implicit]
 
     return {
         "fit, 20 steps": lambda: [tensor.detach() for tensor in fit()],
-        "rollout in the model": lambda: [virtual_rollout(family, model, solution, 10, generators).obs],
+        "rollout in the model": rollout_in_model,
+        "rollout in the model, not recorded": lambda: without_recording(rollout_in_model),
         "policy update": lambda: [policy_update(family, model, solution, rollout, config)[0].theta],
         "task gradient, causal": estimate,
     }

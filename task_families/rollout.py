@@ -91,13 +91,30 @@ def collect(
     Raises:
         ValueError: num_steps is outside 1..horizon, or not one generator per task.
     """
-    num_tasks, num_lanes = simulator.shape
+    num_tasks = simulator.shape[0]
     if not 1 <= num_steps <= family.horizon:
         raise ValueError(f"num_steps: expected 1 to {family.horizon} (the horizon), got {num_steps}")
     if len(generators) != num_tasks:
         raise ValueError(f"generators: expected one per task ({num_tasks}), got {len(generators)}")
-    pool_size = STARTS_PER_LANE * num_lanes
-    pool = torch.stack([simulator.start_states(pool_size, g) for g in generators])  # (M, pool, state)
+    return run_lanes(simulator, family, act, num_steps, start_pool(simulator, generators), goes_on)
+
+
+def start_pool(simulator: Simulator, generators: Sequence[torch.Generator]) -> Tensor:
+    """The start states of every task's lanes, drawn ahead: (M, pool, state)."""
+    pool_size = STARTS_PER_LANE * simulator.shape[1]
+    return torch.stack([simulator.start_states(pool_size, g) for g in generators])
+
+
+def run_lanes(
+    simulator: Simulator,
+    family: TaskFamily,
+    act: Callable[[int, Tensor], tuple[Tensor, Tensor]],
+    num_steps: int,
+    pool: Tensor,
+    goes_on: tuple[Tensor, Tensor] | None = None,
+) -> Rollout:
+    """`collect` from start states that were drawn ahead (`start_pool`)."""
+    num_tasks, pool_size = pool.shape[:2]
     next_start = torch.zeros(num_tasks, 1, dtype=torch.long, device=pool.device)
     is_readable = pool.device.type == "cpu"  # a flag costs nothing to read
 

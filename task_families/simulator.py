@@ -95,12 +95,24 @@ class ActionBounds:
         """Inverse of `to_unit`."""
         return unit if self.are_unit else torch.addcmul(self.center.to(unit), self.scale.to(unit), unit)
 
+    @cached_property
+    def _moved(self) -> dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]]:
+        """What `_like` has moved before."""
+        return {}
+
+    def _like(self, like: Tensor) -> tuple[Tensor, ...]:
+        """low, high, center and scale of like's dtype and on its device, moved there once."""
+        kind = like.dtype, like.device
+        if kind not in self._moved:
+            self._moved[kind] = tuple(x.to(like) for x in (self.low, self.high, self.center, self.scale))
+        return self._moved[kind]
+
     def clamped_to_unit(self, like: Tensor) -> Callable[[Tensor], Tensor]:
         """Actions (..., A) -> clamped unit actions, with like's dtype and device looked up once, for many calls."""
         are_free = bool((self.low.isinf() & self.high.isinf()).all())
         if self.are_unit and (self.are_finite or are_free):  # nothing to look up: a GPU is sent nothing
             return lambda act: act.clamp(-1.0, 1.0) if self.are_finite else act
-        low, high, center, scale = (x.to(like) for x in (self.low, self.high, self.center, self.scale))
+        low, high, center, scale = self._like(like)
         low, high = (low - center) / scale, (high - center) / scale
 
         def clamp(unit: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ PACKAGES = ("task_families", "dynamics", "policy_opt", "admrl")
 ORDER = (  # rooms of admrl: each may import those before it
     {"number_text"},
     {"config", "storage", "streams"},
-    {"jobs"},
+    {"jobs", "devices"},
     {"runs", "search", "solving"},
     {"gradient", "evaluation"},
     {"training", "baselines", "inner_loop", "offline", "reports"},

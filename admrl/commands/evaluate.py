@@ -17,14 +17,19 @@ from admrl.commands.outside import create_all, fitted_to, named_by, open_togethe
 from admrl.config.checks import check_config, check_seed
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.search import OBJECTIVES, SCALES
+from admrl.devices.names import AUTO, CPU, check_device_name
 from task_families.choices import check_name
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from admrl.devices.choice import Choice
+    from admrl.devices.sizes import Sizes
     from admrl.evaluation.reference import Reference
     from admrl.evaluation.task_lists import TaskList
     from admrl.run_kinds import AnyRun
 
-    Prepared = tuple[list[AnyRun], TaskList, Reference | None]
+    Prepared = tuple[list[AnyRun], TaskList, Reference | None, Choice]
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,9 @@ class Evaluate(Command):
     """Seed of the evaluation, the same for all runs."""
     num_workers: int = 2
     """Processes, one thread each."""
+    device: str = CPU
+    """Where policies are solved and adapt: cpu, cuda, cuda:1, or auto, the faster one for these sizes. The simulator
+    stays on the CPU, as do methods that know no other device. On a GPU take few workers and large batches."""
     objective: str = "worst"
     """worst, cvar, softmax or mean: one number for each method's gaps over the tasks, printed below the table."""
     alpha: float = 0.2
@@ -88,6 +96,7 @@ class Evaluate(Command):
         check_name("objective", self.objective, OBJECTIVES)
         check_name("scale", self.scale, SCALES)
         at_least(self, num_workers=1)
+        check_device_name(self.device)
         if self.infer_psi is not None:
             at_least(self, infer_psi=1)
         check_seed(self.seed)
@@ -116,9 +125,42 @@ class Evaluate(Command):
         for run in runs:
             file = gaps_file(run.path, self.name or tasks.name)
             check_same_settings(file, config, self.seed, self.decompose)
+        choice = self._choose(runs, len(tasks.psi), config)
         create_all(runs)
         lock_runs(runs)
-        return runs, tasks, reference
+        return runs, tasks, reference, choice
+
+    def _choose(self, runs: list[AnyRun], num_tasks: int, config: EvaluationConfig) -> Choice:
+        """The device, before anything is written; the runs whose methods can go there are moved."""
+        from admrl.devices.choice import choose
+        from admrl.devices.sizes import Spaces, evaluation_sizes, num_bytes
+        from admrl.training.run import Run
+
+        sources = [source for run in runs if run.can_move and isinstance(source := run.model_source, Run)]
+        if not sources and self.device not in (CPU, AUTO):
+            raise ValueError(
+                f"device: got {self.device}, and none of these methods is solved in a model that could go there; "
+                "leave it out"
+            )
+
+        def sizes() -> Sizes:
+            found = [
+                evaluation_sizes(
+                    source.info.config,
+                    config,
+                    num_tasks,
+                    len(source.learner.data[0]),
+                    Spaces.of(source.family),
+                    self.reference is not None,
+                )
+                for source in sources
+            ]
+            return max(found, key=num_bytes)
+
+        choice = choose(self.device if sources else CPU, sizes, self.num_workers)
+        for run in runs:
+            run.move_to(choice.device)
+        return choice
 
     def execute(self, prepared: Prepared) -> None:
         """Evaluate, print a table, write one gap table into every run folder."""
@@ -126,14 +168,15 @@ class Evaluate(Command):
         from admrl.evaluation.parallel import evaluate_in_parallel
         from admrl.jobs.display import TextConsole
         from admrl.jobs.interruption import Interrupted
-        from admrl.run_kinds import load_any_run
+        from admrl.run_kinds import load_on
         from admrl.search.objective import Objective
 
-        (runs, tasks, reference), console = prepared, TextConsole()
+        (runs, tasks, reference, choice), console = prepared, TextConsole()
         name = self.name or tasks.name
         config, notes = fitted_to(self.config, runs)
         for note in notes:
             console.print(in_flags(note, type(self)))
+        self._say_where(runs, choice, console)
         for run in runs:
             if not run.finished:
                 console.print(
@@ -150,7 +193,7 @@ class Evaluate(Command):
                 self.num_workers,
                 console,
                 name=name,
-                load=partial(load_any_run, named=named_by(self, self.accept_changed)),
+                load=partial(load_on, named=named_by(self, self.accept_changed), device=str(choice.device)),
                 reference=reference,
                 decompose=self.decompose,
             )
@@ -168,3 +211,16 @@ class Evaluate(Command):
         print_notes(tables, console)
         words = ["admrl", "compare", *(str(run.path) for run in runs), "--tasks", name, "--out", "report"]
         console.print(f"wrote {name} into each run; next: {shlex.join(words)}")
+
+    def _say_where(self, runs: list[AnyRun], choice: Choice, console: Console) -> None:
+        """The device, where it is not the CPU, or was chosen; and who stays on the CPU."""
+        from admrl.devices.names import described
+
+        if choice.note is not None:
+            console.print(choice.note)
+        if choice.device.type == CPU:
+            return
+        console.print(f"policies are solved on {choice.device}, {described(choice.device)}")
+        for run in runs:
+            if not run.can_move:
+                console.print(f"{run.path}: stays on the CPU, as its method knows no other device")

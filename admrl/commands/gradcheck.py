@@ -11,12 +11,14 @@ import tyro
 from admrl.commands.command import Command, at_least, check_own_family
 from admrl.config.checks import check_seed
 from admrl.config.training import ESTIMATOR_NAMES, ResolveConfig
+from admrl.devices.names import CPU, check_device_name
 from task_families.choices import check_name
 
 if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
+    from admrl.devices.choice import Choice
     from admrl.gradient.check import GradientCheck
     from admrl.jobs.reporter import Reporter
     from admrl.training.run import Run
@@ -46,6 +48,8 @@ class Gradcheck(Command):
     """Real episodes of each of them."""
     seed: int = 0
     """Seed of the solutions, the draws and the truth."""
+    device: str = CPU
+    """Where tasks are solved and gradients estimated: cpu, cuda, cuda:1, or auto, the faster one for these sizes."""
     family: str | None = None
     """The family of the run, where it is not one of this package: FILE.py:NAME, MODULE:NAME or a registered name."""
     accept_changed: bool = False
@@ -57,12 +61,15 @@ class Gradcheck(Command):
         for name in self.estimators:
             check_name("estimators", name, ESTIMATOR_NAMES)
         check_seed(self.seed)
+        check_device_name(self.device)
         at_least(self, draws=1, truth_replicates=2, truth_updates=1, truth_episodes=4)
 
-    def prepare(self) -> tuple[Run, Tensor]:
-        """The run and the task (1, k)."""
+    def prepare(self) -> tuple[Run, Tensor, Choice]:
+        """The run, the task (1, k) and the device."""
         import torch
 
+        from admrl.devices.choice import choose
+        from admrl.devices.sizes import Spaces, check_sizes
         from admrl.training.run import load_run
 
         run = load_run(self.run, family=self.family, accept_changed=self.accept_changed)
@@ -73,9 +80,12 @@ class Gradcheck(Command):
                 f"returns, got {' '.join(self.estimators)}"
             )
         psi = torch.tensor([self.psi or run.state.records[-1].psi])
-        return run, run.family.box.check(psi.to(run.family.box.low))
+        psi = run.family.box.check(psi.to(run.family.box.low))
+        config, num_rows, spaces = run.info.config, len(run.learner.data[0]), Spaces.of(run.family)
+        choice = choose(self.device, lambda: check_sizes(config, self.truth_replicates, num_rows, spaces))
+        return run, psi, choice
 
-    def execute(self, prepared: tuple[Run, Tensor]) -> None:
+    def execute(self, prepared: tuple[Run, Tensor, Choice]) -> None:
         """Check, print a table, write gradcheck.json and gradcheck.png into the run folder."""
         from admrl.jobs.display import TextConsole
         from admrl.jobs.pool import Job, run_jobs
@@ -83,11 +93,18 @@ class Gradcheck(Command):
         from admrl.solving.adaptation import num_slbo_steps
         from admrl.storage.files import write_json
 
-        (run, psi), console = prepared, TextConsole()
+        (run, psi, choice), console = prepared, TextConsole()
+        if choice.note is not None:
+            console.print(choice.note)
         config = run.info.config
         steps = config.num_zero_shot * config.virtual.num_policy_updates
         steps += num_slbo_steps(config.slbo, config.virtual) + 1 + self.draws * len(self.estimators)
-        job = Job(f"gradcheck of {run.path.name}", check_job, (run.path, psi.tolist(), self), steps)
+        job = Job(
+            f"gradcheck of {run.path.name}",
+            check_job,
+            (run.path, psi.tolist(), self, str(choice.device)),
+            steps,
+        )
         check: GradientCheck = run_jobs([job], 1, console)[0]
         write_json(run.path / "gradcheck.json", check.to_dict())
         picture = run.path / "gradcheck.png"
@@ -96,16 +113,20 @@ class Gradcheck(Command):
         console.print(f"wrote {run.path / 'gradcheck.json'} and {picture}")
 
 
-def check_job(path: str, psi: list[list[float]], command: Gradcheck, reporter: Reporter) -> GradientCheck:
+def check_job(
+    path: str, psi: list[list[float]], command: Gradcheck, device: str, reporter: Reporter
+) -> GradientCheck:
     """Solve the task in the run's model and with SLBO on a copy of it, then check the estimators. The run itself does
     not change."""
     import torch
 
+    from admrl.devices.names import find_device
     from admrl.gradient.check import CheckPlan, check_gradient, solve_task
     from admrl.runs.versions import versions
     from admrl.training.run import load_run
 
     run = load_run(path, family=command.family, accept_changed=command.accept_changed)
+    run.move_to(find_device(device))
     config, family = run.info.config, run.family
     solved = solve_task(
         family, run.learner, torch.tensor(psi), config, command.seed, policy=run.policy, reporter=reporter

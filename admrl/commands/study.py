@@ -20,8 +20,8 @@ import tyro
 from admrl.commands.command import Command, CommandFailed, at_least
 from admrl.commands.flags import in_flags
 from admrl.number_text import counted
-from admrl.studies.description import Study, located, read_study
-from admrl.studies.graph import Job, counted_kinds, expand, select
+from admrl.studies.description import Study, check_gpus, located, read_study
+from admrl.studies.graph import Job, counted_kinds, device_words, expand, select
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -109,6 +109,10 @@ class RunStudy(Command):
         if self.status or self.watch:
             return Prepared(study, jobs, wanted, store, None, None)
         check_commands(jobs, self.file)
+        try:
+            check_gpus(study, self.engine or study.engine)
+        except ValueError as error:
+            raise ValueError(f"{self.file}: {error}") from error
         if self.dry_run:
             return Prepared(study, jobs, wanted, store, None, None)
         if set(store.states(jobs, store.records(jobs)).values()) != {DONE}:
@@ -213,6 +217,7 @@ def check_commands(jobs: tuple[Job, ...], file: Path) -> None:
         settings = tuple(
             re.sub(r"^\d+$", "", word) for word in job.settings
         )  # seeds do not make another command
+        settings += device_words(job.words)
         if settings in checked:
             continue
         checked.add(settings)

@@ -16,14 +16,19 @@ from admrl.commands.command import (
     value_of,
 )
 from admrl.commands.flags import in_flags
-from admrl.config.checks import check_saving, check_seed
+from admrl.config.checks import check_config, check_saving, check_seed
 from admrl.config.presets import PRESETS, fitted
 from admrl.config.training import MetaTrainConfig
+from admrl.devices.names import AUTO, CPU, check_device_name
 from admrl.runs.trackers import check_trackers
 from task_families.choices import check_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from admrl.devices.choice import Choice
     from admrl.training.run import Run
+    from task_families.family import TaskFamily
 
 ALLOWED_WITH_RESUME = (
     "resume",
@@ -32,6 +37,7 @@ ALLOWED_WITH_RESUME = (
     "selector",
     "accept_changed",
     "num_threads",
+    "device",
     "checkpoint_seconds",
     "keep_checkpoints",
     "log",
@@ -74,6 +80,9 @@ class Train(Command):
     settings of your own both stay offline, in the run folder. A resumed run goes on there by itself."""
     num_threads: int = 1
     """Threads of torch and of the simulator. More than 1 pays only on idle cores and costs bit-identity."""
+    device: str = CPU
+    """Where the model and the policies are trained: cpu, cuda, cuda:1, or auto, the faster one for these sizes. The
+    simulator runs on the CPU. No file depends on it: --resume may name another; see docs/performance.md."""
     config: MetaTrainConfig = field(default_factory=lambda: PRESETS["laptop"])
 
     @classmethod
@@ -86,6 +95,7 @@ class Train(Command):
     def check(self) -> None:
         """See `Command`."""
         at_least(self, num_threads=1)
+        check_device_name(self.device)
         check_own_family(self.family)
         check_saving(self.checkpoint_seconds, self.keep_checkpoints)
         check_trackers(self.log)
@@ -106,13 +116,14 @@ class Train(Command):
 
     def prepare(self) -> Run:
         """The run to train; its folder exists afterwards."""
-        from admrl.runs.families import NamedFamily
+        from admrl.runs.families import NamedFamily, family_of
         from admrl.training.run import Run, prepare_run
         from task_families.registry import make
 
         if self.resume is None:
             family = make(self.family, variant=self.variant)
             config, notes = fitted(self.config, self.preset, family.horizon)
+            choice = self._choose(config, self.selector, lambda: family)
             new = prepare_run(
                 self.out or Path("runs") / f"{family.name}-{file_name(self.selector)}-{self.seed}",
                 family=family,
@@ -123,12 +134,14 @@ class Train(Command):
                 config=config,
             )
             new.notes += [in_flags(note, type(self)) for note in notes]
-            return new
+            return _placed(new, choice)
         named = NamedFamily(
             None if self.family == type(self).family else self.family,
             self.accept_changed,
             None if self.selector == type(self).selector else self.selector,
         )
+        info, path = Run.read_info(self.resume), self.resume
+        choice = self._choose(info.config, info.selector, lambda: family_of(path, info, named))
         run = Run.resume(self.resume, named, length=self.num_tasks)
         if run.finished:
             run.release()
@@ -137,11 +150,27 @@ class Train(Command):
             raise ValueError(
                 f"{self.resume}: all {len(run.state.records)} tasks are done already; more of them: `num_tasks`"
             )
-        return run
+        return _placed(run, choice)
+
+    def _choose(self, config: MetaTrainConfig, selector: str, family: Callable[[], TaskFamily]) -> Choice:
+        """The device, before anything is written."""
+        from admrl.devices.choice import choose
+        from admrl.devices.sizes import Spaces, training_sizes
+
+        check_config(config)
+        name = self.device
+        if config.learner == "mbpo" and name != CPU:
+            if name != AUTO:
+                raise ValueError(
+                    f"device: expected cpu with `config.learner` mbpo, whose agents are of the CPU alone, got {name}"
+                )
+            name = CPU
+        return choose(name, lambda: training_sizes(config, selector, Spaces.of(family())))
 
     def execute(self, run: Run) -> None:
         """Train, with a progress display; Ctrl-C and SIGTERM save and say how to go on."""
         from admrl.commands.session import train_in_session
+        from admrl.devices.names import described
         from admrl.runs.families import family_words
         from admrl.training.run import train_run
 
@@ -153,7 +182,14 @@ class Train(Command):
         ended = "" if run.ended_by is None else f" ({run.ended_by})"
         saved = f" ({samples.saved} more saved by patience)" if samples.saved else ""
         drawn = f"{samples.real} real and {samples.virtual} virtual samples{saved}"
+        drawn += "" if run.device.type == CPU else f", on {described(run.device)}"
         hint = f"\nnext: {shlex.join(words)}" if size <= 3 else ""
         console.print(
             f"{len(run.state.records)} tasks{ended}, {drawn} -> {run.path}{hint}",
         )
+
+
+def _placed(run: Run, choice: Choice) -> Run:
+    run.move_to(choice.device)
+    run.notes += [] if choice.note is None else [choice.note]
+    return run

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
@@ -54,6 +55,14 @@ class EvaluableRun(RunFolder[Info, State]):
     def visited_psi(self) -> np.ndarray | None:
         """Tasks of the training (n, k) in order, if it takes one after the other."""
         return None
+
+    @property
+    def can_move(self) -> bool:
+        """Whether its tasks can be solved on another device than the CPU."""
+        return False
+
+    def move_to(self, device: torch.device) -> None:
+        """Solve tasks on a device from now on, if it can move. The simulator stays on the CPU."""
 
     @abstractmethod
     def adapter(self, config: EvaluationConfig, *, reporter: Reporter | None = None) -> Adapter:

@@ -24,6 +24,10 @@ class Provenance:
     """Of the file of a family from outside this package."""
     sees: str | None = None
     """What it may know of a test task; see `admrl.evaluation.adapter.SEES`."""
+    device: str | None = None
+    """On which its policies were solved: cpu, or a GPU with its name."""
+    training_device: str | None = None
+    """On which it was trained; several, in order, if it went on on another."""
     training_real_samples: int | None = None
     training_virtual_samples: int | None = None
     training_gradient_steps: int | None = None

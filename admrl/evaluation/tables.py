@@ -253,7 +253,7 @@ def model_errors(model: DynamicsEnsemble, probe: Tensor, scale: Tensor) -> np.nd
     )
     flat = [x.flatten(0, 1).expand(1, model.num_members, -1, -1) for x in (obs, act)]
     predicted = model(*flat)[0].unflatten(1, probe.shape[:2])  # (E, M, P, S)
-    error = ((predicted - next_obs) / scale.to(predicted)).square().mean(-1).sqrt().mean(0)  # (M, P)
+    error = ((predicted - next_obs) / scale.to(predicted)).square().mean(-1).sqrt().mean(0).cpu()  # (M, P)
     finite = probe.isfinite().all(-1)
     total = torch.where(finite, error, torch.zeros_like(error)).double().sum(-1)
     return (total / finite.sum(-1)).numpy()  # 0 / 0 is nan

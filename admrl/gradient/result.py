@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,15 @@ class TaskGradient:
     real_samples: int = 0
     """Real steps that the estimator drew itself, beyond the rollouts that it was given."""
     virtual_samples: int = 0
+
+    def on_host(self) -> TaskGradient:
+        """With the parts and the halves on the CPU, by one copy."""
+        if self.optimal.device.type == "cpu":
+            return self
+        columns = [self.optimal, self.adapted, self.implicit, *(self.halves or ())]
+        optimal, adapted, implicit, *halves = torch.stack(columns).cpu()
+        pair = (halves[0], halves[1]) if halves else None
+        return replace(self, optimal=optimal, adapted=adapted, implicit=implicit, halves=pair)
 
     @property
     def total(self) -> Tensor:

@@ -83,7 +83,7 @@ class CheckpointStore:
         total = len(next(iter(rows.values()))) if rows else 0
         try:
             if total > saved:
-                new = {name: column[saved:] for name, column in rows.items()}
+                new = {name: column[saved:].cpu() for name, column in rows.items()}
                 digest = write_sealed(_file(replay, number), new, {"format": FORMAT})
                 write_sealed(_file(replay, number).with_suffix(COPY), new, {"format": FORMAT})
                 parts = (*parts, Part(number, total - saved, digest))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from admrl.config.training import SlboConfig
 from admrl.jobs.reporter import Reporter
+from admrl.solving.captured_rollouts import can_be_captured, captured_rollout
 from admrl.solving.lanes import Lanes
 from admrl.solving.solution import Policies, Solution
 from dynamics.config import RolloutPrecision
@@ -17,7 +18,7 @@ from dynamics.dataset import TransitionData
 from dynamics.ensemble import DynamicsEnsemble
 from dynamics.virtual_env import VirtualEnv
 from task_families.family import TaskFamily
-from task_families.rollout import Rollout, collect
+from task_families.rollout import Rollout, collect, start_pool
 from task_families.simulator import Simulator
 
 
@@ -39,6 +40,9 @@ def virtual_rollout(
     """
     shape, noisy = (len(solution.psi), num_lanes), generators if draws_steps else None
     env = VirtualEnv(model, family, shape, precision=precision, derivatives="none", generators=noisy)
+    if can_be_captured(solution, model, draws_steps):
+        noise = gaussian_noise(shape, family.horizon, solution.act_size, generators, solution.psi)
+        return captured_rollout(family, model, solution, noise, start_pool(env, generators), precision)
     actor = stochastic_actor(solution, shape, family.horizon, generators)
     return collect(env, family, actor, family.horizon, generators)
 
@@ -90,6 +94,10 @@ def virtual_continuation(
     num_tasks, num_lanes = lanes.starts.shape
     shape = (num_tasks, num_lanes)
     env = VirtualEnv(model, family, shape, precision=precision, derivatives="none", generators=generators)
+    if can_be_captured(solution, model, draws_steps=True):
+        noise = gaussian_noise(shape, num_steps, solution.act_size, generators, solution.psi)
+        pool, goes_on = start_pool(env, generators), (lanes.starts, lanes.obs)
+        return captured_rollout(family, model, solution, noise, pool, precision, goes_on)
     env.reset(torch.ones_like(lanes.starts), lanes.obs)
     return continuation(env, family, solution, lanes, num_steps, generators)
 
@@ -130,7 +138,7 @@ class SolutionPolicy:
 
     def actor(self, noise: Tensor, generators: Sequence[torch.Generator]) -> Callable[[int, Tensor], Tensor]:
         """See `Policy.actor`; the policies act where the noise is."""
-        act = _moved(self.solution, noise.device).actor(torch.zeros_like(noise) if self.is_mean else noise)
+        act = moved(self.solution, noise.device).actor(torch.zeros_like(noise) if self.is_mean else noise)
         if self.noise is not None and self.noise.noise_scale > 0:
             num_steps, *shape, act_size = noise.shape
             drive = gaussian_noise((shape[0], shape[1]), num_steps, act_size, generators, noise)
@@ -166,7 +174,7 @@ def real_rollout(
     Args:
         noise: adds this configuration's exploration noise to the (already stochastic) actions.
     """
-    device, solution = solution.psi.device, _moved(solution, torch.device("cpu"))
+    device, solution = solution.psi.device, moved(solution, torch.device("cpu"))
     shape = (len(solution.psi), num_lanes)
     simulator = family.make_simulator(
         shape, num_threads=num_threads, dtype=solution.psi.dtype, psi=solution.psi
@@ -177,7 +185,7 @@ def real_rollout(
     return collect(simulator, family, act, family.horizon, generators).to(device)
 
 
-def _moved(solution: Policies, device: torch.device) -> Policies:
+def moved(solution: Policies, device: torch.device) -> Policies:
     """On a device; MBPO's agents are on the CPU alone."""
     return solution.to(device) if isinstance(solution, Solution) else solution
 

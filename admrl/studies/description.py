@@ -32,6 +32,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,26 @@ def read_study(file: Path) -> Study:
         return _study(data, file.stem)
     except ValueError as error:
         raise ValueError(f"{located(file, text, str(error))}: {error}") from error
+
+
+def check_gpus(study: Study, engine: str) -> None:
+    """Refuse a GPU that an engine gives to no process; those that a process sees are numbered from 0.
+
+    Raises:
+        ValueError: names the method or the evaluation that asks for it, and the setting.
+    """
+    given = study.resources.num_gpus
+    if engine == "local":  # its processes see all that the machine has
+        return
+    asked = {f"methods.{method.name}": method.options for method in study.methods}
+    for where, options in (asked | {"evaluation": study.evaluation}).items():
+        device = dict(pairwise(options)).get("--device", "")
+        kind, _, number = device.partition(":")
+        if kind == "cuda" and (int(number) if number.isdecimal() else 0) >= math.ceil(given):
+            raise ValueError(
+                f"{where}.device: got {device!r:.40}, and `engine.num_gpus` is {given:g}, so that no process sees "
+                "that GPU; raise it, or take cpu"
+            )
 
 
 def located(file: Path, text: str, message: str) -> str:

@@ -25,6 +25,8 @@ from task_families.registry import names
 
 KINDS = ("train", "reference", "evaluate", "compare")
 PROGRAM = "admrl"
+DEVICE = "--device"
+"""Where a command computes is no setting: a study whose machine has another one goes on with what it has."""
 OF_TRAININGS = {"--methods": ("slbo",), "--seeds": ("0",)}
 """Options of `admrl reference` that say which trainings there are, and their defaults."""
 
@@ -125,17 +127,18 @@ def _train(study: Study, family: str, method: Method, seed: int) -> Job:
     command = ("train-baseline", method.word) if method.is_baseline else ("train",)
     own = () if family in names() else ("--family", family)
     selector = () if method.is_baseline else ("--selector", method.word)
+    options, device = _without(method.options, (DEVICE,)), device_words(method.options)
     settings = (
-        *command, "--family", family, *selector, "--seed", str(seed), "--preset", study.preset, *method.options
+        *command, "--family", family, *selector, "--seed", str(seed), "--preset", study.preset, *options
     )  # fmt: skip
     named = selector if method.word not in SEARCHES else ()
     return Job(
         name,
         "train",
         settings,
-        (PROGRAM, *settings, "--out", str(run)),
+        (PROGRAM, *settings, *device, "--out", str(run)),
         (run,),
-        resume=(PROGRAM, command[0], "--resume", str(run), *own, *named),
+        resume=(PROGRAM, command[0], "--resume", str(run), *own, *named, *device),
         begun=run / "config.json",
     )
 
@@ -158,14 +161,15 @@ def _reference(study: Study, family: str, tested: tuple[str, ...]) -> Job:
 
 def _evaluate(study: Study, family: str, tested: tuple[str, ...], runs: Sequence[Job], reference: Job) -> Job:
     own = () if family in names() else ("--family", family)
-    settings = (*study.test_words, *own, *study.evaluation)
+    settings = (*study.test_words, *own, *_without(study.evaluation, (DEVICE,)))
+    device = device_words(study.evaluation)
     folders = [job.outputs[0] for job in runs]
     return Job(
         f"{_short(family)}/evaluate",
         "evaluate",
         ("evaluate", *settings, *tested),
         (
-            PROGRAM, "evaluate", *map(str, folders), *settings,
+            PROGRAM, "evaluate", *map(str, folders), *settings, *device,
             "--reference", str(reference.outputs[0]), "--name", study.name,
         ),
         tuple(folder / "gaps" / f"{study.name}.json" for folder in folders),
@@ -209,6 +213,11 @@ def _short(family: str) -> str:
     """A family's name as a part of a path: tasks/mine.py:Cart -> mine-Cart."""
     where, _, name = family.rpartition(":")
     return "-".join(filter(None, (PurePath(where).stem, name)))
+
+
+def device_words(options: Sequence[str]) -> tuple[str, ...]:
+    """The option that says where a command computes, if it is among these."""
+    return (DEVICE, *_values(options, DEVICE)) if DEVICE in options else ()
 
 
 def _test_settings(study: Study) -> tuple[str, ...]:

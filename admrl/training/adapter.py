@@ -167,7 +167,7 @@ def stage_virtual(virtual: VirtualTrainingConfig, config: EvaluationConfig) -> V
 
 def num_held_out(learner: ModelLearner) -> np.ndarray:
     """Held-out transitions of every model's data (K,)."""
-    return np.array([int(d.is_held_out.sum()) for d in learner.data])
+    return torch.stack([d.is_held_out.sum() for d in learner.data]).cpu().numpy()
 
 
 def num_steps(config: EvaluationConfig) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.plain_data import from_dict
@@ -115,6 +116,15 @@ class InferredRun(UntrainedRun[InferredInfo, Run]):
     def visited_psi(self) -> np.ndarray:
         """See `EvaluableRun`."""
         return self.state.visited_psi
+
+    @property
+    def can_move(self) -> bool:
+        """See `EvaluableRun`: psi is inferred on the CPU, from real episodes; policies may be solved elsewhere."""
+        return self.state.can_move
+
+    def move_to(self, device: torch.device) -> None:
+        """See `EvaluableRun`."""
+        self.state.move_to(device)
 
     def adapter(self, config: EvaluationConfig, *, reporter: Reporter | None = None) -> Adapter:
         """See `EvaluableRun`."""

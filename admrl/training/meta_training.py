@@ -204,7 +204,9 @@ def _task_gradient(now: Round, estimate_gradient: Callable[..., TaskGradient]) -
             virtual=now.config.virtual,
             updated_model=state.learner.model,
         )
-        gradient = estimate_gradient(evidence, now.generators, on_real=now.keep, num_threads=now.num_threads)
+        gradient = estimate_gradient(
+            evidence, now.generators, on_real=now.keep, num_threads=now.num_threads
+        ).on_host()
         state.samples.virtual += gradient.virtual_samples
     elif progress.theta_hat is not None:
         _draw_as_many(now, progress.theta_hat)

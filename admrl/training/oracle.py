@@ -24,7 +24,7 @@ from admrl.evaluation.adapter import AdapterError, Experience, Exploration, Poli
 from admrl.evaluation.evaluable_run import ModelSource
 from admrl.jobs.reporter import Reporter, Silent
 from admrl.solving.health import UpdateReport
-from admrl.solving.rollouts import SolutionPolicy, continuation, real_rollout
+from admrl.solving.rollouts import SolutionPolicy, continuation, moved, real_rollout
 from admrl.solving.solution import Solution, new_solution
 from admrl.solving.virtual_training import continued_update, new_lanes, policy_update
 
@@ -81,12 +81,15 @@ class OracleAdapter:
             return on_episodes
         start = new_lanes(solution, family, self._run.learner.model.num_members, virtual)
         simulator = family.make_simulator(
-            (len(solution.theta), start.starts.shape[1]), dtype=solution.theta.dtype, psi=solution.psi
+            (len(solution.theta), start.starts.shape[1]), dtype=solution.theta.dtype, psi=solution.psi.cpu()
         )
+        host, device = torch.device("cpu"), solution.theta.device
 
         def on_steps(now: Solution) -> tuple[Solution, UpdateReport]:
             lanes = now.lanes or start
-            rollout = continuation(simulator, family, now, lanes, num_steps, generators)
+            rollout = continuation(
+                simulator, family, moved(now, host), lanes.to(host), num_steps, generators
+            ).to(device)
             return continued_update(family, None, now, lanes, rollout, virtual)
 
         return on_steps

@@ -87,7 +87,9 @@ class ModelProbing:
         samples.real += real.num_samples
         state.note_zero_shots(psi)
         self.reporter.advance(real_samples=samples.real, virtual_samples=samples.virtual)
-        returns = [episode_returns(family, solution.psi, rollout).double() for rollout in (in_model, real)]
+        returns = [
+            episode_returns(family, solution.psi, rollout).double().cpu() for rollout in (in_model, real)
+        ]
         found = [torch.where(x.isfinite(), x, torch.nan).nanmean(1) for x in returns]
         return found[0], found[1], (standard_error(returns[0]), standard_error(returns[1]))
 

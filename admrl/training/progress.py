@@ -9,6 +9,7 @@ import torch
 
 from admrl.config.training import MetaTrainConfig, SlboConfig, per_task
 from admrl.solving.adaptation import num_slbo_steps
+from admrl.solving.rollouts import moved
 from admrl.solving.solution import Policies
 from dynamics.ensemble import DynamicsEnsemble
 from task_families.rollout import Rollout
@@ -34,6 +35,16 @@ class RoundProgress:
     model: DynamicsEnsemble | None = None  # that trained theta_hat, as it was before SLBO
     rollouts: dict[str, Rollout] = field(default_factory=dict)
     """What line 9 needs: `model` and `hat` (theta_hat in the model and in the simulator), then `star` (theta*)."""
+
+    def to(self, device: torch.device) -> RoundProgress:
+        """The same on a device, where its policies are those of SLBO; the model itself is moved. Generators stay."""
+        return replace(
+            self,
+            solution=moved(self.solution, device),
+            theta_hat=None if self.theta_hat is None else moved(self.theta_hat, device),
+            model=None if self.model is None else self.model.to(device),
+            rollouts={name: rollout.to(device) for name, rollout in self.rollouts.items()},
+        )
 
 
 def phase_name(config: MetaTrainConfig, phase: Phase) -> str:

@@ -48,7 +48,7 @@ class Round:
 
     def __post_init__(self) -> None:
         self.index = len(self.state.records)  # of its first task
-        self.psi = self.progress.solution.psi
+        self.psi = self.progress.solution.psi.cpu()
         self.generators = self.progress.generators
         self.num_lanes = self.config.gradient.num_samples // self.family.horizon
 
@@ -108,14 +108,14 @@ class Round:
         rollout = self.progress.rollouts.get(name)
         if rollout is None:
             return [None for _ in self.psi]
-        returns = episode_returns(self.family, self.psi, rollout)
+        returns = episode_returns(self.family, self.psi, rollout).cpu()
         stable = [row[row.isfinite()] for row in returns]
         return [float(row.mean()) if len(row) else None for row in stable]
 
     def discounted(self, name: str) -> Tensor:
         """(B,) discounted return of an episode, divided by the horizon: the unit of the task gradient."""
         returns = discounted_returns(self.family, self.psi, self.progress.rollouts[name])
-        return returns.mean(-1) / self.family.horizon
+        return returns.mean(-1).cpu() / self.family.horizon
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from admrl.config.checks import check_config, check_saving, check_seed
@@ -23,6 +24,7 @@ from admrl.config.evaluation import EvaluationConfig
 from admrl.config.plain_data import from_dict
 from admrl.config.search import GROUP
 from admrl.config.training import SELECTORS, MetaTrainConfig, VirtualTrainingConfig
+from admrl.devices.names import CPU, described
 from admrl.evaluation.evaluable_run import EvaluableRun
 from admrl.evaluation.scoring import SCORING
 from admrl.jobs.reporter import Reporter
@@ -176,6 +178,21 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
         return self.state.learner
 
     @property
+    def device(self) -> torch.device:
+        """Where tasks are solved, and the model and the data are."""
+        return self.state.device
+
+    @property
+    def can_move(self) -> bool:
+        """See `EvaluableRun`; MBPO's agents are of the CPU alone."""
+        return self.info.config.learner != "mbpo"
+
+    def move_to(self, device: torch.device) -> None:
+        """See `EvaluableRun`."""
+        if self.can_move:
+            self.state.move_to(device)
+
+    @property
     def policy(self) -> GaussianPolicy:
         """The shape of its policies."""
         return make_policy(self.family, self.info.config)
@@ -245,6 +262,7 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
             "streams": VERSION,
             "scoring": SCORING,
             "versions": {p: now[p] for p in ("torch", "mujoco")},
+            **({} if self.device.type == CPU else {"device": described(self.device)}),
         }
 
     def provenance(self) -> dict[str, Any]:
@@ -257,6 +275,8 @@ class Run(EvaluableRun[TrainInfo, MetaState]):
             "training_real_samples": self.state.samples.real,
             "training_virtual_samples": self.state.samples.virtual,
             "training_versions": self.info.versions,
+            "training_device": ", then ".join(self.state.devices),
+            "device": described(self.device),
             **self.unfinished(),
             **code_key(self.family),
         }
@@ -369,6 +389,8 @@ def train_run(
         Interrupted: a signal came (`admrl.jobs.interruption`), and the present state is saved.
     """
     check_saving(checkpoint_seconds, keep_checkpoints)
+    if note := run.state.begin_on(described(run.device)):
+        run.notes.append(note)
     with writing(run, reporter, keep_checkpoints, columns=METRICS, trackers=trackers) as log:
         if run.checkpoint is not None:
             run.save_records()  # it may have been killed between the two

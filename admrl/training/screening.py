@@ -40,7 +40,7 @@ POLISH_STEP = 0.05  # unit coordinates
 
 @dataclass(frozen=True, eq=False)
 class Screening:
-    """What the ensemble says about the policies of C candidates."""
+    """What the ensemble says about the policies of C candidates; psi and returns are on the CPU."""
 
     psi: Tensor  # (C, k)
     solution: Solution
@@ -118,8 +118,8 @@ def screen(
         )
         samples.virtual += rollouts[-1].num_samples
         reporter.advance(real_samples=samples.real, virtual_samples=samples.virtual)
-    returns = member_returns(family, solution.psi, tuple(rollouts))
-    return Screening(solution.psi, solution, tuple(rollouts), returns, search.screen_by)
+    returns = member_returns(family, solution.psi, tuple(rollouts)).cpu()
+    return Screening(solution.psi.cpu(), solution, tuple(rollouts), returns, search.screen_by)
 
 
 def check_members(model: DynamicsEnsemble, screen_by: str) -> None:
@@ -208,7 +208,7 @@ class ModelScreening:
         report_unstable(rollout, self.reporter)
         self.samples.real += rollout.num_samples
         self.reporter.advance(real_samples=self.samples.real, virtual_samples=self.samples.virtual)
-        real = episode_returns(self.family, screening.psi[rows], rollout)[:, 0]
+        real = episode_returns(self.family, screening.psi[rows], rollout)[:, 0].cpu()
         return (screening.member_return[rows].mean(-1) - real).abs()
 
     def polish(self, psi: Tensor) -> Tensor:

@@ -66,6 +66,32 @@ class MetaState:
     zero_shots: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
     """(Z, 2 + k) zero-shot policies with real episodes: the number of tasks trained on before, the policy's number in
     the data (`TransitionData.episodes`), psi."""
+    devices: list[str] = field(default_factory=list)
+    """On which it was trained, in order."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where tasks are solved."""
+        return self.learner.model.weights[0].device
+
+    def move_to(self, device: torch.device) -> None:
+        """Solve tasks on a device from now on. Generators, the search and its history stay on the CPU, so that all
+        random numbers are the same on every device."""
+        if device == self.device:
+            return
+        self.learner = self.learner.to(device)
+        if self.progress is not None:
+            self.progress = self.progress.to(device)
+
+    def begin_on(self, device: str) -> str | None:
+        """Note that the training begins or goes on on a device; what the user should know, if it is another one."""
+        before = self.devices[-1] if self.devices else None
+        if before == device:
+            return None
+        self.devices.append(device)
+        if before is None:
+            return None
+        return f"trained on {before} so far, and on {device} from here on: numbers differ by rounding between devices"
 
     def ended_by(self, config: MetaTrainConfig) -> str | None:
         """Why the training is over before its number of tasks, of `config.search.min_gain`; None: it is not.

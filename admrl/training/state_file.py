@@ -9,6 +9,8 @@ from torch import Tensor
 
 from admrl.config.plain_data import from_dict
 from admrl.config.training import MetaTrainConfig, per_task
+from admrl.devices.names import CPU
+from admrl.devices.transfer import on_host
 from admrl.runs.checkpoints import Checkpoint
 from admrl.solving.inner_method import make_method
 from admrl.solving.mbpo import Agents
@@ -53,6 +55,7 @@ def dump_state(state: MetaState) -> tuple[dict[str, Tensor], dict[str, Any], dic
             tensors |= _dump("theta_hat", progress.theta_hat)
         if progress.model is not None:
             tensors |= {f"{OLD_MODEL}{k}": v for k, v in progress.model.state_dict().items()}
+    tensors = on_host(tensors)
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()) and not name.endswith(f".{PATIENCE}"):
             raise FloatingPointError(f"{name} is not finite; the run stops at its last good checkpoint")
@@ -62,7 +65,7 @@ def dump_state(state: MetaState) -> tuple[dict[str, Tensor], dict[str, Any], dic
     tensors |= {"episodes": data.episodes, "zero_shots": state.zero_shots}
     if progress is not None:
         for kind, rollout in progress.rollouts.items():
-            tensors |= {f"rollout.{kind}.{f}": getattr(rollout, f) for f in ROLLOUT_FIELDS}
+            tensors |= on_host({f"rollout.{kind}.{f}": getattr(rollout, f) for f in ROLLOUT_FIELDS})
         plain = {"phase": str(progress.phase), "num_done": progress.num_done}
         tensors |= dump_generators("generators.task", progress.generators)
     tensors |= dump_generators("generators.run", _generators(state))
@@ -73,6 +76,7 @@ def dump_state(state: MetaState) -> tuple[dict[str, Tensor], dict[str, Any], dic
         "saved_samples": state.samples.saved,
         "num_policies": data.num_policies,
         "progress": plain,
+        "devices": state.devices,
     }
     return tensors, meta, state.learner.data[0].state_dict()
 
@@ -114,6 +118,11 @@ def _restore(state: MetaState, family: TaskFamily, config: MetaTrainConfig, chec
     counts = [plain_count(meta[f"{kind}_samples"], f"{kind}_samples") for kind in ("real", "virtual")]
     saved = plain_count(meta.get("saved_samples", 0), "saved_samples")  # earlier versions saved none
     state.samples = SampleCounts(counts[0], counts[1], saved)
+
+    # earlier versions knew no other device
+    state.devices = [
+        expect(name, str, "devices") for name in expect(meta.get("devices", [CPU]), list, "devices")
+    ]
 
     load_learner(learner, tensors)
     if checkpoint.rows:

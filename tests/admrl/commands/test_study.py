@@ -192,3 +192,23 @@ def test_a_run_that_is_finished_is_known(file, tmp_path):
     assert not is_finished(job), "no task is done"
     train(run, every=1e6, reporter=Told())
     assert is_finished(job)
+
+
+def test_a_gpu_that_no_process_has_is_refused_before_anything_is_started(file):
+    file.write_text(
+        STUDY.format(folder="f").replace("[methods.uniform]", "[methods.uniform]\ndevice = 'cuda'")
+    )
+    prepared(command("--dry-run"))
+    with pytest.raises(
+        ValueError, match=r"toy\.toml: methods\.uniform\.device: got 'cuda', and `engine\.num_gpus` is 0"
+    ):
+        prepared(command("--dry-run", "--engine", "ray"))
+    assert [path.name for path in file.parent.iterdir()] == ["toy.toml"]
+
+
+def test_a_device_is_checked_as_the_command_does(file):
+    file.write_text(
+        STUDY.format(folder="f").replace("[methods.uniform]", "[methods.uniform]\ndevice = 'cuad'")
+    )
+    with pytest.raises(ValueError, match=r"line 8: .*--device: got 'cuad', .*did you mean 'cuda'"):
+        prepared(command("--dry-run"))

@@ -1,9 +1,11 @@
 """The file of a study: what it says, and what it may not say."""
 
+from dataclasses import replace
+
 import pytest
 from study_tools import STUDY
 
-from admrl.studies.description import read_study
+from admrl.studies.description import check_gpus, read_study
 from admrl.studies.engine import Resources
 
 WHOLE = """\
@@ -161,6 +163,26 @@ def test_what_starts_the_jobs(tmp_path):
 def test_what_may_not_be_asked_of_an_engine(tmp_path, table, expected):
     with pytest.raises(ValueError, match=expected):
         read(tmp_path, f"{STUDY.format(folder='f')}\n[engine]\n{table}")
+
+
+@pytest.mark.parametrize(
+    ("device", "num_gpus", "fits"),
+    [("cuda", 0, False), ("cuda", 0.25, True), ("cuda:1", 1, False), ("cuda:1", 2, True), ("auto", 0, True)],
+)
+def test_a_gpu_is_one_that_the_engine_gives_to_a_process(tmp_path, device, num_gpus, fits):
+    engine = f"[engine]\nname = 'ray'\nnum_gpus = {num_gpus}"
+    text = STUDY.format(folder="f").replace("[methods.uniform]", f"[methods.uniform]\ndevice = '{device}'")
+    study = read(tmp_path, f"{text}\n{engine}")
+    check_gpus(study, "local")
+    if fits:
+        check_gpus(study, "ray")
+        return
+    said = f"methods.uniform.device: got '{device}', and `engine.num_gpus` is {num_gpus}, so that no process"
+    with pytest.raises(ValueError, match=said):
+        check_gpus(study, "ray")
+    elsewhere = replace(study, methods=(), evaluation=("--device", device))
+    with pytest.raises(ValueError, match=r"evaluation\.device: got"):
+        check_gpus(elsewhere, "ray")
 
 
 def test_files_that_are_none(tmp_path):

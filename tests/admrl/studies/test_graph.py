@@ -90,6 +90,22 @@ def test_what_a_reference_trains_is_no_setting(study):
     assert many.words[-9:-2] == ("3", "4", "--config.num-stages", "1", "--methods", "sac", "slbo")
 
 
+def test_where_a_command_computes_is_no_setting(study):
+    method, *_ = study.methods
+    placed = replace(method, options=("--device", "cuda", "--config.num-tasks", "3"))
+    usual = replace(method, options=("--config.num-tasks", "3"))
+    pair = [
+        expand(replace(study, methods=(one,), evaluation=(*study.evaluation, *one.options[:-2])))
+        for one in (placed, usual)
+    ]
+    for there, here in zip(*pair, strict=True):
+        assert there.settings == here.settings
+    run, _, _, evaluate, _ = pair[0]
+    assert run.words[-6:-2] == ("--config.num-tasks", "3", "--device", "cuda")
+    assert run.resume == ("admrl", "train", "--resume", str(run.outputs[0]), "--device", "cuda")
+    assert "--device cuda" in evaluate.text and "--device" not in pair[1][3].text
+
+
 def test_settings_name_no_folder_and_know_the_content_of_task_files(study, tmp_path):
     moved = replace(study, folder=tmp_path / "elsewhere", report=tmp_path / "reports")
     assert [job.settings for job in expand(study)] == [job.settings for job in expand(moved)]

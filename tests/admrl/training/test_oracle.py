@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from exact_problem import SIGMA, exact_run, wrong_dynamics
+from stand_in_device import DEVICE
 
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import AdapterError
@@ -70,6 +71,19 @@ def test_tasks_of_a_batch_are_the_tasks_one_by_one():
 
     both, second = returns(PSI).episode_return, returns(PSI[1:]).episode_return
     torch.testing.assert_close(torch.from_numpy(both[:, 1:]), torch.from_numpy(second), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("steps_per_lane", [None, 10])
+def test_it_trains_on_any_device_and_simulates_on_the_cpu(steps_per_lane):
+    family, config, found = make("linear_quadratic"), replace(CONFIG, num_updates=2, num_policy_seeds=1), []
+    for where in (torch.device("cpu"), DEVICE):
+        run = exact_run(family, family.dynamics)
+        run.virtual = replace(run.virtual, steps_per_lane=steps_per_lane)
+        run.learner.model.to(where)
+        oracle = OracleAdapter(run, config)
+        found.append(adapt_and_score(family, oracle, PSI, config, 0, dtype=torch.float64).episode_return)
+        assert oracle._solution.theta.device == where
+    torch.testing.assert_close(torch.from_numpy(found[1]), torch.from_numpy(found[0]), rtol=1e-6, atol=1e-6)
 
 
 def test_it_does_not_adapt():
