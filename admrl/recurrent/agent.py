@@ -13,6 +13,7 @@ Shapes: M tasks, N lanes, T steps, B = M N trials, H units.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import torch
@@ -124,6 +125,12 @@ class RecurrentAgent(nn.Module):
         hidden = self.unroll(sequence.inputs, memory.hidden)[-1]
         last = (sequence.act[-1], sequence.reward[-1], sequence.ended[-1].to(hidden))
         return Memory(hidden, *last)
+
+
+def joined(parts: Iterable[Sequence]) -> Sequence:
+    """Sequences one after the other, as one."""
+    columns = zip(*([getattr(part, f.name) for f in fields(Sequence)] for part in parts), strict=True)
+    return Sequence(*(torch.cat(column) for column in columns))
 
 
 def _time_first(x: Tensor) -> Tensor:

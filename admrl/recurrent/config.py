@@ -8,13 +8,14 @@ Zintgraf et al. (2020).
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from admrl.config.checks import check_config
+from admrl.config.methods import METHODS
 
-RecurrentAlgorithm = Literal["rl2"]
-RECURRENT_ALGORITHMS: tuple[str, ...] = get_args(RecurrentAlgorithm)
-TITLES = {"rl2": "RL2"}
+TITLES = METHODS["recurrent"]
+WHOLE_EPISODES: tuple[str, ...] = ()
+"""Settings that a preset rounds to whole episodes: none, a trial is counted in them."""
 BeyondTrial = Literal["keep", "restart"]
 
 
