@@ -14,8 +14,8 @@ episodes that no training saw. Per family:
                            before (from the second episode on), and z from the prior in all five
     inner loops            after one, two and three inner steps, and the share of the way from A_0 to the best policy
                            after one
-    rl2                    after 0, 1, 2, 3 episodes of exploration; on bandits beside Thompson sampling, the arm of the
-                           largest posterior mean (greedy) and the best fixed arm, in the same episodes
+    rl2                    after 0, 1, 2, 3 episodes of exploration; on bandits beside Thompson sampling, the arm of
+                           the largest posterior mean (greedy) and the best fixed arm, in the same episodes
     half_cheetah_fwd_back  both directions, after the exploration episodes and after twice as many, and how far
                            the posteriors of the two tasks lie apart
 """
@@ -208,7 +208,9 @@ def judge_inner_loop(run: InnerLoopRun, args: argparse.Namespace) -> Numbers:
 class ArmRule:
     """Pulls arms of one rollout by the posterior Beta(1 + successes, 1 + failures) of every lane."""
 
-    def __init__(self, shape: tuple[int, int], num_arms: int, rng: np.random.Generator, samples: bool) -> None:
+    def __init__(
+        self, shape: tuple[int, int], num_arms: int, rng: np.random.Generator, samples: bool
+    ) -> None:
         """samples: Thompson's rule, a draw of each arm's posterior; otherwise its mean, ties by chance."""
         self.counts, self.rng, self.samples = np.ones((2, *shape, num_arms)), rng, samples
 

@@ -47,7 +47,7 @@ class BaselineOptions(Command):
     """What every baseline is told."""
 
     algorithm: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="ALGORITHM")] = None
-    """pearl, crl, sac, mt-joint, pearl-mt; maml-trpo, maml-ppo, promp, maml-mt; rl2; whose settings follow the name."""
+    """pearl, crl, sac, mt-joint, pearl-mt; maml-trpo, maml-ppo, promp, maml-mt; rl2. Its settings follow the name."""
     family: str = "point_robot"
     """Task family, or your own: FILE.py:NAME, MODULE:NAME, or a name that an installed package has registered."""
     preset: str = "laptop"

@@ -1,9 +1,9 @@
 """The test protocol of RL2: the memory is all that adapts, over n / horizon episodes in a row, and goes on adapting
 within a scored episode.
 
-Exploration is one lane of a task: its episodes follow each other in one trial, in which the memory lasts. Every scored
-episode begins with a copy of the memory after n samples; what it hears there is forgotten afterwards. Scoring is
-stochastic, as in training.
+Exploration is one lane of a task: its episodes follow each other in one trial, in which the memory lasts. Every
+scored episode begins with a copy of the memory after n samples; what it hears there is forgotten afterwards. Scoring
+is stochastic, as in training.
 
 A training knows trials of `trial_episodes` episodes. n samples and a scored episode are a trial of n / horizon + 1:
 from n = trial_episodes x horizon on, longer than any in training. `beyond_trial` says what happens then:
@@ -29,9 +29,7 @@ from admrl.recurrent.policy import RecurrentPolicy
 class RecurrentAdapter:
     """See the head of this page."""
 
-    def __init__(
-        self, agent: RecurrentAgent, *, name: str, provenance: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, agent: RecurrentAgent, *, name: str, provenance: dict[str, Any] | None = None) -> None:
         self.name, self._agent, self._provenance = name, agent, provenance or {}
         self.sees = frozenset({"rewards"})
         self._memory: Memory | None = None

@@ -25,7 +25,9 @@ from admrl.solving.sac import uniform
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout
 
-POLICY_RANGE = 0.01  # first weights of the policy's output, in units of the others': all choices are alike [ours]
+POLICY_RANGE = (
+    0.01  # first weights of the policy's output, in units of the others': all choices are alike [ours]
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +61,7 @@ class RecurrentAgent(nn.Module):
     value_scale: Tensor  # () unit of the value head; the training keeps it near the spread of returns
 
     def __init__(self, family: TaskFamily, config: RecurrentConfig, generator: torch.Generator) -> None:
-        """First weights U(+-1/sqrt H), those of the policy's output `POLICY_RANGE` times as large, no output biases."""
+        """First weights U(+-1/sqrt H); of the policy's output `POLICY_RANGE` times as large; no output biases."""
         super().__init__()
         self.config, size, act_size = config, config.hidden_size, family.act_size
         self.gamma = family.gamma if config.gamma is None else config.gamma

@@ -50,7 +50,7 @@ class RecurrentConfig:
     num_trials: int = field(default=1, metadata={"range": (1, 100_000)})
     """Trials of every task, each from an empty memory. ProMP's RL2: 1."""
     trial_episodes: int = field(default=2, metadata={"range": (1, 10_000)})
-    """Episodes of a trial, over which the memory lasts. ProMP's RL2, varibad: 2; an episode of a bandit is a trial."""
+    """Episodes of a trial, over which the memory lasts. ProMP's RL2, varibad: 2; bandits: 1."""
     hidden_size: int = field(default=128, metadata={"range": (1, 100_000)})
     """Units of the GRU. varibad: 128; ProMP's RL2: 64 (an LSTM); Duan et al.: 256."""
     action_scale: float = field(default=10.0, metadata={"range": (1e-3, 1e6)})
@@ -77,7 +77,7 @@ DUAN_BATCH = 250_000
 
 
 def paper_config(family: str) -> RecurrentConfig:
-    """The sizes of the papers; see the fields. Duan et al. used TRPO; the update here is the same for all families."""
+    """The sizes of the papers; see the fields. Duan et al. used TRPO; the update here is one for all families."""
     if family not in BANDITS:
         return RecurrentConfig()
     return RecurrentConfig(

@@ -1,6 +1,6 @@
 """Proximal policy optimisation of whole trials (Schulman et al. 2017), as RL2 uses it.
 
-    maximise  mean min(rho A, clip(rho, 1 - eps, 1 + eps) A)  -  c_v mean ((V - V_target) / value_scale)^2  +  c_e mean H
+    maximise  mean min(rho A, clip(rho, 1 - eps, 1 + eps) A) - c_v mean ((V - V_target) / value_scale)^2 + c_e mean H
     rho = pi(a_t | h_t) / pi_old(a_t | h_t),   h_t = GRU(x_t, h_{t-1}) from h_0 = 0: backpropagation through the trial
 
 (PPO Eq. 7 and 9.) A are generalised advantages over the trial, which does not end where an episode does: the return
@@ -100,9 +100,7 @@ def ppo_objective(
     error = mean((value - batch.target).square())
     entropy = mean(agent.head.entropy(output))
     objective = (
-        surrogate
-        - config.value_weight * error / agent.value_scale.square()
-        + config.entropy_weight * entropy
+        surrogate - config.value_weight * error / agent.value_scale.square() + config.entropy_weight * entropy
     )
     kl = mean(batch.log_prob - log_prob)
     return objective, {"objective": surrogate, "kl": kl, "entropy": entropy, "value_error": error}

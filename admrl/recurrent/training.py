@@ -135,7 +135,9 @@ def _follow_scale(state: RecurrentState, trials: Sequence) -> None:
     to_go = gae(reward, nothing, nothing, end, end, gamma=agent.gamma, gae_lambda=1.0)
     square = to_go.square().mean().clamp_min(SMALLEST_SCALE**2)
     rate = 1.0 if state.step == 0 else SCALE_RATE
-    agent.value_scale.copy_((agent.value_scale.square() + rate * (square - agent.value_scale.square())).sqrt())
+    agent.value_scale.copy_(
+        (agent.value_scale.square() + rate * (square - agent.value_scale.square())).sqrt()
+    )
 
 
 def _test(state: RecurrentState, num_threads: int) -> dict[str, float]:

@@ -14,6 +14,9 @@ from admrl.inner_loop.adapter import InnerLoopAdapter
 from admrl.inner_loop.config import preset_config as inner_loop_preset
 from admrl.inner_loop.training import new_inner_loop
 from admrl.jobs.reporter import Silent
+from admrl.recurrent.adapter import RecurrentAdapter
+from admrl.recurrent.config import preset_config as rl2_preset
+from admrl.recurrent.training import new_recurrent
 from admrl.training.run import prepare_run, train_run
 from task_families import make
 
@@ -100,6 +103,15 @@ def _inner_loop(algorithm):
     return make_it
 
 
+def _rl2(path):
+    """An untrained network whose actions depend visibly on what it carries."""
+    config = replace(rl2_preset("smoke", "point_robot"), action_scale=1.0)
+    agent = new_recurrent(FAMILY, "rl2", config, 0).agent
+    with torch.no_grad():
+        agent.policy.weight.mul_(300)
+    return RecurrentAdapter(agent, name="rl2")
+
+
 FACTORIES = {
     "pearl": _baseline("pearl"),
     "crl": _baseline("crl"),
@@ -108,6 +120,7 @@ FACTORIES = {
     "sac": _baseline("sac"),
     "maml-trpo": _inner_loop("maml-trpo"),
     "maml-mt": _inner_loop("maml-mt"),
+    "rl2": _rl2,
     "sac told psi": _baseline("sac", task_input="psi"),
     "uniform (ours)": _model_based,
     "function": lambda path: StaticAdapter.of_function("function", go_right),

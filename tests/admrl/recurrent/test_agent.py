@@ -32,7 +32,9 @@ def rollout_of(obs, act, next_obs=None, terminated=None):
 def test_step_by_step_is_the_sequence(family):
     """Acting, hearing and going on over an episode's end, against one pass over what was recorded; float64."""
     agent, (M, N, T) = agent_of(family), (2, 3, 7)
-    start = Memory(normal(M * N, 6).tanh(), normal(M * N, agent.policy.out_features), normal(M * N), normal(M * N))
+    start = Memory(
+        normal(M * N, 6).tanh(), normal(M * N, agent.policy.out_features), normal(M * N), normal(M * N)
+    )
     noise = normal(T, M, N, agent.policy.out_features, seed=1)
     obs = normal(M, N, T, agent.gru.input_size - agent.policy.out_features - 2, seed=2)
     reward, terminated = normal(M, N, T, seed=3), torch.zeros(M, N, T, dtype=torch.bool)
@@ -64,7 +66,11 @@ def test_inputs_by_hand():
     expected = [[1, 2, 0, 0, 0, 0], [3, 4, 1, -10, -1, 1], [5, 6, 0, 5, -2, 0]]
     assert torch.allclose(sequence.inputs[:, 0], torch.tensor(expected, dtype=torch.float64), atol=1e-6)
     after = agent.after(agent.empty_memory(1), sequence)
-    assert (after.act.round().tolist(), after.reward.tolist(), after.ended.tolist()) == ([[10, 10]], [-3], [1])
+    assert (after.act.round().tolist(), after.reward.tolist(), after.ended.tolist()) == (
+        [[10, 10]],
+        [-3],
+        [1],
+    )
 
 
 def test_a_simulation_that_broke_down_is_a_reward_of_0_that_does_not_count():
@@ -170,7 +176,10 @@ def test_first_weights_come_from_the_generator_alone():
 
 
 def test_noise_drives_everything():
-    agent, noise = agent_of("bernoulli_bandit_5"), gaussian_noise((1, 4), 2, 5, [torch.Generator()], normal(1))
+    agent, noise = (
+        agent_of("bernoulli_bandit_5"),
+        gaussian_noise((1, 4), 2, 5, [torch.Generator()], normal(1)),
+    )
     obs = torch.zeros(1, 4, 1, dtype=torch.float64)
     policy = RecurrentPolicy(agent, agent.empty_memory(1))
     one, two = (policy.actor(noise, [])(0, obs) for _ in range(2))

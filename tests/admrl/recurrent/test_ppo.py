@@ -64,7 +64,9 @@ def test_the_objective_by_hand():
     )
     config = PpoConfig(clip=0.1, value_weight=0.5, entropy_weight=0.01)
     objective, parts = detached(ppo_objective(agent, batch, config))
-    surrogate = (2 * 1.1 + 3 * math.exp(-0.22)) / 2  # exp(0.18) = 1.197 is clipped, exp(-0.22) = 0.80 counts: A > 0
+    surrogate = (
+        2 * 1.1 + 3 * math.exp(-0.22)
+    ) / 2  # exp(0.18) = 1.197 is clipped, exp(-0.22) = 0.80 counts: A > 0
     entropy = 1 + math.log(2 * math.pi)  # of two numbers
     assert float(parts["objective"]) == pytest.approx(surrogate, abs=1e-12)
     assert float(parts["kl"]) == pytest.approx(0.02, abs=1e-12)
@@ -172,7 +174,9 @@ def test_minibatches_are_whole_trials_in_the_generators_order():
     agent = agent_of()
     batch = random_batch(agent)
     some = batch.trials(torch.tensor([2, 0]))
-    assert torch.equal(some.inputs, batch.inputs[:, [2, 0]]) and torch.equal(some.sound, batch.sound[:, [2, 0]])
+    assert torch.equal(some.inputs, batch.inputs[:, [2, 0]]) and torch.equal(
+        some.sound, batch.sound[:, [2, 0]]
+    )
     updated = []
     for seed in (0, 0, 1):
         agent = agent_of()

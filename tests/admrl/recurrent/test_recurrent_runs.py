@@ -213,7 +213,9 @@ def test_scored_episodes_go_on_learning_and_forget():
         score_policy(BANDIT, policy, psi.repeat(2, 1), [0, 1], 4, 0, sees=adapter.sees)[0] for _ in range(2)
     ]
     assert np.array_equal(*scores) and np.array_equal(scores[0], [[10.0] * 4, [0.0] * 4] * 2)
-    assert all(torch.equal(getattr(policy.memory, f.name), x) for f, x in zip(fields(Memory), before, strict=True))
+    assert all(
+        torch.equal(getattr(policy.memory, f.name), x) for f, x in zip(fields(Memory), before, strict=True)
+    )
     with pytest.raises(AdapterError, match="does not declare to see them"):
         score_policy(BANDIT, policy, psi.repeat(2, 1), [0, 1], 4, 0)
 
@@ -308,8 +310,15 @@ def test_every_preset_of_every_family_is_sound(preset):
 def test_the_papers_numbers():
     """Duan et al.'s bandits, ProMP's run script."""
     bandit, cheetah = paper_config("bernoulli_bandit_10"), paper_config("half_cheetah_fwd_back")
-    assert (bandit.meta_batch, bandit.hidden_size, bandit.gae_lambda, bandit.num_iterations) == (2500, 256, 0.3, 1000)
+    assert (bandit.meta_batch, bandit.hidden_size, bandit.gae_lambda, bandit.num_iterations) == (
+        2500,
+        256,
+        0.3,
+        1000,
+    )
     assert paper_config("bernoulli_bandit_50").meta_batch == 500
     assert (cheetah.meta_batch, cheetah.trial_episodes, cheetah.num_iterations) == (100, 2, 501)
-    # 501 iterations x 100 trials of 2 episodes of 200 steps: the 20 million of ProMP's comparison
-    assert 501 * 100 * 2 * 200 == pytest.approx(20e6, rel=0.01)
+    num_samples = (
+        cheetah.num_iterations * cheetah.meta_batch * cheetah.num_trials * cheetah.trial_episodes * 200
+    )
+    assert num_samples == pytest.approx(20e6, rel=0.01), "of ProMP's comparison"

@@ -11,6 +11,8 @@ from admrl.config.presets import PRESETS
 from admrl.inner_loop.config import ALGORITHMS as INNER_ALGORITHMS
 from admrl.inner_loop.config import preset_config as inner_loop_preset
 from admrl.inner_loop.training import new_inner_loop, train_inner_loop
+from admrl.recurrent.config import preset_config as rl2_preset
+from admrl.recurrent.training import new_recurrent, train_recurrent
 from admrl.training.meta_training import meta_train
 from admrl.training.state import new_state
 from task_families import make
@@ -41,6 +43,15 @@ def test_inner_loops_train_in_float32(algorithm, double_by_default):
     train_inner_loop(state)
     meta = state.agent.meta
     assert meta.dtype == torch.float32 and bool(meta.isfinite().all())
+
+
+@pytest.mark.parametrize("family", ["point_robot", "bernoulli_bandit_5"])
+def test_rl2_trains_in_float32(family, double_by_default):
+    state = new_recurrent(make(family), "rl2", rl2_preset("smoke", family), 0)
+    train_recurrent(state)
+    tensors = [*state.agent.parameters(), *state.agent.buffers()]
+    assert {x.dtype for x in tensors} == {torch.float32}
+    assert all(bool(x.isfinite().all()) for x in tensors)
 
 
 @pytest.mark.parametrize("estimator", ["resolve", "mixed"])
