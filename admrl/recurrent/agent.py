@@ -94,9 +94,8 @@ class RecurrentAgent(nn.Module):
     def step(self, obs: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """h_t (B, H) and the policy's output (B, A) at observations (B, S)."""
         x = torch.cat([obs, memory.act, memory.reward[:, None], memory.ended[:, None]], dim=-1)
-        gru = self.gru
-        weights = (gru.weight_ih_l0, gru.weight_hh_l0, gru.bias_ih_l0, gru.bias_hh_l0)
-        hidden = torch.gru_cell(x, memory.hidden, *weights)
+        weight_x, weight_h, bias_x, bias_h = self.gru.all_weights[0]
+        hidden = torch.gru_cell(x, memory.hidden, weight_x, weight_h, bias_x, bias_h)
         return hidden, self.policy(hidden)
 
     def unroll(self, inputs: Tensor, hidden: Tensor) -> Tensor:

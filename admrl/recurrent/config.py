@@ -104,20 +104,17 @@ def preset_config(preset: str, family: str, algorithm: str = "rl2") -> Recurrent
 
 
 def _laptop(config: RecurrentConfig, family: str) -> RecurrentConfig:
-    ppo = config.ppo
+    """Fewer samples, and more and longer steps on them."""
+    ppo = replace(config.ppo, learning_rate=2e-3, num_epochs=4, num_minibatches=8, clip=0.2)
+    config = replace(config, hidden_size=64, gae_lambda=0.9, ppo=ppo)
     if family in BANDITS:
+        num_iterations, meta_batch = {10: (100, 1000), 100: (160, 300), 500: (160, 60)}[BANDITS[family]]
         return replace(
-            config,
-            num_iterations=300,
-            meta_batch=max(10_000 // BANDITS[family], 1000),
-            hidden_size=64,
-            num_test_tasks=200,
-            ppo=replace(ppo, learning_rate=2e-3, num_epochs=4, clip=0.2),
+            config, num_iterations=num_iterations, meta_batch=meta_batch, num_test_tasks=200, test_every=5
         )
-    config = replace(config, num_iterations=200, meta_batch=40, hidden_size=64)
     if family in ("point_robot", "sparse_point_robot"):
-        config = replace(config, meta_batch=400, action_scale=1.0)
-    return config
+        return replace(config, num_iterations=100, meta_batch=400, action_scale=1.0, test_every=5)
+    return replace(config, num_iterations=200, meta_batch=40, test_every=5)
 
 
 def check_recurrent(config: RecurrentConfig) -> None:
