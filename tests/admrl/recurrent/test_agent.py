@@ -124,6 +124,23 @@ def test_trials_begin_empty_and_last_over_their_episodes():
     assert state.real_samples == 2 * 60 * 8
 
 
+@torch.no_grad()
+def test_what_acts_in_a_trial_has_heard_what_the_update_reads():
+    """Without noise, every action is what the network says after one pass over the recorded trial."""
+    config = replace(preset_config("smoke", "point_robot"), trial_episodes=2, action_scale=1.0)
+    state = new_recurrent(make("point_robot"), "rl2", config, 0)
+    agent = state.agent
+    agent.policy.weight.mul_(100)
+    agent.head.log_std.fill_(-30.0)
+    trials, _ = sample_trials(state)
+    output, _ = agent.outputs(agent.unroll(trials.inputs, agent.empty_memory(8).hidden))
+    torch.testing.assert_close(output, trials.act, rtol=0, atol=1e-5)
+    deaf = trials.inputs.clone()
+    deaf[..., 4] = 0
+    output, _ = agent.outputs(agent.unroll(deaf, agent.empty_memory(8).hidden))
+    assert float((output - trials.act).abs().max()) > 1e-2, "rewards matter to it"
+
+
 def test_the_numbers_of_a_task_do_not_depend_on_its_neighbours_in_the_batch():
     agent = agent_of()
     inputs, hidden = normal(5, 3, 6), normal(3, 6)
