@@ -27,6 +27,7 @@ from admrl.recurrent.agent import RecurrentAgent, Sequence, joined
 from admrl.recurrent.config import TITLES, RecurrentConfig, check_recurrent
 from admrl.recurrent.policy import RecurrentPolicy
 from admrl.recurrent.ppo import ppo_update, trial_batch
+from admrl.solving.rollouts import episode_returns
 from admrl.solving.sac import Optimizers
 from admrl.streams import Purpose, stream
 from policy_opt.advantage import gae
@@ -99,6 +100,7 @@ def sample_trials(state: RecurrentState, num_threads: int = 1) -> tuple[Sequence
     psi = psi.repeat_interleave(config.num_trials, 0)  # a lane is a trial
     memory = agent.empty_memory(len(psi))
     parts: list[Sequence] = []
+    returns: list[float] = []
     for _ in range(config.trial_episodes):
         policy = RecurrentPolicy(agent, memory)
         rollout = horizon_rollout(family, policy, psi, 1, state.generator, num_threads)
@@ -107,9 +109,10 @@ def sample_trials(state: RecurrentState, num_threads: int = 1) -> tuple[Sequence
         parts.append(agent.sequence(memory, rollout, reward))
         with torch.no_grad():
             memory = agent.after(memory, parts[-1])
+        scored = episode_returns(family, psi, rollout)
+        returns.append(float(scored[scored.isfinite()].mean()))
         state.real_samples += rollout.num_samples
-    first, last = (float(part.reward.sum(0).mean()) for part in (parts[0], parts[-1]))
-    return joined(parts), {"return_real_noisy": last, "return_first_noisy": first}
+    return joined(parts), {"return_real_noisy": returns[-1], "return_first_noisy": returns[0]}
 
 
 def _update(state: RecurrentState, trials: Sequence) -> dict[str, float]:
