@@ -10,6 +10,7 @@ from admrl.baselines.outside_run import OutsideRun
 from admrl.baselines.run import BaselineRun
 from admrl.evaluation.method_run import MethodRun
 from admrl.inner_loop.run import InnerLoopRun
+from admrl.offline.run import MacawRun
 from admrl.recurrent.run import RecurrentRun
 from admrl.runs.families import NOBODY, NamedFamily
 from admrl.runs.folder import read_config
@@ -19,7 +20,7 @@ from admrl.training.run import Run, load_run
 TrainedRun = Run | MethodRun[Any]
 AnyRun = TrainedRun | OutsideRun | InferredRun
 METHOD_RUNS: dict[str | None, type[MethodRun[Any]]] = {
-    run.kind: run for run in (BaselineRun, InnerLoopRun, RecurrentRun)
+    run.kind: run for run in (BaselineRun, InnerLoopRun, MacawRun, RecurrentRun)
 }
 """The kinds of `admrl train-baseline`."""
 

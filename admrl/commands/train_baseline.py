@@ -20,6 +20,8 @@ from admrl.config.presets import Whole, round_counts
 from admrl.inner_loop import config as inner_loop
 from admrl.inner_loop.config import InnerLoopConfig
 from admrl.number_text import number
+from admrl.offline import config as offline
+from admrl.offline.config import MacawConfig
 from admrl.recurrent import config as recurrent
 from admrl.recurrent.config import RecurrentConfig
 from admrl.runs.trackers import check_trackers
@@ -47,7 +49,7 @@ class BaselineOptions(Command):
     """What every baseline is told."""
 
     algorithm: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="ALGORITHM")] = None
-    """pearl, crl, sac, mt-joint, pearl-mt; maml-trpo, maml-ppo, promp, maml-mt; rl2. Its settings follow the name."""
+    """pearl, crl, sac, mt-joint, pearl-mt; maml-trpo, maml-ppo, promp, maml-mt; macaw; rl2. Settings come after it."""
     family: str = "point_robot"
     """Task family, or your own: FILE.py:NAME, MODULE:NAME, or a name that an installed package has registered."""
     preset: str = "laptop"
@@ -181,7 +183,7 @@ class BaselineOptions(Command):
 
 @dataclass(frozen=True)
 class TrainBaseline(BaselineOptions):
-    """Meta-train a baseline: PEARL, CRL, multi-task SAC, MT-joint or PEARL-MT; MAML (TRPO, PPO, MT) or ProMP.
+    """Meta-train a baseline: PEARL, CRL, multi-task SAC, MT-joint or PEARL-MT; MAML (TRPO, PPO, MT) or ProMP; MACAW.
 
     Its run folder works in `admrl evaluate`, `heatmap` and `compare` like any other. See docs/baselines.md.
     """
@@ -214,6 +216,18 @@ class TrainInnerLoop(BaselineOptions):
 
 
 @dataclass(frozen=True)
+class TrainOffline(BaselineOptions):
+    """Meta-train on recorded data of many tasks: MACAW.
+
+    Its run folder works in `admrl evaluate`, `heatmap` and `compare` like any other. See docs/baselines.md.
+    """
+
+    config: MacawConfig = field(default_factory=MacawConfig)
+
+    settings: ClassVar[ModuleType] = offline
+
+
+@dataclass(frozen=True)
 class TrainRecurrent(BaselineOptions):
     """Meta-train a recurrent policy that adapts by its hidden state alone: RL2.
 
@@ -225,5 +239,5 @@ class TrainRecurrent(BaselineOptions):
     settings: ClassVar[ModuleType] = recurrent
 
 
-OTHERS = (TrainInnerLoop, TrainRecurrent)
+OTHERS = (TrainInnerLoop, TrainOffline, TrainRecurrent)
 """The command of each further kind of method: what follows the algorithm's name is described by its settings."""

@@ -14,9 +14,8 @@ METHODS = {
         "promp": "ProMP",
         "maml-mt": "MAML-MT",
     },
-    "recurrent": {
-        "rl2": "RL2",
-    },
+    "offline": {"macaw": "MACAW"},
+    "recurrent": {"rl2": "RL2"},
 }
 """By room of `admrl`, whose config.py describes their settings and whose run.py their run folders."""
 TITLES = {name: title for methods in METHODS.values() for name, title in methods.items()}

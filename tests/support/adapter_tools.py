@@ -14,6 +14,9 @@ from admrl.inner_loop.adapter import InnerLoopAdapter
 from admrl.inner_loop.config import preset_config as inner_loop_preset
 from admrl.inner_loop.training import new_inner_loop
 from admrl.jobs.reporter import Silent
+from admrl.offline.adapter import MacawAdapter
+from admrl.offline.config import preset_config as offline_preset
+from admrl.offline.training import new_macaw
 from admrl.recurrent.adapter import RecurrentAdapter
 from admrl.recurrent.config import preset_config as rl2_preset
 from admrl.recurrent.training import new_recurrent
@@ -103,6 +106,12 @@ def _inner_loop(algorithm):
     return make_it
 
 
+def _macaw(path):
+    """An untrained policy with steps so large that differences show."""
+    config = replace(offline_preset("smoke", "point_robot", "macaw"), inner_rate=0.03)
+    return MacawAdapter(new_macaw(FAMILY, "macaw", config, 0).agent, name="macaw")
+
+
 def _rl2(path):
     """An untrained network whose actions depend visibly on what it carries."""
     config = replace(rl2_preset("smoke", "point_robot"), action_scale=1.0)
@@ -120,6 +129,7 @@ FACTORIES = {
     "sac": _baseline("sac"),
     "maml-trpo": _inner_loop("maml-trpo"),
     "maml-mt": _inner_loop("maml-mt"),
+    "macaw": _macaw,
     "rl2": _rl2,
     "sac told psi": _baseline("sac", task_input="psi"),
     "uniform (ours)": _model_based,

@@ -13,6 +13,8 @@ from admrl.baselines.training import new_baseline, train_baseline
 from admrl.config.presets import PRESETS
 from admrl.inner_loop.config import preset_config as inner_loop_preset
 from admrl.inner_loop.training import new_inner_loop, train_inner_loop
+from admrl.offline.config import preset_config as offline_preset
+from admrl.offline.training import new_macaw, train_macaw
 from admrl.recurrent.config import preset_config as rl2_preset
 from admrl.recurrent.training import new_recurrent, train_recurrent
 from admrl.training.meta_training import meta_train
@@ -92,6 +94,19 @@ def inner_loop(algorithm, limits):
 @pytest.mark.parametrize("algorithm", ["maml-trpo", "promp"])
 def test_inner_loops_do_not_depend_on_the_unit_of_actions(algorithm, unit):
     np.testing.assert_allclose(inner_loop(algorithm, UNITS[unit]), inner_loop(algorithm, {}), rtol=1e-4)
+
+
+@cache
+def macaw(unit):
+    config = replace(offline_preset("smoke", "point_robot", "macaw"), num_iterations=10, num_test_tasks=2)
+    state = new_macaw(PointMass(**UNITS.get(unit, {})), "macaw", config, 0)
+    train_macaw(state)
+    return np.array([state.curve[-1].first_return, state.curve[-1].adapted_return])
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_macaw_does_not_depend_on_the_unit_of_actions(unit):
+    np.testing.assert_allclose(macaw(unit), macaw("its own"), rtol=1e-3)
 
 
 @pytest.mark.parametrize("unit", UNITS)

@@ -11,6 +11,8 @@ from admrl.config.presets import PRESETS
 from admrl.inner_loop.config import ALGORITHMS as INNER_ALGORITHMS
 from admrl.inner_loop.config import preset_config as inner_loop_preset
 from admrl.inner_loop.training import new_inner_loop, train_inner_loop
+from admrl.offline.config import preset_config as offline_preset
+from admrl.offline.training import new_macaw, train_macaw
 from admrl.recurrent.config import preset_config as rl2_preset
 from admrl.recurrent.training import new_recurrent, train_recurrent
 from admrl.training.meta_training import meta_train
@@ -43,6 +45,13 @@ def test_inner_loops_train_in_float32(algorithm, double_by_default):
     train_inner_loop(state)
     meta = state.agent.meta
     assert meta.dtype == torch.float32 and bool(meta.isfinite().all())
+
+
+def test_macaw_trains_in_float32(double_by_default):
+    state = new_macaw(make("point_robot"), "macaw", offline_preset("smoke", "point_robot", "macaw"), 0)
+    train_macaw(state)
+    assert {p.dtype for p in state.agent.parameters()} == {torch.float32}
+    assert all(bool(p.isfinite().all()) for p in state.agent.parameters())
 
 
 @pytest.mark.parametrize("family", ["point_robot", "bernoulli_bandit_5"])
