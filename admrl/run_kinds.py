@@ -12,6 +12,7 @@ from admrl.devices.names import CPU, find_device
 from admrl.evaluation.method_run import MethodRun
 from admrl.inner_loop.run import InnerLoopRun
 from admrl.offline.run import MacawRun
+from admrl.recurrent.run import RecurrentRun
 from admrl.runs.families import NOBODY, NamedFamily
 from admrl.runs.folder import read_config
 from admrl.training.inferred_run import InferredRun
@@ -20,7 +21,7 @@ from admrl.training.run import Run, load_run
 TrainedRun = Run | MethodRun[Any]
 AnyRun = TrainedRun | OutsideRun | InferredRun
 METHOD_RUNS: dict[str | None, type[MethodRun[Any]]] = {
-    run.kind: run for run in (BaselineRun, InnerLoopRun, MacawRun)
+    run.kind: run for run in (BaselineRun, InnerLoopRun, MacawRun, RecurrentRun)
 }
 """The kinds of `admrl train-baseline`."""
 

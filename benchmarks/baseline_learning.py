@@ -14,6 +14,8 @@ episodes that no training saw. Per family:
                            before (from the second episode on), and z from the prior in all five
     inner loops            after one, two and three inner steps, and the share of the way from A_0 to the best policy
                            after one
+    rl2                    after 0, 1, 2, 3 episodes of exploration; on bandits beside Thompson sampling, the arm of
+                           the largest posterior mean (greedy) and the best fixed arm, in the same episodes
     half_cheetah_fwd_back  both directions, after the exploration episodes and after twice as many, and how far
                            the posteriors of the two tasks lie apart
 """
@@ -23,7 +25,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +47,16 @@ from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Experience
 from admrl.evaluation.evaluator import adapt_and_score
 from admrl.inner_loop.run import InnerLoopRun
+from admrl.recurrent.run import RecurrentRun
 from admrl.run_kinds import load_any_run
 from task_families.point_robot import STEP
 
 SEED = 54_321  # of the scoring; no training has it
 NUM_SEARCH_EPISODES = 5  # within which the sparse goal has to be found
 NUM_INNER_STEPS = 3
+NUM_TRIAL_EPISODES = 3  # of exploration, in a row
 Numbers = dict[str, Any]
-AnyBaseline = BaselineRun | InnerLoopRun
+AnyBaseline = BaselineRun | InnerLoopRun | RecurrentRun
 
 
 def returns(run: AnyBaseline, adapter: Adapter, num_episodes: int, args: argparse.Namespace) -> np.ndarray:
@@ -200,6 +205,76 @@ def judge_inner_loop(run: InnerLoopRun, args: argparse.Namespace) -> Numbers:
     return found
 
 
+class ArmRule:
+    """Pulls arms of one rollout by the posterior Beta(1 + successes, 1 + failures) of every lane."""
+
+    def __init__(
+        self, shape: tuple[int, int], num_arms: int, rng: np.random.Generator, samples: bool
+    ) -> None:
+        """samples: Thompson's rule, a draw of each arm's posterior; otherwise its mean, ties by chance."""
+        self.counts, self.rng, self.samples = np.ones((2, *shape, num_arms)), rng, samples
+
+    def __call__(self, t: int, obs: Tensor) -> Tensor:
+        """See `admrl.evaluation.adapter.Act`."""
+        good, bad = self.counts
+        worth = self.rng.beta(good, bad) if self.samples else good / (good + bad)
+        self.pulled = (worth + 1e-9 * self.rng.random(worth.shape)).argmax(-1)[..., None]
+        return torch.from_numpy(np.eye(worth.shape[-1])[self.pulled[..., 0]]).to(obs)
+
+    def hear(self, reward: Tensor, ended: Tensor) -> None:
+        """See `admrl.evaluation.adapter.Listener`."""
+        r = reward.double().numpy()[..., None]
+        for counts, outcome in zip(self.counts, (r, 1 - r), strict=True):
+            np.put_along_axis(counts, self.pulled, np.take_along_axis(counts, self.pulled, -1) + outcome, -1)
+
+
+@dataclass(frozen=True)
+class ArmPolicy:
+    """`ArmRule` for the evaluation."""
+
+    num_arms: int
+    samples: bool
+
+    def actor(self, noise: Tensor, generators: Sequence[torch.Generator]) -> ArmRule:
+        """See `admrl.evaluation.adapter.Policy.actor`."""
+        rng = np.random.default_rng([g.initial_seed() for g in generators])
+        return ArmRule((noise.shape[1], noise.shape[2]), self.num_arms, rng, self.samples)
+
+
+def arm_rule(num_arms: int, samples: bool) -> StaticAdapter:
+    """Thompson sampling, or the greedy rule: they know the form of the bandit and begin every trial anew."""
+    name = "Thompson sampling" if samples else "greedy"
+    return StaticAdapter(name, lambda tasks: ArmPolicy(num_arms, samples), sees=frozenset({"rewards"}))
+
+
+def judge_recurrent(run: RecurrentRun, args: argparse.Namespace) -> Numbers:
+    """All numbers of a run of RL2."""
+    family = run.family
+    table = episode_returns(run, run.adapter(), 1, args, NUM_TRIAL_EPISODES).mean((0, 1, 3))
+    found: Numbers = {
+        "run": str(run.path),
+        "algorithm": run.info.algorithm,
+        "family": family.name,
+        "seed": run.info.seed,
+        "gradient_steps": run.state.num_updates,
+        "real_samples": run.state.real_samples,
+        "trained episodes of a trial": run.info.config.trial_episodes,
+        "A_0 and after each episode": table.tolist(),
+    }
+    if family.name.startswith("bernoulli_bandit"):
+        for rule in (arm_rule(family.act_size, samples) for samples in (True, False)):
+            found[rule.name] = float(returns(run, rule, 1, args)[:, 0].mean())
+        found["RL2 / Thompson sampling"] = table[0] / found["Thompson sampling"]
+        found["best fixed arm"] = float(run.state.test_psi.mean(0).max()) * family.horizon
+        found["best arm of every task"] = float(run.state.test_psi.max(1).values.mean()) * family.horizon
+    if family.name == "half_cheetah_fwd_back":
+        found["A_n by task"] = returns(run, run.adapter(), 1, args).tolist()
+    if family.name == "point_robot":
+        low, high = bounds(run, args)
+        found |= {"random": low, "optimal": high, "share of the way": (table[1] - low) / (high - low)}
+    return found
+
+
 def bounds(run: AnyBaseline, args: argparse.Namespace) -> tuple[float, float]:
     """Mean return of the random and of the optimal policy, in the same episodes."""
     best = StaticAdapter.of_function("optimal", towards_goal, sees_psi=True)
@@ -217,6 +292,7 @@ def plot_curves(runs: list[AnyBaseline], path: Path) -> None:
         "sac": ("tab:green", ":"),
         "maml-trpo": ("tab:red", "-"),
         "promp": ("tab:purple", "--"),
+        "rl2": ("tab:brown", "-"),
     }
     for ax, name in zip(axes[0], families, strict=True):
         told = set()
@@ -257,10 +333,13 @@ def main() -> None:
     runs: list[AnyBaseline] = []
     for path in args.runs:
         run = load_any_run(path)
-        if not isinstance(run, BaselineRun | InnerLoopRun):
+        if not isinstance(run, BaselineRun | InnerLoopRun | RecurrentRun):
             parser.error(f"runs: {path} is no run of admrl train-baseline")
         runs.append(run)
-        table.append(judge_inner_loop(run, args) if isinstance(run, InnerLoopRun) else judge(run, args))
+        if isinstance(run, RecurrentRun):
+            table.append(judge_recurrent(run, args))
+        else:
+            table.append(judge_inner_loop(run, args) if isinstance(run, InnerLoopRun) else judge(run, args))
         for name, value in table[-1].items():
             text = np.array2string(np.array(value), precision=3) if isinstance(value, list | float) else value
             print(f"{name:>36}  {text}", flush=True)

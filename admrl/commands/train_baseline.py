@@ -22,6 +22,8 @@ from admrl.inner_loop.config import InnerLoopConfig
 from admrl.number_text import number
 from admrl.offline import config as offline
 from admrl.offline.config import MacawConfig
+from admrl.recurrent import config as recurrent
+from admrl.recurrent.config import RecurrentConfig
 from admrl.runs.trackers import check_trackers
 from task_families.choices import check_name
 
@@ -47,7 +49,7 @@ class BaselineOptions(Command):
     """What every baseline is told."""
 
     algorithm: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="ALGORITHM")] = None
-    """pearl, crl, sac, mt-joint, pearl-mt; maml-trpo, maml-ppo, promp, maml-mt; macaw. Settings follow the name."""
+    """pearl, crl, sac, mt-joint, pearl-mt; maml-trpo, maml-ppo, promp, maml-mt; macaw; rl2. Settings follow it."""
     family: str = "point_robot"
     """Task family, or your own: FILE.py:NAME, MODULE:NAME, or a name that an installed package has registered."""
     preset: str = "laptop"
@@ -225,5 +227,17 @@ class TrainOffline(BaselineOptions):
     settings: ClassVar[ModuleType] = offline
 
 
-OTHERS = (TrainInnerLoop, TrainOffline)
+@dataclass(frozen=True)
+class TrainRecurrent(BaselineOptions):
+    """Meta-train a recurrent policy that adapts by its hidden state alone: RL2.
+
+    Its run folder works in `admrl evaluate`, `heatmap` and `compare` like any other. See docs/baselines.md.
+    """
+
+    config: RecurrentConfig = field(default_factory=RecurrentConfig)
+
+    settings: ClassVar[ModuleType] = recurrent
+
+
+OTHERS = (TrainInnerLoop, TrainOffline, TrainRecurrent)
 """The command of each further kind of method: what follows the algorithm's name is described by its settings."""

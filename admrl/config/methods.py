@@ -15,6 +15,7 @@ METHODS = {
         "maml-mt": "MAML-MT",
     },
     "offline": {"macaw": "MACAW"},
+    "recurrent": {"rl2": "RL2"},
 }
 """By room of `admrl`, whose config.py describes their settings and whose run.py their run folders."""
 TITLES = {name: title for methods in METHODS.values() for name, title in methods.items()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -21,9 +21,10 @@ from torch import Tensor
 from admrl.config.checks import check_saving, check_seed
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.plain_data import from_dict
-from admrl.evaluation.adapter import Adapter, Policy
+from admrl.evaluation.adapter import Adapter, Listener, Policy
 from admrl.evaluation.evaluable_run import EvaluableRun
 from admrl.evaluation.evaluator import adapt_and_score
+from admrl.evaluation.scoring import telling
 from admrl.jobs.reporter import Reporter
 from admrl.runs.checkpoints import Checkpoint
 from admrl.runs.families import NOBODY, NamedFamily, code_key, new_family, source_of
@@ -113,18 +114,21 @@ class MethodState:
         return self.step >= self.num_steps
 
     def test(self, adapter: Adapter, psi: Tensor, num_samples: int, num_threads: int) -> dict[str, float]:
-        """A point of the learning curve: the method's test protocol with so many samples of each of psi (K, k)."""
-        config = EvaluationConfig(
-            num_policy_seeds=1, num_episodes=NUM_TEST_EPISODES, num_stages=1, num_stage_samples=num_samples
-        )
+        """A point of the learning curve: the method's test protocol with so many samples of each of psi (K, k).
+
+        Without samples, the first return is the adapted one.
+        """
+        config = EvaluationConfig(num_policy_seeds=1, num_episodes=NUM_TEST_EPISODES, num_stages=0)
+        if num_samples:
+            config = replace(config, num_stages=1, num_stage_samples=num_samples)
         adapted = adapt_and_score(self.family, adapter, psi, config, self.seed, num_threads=num_threads)
-        first, last = np.nanmean(adapted.episode_return, axis=(0, 1, 3))
+        returns = np.nanmean(adapted.episode_return, axis=(0, 1, 3))
         point = CurvePoint(
             iteration=self.iteration,
             real_samples=self.real_samples,
             num_updates=self.num_updates,
-            first_return=float(first),
-            adapted_return=float(last),
+            first_return=float(returns[0]),
+            adapted_return=float(returns[-1]),
         )
         self.curve.append(point)
         return {"test_return": point.adapted_return, "test_return_0": point.first_return}
@@ -368,7 +372,7 @@ def horizon_rollout(
     num_threads: int,
     like: Tensor | None = None,
 ) -> Rollout:
-    """One horizon of num_lanes lanes of every task psi (M, k), without log-probabilities.
+    """One horizon of num_lanes lanes of every task psi (M, k), without log-probabilities; a listener hears rewards.
 
     Args:
         like: of the dtype of the policy's noise; float32 by default.
@@ -379,4 +383,7 @@ def horizon_rollout(
     act = policy.actor(noise, generators)
     simulator = family.make_simulator(shape, num_threads=num_threads, psi=psi)
     withheld = torch.full(shape, torch.nan, dtype=torch.float32)
-    return collect(simulator, family, lambda t, obs: (act(t, obs), withheld), family.horizon, generators)
+    on_step = telling(family, psi, act) if isinstance(act, Listener) else None
+    return collect(
+        simulator, family, lambda t, obs: (act(t, obs), withheld), family.horizon, generators, on_step=on_step
+    )

@@ -41,11 +41,13 @@ POLICY = "policy"  # kind of a folder of a method from elsewhere
 INFERRED = "inferred"  # kind of a folder of a run that is not told psi
 INNER_LOOP = "inner-loop"  # kind of a run of a method that adapts by policy-gradient steps
 OFFLINE = "offline"  # kind of a run of a method that learns from recorded data
+RECURRENT = "recurrent"  # kind of a run of a method that adapts by its hidden state
 COMMANDS: dict[str | None, str] = {
     None: "train",
     "baseline": "train-baseline",
     INNER_LOOP: "train-baseline",
     OFFLINE: "train-baseline",
+    RECURRENT: "train-baseline",
     POLICY: "evaluate",
     INFERRED: "evaluate",
 }

@@ -17,6 +17,9 @@ from admrl.jobs.reporter import Silent
 from admrl.offline.adapter import MacawAdapter
 from admrl.offline.config import preset_config as offline_preset
 from admrl.offline.training import new_macaw
+from admrl.recurrent.adapter import RecurrentAdapter
+from admrl.recurrent.config import preset_config as rl2_preset
+from admrl.recurrent.training import new_recurrent
 from admrl.training.run import prepare_run, train_run
 from task_families import make
 
@@ -109,6 +112,15 @@ def _macaw(path):
     return MacawAdapter(new_macaw(FAMILY, "macaw", config, 0).agent, name="macaw")
 
 
+def _rl2(path):
+    """An untrained network whose actions depend visibly on what it carries."""
+    config = replace(rl2_preset("smoke", "point_robot"), action_scale=1.0)
+    agent = new_recurrent(FAMILY, "rl2", config, 0).agent
+    with torch.no_grad():
+        agent.policy.weight.mul_(300)
+    return RecurrentAdapter(agent, name="rl2")
+
+
 FACTORIES = {
     "pearl": _baseline("pearl"),
     "crl": _baseline("crl"),
@@ -118,6 +130,7 @@ FACTORIES = {
     "maml-trpo": _inner_loop("maml-trpo"),
     "maml-mt": _inner_loop("maml-mt"),
     "macaw": _macaw,
+    "rl2": _rl2,
     "sac told psi": _baseline("sac", task_input="psi"),
     "uniform (ours)": _model_based,
     "function": lambda path: StaticAdapter.of_function("function", go_right),

@@ -15,6 +15,8 @@ from admrl.inner_loop.config import preset_config as inner_loop_preset
 from admrl.inner_loop.training import new_inner_loop, train_inner_loop
 from admrl.offline.config import preset_config as offline_preset
 from admrl.offline.training import new_macaw, train_macaw
+from admrl.recurrent.config import preset_config as rl2_preset
+from admrl.recurrent.training import new_recurrent, train_recurrent
 from admrl.training.meta_training import meta_train
 from admrl.training.state import new_state
 
@@ -105,6 +107,17 @@ def macaw(unit):
 @pytest.mark.parametrize("unit", UNITS)
 def test_macaw_does_not_depend_on_the_unit_of_actions(unit):
     np.testing.assert_allclose(macaw(unit), macaw("its own"), rtol=1e-3)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_rl2_does_not_depend_on_the_unit_of_actions(unit):
+    def curve(limits):
+        config = replace(rl2_preset("smoke", "point_robot"), num_iterations=1)
+        state = new_recurrent(PointMass(**limits), "rl2", config, 0)
+        train_recurrent(state)
+        return np.array([state.curve[-1].first_return, state.curve[-1].adapted_return])
+
+    np.testing.assert_allclose(curve(UNITS[unit]), curve({}), rtol=1e-4)
 
 
 @pytest.mark.parametrize("unit", UNITS)

@@ -13,6 +13,8 @@ from admrl.inner_loop.config import preset_config as inner_loop_preset
 from admrl.inner_loop.training import new_inner_loop, train_inner_loop
 from admrl.offline.config import preset_config as offline_preset
 from admrl.offline.training import new_macaw, train_macaw
+from admrl.recurrent.config import preset_config as rl2_preset
+from admrl.recurrent.training import new_recurrent, train_recurrent
 from admrl.training.meta_training import meta_train
 from admrl.training.state import new_state
 from task_families import make
@@ -50,6 +52,15 @@ def test_macaw_trains_in_float32(double_by_default):
     train_macaw(state)
     assert {p.dtype for p in state.agent.parameters()} == {torch.float32}
     assert all(bool(p.isfinite().all()) for p in state.agent.parameters())
+
+
+@pytest.mark.parametrize("family", ["point_robot", "bernoulli_bandit_5"])
+def test_rl2_trains_in_float32(family, double_by_default):
+    state = new_recurrent(make(family), "rl2", rl2_preset("smoke", family), 0)
+    train_recurrent(state)
+    tensors = [*state.agent.parameters(), *state.agent.buffers()]
+    assert {x.dtype for x in tensors} == {torch.float32}
+    assert all(bool(x.isfinite().all()) for x in tensors)
 
 
 @pytest.mark.parametrize("estimator", ["resolve", "mixed"])

@@ -1,0 +1,130 @@
+"""Proximal policy optimisation of whole trials (Schulman et al. 2017), as RL2 uses it.
+
+    maximise  mean min(rho A, clip(rho, 1 - eps, 1 + eps) A) - c_v mean ((V - V_target) / value_scale)^2 + c_e mean H
+    rho = pi(a_t | h_t) / pi_old(a_t | h_t),   h_t = GRU(x_t, h_{t-1}) from h_0 = 0: backpropagation through the trial
+
+(PPO Eq. 7 and 9.) A are generalised advantages over the trial, which does not end where an episode does: the return
+that counts is the trial's (Duan et al., section 2.2). There is no value beyond the trial. Means leave out steps of a
+simulation that broke down. A minibatch is some of the trials, all steps of each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from admrl.recurrent.agent import RecurrentAgent, Sequence
+from admrl.recurrent.config import PpoConfig
+from policy_opt.advantage import gae
+
+SMALLEST_STD = 1e-8
+
+
+@dataclass(frozen=True, eq=False)
+class TrialBatch:
+    """T steps of B trials, time first."""
+
+    inputs: Tensor  # x (T, B, I)
+    act: Tensor  # (T, B, A) in units of the policy
+    log_prob: Tensor  # (T, B) of the policy that acted
+    advantage: Tensor  # (T, B) mean 0, standard deviation 1
+    target: Tensor  # (T, B) of V
+    sound: Tensor  # (T, B) bool, steps that count
+
+    def trials(self, index: Tensor) -> TrialBatch:
+        """Some of the trials."""
+        return TrialBatch(
+            *(
+                x[:, index]
+                for x in (self.inputs, self.act, self.log_prob, self.advantage, self.target, self.sound)
+            )
+        )
+
+
+@dataclass(frozen=True)
+class PpoReport:
+    """Means over the minibatches of an update, each before its own step."""
+
+    objective: float  # clipped
+    kl: float  # mean of log pi_old - log pi, nats
+    entropy: float  # nats
+    value_error: float  # root mean square, in units of the return
+
+
+@torch.no_grad()
+def trial_batch(agent: RecurrentAgent, sequence: Sequence, gae_lambda: float) -> TrialBatch:
+    """What an update learns from whole trials, which the agent itself has just acted in."""
+    states = agent.unroll(sequence.inputs, agent.empty_memory(sequence.inputs.shape[1]).hidden)
+    output, value = agent.outputs(states)
+    end = torch.zeros_like(sequence.ended)
+    end[-1] = True
+    columns = (x.T for x in (sequence.reward, value, value.roll(-1, 0), end, end))
+    advantage = gae(*columns, gamma=agent.gamma, gae_lambda=gae_lambda).T
+    return TrialBatch(
+        sequence.inputs,
+        sequence.act,
+        agent.head.log_prob(output, sequence.act),
+        normalized(advantage, sequence.sound),
+        advantage + value,
+        sequence.sound,
+    )
+
+
+def normalized(advantage: Tensor, sound: Tensor) -> Tensor:
+    """Advantages with mean 0 and standard deviation 1 over the sound steps of all trials (ProMP's RL2)."""
+    kept = advantage[sound]
+    return (advantage - kept.mean()) / (kept.std(correction=0) + SMALLEST_STD)
+
+
+def clipped_surrogate(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """min(rho A, clip(rho, 1 - eps, 1 + eps) A), elementwise (PPO Eq. 7)."""
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+
+
+def ppo_objective(
+    agent: RecurrentAgent, batch: TrialBatch, config: PpoConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The objective of the head of this page, differentiable in the agent's parameters; and its parts."""
+    states = agent.unroll(batch.inputs, agent.empty_memory(batch.inputs.shape[1]).hidden)
+    output, value = agent.outputs(states)
+    log_prob = agent.head.log_prob(output, batch.act)
+    weight = batch.sound.to(value) / batch.sound.sum()
+
+    def mean(x: Tensor) -> Tensor:
+        return (weight * x).sum()
+
+    surrogate = mean(clipped_surrogate(torch.exp(log_prob - batch.log_prob), batch.advantage, config.clip))
+    error = mean((value - batch.target).square())
+    entropy = mean(agent.head.entropy(output))
+    objective = (
+        surrogate - config.value_weight * error / agent.value_scale.square() + config.entropy_weight * entropy
+    )
+    kl = mean(batch.log_prob - log_prob)
+    return objective, {"objective": surrogate, "kl": kl, "entropy": entropy, "value_error": error}
+
+
+def ppo_update(
+    agent: RecurrentAgent,
+    optimizer: torch.optim.Optimizer,
+    batch: TrialBatch,
+    config: PpoConfig,
+    generator: torch.Generator,
+) -> PpoReport:
+    """num_epochs x num_minibatches gradient steps; the agent changes."""
+    sums = dict.fromkeys(("objective", "kl", "entropy", "value_error"), 0.0)
+    for _ in range(config.num_epochs):
+        order = torch.randperm(batch.act.shape[1], generator=generator)
+        for index in order.tensor_split(config.num_minibatches):
+            objective, parts = ppo_objective(agent, batch.trials(index), config)
+            optimizer.zero_grad()
+            (-objective).backward()
+            clip_grad_norm_(agent.parameters(), config.max_grad_norm)
+            optimizer.step()
+            for name, part in parts.items():
+                sums[name] += float(part.detach())
+    num_steps = config.num_epochs * config.num_minibatches
+    means = {name: total / num_steps for name, total in sums.items()}
+    return PpoReport(**(means | {"value_error": means["value_error"] ** 0.5}))

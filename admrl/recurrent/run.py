@@ -1,0 +1,104 @@
+"""The run folder of RL2: `"kind": "recurrent"` in config.json.
+
+A checkpoint holds the network (with the unit of its value) and Adam's state; no data outlives an iteration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from admrl.config.evaluation import EvaluationConfig
+from admrl.evaluation.adapter import Adapter
+from admrl.evaluation.method_run import MethodInfo, MethodRun, OnStep
+from admrl.jobs.reporter import Reporter
+from admrl.recurrent.adapter import RecurrentAdapter
+from admrl.recurrent.config import TITLES, RecurrentConfig, check_recurrent
+from admrl.recurrent.training import RecurrentState, new_recurrent, train_recurrent
+from admrl.runs.folder import RECURRENT
+from admrl.solving.solution_file import AGENT, OPTIMIZER, like, load_moments
+from task_families.family import TaskFamily
+
+
+@dataclass(frozen=True)
+class RecurrentInfo(MethodInfo):
+    """What a run was asked to do."""
+
+    config: RecurrentConfig
+
+
+class RecurrentRun(MethodRun[RecurrentState]):
+    """A run folder of `admrl train-baseline rl2` in memory."""
+
+    kind, settings, info_type, titles = RECURRENT, RecurrentConfig, RecurrentInfo, TITLES
+    columns = (
+        "test_return",
+        "test_return_0",
+        "return_first_noisy",
+        "return_real_noisy",
+        "objective",
+        "kl",
+        "entropy",
+        "value_error",
+        "real_samples",
+    )
+
+    @classmethod
+    def check_settings(cls, config: RecurrentConfig, algorithm: str, family: TaskFamily) -> None:
+        """See `MethodRun`."""
+        check_recurrent(config)
+
+    @classmethod
+    def new_training(
+        cls, family: TaskFamily, algorithm: str, config: RecurrentConfig, seed: int
+    ) -> RecurrentState:
+        """See `MethodRun`."""
+        return new_recurrent(family, algorithm, config, seed)
+
+    def continue_training(self, reporter: Reporter, num_threads: int, on_step: OnStep) -> None:
+        """See `MethodRun`."""
+        train_recurrent(self.state, reporter=reporter, num_threads=num_threads, on_step=on_step)
+
+    def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """See `MethodRun`."""
+        state = self.state
+        tensors = {f"{AGENT}{k}": v for k, v in state.agent.state_dict().items()}
+        for name, tensor in tensors.items():
+            if not bool(tensor.isfinite().all()):
+                raise FloatingPointError(f"{name} is not finite; the run stops at its last good checkpoint")
+        return tensors | {f"{OPTIMIZER}{k}": v for k, v in state.optimizers.state_dict().items()}, {}
+
+    def set_learned(self, tensors: dict[str, Tensor], rows: dict[str, Tensor]) -> None:
+        """See `MethodRun`."""
+        agent, optimizers = self.state.agent, self.state.optimizers
+        pattern = agent.state_dict()
+        agent.load_state_dict({k: like(tensors, f"{AGENT}{k}", v) for k, v in pattern.items()})
+        optimizers.load_state_dict(load_moments(OPTIMIZER, tensors, optimizers))
+
+    # -- as the evaluation sees it (`admrl.evaluation.evaluable_run`) -----------------------------------------------
+
+    def adapter(
+        self,
+        config: EvaluationConfig | None = None,
+        *,
+        name: str | None = None,
+        reporter: Reporter | None = None,
+    ) -> Adapter:
+        """The policy's test protocol, which takes any number of episodes and reports nothing of its own."""
+        title = name or TITLES[self.info.algorithm]
+        return RecurrentAdapter(self.state.agent, name=title, provenance=self.provenance())
+
+    def provenance(self) -> dict[str, Any]:
+        """See `MethodRun`; with the length of the trials of the training, and what happens beyond it."""
+        config = self.info.config
+        return {
+            **super().provenance(),
+            "trial_samples": config.trial_episodes * self.family.horizon,
+            "beyond_trial": config.beyond_trial,
+        }
+
+    def num_steps(self, config: EvaluationConfig) -> int:
+        """Steps of an evaluation are episodes."""
+        return config.num_stages * config.num_stage_samples // self.family.horizon

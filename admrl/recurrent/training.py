@@ -1,0 +1,150 @@
+"""Meta-training of RL2 (Duan et al. 2016, Alg. of section 2.2; PPO as in ProMP's released RL2).
+
+    for every iteration:
+      draw meta_batch tasks, uniform in the box
+      num_trials trials of every task, each trial_episodes episodes from an empty memory
+      value_scale follows the spread of the trials' returns to go
+      one update on all of these samples (`ppo_update`)
+
+A step, after which the training can stop and go on bit-identically, is an iteration.
+
+Differs from the papers: families with published training tasks draw from the whole set of tasks, too; for those of
+two directions that is the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+
+from admrl.evaluation.method_run import MethodState, horizon_rollout, test_tasks
+from admrl.jobs.reporter import Reporter, Silent
+from admrl.recurrent.adapter import RecurrentAdapter
+from admrl.recurrent.agent import RecurrentAgent, Sequence, joined
+from admrl.recurrent.config import TITLES, RecurrentConfig, check_recurrent
+from admrl.recurrent.policy import RecurrentPolicy
+from admrl.recurrent.ppo import ppo_update, trial_batch
+from admrl.solving.rollouts import episode_returns
+from admrl.solving.sac import Optimizers
+from admrl.streams import Purpose, stream
+from policy_opt.advantage import gae
+from task_families.family import TaskFamily
+
+AGENT = "agent"  # the one group of the optimiser
+SCALE_RATE = 0.1  # with which value_scale^2 follows the mean square of returns to go [ours]
+SMALLEST_SCALE = 1e-6
+OnStep = Callable[["RecurrentState"], None]
+
+
+@dataclass(kw_only=True)
+class RecurrentState(MethodState):
+    """Everything that changes while RL2 trains."""
+
+    config: RecurrentConfig
+    agent: RecurrentAgent
+    optimizers: Optimizers
+
+
+def new_recurrent(family: TaskFamily, algorithm: str, config: RecurrentConfig, seed: int) -> RecurrentState:
+    """The beginning of a training.
+
+    Raises:
+        ValueError: see `check_recurrent`.
+    """
+    check_recurrent(config)
+    agent = RecurrentAgent(family, config, stream(seed, Purpose.NETWORKS))
+    return RecurrentState(
+        algorithm=algorithm,
+        family=family,
+        config=config,
+        seed=seed,
+        agent=agent,
+        optimizers=Optimizers({AGENT: list(agent.parameters())}, config.ppo.learning_rate),
+        generator=stream(seed, Purpose.BASELINE),
+        test_psi=test_tasks(family, config.num_test_tasks),
+    )
+
+
+def train_recurrent(
+    state: RecurrentState,
+    *,
+    reporter: Reporter | None = None,
+    num_threads: int = 1,
+    on_step: OnStep | None = None,
+) -> None:
+    """Go on until the training is finished; calls on_step after every iteration.
+
+    Raises:
+        FloatingPointError: the network is no longer finite.
+    """
+    reporter, config = reporter or Silent(), state.config
+    while not state.finished:
+        reporter.phase(f"iteration {state.step + 1}/{config.num_iterations}")
+        trials, metrics = sample_trials(state, num_threads)
+        metrics |= _update(state, trials)
+        state.step += 1
+        if state.step % config.test_every == 0:
+            metrics |= _test(state, num_threads)
+        reporter.advance(real_samples=state.real_samples, **metrics)
+        if on_step is not None:
+            on_step(state)
+
+
+def sample_trials(state: RecurrentState, num_threads: int = 1) -> tuple[Sequence, dict[str, float]]:
+    """The trials of an iteration, whole ones, and the mean return of their first and last episodes."""
+    family, config, agent = state.family, state.config, state.agent
+    psi = family.box.sample(config.meta_batch, "uniform", state.generator)
+    psi = psi.repeat_interleave(config.num_trials, 0)  # a lane is a trial
+    memory = agent.empty_memory(len(psi))
+    parts: list[Sequence] = []
+    returns: list[float] = []
+    for _ in range(config.trial_episodes):
+        policy = RecurrentPolicy(agent, memory)
+        rollout = horizon_rollout(family, policy, psi, 1, state.generator, num_threads)
+        told = psi.to(rollout.obs)[:, None, None]
+        reward = family.reward(told, rollout.obs, rollout.act, rollout.next_obs)
+        parts.append(agent.sequence(memory, rollout, reward))
+        with torch.no_grad():
+            memory = agent.after(memory, parts[-1])
+        scored = episode_returns(family, psi, rollout)
+        returns.append(float(scored[scored.isfinite()].mean()))
+        state.real_samples += rollout.num_samples
+    return joined(parts), {"return_real_noisy": returns[-1], "return_first_noisy": returns[0]}
+
+
+def _update(state: RecurrentState, trials: Sequence) -> dict[str, float]:
+    """One update; what it reports."""
+    agent, config = state.agent, state.config
+    _follow_scale(state, trials)
+    batch = trial_batch(agent, trials, config.gae_lambda)
+    report = asdict(ppo_update(agent, state.optimizers.adam[AGENT], batch, config.ppo, state.generator))
+    state.num_updates += config.ppo.num_epochs * config.ppo.num_minibatches
+    broken = [name for name, value in report.items() if not math.isfinite(value)]
+    if broken or not all(bool(p.isfinite().all()) for p in agent.parameters()):
+        raise FloatingPointError(
+            f"{broken[0] if broken else 'the network'} is not finite in iteration {state.step + 1}; the last "
+            "checkpoint is sound. Try a smaller `config.ppo.learning_rate`"
+        )
+    return report
+
+
+def _follow_scale(state: RecurrentState, trials: Sequence) -> None:
+    """value_scale: the root mean square of returns to go, of the first iteration, then a moving mean."""
+    agent, reward = state.agent, trials.reward.T
+    nothing, end = torch.zeros_like(reward), torch.zeros_like(reward, dtype=torch.bool)
+    to_go = gae(reward, nothing, nothing, end, end, gamma=agent.gamma, gae_lambda=1.0)
+    square = to_go.square().mean().clamp_min(SMALLEST_SCALE**2)
+    rate = 1.0 if state.step == 0 else SCALE_RATE
+    agent.value_scale.copy_(
+        (agent.value_scale.square() + rate * (square - agent.value_scale.square())).sqrt()
+    )
+
+
+def _test(state: RecurrentState, num_threads: int) -> dict[str, float]:
+    """A point of the learning curve: the first and the last episode of a trial of the trained length."""
+    num_samples = (state.config.trial_episodes - 1) * state.family.horizon
+    adapter = RecurrentAdapter(state.agent, name=TITLES[state.algorithm])
+    return state.test(adapter, state.test_psi, num_samples, num_threads)
