@@ -17,6 +17,7 @@ from task_families.simulator import Simulator
 # Start states drawn ahead per lane. Lanes that terminate take the next one; after the last the first is
 # used again. Drawing ahead makes a task's noise independent of its neighbours in the batch.
 STARTS_PER_LANE = 8
+OnStep = Callable[[int, Tensor, Tensor, Tensor, Tensor], None]  # (t, obs, act, next_obs, terminated)
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def collect(
     generators: Sequence[torch.Generator],
     *,
     goes_on: tuple[Tensor, Tensor] | None = None,
+    on_step: OnStep | None = None,
 ) -> Rollout:
     """Run every lane for num_steps, restarting after terminations. On a GPU a learned model is never waited for.
 
@@ -87,6 +89,7 @@ def collect(
         generators: one per task, for the start states.
         goes_on: which lanes (M, N) bool start anew, and the observations (M, N, S) at which the simulator's lanes
             are; None: all start.
+        on_step: called after every step, before the next action.
 
     Raises:
         ValueError: num_steps is outside 1..horizon, or not one generator per task.
@@ -124,6 +127,8 @@ def collect(
         columns = columns or [x.new_empty(*x.shape[:2], num_steps, *x.shape[2:]) for x in row]
         for column, x in zip(columns, row, strict=True):
             column.select(2, t).copy_(x)
+        if on_step is not None:
+            on_step(t, obs, action, next_obs, terminated)
         obs = next_obs
         if t + 1 < num_steps and (not is_readable or bool(terminated.any())):
             obs = restarted(terminated)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,6 +26,26 @@ from task_families.rollout import Rollout
 
 SEES = ("rewards", "psi", "reward function", "offline data")
 Act = Callable[[int, Tensor], Tensor]  # (t, obs (M, N, S)) -> act (M, N, A)
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """An `Act` that is told what its steps brought, for policies that go on adapting while they act.
+
+    Only methods that declare rewards may have one. What it hears stays within the rollout that it acts in: nothing
+    of a scored episode comes back to the adapter.
+    """
+
+    def __call__(self, t: int, obs: Tensor) -> Tensor:
+        """See `Act`."""
+
+    def hear(self, reward: Tensor, ended: Tensor) -> None:
+        """After every step.
+
+        Args:
+            reward: (M, N) of the step; not finite where the simulation broke down.
+            ended: (M, N) bool, lanes whose next step begins an episode.
+        """
 
 
 class AdapterError(ValueError):

@@ -118,7 +118,8 @@ def policies_are_frozen(s: Subject) -> None:
     expect(torch.equal(s.actions(policy), first), "later adaptation changed a policy that was handed out")
     rows = s.psi.repeat(2, 1)
     last = s.adapter.adapted()
-    one, two = (score_policy(s.family, last, rows, [0, 1], 3, seed=7)[0] for _ in range(2))
+    sees = frozenset(s.adapter.sees)
+    one, two = (score_policy(s.family, last, rows, [0, 1], 3, seed=7, sees=sees)[0] for _ in range(2))
     expect(np.array_equal(one, two, equal_nan=True), "the same policy, scored twice, gave two results")
 
 

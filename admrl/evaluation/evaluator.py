@@ -139,6 +139,7 @@ def adapt_and_score(
             seed,
             num_threads=num_threads,
             dtype=dtype,
+            sees=sees,
         )
         if n == 0:
             probe = _probe(rollout, len(psi))
@@ -184,7 +185,7 @@ def _adapt(
             )
         shape, generators = (len(tasks), exploration.num_episodes), tasks.generators
         act = exploration.policy.actor(action_noise(family, shape, generators, dtype), generators)
-        rollout = simulate(family, psi, shape, act, generators, num_threads, dtype)
+        rollout = simulate(family, psi, shape, act, generators, num_threads, dtype, sees=sees)
         reward = _reward(family, psi, rollout) if "rewards" in sees else None
         adapter.observe(Experience(rollout, reward))
         num_seen += num_samples

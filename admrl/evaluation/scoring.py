@@ -18,13 +18,13 @@ from torch import Tensor
 
 from admrl.config.checks import check_config, check_lanes
 from admrl.config.evaluation import EvaluationConfig
-from admrl.evaluation.adapter import Act, AdapterError, Policy
+from admrl.evaluation.adapter import Act, AdapterError, Listener, Policy
 from admrl.solving.hindsight import StoredCandidate
 from admrl.solving.rollouts import episode_returns, gaussian_noise
 from admrl.streams import Purpose, task_streams
 from task_families.choices import whole_number
 from task_families.family import TaskFamily
-from task_families.rollout import Rollout, collect
+from task_families.rollout import OnStep, Rollout, collect
 
 NUM_FOLDS = 4  # of the episodes, in `best_known`
 SCORING = 2
@@ -42,6 +42,7 @@ def score_policy(
     *,
     num_threads: int = 1,
     dtype: torch.dtype = torch.float32,
+    sees: frozenset[str] = frozenset(),
 ) -> tuple[np.ndarray, Rollout]:
     """Undiscounted returns (R M, N) of policies on tasks psi (R M, k), seed-major, and their rollout.
 
@@ -50,6 +51,7 @@ def score_policy(
     Args:
         policy: M policies; with R policy seeds it acts for R M rows.
         dtype: of observations and noise; that of the policies.
+        sees: what the method declares; see `simulate`.
     """
     unit = family.box.to_unit(psi[: len(psi) // len(policy_seeds)])
     generators, latents = (
@@ -57,7 +59,8 @@ def score_policy(
     )
     shape = (len(psi), whole_number("num_episodes", num_episodes))
     noise = action_noise(family, shape, generators, dtype)
-    rollout = simulate(family, psi, shape, policy.actor(noise, latents), generators, num_threads, dtype)
+    act = policy.actor(noise, latents)
+    rollout = simulate(family, psi, shape, act, generators, num_threads, dtype, sees=sees)
     return episode_returns(family, psi, rollout).double().numpy(), rollout
 
 
@@ -79,12 +82,26 @@ def simulate(
     generators: Sequence[torch.Generator],
     num_threads: int = 1,
     dtype: torch.dtype = torch.float32,
+    *,
+    sees: frozenset[str] = frozenset(),
 ) -> Rollout:
     """One horizon in every lane; every action is checked before it reaches the simulator.
 
+    Args:
+        sees: what the method declares; a `Listener` is told rewards, and has to declare them.
+
     Raises:
-        AdapterError: actions of another shape, or not finite; names the task and the step.
+        AdapterError: actions of another shape, or not finite; names the task and the step. A listener that does not
+            declare rewards.
     """
+    on_step = None
+    if isinstance(act, Listener):
+        if "rewards" not in sees:
+            raise AdapterError(
+                "policy: it listens to rewards while it acts (`hear`), but its method does not declare to see them; "
+                "declare rewards in `sees`"
+            )
+        on_step = telling(family, psi, act)
 
     def checked(t: int, obs: Tensor) -> tuple[Tensor, Tensor]:
         action = act(t, obs)
@@ -100,7 +117,17 @@ def simulate(
         return action, action.new_full(shape, torch.nan)
 
     simulator = family.make_simulator(shape, num_threads=num_threads, dtype=dtype, psi=psi)
-    return collect(simulator, family, checked, family.horizon, generators)
+    return collect(simulator, family, checked, family.horizon, generators, on_step=on_step)
+
+
+def telling(family: TaskFamily, psi: Tensor, listener: Listener) -> OnStep:
+    """What tells a listener the rewards of tasks psi (M, k), in a rollout of one horizon (`collect`)."""
+
+    def on_step(t: int, obs: Tensor, act: Tensor, next_obs: Tensor, terminated: Tensor) -> None:
+        reward = family.reward(psi.to(obs)[:, None], obs, act, next_obs)
+        listener.hear(reward, terminated | (t + 1 == family.horizon))
+
+    return on_step
 
 
 def score_for_every_seed(
