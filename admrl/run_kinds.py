@@ -1,20 +1,24 @@
-"""The kinds of run: the one page that knows `admrl train`, `admrl train-baseline` (two kinds), methods from
+"""The kinds of run: the one page that knows `admrl train`, every kind of `admrl train-baseline`, methods from
 elsewhere, and runs that are not told psi."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from admrl.baselines.outside_run import OutsideRun
-from admrl.baselines.run import BaselineRun, load_baseline
-from admrl.inner_loop.run import InnerLoopRun, load_inner_loop
+from admrl.baselines.run import BaselineRun
+from admrl.evaluation.method_run import MethodRun
+from admrl.inner_loop.run import InnerLoopRun
 from admrl.runs.families import NOBODY, NamedFamily
 from admrl.runs.folder import read_config
 from admrl.training.inferred_run import InferredRun
 from admrl.training.run import Run, load_run
 
-TrainedRun = Run | BaselineRun | InnerLoopRun
+TrainedRun = Run | MethodRun[Any]
 AnyRun = TrainedRun | OutsideRun | InferredRun
+METHOD_RUNS: dict[str | None, type[MethodRun[Any]]] = {run.kind: run for run in (BaselineRun, InnerLoopRun)}
+"""The kinds of `admrl train-baseline`."""
 
 
 def load_any_run(path: Path | str, named: NamedFamily = NOBODY) -> AnyRun:
@@ -31,8 +35,6 @@ def load_any_run(path: Path | str, named: NamedFamily = NOBODY) -> AnyRun:
         return OutsideRun.open(Path(path), named=named)
     if kind == InferredRun.kind:
         return InferredRun.open(Path(path), named=named)
-    if kind == BaselineRun.kind:
-        return load_baseline(path, named)
-    if kind == InnerLoopRun.kind:
-        return load_inner_loop(path, named)
+    if kind in METHOD_RUNS:
+        return METHOD_RUNS[kind].load(path, named)
     return load_run(path, family=named.family, accept_changed=named.accept_changed)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from admrl.baselines.config import BaselineConfig
+    from admrl.baselines.conformance import check_adapter
     from admrl.baselines.crl import CrlAdapter
     from admrl.baselines.external import onnx_policy, torchscript_policy
     from admrl.baselines.pearl import PearlAdapter
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from admrl.baselines.static import FunctionPolicy, StaticAdapter
     from admrl.baselines.subprocess_policy import SubprocessPolicy
     from admrl.evaluation.adapter import Adapter, AdapterError, Experience, Exploration, Policy, Tasks
-    from admrl.evaluation.conformance import check_adapter
     from admrl.evaluation.evaluate_runs import evaluate_adapters
     from admrl.evaluation.evaluator import adapt_and_score
     from admrl.training.adapter import ModelBasedAdapter
@@ -28,7 +28,7 @@ _EXPORTS = {
     "Exploration": "admrl.evaluation.adapter",
     "Policy": "admrl.evaluation.adapter",
     "Tasks": "admrl.evaluation.adapter",
-    "check_adapter": "admrl.evaluation.conformance",
+    "check_adapter": "admrl.baselines.conformance",
     "adapt_and_score": "admrl.evaluation.evaluator",
     "evaluate_adapters": "admrl.evaluation.evaluate_runs",
     "ModelBasedAdapter": "admrl.training.adapter",

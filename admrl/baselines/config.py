@@ -8,21 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from admrl.config.checks import check_all, check_config
+from admrl.config.methods import METHODS
 from admrl.config.sac import SacConfig
 
-Algorithm = Literal["pearl", "crl", "sac", "mt-joint", "pearl-mt"]
-ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
 PRESETS = ("smoke", "laptop", "paper")
-TITLES = {
-    "pearl": "PEARL",
-    "crl": "CRL",
-    "sac": "multi-task SAC",
-    "mt-joint": "MT-joint",
-    "pearl-mt": "PEARL-MT",
-}
+TITLES = METHODS["baselines"]
+ALGORITHMS = tuple(TITLES)
 
 PUBLISHED = {
     "half_cheetah_fwd_back": (2, 2),
@@ -301,7 +295,7 @@ def preset_config(preset: str, family: str, algorithm: str) -> BaselineConfig:
     return config
 
 
-STEPS = (
+WHOLE_EPISODES = (
     "num_initial_steps",
     "num_prior_steps",
     "num_posterior_steps",
@@ -324,7 +318,7 @@ def check_baseline(config: BaselineConfig, algorithm: str, family: Any) -> None:
                 f"config.{name}: expected a multiple of {horizon} (whole episodes of {family.name}), got {steps}"
             )
 
-    check_all([partial(whole, name) for name in STEPS])
+    check_all([partial(whole, name) for name in WHOLE_EPISODES])
     if config.num_prior_steps == 0:
         raise ValueError(
             "config.num_prior_steps: expected at least one episode, since the context of a task is cleared before"

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from admrl.baselines.conformance import require_adapter
 from admrl.baselines.external import Function, check_spaces, onnx_policy, torchscript_policy
 from admrl.baselines.sb3 import sb3_policy
 from admrl.baselines.static import StaticAdapter
 from admrl.baselines.subprocess_policy import SubprocessPolicy
 from admrl.evaluation.adapter import Adapter, check_sees
-from admrl.evaluation.conformance import require_adapter
 from admrl.runs.families import NamedMethod
 from admrl.storage.files import digest
 from task_families.choices import Origin, file_digest, is_path, load_named

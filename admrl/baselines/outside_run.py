@@ -17,13 +17,11 @@ from admrl.config.evaluation import EvaluationConfig
 from admrl.config.plain_data import from_dict
 from admrl.evaluation.adapter import Adapter
 from admrl.evaluation.evaluable_run import UntrainedRun
-from admrl.evaluation.scoring import SCORING
 from admrl.jobs.reporter import Reporter
 from admrl.runs.families import NamedFamily, NamedMethod, check_unchanged, code_key, origin_in, source_of
 from admrl.runs.folder import CONFIG, POLICY, create_run
 from admrl.runs.versions import versions
 from admrl.storage.files import legible
-from admrl.streams import VERSION
 from task_families.family import TaskFamily
 
 
@@ -128,19 +126,10 @@ class OutsideRun(UntrainedRun[OutsideInfo, Outside]):
 
     def fingerprint(self, config: EvaluationConfig, seed: int) -> dict[str, Any]:
         """See `EvaluableRun`."""
-        now = versions()
-        names = ("num_episodes", "num_stages", *(("num_stage_samples",) if config.num_stages else ()))
         return {
-            "family": self.info.family,
-            "variant": self.info.variant,
-            **code_key(self.family),
+            **self.common_fingerprint(config, seed),
             "method": [self.info.config.option, self.info.config.sees_psi, self.state.origin.name],
             "method_sha256": self.state.origin.sha256,
-            "seed": seed,
-            "evaluation": {name: getattr(config, name) for name in names},
-            "streams": VERSION,
-            "scoring": SCORING,
-            "versions": {p: now[p] for p in ("torch", "mujoco")},
         }
 
     def provenance(self) -> dict[str, Any]:

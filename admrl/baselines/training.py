@@ -23,7 +23,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,20 +31,16 @@ from admrl.baselines.crl import Crl, CrlAdapter
 from admrl.baselines.multitask import MultiTaskSac, multitask_adapter
 from admrl.baselines.pearl import Pearl, PearlAdapter
 from admrl.baselines.replay import MultiTaskReplay
-from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Act, Adapter, Policy
-from admrl.evaluation.evaluator import adapt_and_score
+from admrl.evaluation.method_run import TASK_SEED, MethodState, horizon_rollout
 from admrl.jobs.reporter import Reporter, Silent
-from admrl.solving.rollouts import episode_returns, gaussian_noise
+from admrl.solving.rollouts import episode_returns
 from admrl.solving.sac import Optimizers
 from admrl.streams import Purpose, stream
 from task_families.family import TaskFamily
-from task_families.rollout import Rollout, collect
-from task_families.simulator import ActionBounds, spawn_generators
+from task_families.simulator import ActionBounds
 
 UPDATES_PER_STEP = 50
-TASK_SEED = 1337  # of the published task sets, and of those that are drawn here
-NUM_TEST_EPISODES = 4  # of every task and point of the learning curve
 
 Agent = Pearl | MultiTaskSac
 OnStep = Callable[["BaselineState"], None]
@@ -85,43 +80,23 @@ def make_adapter(
     return multitask_adapter(agent, name, provenance)
 
 
-@dataclass
-class TestPoint:
-    """A point of the learning curve."""
-
-    iteration: int
-    real_samples: int
-    num_updates: int
-    first_return: float  # A_0, mean over test tasks
-    adapted_return: float  # A_n after the exploration episodes
-
-    __test__ = False  # not one of pytest's
-
-
-@dataclass
-class BaselineState:
+@dataclass(kw_only=True)
+class BaselineState(MethodState):
     """Everything that changes while a baseline trains."""
 
-    algorithm: str
-    family: TaskFamily
-    rl_family: TaskFamily  # whose reward the critic learns from
+    rl_family: TaskFamily
+    """Whose reward the critic learns from."""
     config: BaselineConfig
-    seed: int
     agent: Agent
     optimizers: Optimizers
     replay: MultiTaskReplay
-    generator: torch.Generator
-    train_psi: Tensor  # (K, k)
-    test_psi: Tensor
-    step: int = 0  # steps that are done, of `num_steps`
-    real_samples: int = 0
-    num_updates: int = 0
-    curve: list[TestPoint] | None = None
+    train_psi: Tensor
+    """(K, k)."""
 
     @property
-    def finished(self) -> bool:
-        """Whether all iterations are done."""
-        return self.step >= num_steps(self.config)
+    def num_steps(self) -> int:
+        """The first samples all tasks."""
+        return 1 + self.config.num_iterations * steps_per_iteration(self.config)
 
     @property
     def iteration(self) -> int:
@@ -132,11 +107,6 @@ class BaselineState:
 def steps_per_iteration(config: BaselineConfig) -> int:
     """The sampling, and blocks of gradient steps."""
     return 1 + math.ceil(config.num_updates / UPDATES_PER_STEP)
-
-
-def num_steps(config: BaselineConfig) -> int:
-    """Steps of a training; the first samples all tasks."""
-    return 1 + config.num_iterations * steps_per_iteration(config)
 
 
 def new_baseline(family: TaskFamily, algorithm: str, config: BaselineConfig, seed: int) -> BaselineState:
@@ -164,7 +134,6 @@ def new_baseline(family: TaskFamily, algorithm: str, config: BaselineConfig, see
         generator=generator,
         train_psi=train_psi,
         test_psi=test_psi,
-        curve=[],
     )
 
 
@@ -225,22 +194,10 @@ def _update(state: BaselineState, num: int) -> dict[str, float]:
 
 
 def _test(state: BaselineState, num_threads: int) -> dict[str, float]:
-    """A point of the learning curve: the algorithm's own test protocol on the test tasks."""
-    context, horizon = state.config.context, state.family.horizon
-    config = EvaluationConfig(
-        num_policy_seeds=1,
-        num_episodes=NUM_TEST_EPISODES,
-        num_stages=1,
-        num_stage_samples=max(2, context.num_prior_episodes) * horizon,
-    )
-    adapter = make_adapter(state.agent, state.algorithm)
+    """A point of the learning curve."""
+    num_samples = max(2, state.config.context.num_prior_episodes) * state.family.horizon
     psi = state.train_psi if state.config.task_input == "onehot" else state.test_psi
-    adapted = adapt_and_score(state.family, adapter, psi, config, state.seed, num_threads=num_threads)
-    first, last = np.nanmean(adapted.episode_return, axis=(0, 1, 3))
-    point = TestPoint(state.iteration, state.real_samples, state.num_updates, float(first), float(last))
-    assert state.curve is not None
-    state.curve.append(point)
-    return {"test_return": point.adapted_return, "test_return_0": point.first_return}
+    return state.test(make_adapter(state.agent, state.algorithm), psi, num_samples, num_threads)
 
 
 class ConstantActions:
@@ -308,7 +265,7 @@ def _record(
 ) -> float:
     """Real episodes of tasks (M,) into the replay; their mean return."""
     psi = state.train_psi[tasks]
-    rollout = _rollout(state.family, policy, psi, num_lanes, state.generator, num_threads)
+    rollout = horizon_rollout(state.family, policy, psi, num_lanes, state.generator, num_threads)
     at = psi.to(rollout.obs)[:, None, None]
     transitions = at, rollout.obs, rollout.act, rollout.next_obs
     shown = state.family.reward(*transitions)
@@ -325,27 +282,3 @@ def _record(
     state.real_samples += rollout.num_samples
     returns = episode_returns(state.family, psi, rollout)
     return float(returns[returns.isfinite()].mean())
-
-
-def _rollout(
-    family: TaskFamily,
-    policy: Policy,
-    psi: Tensor,
-    num_lanes: int,
-    generator: torch.Generator,
-    num_threads: int,
-) -> Rollout:
-    """One horizon of every lane."""
-    generators, shape = spawn_generators(generator, len(psi)), (len(psi), num_lanes)
-    noise = gaussian_noise(
-        shape, family.horizon, family.act_size, generators, torch.zeros((), dtype=torch.float32)
-    )
-    act = policy.actor(noise, generators)
-    simulator = family.make_simulator(shape, num_threads=num_threads, psi=psi)
-    return collect(
-        simulator,
-        family,
-        lambda t, obs: (act(t, obs), torch.full(shape, torch.nan, dtype=torch.float32)),
-        family.horizon,
-        generators,
-    )

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import shlex
-from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
-from admrl.baselines.config import ALGORITHMS, PRESETS, STEPS, TITLES, BaselineConfig, preset_config
+from admrl.baselines import config as baselines
+from admrl.baselines.config import PRESETS, BaselineConfig
 from admrl.commands.command import Command, at_least, check_own_family, value_of
 from admrl.commands.flags import in_flags
 from admrl.config.checks import check_saving, check_seed
+from admrl.config.methods import ALGORITHMS, TITLES
 from admrl.config.presets import Whole, round_counts
 from admrl.inner_loop import config as inner_loop
-from admrl.inner_loop.config import INNER_ALGORITHMS, InnerLoopConfig
+from admrl.inner_loop.config import InnerLoopConfig
 from admrl.number_text import number
 from admrl.runs.trackers import check_trackers
 from task_families.choices import check_name
 
 if TYPE_CHECKING:
-    from admrl.baselines.run import BaselineRun
-    from admrl.inner_loop.run import InnerLoopRun
+    from admrl.evaluation.method_run import MethodRun
     from task_families.family import TaskFamily
 
-NAMES = (*ALGORITHMS, *INNER_ALGORITHMS)
 ALLOWED_WITH_RESUME = (
     "algorithm",
     "resume",
@@ -75,18 +74,20 @@ class BaselineOptions(Command):
     num_threads: int = 1
     """Threads of torch and of the simulator. More than 1 pays only on idle cores and costs bit-identity."""
 
-    @staticmethod
-    @abstractmethod
-    def preset_of(preset: str, family: str, algorithm: str | None) -> Any:
-        """The settings that a command line without any would have."""
+    settings: ClassVar[ModuleType]
+    """The config.py of its room: TITLES of its algorithms, preset_config, and the counts WHOLE_EPISODES."""
 
-    @abstractmethod
+    @classmethod
+    def preset_of(cls, preset: str, family: str, algorithm: str | None) -> Any:
+        """The settings that a command line without any would have."""
+        return cls.settings.preset_config(preset, family, algorithm or next(iter(cls.settings.TITLES)))
+
     def with_whole_episodes(self, family: TaskFamily) -> tuple[Any, list[str]]:
         """The settings with the preset's counts rounded to whole episodes, and what was changed."""
-
-    @abstractmethod
-    def make_run(self, family: TaskFamily, config: Any) -> BaselineRun | InnerLoopRun:
-        """A new run with these settings; its folder exists afterwards."""
+        default = self.preset_of(self.preset, self.family, self.algorithm)
+        units = {name: Whole(family.horizon) for name in self.settings.WHOLE_EPISODES}
+        config = self.config  # type: ignore[attr-defined]
+        return round_counts(config, default, units, f"preset {self.preset}, horizon {family.horizon}")
 
     def check(self) -> None:
         """See `Command`."""
@@ -95,7 +96,7 @@ class BaselineOptions(Command):
         check_saving(self.checkpoint_seconds, self.keep_checkpoints)
         check_trackers(self.log)
         if self.resume is None:
-            check_name("algorithm", self.algorithm or "", NAMES)
+            check_name("algorithm", self.algorithm or "", ALGORITHMS)
             check_seed(self.seed)
             if self.num_iterations is not None:
                 raise ValueError(
@@ -111,32 +112,39 @@ class BaselineOptions(Command):
                 f"resume: a run goes on with its own settings; leave out all options but {others}"
             )
 
-    def prepare(self) -> BaselineRun | InnerLoopRun:
+    def prepare(self) -> MethodRun[Any]:
         """The run to train; its folder exists afterwards."""
+        from admrl.run_kinds import METHOD_RUNS
         from task_families.registry import make
 
-        if self.resume is None:
-            family = make(self.family, variant=self.variant)
-            config, notes = self.with_whole_episodes(family)
-            new = self.make_run(family, config)
-            new.notes += [in_flags(note, type(self)) for note in notes]
-            return new
-        return self._resumed(self.resume)
+        if self.resume is not None:
+            return self._resumed(self.resume)
+        assert self.algorithm is not None
+        family = make(self.family, variant=self.variant)
+        config, notes = self.with_whole_episodes(family)
+        kind = next(run for run in METHOD_RUNS.values() if self.algorithm in run.titles)
+        new = kind.prepare(
+            self.out or Path("runs") / f"{family.name}-{self.algorithm}-{self.seed}",
+            algorithm=self.algorithm,
+            family=family,
+            variant=self.variant,
+            preset=self.preset,
+            seed=self.seed,
+            config=config,
+        )
+        new.notes += [in_flags(note, type(self)) for note in notes]
+        return new
 
-    def _resumed(self, path: Path) -> BaselineRun | InnerLoopRun:
-        """The run of a folder, of either kind."""
-        from admrl.baselines.run import BaselineRun
-        from admrl.inner_loop.run import InnerLoopRun
+    def _resumed(self, path: Path) -> MethodRun[Any]:
+        """The run of a folder, of any kind."""
+        from admrl.run_kinds import METHOD_RUNS
         from admrl.runs.families import NamedFamily
         from admrl.runs.folder import read_config
 
         kind = read_config(path, command="train-baseline").get("kind")
         named = NamedFamily(None if self.family == type(self).family else self.family, self.accept_changed)
-        run: BaselineRun | InnerLoopRun
-        if kind == InnerLoopRun.kind:
-            run = InnerLoopRun.resume(path, named, length=self.num_iterations)
-        else:
-            run = BaselineRun.resume(path, named, length=self.num_iterations)
+        of_folder = METHOD_RUNS.get(kind, next(iter(METHOD_RUNS.values())))  # which says what else it is
+        run = of_folder.resume(path, named, length=self.num_iterations)
         if self.algorithm not in (None, run.info.algorithm):
             run.release()
             raise ValueError(
@@ -148,33 +156,23 @@ class BaselineOptions(Command):
             raise ValueError(f"{path}: {run.progress} already; more of them: `num_iterations`")
         return run
 
-    def new_folder(self, family: TaskFamily) -> Path:
-        """Where a new run goes."""
-        return self.out or Path("runs") / f"{family.name}-{self.algorithm}-{self.seed}"
-
-    def execute(self, run: BaselineRun | InnerLoopRun) -> None:
+    def execute(self, run: MethodRun[Any]) -> None:
         """Train, with a progress display; Ctrl-C and SIGTERM save and say how to go on."""
-        from admrl.baselines.run import train_baseline_run
         from admrl.commands.session import train_in_session
-        from admrl.inner_loop.run import InnerLoopRun, train_inner_loop_run
         from admrl.runs.families import family_words
 
-        has_inner_loop = isinstance(run, InnerLoopRun)
-        train: Callable[..., None] = train_inner_loop_run if has_inner_loop else train_baseline_run
         console = train_in_session(
-            run, train, self.num_threads, self.checkpoint_seconds, self.keep_checkpoints, self.log
+            run, type(run).train, self.num_threads, self.checkpoint_seconds, self.keep_checkpoints, self.log
         )
         last = ""
         if run.state.curve:
             point = run.state.curve[-1]
             first, adapted = number(point.first_return), number(point.adapted_return)
             last = f"; test tasks: A_0 {first}, after adaptation {adapted}"
-        stage = run.info.config.num_adapt_samples if isinstance(run, InnerLoopRun) else 2 * run.family.horizon
         words = ["admrl", "evaluate", str(run.path), *family_words(run.info.source), "--reference", "FILE"]
-        words += ["--config.num-stages", "1", "--config.num-stage-samples", str(stage)]
-        title = (TITLES | inner_loop.TITLES)[run.info.algorithm]
+        words += ["--config.num-stages", "1", "--config.num-stage-samples", str(run.stage_samples)]
         console.print(
-            f"{title}: {run.state.num_updates} gradient steps, {run.state.real_samples} real "
+            f"{TITLES[run.info.algorithm]}: {run.state.num_updates} gradient steps, {run.state.real_samples} real "
             f"samples{last} -> {run.path}\nnext: {shlex.join(words)}",
         )
 
@@ -188,42 +186,17 @@ class TrainBaseline(BaselineOptions):
 
     config: BaselineConfig = field(default_factory=BaselineConfig)
 
+    settings: ClassVar[ModuleType] = baselines
+
     @classmethod
     def defaults(cls, arguments: list[str]) -> BaselineOptions:
         """The settings of the preset, the family and the algorithm that are named, as that algorithm's command."""
         preset = value_of("--preset", arguments, "laptop")
         check_name("preset", preset, PRESETS)
         family = value_of("--family", arguments, "point_robot")
-        algorithm = next((word for word in arguments if word in NAMES), None)
-        if algorithm in INNER_ALGORITHMS:
-            return TrainInnerLoop(config=TrainInnerLoop.preset_of(preset, family, algorithm))
-        return cls(config=cls.preset_of(preset, family, algorithm))
-
-    @staticmethod
-    def preset_of(preset: str, family: str, algorithm: str | None) -> BaselineConfig:
-        """See `BaselineOptions`."""
-        return preset_config(preset, family, algorithm or ALGORITHMS[0])
-
-    def with_whole_episodes(self, family: TaskFamily) -> tuple[BaselineConfig, list[str]]:
-        """See `BaselineOptions`."""
-        default = self.preset_of(self.preset, self.family, self.algorithm)
-        why = f"preset {self.preset}, horizon {family.horizon}"
-        return round_counts(self.config, default, {name: Whole(family.horizon) for name in STEPS}, why)
-
-    def make_run(self, family: TaskFamily, config: BaselineConfig) -> BaselineRun:
-        """See `BaselineOptions`."""
-        from admrl.baselines.run import prepare_baseline
-
-        assert self.algorithm is not None
-        return prepare_baseline(
-            self.new_folder(family),
-            algorithm=self.algorithm,
-            family=family,
-            variant=self.variant,
-            preset=self.preset,
-            seed=self.seed,
-            config=config,
-        )
+        algorithm = next((word for word in arguments if word in ALGORITHMS), None)
+        of_algorithm = next((kind for kind in OTHERS if algorithm in kind.settings.TITLES), cls)
+        return of_algorithm(config=of_algorithm.preset_of(preset, family, algorithm))
 
 
 @dataclass(frozen=True)
@@ -235,28 +208,8 @@ class TrainInnerLoop(BaselineOptions):
 
     config: InnerLoopConfig = field(default_factory=InnerLoopConfig)
 
-    @staticmethod
-    def preset_of(preset: str, family: str, algorithm: str | None) -> InnerLoopConfig:
-        """See `BaselineOptions`."""
-        return inner_loop.preset_config(preset, family, algorithm or INNER_ALGORITHMS[0])
+    settings: ClassVar[ModuleType] = inner_loop
 
-    def with_whole_episodes(self, family: TaskFamily) -> tuple[InnerLoopConfig, list[str]]:
-        """See `BaselineOptions`."""
-        default = self.preset_of(self.preset, self.family, self.algorithm)
-        units = {"num_adapt_samples": Whole(family.horizon)}
-        return round_counts(self.config, default, units, f"preset {self.preset}, horizon {family.horizon}")
 
-    def make_run(self, family: TaskFamily, config: InnerLoopConfig) -> InnerLoopRun:
-        """See `BaselineOptions`."""
-        from admrl.inner_loop.run import prepare_inner_loop
-
-        assert self.algorithm is not None
-        return prepare_inner_loop(
-            self.new_folder(family),
-            algorithm=self.algorithm,
-            family=family,
-            variant=self.variant,
-            preset=self.preset,
-            seed=self.seed,
-            config=config,
-        )
+OTHERS = (TrainInnerLoop,)
+"""The command of each further kind of method: what follows the algorithm's name is described by its settings."""

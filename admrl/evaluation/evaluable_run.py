@@ -11,9 +11,13 @@ from torch import Tensor
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.training import VirtualTrainingConfig
 from admrl.evaluation.adapter import Adapter
+from admrl.evaluation.scoring import SCORING
 from admrl.jobs.reporter import Reporter
 from admrl.runs.checkpoints import Checkpoint
+from admrl.runs.families import code_key
 from admrl.runs.folder import Info, RunFolder, State
+from admrl.runs.versions import versions
+from admrl.streams import VERSION
 from dynamics.learner import ModelLearner
 from policy_opt.gaussian_policy import GaussianPolicy
 from task_families.family import TaskFamily
@@ -73,6 +77,21 @@ class EvaluableRun(RunFolder[Info, State]):
     @abstractmethod
     def fingerprint(self, config: EvaluationConfig, seed: int) -> dict[str, Any]:
         """Everything that the numbers of its adapter's evaluation depend on, as plain data."""
+
+    def common_fingerprint(self, config: EvaluationConfig, seed: int) -> dict[str, Any]:
+        """What the numbers of any method without a model depend on, for `fingerprint`."""
+        now = versions()
+        names = ("num_episodes", "num_stages", *(("num_stage_samples",) if config.num_stages else ()))
+        return {
+            "family": self.info.family,
+            "variant": self.info.variant,
+            **code_key(self.family),
+            "seed": seed,
+            "evaluation": {name: getattr(config, name) for name in names},
+            "streams": VERSION,
+            "scoring": SCORING,
+            "versions": {p: now[p] for p in ("torch", "mujoco")},
+        }
 
     @abstractmethod
     def provenance(self) -> dict[str, Any]:

@@ -7,13 +7,15 @@ AdMRL's comparison; `laptop` and `smoke` are ours. [ours] marks a number that no
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from admrl.config.checks import check_config
+from admrl.config.methods import METHODS
 
-InnerAlgorithm = Literal["maml-trpo", "maml-ppo", "promp", "maml-mt"]
-INNER_ALGORITHMS: tuple[str, ...] = get_args(InnerAlgorithm)
-TITLES = {"maml-trpo": "MAML-TRPO", "maml-ppo": "MAML-PPO", "promp": "ProMP", "maml-mt": "MAML-MT"}
+TITLES = METHODS["inner_loop"]
+ALGORITHMS = tuple(TITLES)
+WHOLE_EPISODES = ("num_adapt_samples",)
+"""Counts that are whole episodes."""
 InnerLoss = Literal["log_likelihood", "likelihood_ratio"]
 Order = Literal["second", "first"]
 

@@ -16,14 +16,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from admrl.config.evaluation import EvaluationConfig
-from admrl.evaluation.evaluator import adapt_and_score
+from admrl.evaluation.method_run import MethodState, horizon_rollout, test_tasks
 from admrl.inner_loop.adaptation import Batch, gradients, policy_loss
 from admrl.inner_loop.adapter import InnerLoopAdapter
 from admrl.inner_loop.config import TITLES, InnerLoopConfig, check_inner_loop
@@ -32,49 +29,22 @@ from admrl.inner_loop.meta_policy import MetaPolicy
 from admrl.inner_loop.meta_problem import MetaProblem
 from admrl.inner_loop.promp import promp_step
 from admrl.jobs.reporter import Reporter, Silent
-from admrl.solving.rollouts import episode_returns, gaussian_noise
+from admrl.solving.rollouts import episode_returns
 from admrl.streams import Purpose, stream
 from task_families.family import TaskFamily
-from task_families.rollout import Rollout, collect
-from task_families.simulator import spawn_generators
 
-TASK_SEED = 1337  # of the test tasks, as for the other baselines
-NUM_TEST_EPISODES = 4  # of every task and point of the learning curve
 CLIPPED = ("promp", "maml-ppo")  # the others have a trust region
 OnStep = Callable[["InnerLoopState"], None]
 
 
-@dataclass
-class CurvePoint:
-    """A point of the learning curve."""
-
-    iteration: int
-    real_samples: int
-    first_return: float  # A_0, mean over test tasks
-    adapted_return: float  # A_n after as many inner steps as are trained
-
-
-@dataclass
-class InnerLoopState:
+@dataclass(kw_only=True)
+class InnerLoopState(MethodState):
     """Everything that changes while a method trains."""
 
-    algorithm: str
-    family: TaskFamily
     config: InnerLoopConfig
-    seed: int
     agent: MetaPolicy
-    optimizer: torch.optim.Adam  # unused by a trust region
-    generator: torch.Generator
-    test_psi: Tensor  # (K, k)
-    step: int = 0  # iterations that are done
-    real_samples: int = 0
-    num_updates: int = 0  # steps of the outer optimiser
-    curve: list[CurvePoint] = field(default_factory=list)
-
-    @property
-    def finished(self) -> bool:
-        """Whether all iterations are done."""
-        return self.step >= self.config.num_iterations
+    optimizer: torch.optim.Adam
+    """Unused by a trust region."""
 
 
 def new_inner_loop(family: TaskFamily, algorithm: str, config: InnerLoopConfig, seed: int) -> InnerLoopState:
@@ -86,8 +56,6 @@ def new_inner_loop(family: TaskFamily, algorithm: str, config: InnerLoopConfig, 
     check_inner_loop(config, family)
     weights = stream(seed, Purpose.NETWORKS)
     agent = MetaPolicy(family, config, weights, sees_psi=algorithm == "maml-mt")
-    published = family.published_tasks(TASK_SEED)
-    test_psi = family.box.fixed(config.num_test_tasks, TASK_SEED) if published is None else published[1]
     return InnerLoopState(
         algorithm=algorithm,
         family=family,
@@ -96,7 +64,7 @@ def new_inner_loop(family: TaskFamily, algorithm: str, config: InnerLoopConfig, 
         agent=agent,
         optimizer=torch.optim.Adam([agent.meta], lr=config.clip.learning_rate),
         generator=stream(seed, Purpose.BASELINE),
-        test_psi=test_psi[: config.num_test_tasks],
+        test_psi=test_tasks(family, config.num_test_tasks),
     )
 
 
@@ -134,7 +102,10 @@ def sample_problem(state: InnerLoopState, num_threads: int = 1) -> tuple[MetaPro
     batches: list[Batch] = []
     returns: list[float] = []
     for j in range(config.num_steps + 1):
-        rollout = _rollout(state, theta, known, psi, num_threads)
+        acting = agent.act_as(theta, known)
+        rollout = horizon_rollout(
+            state.family, acting, psi, config.num_episodes, state.generator, num_threads, theta
+        )  # `make_batch` computes the log-probabilities from the actions
         reward = state.family.reward(
             psi.to(rollout.obs)[:, None, None], rollout.obs, rollout.act, rollout.next_obs
         )
@@ -147,17 +118,6 @@ def sample_problem(state: InnerLoopState, num_threads: int = 1) -> tuple[MetaPro
     fixed = None if config.learn_step_sizes else agent.step_size
     problem = MetaProblem(policy, batches, config.inner_loss, config.order, fixed)
     return problem, {"return_real_noisy": returns[-1], "return_first_noisy": returns[0]}
-
-
-def _rollout(state: InnerLoopState, theta: Tensor, known: Tensor, psi: Tensor, num_threads: int) -> Rollout:
-    """num_episodes lanes of one horizon of every task."""
-    family, shape = state.family, (len(psi), state.config.num_episodes)
-    generators = spawn_generators(state.generator, len(psi))
-    noise = gaussian_noise(shape, family.horizon, family.act_size, generators, theta)
-    act = state.agent.act_as(theta, known).actor(noise, generators)
-    simulator = family.make_simulator(shape, num_threads=num_threads, psi=psi)
-    withheld = torch.full(shape, torch.nan, dtype=torch.float32)  # `make_batch` computes it from the actions
-    return collect(simulator, family, lambda t, obs: (act(t, obs), withheld), family.horizon, generators)
 
 
 def _update(state: InnerLoopState, problem: MetaProblem) -> dict[str, float]:
@@ -182,18 +142,7 @@ def _update(state: InnerLoopState, problem: MetaProblem) -> dict[str, float]:
 
 
 def _test(state: InnerLoopState, num_threads: int) -> dict[str, float]:
-    """A point of the learning curve: the test protocol on the test tasks, as many steps as are trained."""
-    config = EvaluationConfig(
-        num_policy_seeds=1,
-        num_episodes=NUM_TEST_EPISODES,
-        num_stages=1,
-        num_stage_samples=state.config.num_steps * state.config.num_adapt_samples,
-    )
+    """A point of the learning curve: as many inner steps as are trained."""
     adapter = InnerLoopAdapter(state.agent, name=TITLES[state.algorithm])
-    adapted = adapt_and_score(
-        state.family, adapter, state.test_psi, config, state.seed, num_threads=num_threads
-    )
-    first, last = np.nanmean(adapted.episode_return, axis=(0, 1, 3))
-    point = CurvePoint(state.step, state.real_samples, float(first), float(last))
-    state.curve.append(point)
-    return {"test_return": point.adapted_return, "test_return_0": point.first_return}
+    num_samples = state.config.num_steps * state.config.num_adapt_samples
+    return state.test(adapter, state.test_psi, num_samples, num_threads)

@@ -35,11 +35,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from admrl.baselines.config import ALGORITHMS
 from admrl.config.checks import check_seed
+from admrl.config.methods import ALGORITHMS
 from admrl.config.presets import PRESETS
 from admrl.config.search import GROUP, SEARCHES
-from admrl.inner_loop.config import INNER_ALGORITHMS
 from admrl.studies.engine import Resources
 from admrl.studies.engines import ENGINES
 from task_families.choices import check_name, check_named
@@ -64,7 +63,6 @@ OF_TRAINING = ("family", "selector", "algorithm", "preset", "seed", "out", "resu
 OF_REFERENCE = ("family", "out", "tasks", "grid", "num_workers")
 OF_EVALUATION = ("runs", "tasks", "grid", "reference", "name", "num_workers", "family")
 """Options that the study itself gives to a command, by the file's other keys."""
-BASELINES = (*ALGORITHMS, *INNER_ALGORITHMS)
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Method:
     @property
     def is_baseline(self) -> bool:
         """Whether `admrl train-baseline` trains it."""
-        return self.word in BASELINES
+        return self.word in ALGORITHMS
 
 
 @dataclass(frozen=True)
@@ -235,7 +233,7 @@ def _methods(tables: Mapping[str, Any]) -> tuple[Method, ...]:
     for name in tables:
         table, where = dict(_table(tables, name, "methods.")), f"methods.{name}"
         word = _text(table, "method", name, f"{where}.")
-        check_named(where, word, (*SEARCHES, *BASELINES), GROUP)
+        check_named(where, word, (*SEARCHES, *ALGORITHMS), GROUP)
         table.pop("method", None)
         methods.append(Method(_name("methods", name), word, _options(where, table, OF_TRAINING)))
     return tuple(methods)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from admrl.baselines.config import PRESETS as BASELINE_PRESETS
-from admrl.baselines.config import STEPS, check_baseline, preset_config
+from admrl.baselines.config import WHOLE_EPISODES, check_baseline, preset_config
 from admrl.commands.flags import in_flags
 from admrl.commands.train import Train
 from admrl.commands.train_baseline import TrainBaseline
@@ -76,9 +76,9 @@ def test_baselines_are_rounded_too(preset):
     default = preset_config(preset, "hopper2d", "pearl")
     with pytest.raises(ValueError) as error:
         check_baseline(default, "pearl", family)
-    bad = [name for name in STEPS if getattr(default, name) % 150]
+    bad = [name for name in WHOLE_EPISODES if getattr(default, name) % 150]
     assert [line.partition(":")[0] for line in str(error.value).split("\n")] == [f"config.{n}" for n in bad]
-    config, notes = round_counts(default, default, {n: Whole(150) for n in STEPS}, "horizon 150")
+    config, notes = round_counts(default, default, {n: Whole(150) for n in WHOLE_EPISODES}, "horizon 150")
     check_baseline(config, "pearl", family)
-    assert all((getattr(config, n) == 0) == (getattr(default, n) == 0) for n in STEPS)
+    assert all((getattr(config, n) == 0) == (getattr(default, n) == 0) for n in WHOLE_EPISODES)
     assert "--config.num-prior-steps" in in_flags(notes[0], TrainBaseline)

@@ -20,13 +20,13 @@ from admrl.evaluation.adapter import tasks_for
 from admrl.inner_loop.adaptation import gradients, policy_loss
 from admrl.inner_loop.adapter import InnerLoopAdapter
 from admrl.inner_loop.config import (
-    INNER_ALGORITHMS,
+    ALGORITHMS,
     InnerLoopConfig,
     check_inner_loop,
     paper_config,
     preset_config,
 )
-from admrl.inner_loop.run import InnerLoopRun, prepare_inner_loop, train_inner_loop_run
+from admrl.inner_loop.run import InnerLoopRun
 from admrl.inner_loop.training import new_inner_loop, sample_problem, train_inner_loop
 from admrl.jobs.interruption import Interrupted, deferred_signals
 from admrl.jobs.reporter import Silent
@@ -36,7 +36,7 @@ from task_families import make, names
 
 def prepared(path, algorithm="promp", family="point_robot", seed=0, **settings):
     config = replace(preset_config("smoke", family, algorithm), **settings)
-    return prepare_inner_loop(
+    return InnerLoopRun.prepare(
         path,
         algorithm=algorithm,
         family=family,
@@ -49,7 +49,7 @@ def prepared(path, algorithm="promp", family="point_robot", seed=0, **settings):
 
 def trained(path, algorithm="promp", **settings):
     run = prepared(path, algorithm, **settings)
-    train_inner_loop_run(run, Silent())
+    run.train(Silent())
     return run
 
 
@@ -61,7 +61,7 @@ def adapter_of(algorithm="maml-trpo", **settings):
     return InnerLoopAdapter(new_inner_loop(FAMILY, algorithm, config, 0).agent, name=algorithm)
 
 
-@pytest.mark.parametrize("algorithm", INNER_ALGORITHMS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_method_trains_is_saved_and_comes_back_the_same(tmp_path, algorithm):
     run = trained(tmp_path / "run", algorithm, num_steps=2, learn_step_sizes=True)
     assert run.finished
@@ -108,10 +108,10 @@ def content(run):
 def test_an_interrupted_training_goes_on_bit_identically(tmp_path, algorithm, num_done):
     whole = trained(tmp_path / "whole", algorithm, num_iterations=3)
     with pytest.raises(Interrupted), deferred_signals():
-        train_inner_loop_run(prepared(tmp_path / "half", algorithm, num_iterations=3), StopAfter(num_done))
+        prepared(tmp_path / "half", algorithm, num_iterations=3).train(StopAfter(num_done))
     half = InnerLoopRun.resume(tmp_path / "half")
     assert half.state.step == num_done
-    train_inner_loop_run(half, Silent())
+    half.train(Silent())
     assert content(half) == content(whole)
 
 
@@ -140,7 +140,7 @@ def test_a_killed_training_goes_on_bit_identically(tmp_path, algorithm):
     process.wait()
     killed = InnerLoopRun.resume(path)
     assert 0 < killed.state.step < 40
-    train_inner_loop_run(killed, Silent())
+    killed.train(Silent())
     assert content(killed) == content(whole)
 
 
@@ -161,7 +161,7 @@ def test_a_checkpoint_of_other_sizes_is_refused(tmp_path):
         InnerLoopRun.open(run.path)
 
 
-@pytest.mark.parametrize("algorithm", INNER_ALGORITHMS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_adapters_keep_the_protocol(algorithm):
     assert len(check_adapter(adapter_of(algorithm), FAMILY)) == 7
 
@@ -293,12 +293,12 @@ def test_resuming_as_another_algorithm_is_refused(tmp_path, monkeypatch, capsys)
         assert f"holds a run of promp, not of {other}" in " ".join(capsys.readouterr().err.split())
     assert run_cli(monkeypatch, "train-baseline", "promp", "--resume", run.path) == 2
     assert "1 of 1 iterations are done already" in " ".join(capsys.readouterr().err.split())
-    with pytest.raises(ValueError, match="no outer update yet"):
+    with pytest.raises(ValueError, match="no update yet"):
         load_any_run(prepared(tmp_path / "new").path)
 
 
 @pytest.mark.parametrize("preset", ["smoke", "laptop", "paper"])
-@pytest.mark.parametrize("algorithm", INNER_ALGORITHMS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_preset_of_every_family_is_sound(preset, algorithm):
     for name in names():
         family, config = make(name), preset_config(preset, name, algorithm)

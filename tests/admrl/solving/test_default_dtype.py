@@ -8,7 +8,7 @@ import torch
 from admrl.baselines.config import ALGORITHMS, preset_config
 from admrl.baselines.training import new_baseline, train_baseline
 from admrl.config.presets import PRESETS
-from admrl.inner_loop.config import INNER_ALGORITHMS
+from admrl.inner_loop.config import ALGORITHMS as INNER_ALGORITHMS
 from admrl.inner_loop.config import preset_config as inner_loop_preset
 from admrl.inner_loop.training import new_inner_loop, train_inner_loop
 from admrl.training.meta_training import meta_train

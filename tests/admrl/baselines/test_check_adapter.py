@@ -7,7 +7,7 @@ import torch
 from adapter_tools import CONFIG, FACTORIES, FAMILY, OPPOSITE, go_right
 
 from admrl.baselines import Exploration, StaticAdapter, check_adapter
-from admrl.evaluation.conformance import CHECKS
+from admrl.baselines.conformance import CHECKS
 from task_families.conformance_tools import ConformanceError
 
 

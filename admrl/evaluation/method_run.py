@@ -1,0 +1,382 @@
+"""A run of `admrl train-baseline`, whatever the method: a folder like any other, its learning curve in curve.json.
+
+A kind of method is a subclass of `MethodState` (what changes while it trains) and one of `MethodRun` (its folder). A
+checkpoint holds what `MethodRun.learned` gives, the generator, the counts and the learning curve. Loading executes no
+code.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from admrl.config.checks import check_saving, check_seed
+from admrl.config.evaluation import EvaluationConfig
+from admrl.config.plain_data import from_dict
+from admrl.evaluation.adapter import Adapter, Policy
+from admrl.evaluation.evaluable_run import EvaluableRun
+from admrl.evaluation.evaluator import adapt_and_score
+from admrl.jobs.reporter import Reporter
+from admrl.runs.checkpoints import Checkpoint
+from admrl.runs.families import NOBODY, NamedFamily, code_key, new_family, source_of
+from admrl.runs.folder import CURVE
+from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS, Saver, writing
+from admrl.runs.versions import versions, weights_digest
+from admrl.solving.rollouts import gaussian_noise
+from admrl.solving.solution_file import dump_generators, load_generators
+from admrl.storage.files import DamagedFileError, legible, plain_count, write_json
+from task_families.choices import check_name
+from task_families.family import TaskFamily
+from task_families.registry import make
+from task_families.rollout import Rollout, collect
+from task_families.simulator import spawn_generators
+
+TASK_SEED = 1337  # of the published task sets, and of those that are drawn here
+NUM_TEST_EPISODES = 4  # of every task and point of the learning curve
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What a run was asked to do; a subclass says the type of its config."""
+
+    kind: str
+    family: str
+    variant: str
+    algorithm: str
+    preset: str
+    seed: int
+    config: Any
+    versions: dict[str, str]
+    source: dict[str, str] | None = None
+    """Of a family from outside this package; see `admrl.runs.families`."""
+    extended: tuple[dict[str, Any], ...] = ()
+    """See `admrl.runs.folder.RunInfo`."""
+
+    @property
+    def selector(self) -> str:
+        """Runs of one algorithm are one method, as runs of one selector are."""
+        return self.algorithm
+
+
+@dataclass(kw_only=True)
+class CurvePoint:
+    """A point of the learning curve."""
+
+    iteration: int
+    real_samples: int
+    num_updates: int
+    first_return: float
+    """A_0, mean over test tasks."""
+    adapted_return: float
+    """A_n after the method's own exploration."""
+
+
+@dataclass(kw_only=True)
+class MethodState:
+    """Everything that changes while a method trains."""
+
+    algorithm: str
+    family: TaskFamily
+    config: Any
+    seed: int
+    agent: torch.nn.Module
+    generator: torch.Generator
+    test_psi: Tensor
+    """(K, k), of the learning curve."""
+    step: int = 0
+    """Steps that are done, after each of which the training can stop and go on bit-identically."""
+    real_samples: int = 0
+    num_updates: int = 0
+    curve: list[CurvePoint] = field(default_factory=list)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole training."""
+        return int(self.config.num_iterations)
+
+    @property
+    def iteration(self) -> int:
+        """Iterations that are done."""
+        return self.step
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.step >= self.num_steps
+
+    def test(self, adapter: Adapter, psi: Tensor, num_samples: int, num_threads: int) -> dict[str, float]:
+        """A point of the learning curve: the method's test protocol with so many samples of each of psi (K, k)."""
+        config = EvaluationConfig(
+            num_policy_seeds=1, num_episodes=NUM_TEST_EPISODES, num_stages=1, num_stage_samples=num_samples
+        )
+        adapted = adapt_and_score(self.family, adapter, psi, config, self.seed, num_threads=num_threads)
+        first, last = np.nanmean(adapted.episode_return, axis=(0, 1, 3))
+        point = CurvePoint(
+            iteration=self.iteration,
+            real_samples=self.real_samples,
+            num_updates=self.num_updates,
+            first_return=float(first),
+            adapted_return=float(last),
+        )
+        self.curve.append(point)
+        return {"test_return": point.adapted_return, "test_return_0": point.first_return}
+
+
+OnStep = Callable[[Any], None]
+S = TypeVar("S", bound=MethodState)
+
+
+class MethodRun(EvaluableRun[MethodInfo, S]):
+    """A run folder of `admrl train-baseline` in memory."""
+
+    length = "num_iterations"
+    info_type: ClassVar[type[MethodInfo]]
+    titles: ClassVar[Mapping[str, str]]
+    """Name of every algorithm of this kind, as in tables."""
+    columns: ClassVar[tuple[str, ...]]
+    """Of metrics.csv."""
+
+    # -- what a kind of method defines -----------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def check_settings(cls, config: Any, algorithm: str, family: TaskFamily) -> None:
+        """Refuse settings that cannot work, before any work.
+
+        Raises:
+            ValueError: names the setting, what was expected and what came.
+        """
+
+    @classmethod
+    @abstractmethod
+    def new_training(cls, family: TaskFamily, algorithm: str, config: Any, seed: int) -> S:
+        """The beginning of such a training.
+
+        Raises:
+            ValueError: see `check_settings`.
+        """
+
+    @abstractmethod
+    def continue_training(self, reporter: Reporter, num_threads: int, on_step: OnStep) -> None:
+        """Go on until the training is finished; calls on_step with the state after every step.
+
+        Raises:
+            FloatingPointError: the training diverged; says what to change.
+        """
+
+    @abstractmethod
+    def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Tensors of a checkpoint (parameters, moments of optimisers), and the rows of the data; see
+        `CheckpointStore.save`.
+
+        Raises:
+            FloatingPointError: a parameter is not finite, which must never reach a checkpoint.
+        """
+
+    @abstractmethod
+    def set_learned(self, tensors: dict[str, Tensor], rows: dict[str, Tensor]) -> None:
+        """What `learned` gave, into a new state of the same configuration.
+
+        Raises:
+            LookupError, ValueError, TypeError, RuntimeError, OverflowError, AttributeError: something does not fit.
+        """
+
+    @property
+    def stage_samples(self) -> int:
+        """Real samples of a first stage of adaptation that a user may want to see."""
+        return 2 * self.family.horizon
+
+    # -- as every kind of run (`admrl.runs.folder`) ------------------------------------------------------------------
+
+    @classmethod
+    def check_info(cls, data: Any) -> MethodInfo:
+        """See `RunFolder`."""
+        info: MethodInfo = from_dict(cls.info_type, data)
+        check_name("algorithm", info.algorithm, tuple(cls.titles))
+        check_seed(info.seed)
+        if info.source is None:  # else `new_state` checks it, once the family is named
+            cls.check_settings(info.config, info.algorithm, make(info.family, variant=info.variant))
+        return info
+
+    @classmethod
+    def new_state(cls, path: Path, family: TaskFamily, info: MethodInfo, named: NamedFamily) -> S:
+        """See `RunFolder`."""
+        return cls.new_training(family, info.algorithm, info.config, info.seed)
+
+    def dump(self) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
+        """See `RunFolder`."""
+        state = self.state
+        tensors, rows = self.learned()
+        tensors |= dump_generators("generator", [state.generator])
+        counts = {name: getattr(state, name) for name in ("step", "real_samples", "num_updates")}
+        return tensors, {**counts, "curve": [asdict(point) for point in state.curve]}, rows
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """See `RunFolder`."""
+        state, meta = self.state, checkpoint.meta
+        try:
+            self.set_learned(checkpoint.tensors, checkpoint.rows)
+            load_generators("generator", checkpoint.tensors, [state.generator])
+            for name in ("step", "real_samples", "num_updates"):
+                setattr(state, name, plain_count(meta[name], name))
+            if state.step > state.num_steps:
+                raise ValueError(f"step: {state.step} of {state.num_steps}")
+            state.curve = [from_dict(CurvePoint, point) for point in meta["curve"]]
+        except (LookupError, ValueError, TypeError, RuntimeError, OverflowError, AttributeError) as error:
+            raise DamagedFileError(
+                f"checkpoint {checkpoint.number} does not fit the run's configuration: {error}"
+            ) from error
+
+    @property
+    def finished(self) -> bool:
+        """Whether all iterations are done."""
+        return self.state.finished
+
+    @property
+    def progress(self) -> str:
+        """For messages."""
+        return f"{self.state.iteration} of {self.info.config.num_iterations} iterations are done"
+
+    @property
+    def steps_left(self) -> int:
+        """Steps that are still to be done, for progress bars."""
+        return self.state.num_steps - self.state.step
+
+    # -- as the evaluation sees it (`admrl.evaluation.evaluable_run`) -----------------------------------------------
+
+    def fingerprint(self, config: EvaluationConfig, seed: int) -> dict[str, Any]:
+        """See `EvaluableRun`."""
+        return {
+            **self.common_fingerprint(config, seed),
+            "algorithm": self.info.algorithm,
+            "model": weights_digest(self.state.agent),
+            "config": asdict(self.info.config),
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        """Where a table's numbers come from; see `Adapter.provenance`."""
+        return {
+            "run": legible(str(self.path)),
+            "selector": self.info.algorithm,
+            "seed": self.info.seed,
+            "preset": self.info.preset,
+            "training_real_samples": self.state.real_samples,
+            "training_virtual_samples": 0,  # it has no model
+            "training_gradient_steps": self.state.num_updates,
+            "training_config": asdict(self.info.config),
+            "training_versions": self.info.versions,
+            **self.unfinished(),
+            **code_key(self.family),
+        }
+
+    # -- making, loading, training ----------------------------------------------------------------------------------
+
+    @classmethod
+    def prepare(
+        cls,
+        path: Path | str,
+        *,
+        algorithm: str,
+        family: str | TaskFamily,
+        variant: str,
+        preset: str,
+        seed: int,
+        config: Any,
+    ) -> Self:
+        """Check everything, then make the run folder; nothing is written if anything is wrong.
+
+        Args:
+            family: see `task_families.make`; or the family itself, made with that variant.
+
+        Raises:
+            ValueError: names the argument, what was expected, what came and the remedy.
+            ImportError: the family's simulator is not installed.
+            StorageError: the folder cannot be written.
+        """
+        check_name("algorithm", algorithm, tuple(cls.titles))
+        check_seed(seed)
+        new = new_family(family, variant)
+        assert cls.kind is not None
+        info = cls.info_type(
+            cls.kind, new.name, new.variant, algorithm, preset, seed, config, versions(), source_of(new)
+        )
+        return cls.create(Path(path), info, new)
+
+    @classmethod
+    def load(cls, path: Path | str, named: NamedFamily = NOBODY) -> Self:
+        """A run that can be used, at its newest sound checkpoint; warns about newer ones that are damaged.
+
+        Raises:
+            ValueError: see `RunFolder.open`; or a run that has made no update yet.
+        """
+        run = cls.open(Path(path), named=named)
+        if run.state.num_updates == 0:
+            raise ValueError(f"{path}: the run has made no update yet, so there is nothing to use")
+        for note in run.notes:
+            warnings.warn(note, stacklevel=2)
+        return run
+
+    def train(
+        self,
+        reporter: Reporter,
+        *,
+        num_threads: int = 1,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        keep_checkpoints: int = KEEP_CHECKPOINTS,
+        trackers: Sequence[str] = (),
+    ) -> None:
+        """Train until the run is finished, saving between steps; see `admrl.training.run.train_run`.
+
+        Raises:
+            ValueError: another process writes into the folder.
+            StorageError: a file cannot be written; says which checkpoint is good.
+            FloatingPointError: the training diverged; says what to change.
+            Interrupted: a signal came, and the present state is saved.
+        """
+        check_saving(checkpoint_seconds, keep_checkpoints)
+        with writing(self, reporter, keep_checkpoints, columns=self.columns, trackers=trackers) as log:
+            saver = Saver(self, log, checkpoint_seconds)
+            self.continue_training(log, num_threads, saver.after_step)
+            saver.save()
+            write_json(self.path / CURVE, [asdict(point) for point in self.state.curve])
+
+
+def test_tasks(family: TaskFamily, num_tasks: int) -> Tensor:
+    """Tasks (K, k) of a learning curve: the published test tasks, at most so many, or drawn once."""
+    published = family.published_tasks(TASK_SEED)
+    psi = family.box.fixed(num_tasks, TASK_SEED) if published is None else published[1]
+    return psi[:num_tasks]
+
+
+test_tasks.__test__ = False  # type: ignore[attr-defined]  # not one of pytest's
+
+
+def horizon_rollout(
+    family: TaskFamily,
+    policy: Policy,
+    psi: Tensor,
+    num_lanes: int,
+    generator: torch.Generator,
+    num_threads: int,
+    like: Tensor | None = None,
+) -> Rollout:
+    """One horizon of num_lanes lanes of every task psi (M, k), without log-probabilities.
+
+    Args:
+        like: of the dtype of the policy's noise; float32 by default.
+    """
+    generators, shape = spawn_generators(generator, len(psi)), (len(psi), num_lanes)
+    like = torch.zeros((), dtype=torch.float32) if like is None else like
+    noise = gaussian_noise(shape, family.horizon, family.act_size, generators, like)
+    act = policy.actor(noise, generators)
+    simulator = family.make_simulator(shape, num_threads=num_threads, psi=psi)
+    withheld = torch.full(shape, torch.nan, dtype=torch.float32)
+    return collect(simulator, family, lambda t, obs: (act(t, obs), withheld), family.horizon, generators)
