@@ -10,6 +10,7 @@ from admrl.baselines.outside_run import OutsideRun
 from admrl.baselines.run import BaselineRun
 from admrl.evaluation.method_run import MethodRun
 from admrl.inner_loop.run import InnerLoopRun
+from admrl.mql.run import MqlRun
 from admrl.runs.families import NOBODY, NamedFamily
 from admrl.runs.folder import read_config
 from admrl.training.inferred_run import InferredRun
@@ -17,7 +18,9 @@ from admrl.training.run import Run, load_run
 
 TrainedRun = Run | MethodRun[Any]
 AnyRun = TrainedRun | OutsideRun | InferredRun
-METHOD_RUNS: dict[str | None, type[MethodRun[Any]]] = {run.kind: run for run in (BaselineRun, InnerLoopRun)}
+METHOD_RUNS: dict[str | None, type[MethodRun[Any]]] = {
+    run.kind: run for run in (BaselineRun, InnerLoopRun, MqlRun)
+}
 """The kinds of `admrl train-baseline`."""
 
 

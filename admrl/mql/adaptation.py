@@ -123,7 +123,8 @@ def _compare(
 def _penalty(agent: Agent, ess: Tensor, config: AdaptConfig) -> Penalty:
     proximity = 1 - ess if config.proximity == "ess" else torch.full_like(ess, config.constant_proximity)
     anchor = {
-        name: [p.detach().clone() for p in parameters] for name, parameters in agent.parameter_groups().items()
+        name: [p.detach().clone() for p in parameters]
+        for name, parameters in agent.parameter_groups().items()
     }
     return Penalty(proximity.float(), anchor)
 

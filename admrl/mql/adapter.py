@@ -14,7 +14,7 @@ from torch import Tensor
 
 from admrl.evaluation.adapter import AdapterError, Experience, Exploration, Policy, Tasks
 from admrl.mql.adaptation import Adapted, OwnData, adapt
-from admrl.mql.config import TITLE, MqlConfig
+from admrl.mql.config import TITLES, MqlConfig
 from admrl.mql.networks import Agent
 from admrl.mql.policy import policy_of
 from admrl.mql.replay import PooledReplay, rows_of
@@ -31,7 +31,7 @@ class MqlAdapter:
         replay: PooledReplay,
         config: MqlConfig,
         *,
-        name: str = TITLE,
+        name: str = TITLES["mql"],
         provenance: dict[str, Any] | None = None,
     ) -> None:
         """replay: of the meta-training."""

@@ -10,21 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from admrl.config.checks import check_config
+from admrl.config.methods import METHODS, PUBLISHED
 
-TITLE = "MQL"
-PUBLISHED = {
-    "half_cheetah_fwd_back": (2, 2),
-    "half_cheetah_vel": (100, 30),
-    "ant_fwd_back": (2, 2),
-    "ant_dir": (45, 5),
-    "ant_goal": (150, 30),
-    "humanoid_direc_2d": (100, 30),
-    "walker2d_params": (40, 10),
-    "hopper2d_params": (40, 10),
-    "point_robot": (80, 20),
-    "sparse_point_robot": (80, 20),
-}
-"""Training and test tasks of the families whose source papers publish them."""
+TITLES = METHODS["mql"]
+WHOLE_EPISODES = ("num_initial_steps", "num_test_samples")
+"""Counts that are whole episodes."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +142,7 @@ PAPER: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 
 
 def paper_config(family: str) -> MqlConfig:
-    """The released sizes; families that the paper does not have get those of Ant-Goal, but for the number of tasks."""
+    """The released sizes; families that the paper does not have get those of Ant-Goal."""
     if family == "hopper2d_params":
         training, td3, adapt = PAPER["walker2d_params"]
     else:
@@ -162,7 +152,7 @@ def paper_config(family: str) -> MqlConfig:
     )
 
 
-def preset_config(preset: str, family: str) -> MqlConfig:
+def preset_config(preset: str, family: str, algorithm: str = "mql") -> MqlConfig:
     """The settings that a user then changes.
 
     laptop [ours]: networks of 128, batches of 128, 400 iterations of 5 episodes and 50 steps, an adaptation of 50
@@ -253,10 +243,11 @@ def check_mql(config: MqlConfig, family: Any) -> None:
         ValueError: names the setting, what was expected and what came.
     """
     check_config(config)
-    for name in ("num_initial_steps", "num_test_samples"):
+    for name in WHOLE_EPISODES:
         if (steps := getattr(config, name)) % family.horizon:
             raise ValueError(
-                f"config.{name}: expected a multiple of {family.horizon} (whole episodes of {family.name}), got {steps}"
+                f"config.{name}: expected a multiple of {family.horizon} (whole episodes of {family.name}), "
+                f"got {steps}"
             )
     if not family.action_bounds.are_finite:
         raise ValueError(

@@ -114,7 +114,7 @@ class Agent(nn.Module):
 
 
 def stacked(agents: Sequence[Agent]) -> Agent:
-    """Agents of one configuration as one whose tasks have weights of their own, (B, ...); the agents stay as they are.
+    """Agents of one configuration as one whose tasks have weights of their own, (B, ...). It shares none with them.
 
     Its losses are means over tasks: train it with `Optimizers(..., num_agents=B)`, and every task's step is that of
     its agent alone.

@@ -16,15 +16,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Act, Policy
-from admrl.evaluation.evaluator import adapt_and_score
+from admrl.evaluation.method_run import MethodState, task_sets
 from admrl.evaluation.scoring import action_noise, simulate
 from admrl.jobs.reporter import Reporter, Silent
 from admrl.mql.adapter import MqlAdapter
@@ -40,48 +38,28 @@ from task_families.family import TaskFamily
 from task_families.simulator import ActionBounds, spawn_generators
 
 UPDATES_PER_STEP = 50
-TASK_SEED = 1337  # of the published task sets, and of those that are drawn here
-NUM_TEST_EPISODES = 4  # of every task and point of the learning curve
 OnStep = Callable[["MqlState"], None]
 
 
-@dataclass
-class CurvePoint:
-    """A point of the learning curve."""
-
-    iteration: int
-    real_samples: int
-    num_updates: int
-    first_return: float  # A_0, mean over test tasks
-    adapted_return: float  # A_n after num_test_samples
-
-
-@dataclass
-class MqlState:
+@dataclass(kw_only=True)
+class MqlState(MethodState):
     """Everything that changes while MQL trains."""
 
-    family: TaskFamily
     config: MqlConfig
-    seed: int
     agent: Agent
     optimizers: Optimizers
     replay: PooledReplay
-    generator: torch.Generator
-    train_psi: Tensor  # (K, k)
-    test_psi: Tensor
-    step: int = 0  # steps that are done, of `num_steps`
-    real_samples: int = 0
-    num_updates: int = 0  # steps of the critics
-    curve: list[CurvePoint] = field(default_factory=list)
+    train_psi: Tensor
+    """(K, k)."""
 
     @property
-    def finished(self) -> bool:
-        """Whether all iterations are done."""
-        return self.step >= num_steps(self.config)
+    def num_steps(self) -> int:
+        """The first samples all tasks."""
+        return 1 + self.config.num_iterations * steps_per_iteration(self.config)
 
     @property
     def iteration(self) -> int:
-        """Iterations that are done, or the number of the present one, from 0."""
+        """Iterations that are done."""
         return max(self.step - 1, 0) // steps_per_iteration(self.config)
 
 
@@ -90,22 +68,7 @@ def steps_per_iteration(config: MqlConfig) -> int:
     return 1 + math.ceil(config.num_updates / UPDATES_PER_STEP)
 
 
-def num_steps(config: MqlConfig) -> int:
-    """Steps of a training; the first samples all tasks."""
-    return 1 + config.num_iterations * steps_per_iteration(config)
-
-
-def task_sets(family: TaskFamily, config: MqlConfig) -> tuple[Tensor, Tensor]:
-    """Training and test tasks (n, k): published ones where there are, at most as many as configured."""
-    published = family.published_tasks(TASK_SEED)
-    if published is None:
-        drawn = family.box.fixed(config.num_tasks + config.num_test_tasks, TASK_SEED)
-        return drawn[: config.num_tasks], drawn[config.num_tasks :]
-    train, test = published
-    return train[: config.num_tasks], test[: config.num_test_tasks]
-
-
-def new_mql(family: TaskFamily, config: MqlConfig, seed: int) -> MqlState:
+def new_mql(family: TaskFamily, algorithm: str, config: MqlConfig, seed: int) -> MqlState:
     """The beginning of a training.
 
     Raises:
@@ -117,6 +80,7 @@ def new_mql(family: TaskFamily, config: MqlConfig, seed: int) -> MqlState:
     capacity = len(train_psi) * config.num_initial_steps
     capacity += config.num_iterations * config.tasks_per_iteration * family.horizon
     return MqlState(
+        algorithm=algorithm,
         family=family,
         config=config,
         seed=seed,
@@ -157,10 +121,10 @@ def train_mql(
             else:
                 done = (position - 1) * UPDATES_PER_STEP
                 metrics = _update(state, min(UPDATES_PER_STEP, config.num_updates - done))
-            ended = position == per_iteration - 1
-            if ended and (state.iteration + 1) % config.test_every == 0:
-                metrics |= _test(state, num_threads)
         state.step += 1
+        ended = state.step > 1 and (state.step - 1) % per_iteration == 0
+        if ended and state.iteration % config.test_every == 0:
+            metrics |= _test(state, num_threads)
         reporter.advance(real_samples=state.real_samples, **metrics)
         if on_step is not None:
             on_step(state)
@@ -188,22 +152,8 @@ def _update(state: MqlState, num: int) -> dict[str, float]:
 
 def _test(state: MqlState, num_threads: int) -> dict[str, float]:
     """A point of the learning curve: the test protocol on the test tasks."""
-    config = EvaluationConfig(
-        num_policy_seeds=1,
-        num_episodes=NUM_TEST_EPISODES,
-        num_stages=1,
-        num_stage_samples=state.config.num_test_samples,
-    )
     adapter = MqlAdapter(state.agent, state.replay, state.config)
-    adapted = adapt_and_score(
-        state.family, adapter, state.test_psi, config, state.seed, num_threads=num_threads
-    )
-    first, last = np.nanmean(adapted.episode_return, axis=(0, 1, 3))
-    point = CurvePoint(
-        state.iteration + 1, state.real_samples, state.num_updates, float(first), float(last)
-    )
-    state.curve.append(point)
-    return {"test_return": point.adapted_return, "test_return_0": point.first_return}
+    return state.test(adapter, state.test_psi, state.config.num_test_samples, num_threads)
 
 
 # -- sampling -----------------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ COMMANDS: dict[str | None, str] = {
     None: "train",
     "baseline": "train-baseline",
     INNER_LOOP: "train-baseline",
+    "mql": "train-baseline",
     POLICY: "evaluate",
     INFERRED: "evaluate",
 }

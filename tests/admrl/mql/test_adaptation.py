@@ -6,8 +6,8 @@ import pytest
 import torch
 from adapter_tools import CONFIG, FAMILY, OPPOSITE
 
+from admrl.baselines.conformance import check_adapter
 from admrl.evaluation.adapter import AdapterError, Experience, tasks_for
-from admrl.evaluation.conformance import check_adapter
 from admrl.evaluation.evaluator import adapt_and_score
 from admrl.evaluation.scoring import action_noise, simulate
 from admrl.mql.adaptation import OwnData, adapt
@@ -23,7 +23,7 @@ PSI = torch.tensor([[0.5, 0.5], [-0.7, 0.2], [0.1, -0.9]])
 @pytest.fixture(scope="module")
 def state():
     """A little trained, with actions that are not tiny."""
-    new = new_mql(FAMILY, preset_config("smoke", "point_robot"), 0)
+    new = new_mql(FAMILY, "mql", preset_config("smoke", "point_robot"), 0)
     with torch.no_grad():
         for parameter in new.agent.actor.net.last.parameters():
             parameter.mul_(100)

@@ -39,9 +39,7 @@ def test_stacked_agents_compute_what_each_computes_alone(agents):
         one = [getattr(a, network)(obs[m : m + 1], history[m : m + 1]) for m, a in enumerate(agents)]
         torch.testing.assert_close(getattr(together, network)(obs, history), torch.cat(one))
     for i in range(2):
-        one = [
-            a.critic(obs[m : m + 1], act[m : m + 1], history[m : m + 1])[i] for m, a in enumerate(agents)
-        ]
+        one = [a.critic(obs[m : m + 1], act[m : m + 1], history[m : m + 1])[i] for m, a in enumerate(agents)]
         torch.testing.assert_close(together.critic(obs, act, history)[i], torch.cat(one))
     assert not together.target_critic.q1.last.weight.requires_grad
     assert together.critic.q1.last.weight.shape == (3, 1, 8)

@@ -54,13 +54,15 @@ def test_histories_by_index_are_those_of_stepping_across_episodes_lanes_and_task
     data, reward = rollout([[[0, 0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 1, 1]], [[0] * 7, [0, 1] * 3 + [0]]])
     rows, position, is_sound = rows_of(data, reward, ActionBounds.make(1, -1, 1))
     assert bool(is_sound.all())
-    assert position[0].tolist() == [0, 1, 2, 0, 1, 2, 3] + [0, 0, 1, 2, 3, 4, 0]
+    assert position[0].tolist() == [0, 1, 2, 0, 1, 2, 3, 0, 0, 1, 2, 3, 4, 0]
     episodes = Episodes(rows.flatten(0, 1), position.flatten(), 2)
     index = torch.arange(28).view(2, 14)
     before, after = stepped(data, reward, LENGTH)
     batch = episodes.batch(index, LENGTH)
     assert torch.equal(batch.history, before) and torch.equal(batch.next_history, after)
-    assert torch.equal(batch.obs, data.obs.flatten(1, 2)) and torch.equal(batch.next_obs, data.next_obs.flatten(1, 2))
+    assert torch.equal(batch.obs, data.obs.flatten(1, 2)) and torch.equal(
+        batch.next_obs, data.next_obs.flatten(1, 2)
+    )
     assert torch.equal(batch.act, data.act.flatten(1, 2))
     assert torch.equal(batch.reward[..., 0], reward.flatten(1))
     assert torch.equal(batch.terminated[..., 0], data.terminated.flatten(1).float())
@@ -85,7 +87,11 @@ def test_a_broken_row_ends_its_episode_and_can_be_left_out():
 def test_the_acting_policy_sees_what_the_replay_says():
     """An actor that acts by the histories of the replay chooses what it chose when it acted."""
     family = make("point_robot")
-    agent = Agent(family, Td3Config(hidden_sizes=(8,), context_size=4, history_length=6), torch.Generator().manual_seed(0))
+    agent = Agent(
+        family,
+        Td3Config(hidden_sizes=(8,), context_size=4, history_length=6),
+        torch.Generator().manual_seed(0),
+    )
     psi, shape = torch.tensor([[0.3, 0.3], [-0.5, 0.8]]), (2, 3)
     generators = [torch.Generator().manual_seed(k) for k in range(2)]
     act = policy_of(agent).actor(action_noise(family, shape, generators), generators)
@@ -120,7 +126,9 @@ def test_draws_and_snapshots_are_of_the_newest_rows():
 def test_columns_come_back_and_what_does_not_fit_is_named():
     replay, again = filled(), PooledReplay(2, 100, 2, 1)
     again.load(replay.columns())
-    assert all(torch.equal(a, b) for a, b in zip(replay.columns().values(), again.columns().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(replay.columns().values(), again.columns().values(), strict=True)
+    )
     index = torch.arange(12)[None]
     assert torch.equal(replay.episodes.batch(index, 3).history, again.episodes.batch(index, 3).history)
     bad = replay.columns() | {"task": replay.columns()["task"] + 1}

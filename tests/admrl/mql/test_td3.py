@@ -72,6 +72,7 @@ def test_the_target_is_that_of_the_target_networks():
     assert torch.equal(target(agent, data, noise), before)
 
 
+@torch.no_grad()
 def test_the_losses_by_hand():
     agent = linear_agent()
     data = batch([0.3, -0.2], [0.5, 0.1], [0.0, 0.0], [0.0, 0.0], [0, 0])
@@ -120,11 +121,11 @@ def test_the_proximal_penalty_and_its_gradient():
     anchor = {name: [p.detach().clone() for p in ps] for name, ps in meta.parameter_groups().items()}
     penalty = Penalty(torch.tensor([0.5, 2.0]), anchor)
     parameters = agents.parameter_groups()["actor"]
-    assert float(penalty.of("actor", parameters)) == 0
+    assert penalty.of("actor", parameters).item() == 0
     with torch.no_grad():
         agents.actor.net.last.bias += torch.tensor([[0.1, 0.0], [0.0, -0.3]])
     value = penalty.of("actor", parameters)
-    assert float(value) == pytest.approx((0.5 * 0.01 + 2.0 * 0.09) / 2)
+    assert value.item() == pytest.approx((0.5 * 0.01 + 2.0 * 0.09) / 2)
     (2 * value).backward()  # a mean over the two tasks: `Optimizers` counts it twice, too
     expected = torch.tensor([[2 * 0.5 * 0.1, 0.0], [0.0, -2 * 2.0 * 0.3]])
     torch.testing.assert_close(agents.actor.net.last.bias.grad, expected)
