@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,25 +73,24 @@ def adapt(
     propensity, ess = _compare(agent, replay, own, config, generators)
     adapted = stacked([agent] * num_tasks)
     optimizers = Optimizers(adapted.parameter_groups(), settings.learning_rate, num_agents=num_tasks)
-    batch, weight, penalty = own.episodes.batch(own.index, td3.history_length), None, None
-    for step in range(settings.num_snap_steps + settings.num_main_steps):
-        if step >= settings.num_snap_steps:
-            size = settings.batch_factor * td3.batch_size
-            index = torch.stack([replay.draw(size, config.replay_size, g) for g in generators])
-            batch = replay.episodes.batch(index, td3.history_length)
-            beta = propensity.weights(_features(agent, batch.obs, batch.history, settings), settings)
-            weight = beta[..., None].to(batch.obs)
-            penalty = penalty or _penalty(agent, ess, settings)
+
+    def step(number: int, batch: Batch, **weighted: Any) -> None:
+        moves_actor = number % td3.policy_delay == 0
         with torch.enable_grad():
-            td3_step(
-                adapted,
-                optimizers,
-                batch,
-                _noise(batch, generators),
-                moves_actor=(step + 1) % td3.policy_delay == 0,
-                weight=1.0 if weight is None else weight,
-                penalty=penalty,
-            )
+            noise = _noise(batch, generators)
+            td3_step(adapted, optimizers, batch, noise, moves_actor=moves_actor, **weighted)
+
+    own_batch = own.episodes.batch(own.index, td3.history_length)
+    for k in range(settings.num_snap_steps):
+        step(k + 1, own_batch)
+
+    penalty, size = _penalty(agent, ess, settings), settings.batch_factor * td3.batch_size
+    for k in range(settings.num_main_steps):
+        index = torch.stack([replay.draw(size, config.replay_size, g) for g in generators])
+        batch = replay.episodes.batch(index, td3.history_length)
+        beta = propensity.weights(_features(agent, batch.obs, batch.history, settings), settings)
+        weight = beta[..., None].to(batch.obs)
+        step(settings.num_snap_steps + k + 1, batch, weight=weight, penalty=penalty)
     return Adapted(adapted, propensity, ess)
 
 
@@ -112,12 +112,12 @@ def _compare(
     settings, length, num = config.adapt, config.td3.history_length, own.index.shape[1]
     snapshot = replay.snapshot(settings.num_snapshot)
     drawn = torch.stack([snapshot[torch.randint(len(snapshot), (num,), generator=g)] for g in generators])
-    features = []
-    for episodes, index in ((replay.episodes, drawn), (own.episodes, own.index)):
-        batch = episodes.batch(index, length)
-        features.append(_features(agent, batch.obs, batch.history, settings))
-    propensity = fit_propensity(*features, settings.inverse_penalty)
-    return propensity, effective_sample_size(propensity.weights(features[0], settings))
+    of_meta, of_task = (
+        _features(agent, batch.obs, batch.history, settings)
+        for batch in (replay.episodes.batch(drawn, length), own.episodes.batch(own.index, length))
+    )
+    propensity = fit_propensity(of_meta, of_task, settings.inverse_penalty)
+    return propensity, effective_sample_size(propensity.weights(of_meta, settings))
 
 
 def _penalty(agent: Agent, ess: Tensor, config: AdaptConfig) -> Penalty:

@@ -13,6 +13,8 @@ from admrl.baselines.training import new_baseline, train_baseline
 from admrl.config.presets import PRESETS
 from admrl.inner_loop.config import preset_config as inner_loop_preset
 from admrl.inner_loop.training import new_inner_loop, train_inner_loop
+from admrl.mql.config import preset_config as mql_preset
+from admrl.mql.training import new_mql, train_mql
 from admrl.training.meta_training import meta_train
 from admrl.training.state import new_state
 
@@ -90,6 +92,17 @@ def inner_loop(algorithm, limits):
 @pytest.mark.parametrize("algorithm", ["maml-trpo", "promp"])
 def test_inner_loops_do_not_depend_on_the_unit_of_actions(algorithm, unit):
     np.testing.assert_allclose(inner_loop(algorithm, UNITS[unit]), inner_loop(algorithm, {}), rtol=1e-4)
+
+
+def mql(limits):
+    state = new_mql(PointMass(**limits), "mql", mql_preset("smoke", "point_robot"), 0)
+    train_mql(state)
+    return np.array([state.curve[-1].first_return, state.curve[-1].adapted_return])
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_mql_does_not_depend_on_the_unit_of_actions(unit):
+    np.testing.assert_allclose(mql(UNITS[unit]), mql({}), rtol=1e-4)
 
 
 @pytest.mark.parametrize("unit", UNITS)

@@ -11,6 +11,8 @@ from admrl.config.presets import PRESETS
 from admrl.inner_loop.config import ALGORITHMS as INNER_ALGORITHMS
 from admrl.inner_loop.config import preset_config as inner_loop_preset
 from admrl.inner_loop.training import new_inner_loop, train_inner_loop
+from admrl.mql.config import preset_config as mql_preset
+from admrl.mql.training import new_mql, train_mql
 from admrl.training.meta_training import meta_train
 from admrl.training.state import new_state
 from task_families import make
@@ -41,6 +43,13 @@ def test_inner_loops_train_in_float32(algorithm, double_by_default):
     train_inner_loop(state)
     meta = state.agent.meta
     assert meta.dtype == torch.float32 and bool(meta.isfinite().all())
+
+
+def test_mql_trains_and_adapts_in_float32(double_by_default):
+    state = new_mql(make("point_robot"), "mql", mql_preset("smoke", "point_robot"), 0)
+    train_mql(state)
+    assert {p.dtype for p in state.agent.parameters()} == {torch.float32}
+    assert all(bool(p.isfinite().all()) for p in state.agent.parameters())
 
 
 @pytest.mark.parametrize("estimator", ["resolve", "mixed"])
