@@ -210,29 +210,29 @@ def _laptop(config: MqlConfig) -> MqlConfig:
 
 
 def _laptop_point(config: MqlConfig) -> MqlConfig:
-    """Episodes of 20 steps: many of them, a shorter horizon of the critic, a faster actor."""
+    """Episodes of 20 steps: many of them, short histories, small networks, a shorter horizon of the critic, a faster
+    actor; more steps on the task's own samples, of which there are five episodes, fewer on the replay."""
     return replace(
         config,
-        num_iterations=200,
+        num_iterations=150,
         tasks_per_iteration=40,
         num_updates=100,
         num_initial_steps=100,
         num_tasks=80,
         num_test_tasks=20,
         num_test_samples=100,
-        test_every=20,
+        test_every=30,
         td3=replace(
             config.td3,
-            hidden_sizes=(128, 128),
-            batch_size=256,
-            history_length=10,
-            context_size=20,
+            hidden_sizes=(64, 64),
+            history_length=5,
+            context_size=16,
             learning_rate=1e-3,
             gamma=0.9,
             policy_delay=2,
             target_noise=0.2,
         ),
-        adapt=replace(config.adapt, num_snap_steps=50, num_main_steps=50, batch_factor=1),
+        adapt=replace(config.adapt, num_snap_steps=20, num_main_steps=20, batch_factor=1),
     )
 
 
