@@ -39,7 +39,9 @@ class _HistoryActor:
     def __init__(self, policy: HistoryPolicy, noise: Tensor) -> None:
         self._policy, self._noise = policy, noise
         self._history: Tensor | None = None  # (M, N, L, W)
-        self._obs, self._unit = noise[0], noise[0]  # of the step that is not yet over
+        self._present: tuple[Tensor, Tensor] | None = (
+            None  # unit action and observation of the step that runs
+        )
 
     @torch.no_grad()
     def __call__(self, t: int, obs: Tensor) -> Tensor:
@@ -50,12 +52,13 @@ class _HistoryActor:
         unit = policy.network(obs, self._history)
         if policy.deviation:
             unit = (unit + policy.deviation * self._noise[t].to(unit)).clamp(-1, 1)
-        self._obs, self._unit = obs, unit
+        self._present = unit, obs
         return policy.bounds.from_unit(unit)
 
     def hear(self, reward: Tensor, ended: Tensor) -> None:
         """See `Listener`: the step joins the history; an episode's end empties it."""
-        assert self._history is not None  # it acts before it hears
-        newest = torch.cat([self._unit, reward[..., None].to(self._unit), self._obs], dim=-1)
+        assert self._history is not None and self._present is not None  # it acts before it hears
+        unit, obs = self._present
+        newest = torch.cat([unit, reward[..., None].to(unit), obs], dim=-1)
         joined = torch.cat([self._history[:, :, 1:], newest[:, :, None]], dim=2)
         self._history = torch.where(ended[..., None, None], 0.0, joined)

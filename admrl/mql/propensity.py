@@ -26,6 +26,9 @@ from admrl.mql.config import AdaptConfig
 
 MAX_STEPS, MAX_HALVINGS, TOLERANCE = 100, 40, 1e-9
 ROUNDING = 1e-14  # of the objective
+DAMPING = (
+    1e-10  # of steps, where all samples are so far on their side that the intercept has no curvature left
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +73,7 @@ def fit_propensity(of_meta: Tensor, of_task: Tensor, inverse_penalty: float) -> 
         if bool((g.abs() <= TOLERANCE).all()):
             break
         curvature = inverse_penalty * (x.transpose(1, 2) * (wrong * (1 - wrong))[:, None]) @ x
-        step = torch.linalg.solve(curvature + torch.diag(ridge), g)
+        step = torch.linalg.solve(curvature + torch.diag(ridge + DAMPING), g)
         w = _descended(objective, w, step, (g * step).sum(1))
     return Propensity(w[:, :-1], w[:, -1], gradient(w)[0].abs().amax(1))
 

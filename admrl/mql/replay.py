@@ -48,20 +48,12 @@ class Episodes:
         """Transitions of row numbers (B, N), with histories of `length` tuples."""
         s, a = self.obs_size, self.rows.shape[1] - 2 * self.obs_size - 2
         act, reward, obs, next_obs, terminated = self.rows[index].split([a, 1, s, s, 1], dim=-1)
-        both = self._before(index, length, 0)
-        return Batch(obs, act, reward, next_obs, terminated, both[..., :-1, :], both[..., 1:, :])
-
-    def histories(self, index: Tensor, length: int) -> Tensor:
-        """The tuples before rows (B, N): (B, N, L, W)."""
-        return self._before(index, length, -1)
-
-    def _before(self, index: Tensor, length: int, last: int) -> Tensor:
-        """Tuples of the rows index - length ... index + last."""
-        offset = torch.arange(-length, last + 1)
+        # tuples of the rows index - L ... index: the first L are the history, the last L that of next_obs
+        offset = torch.arange(-length, 1)
         is_known = self.position[index][..., None] + offset >= 0  # of the same episode
-        at = (index[..., None] + offset).clamp_min(0)
-        width = self.rows.shape[1] - self.obs_size - 1
-        return torch.where(is_known[..., None], self.rows[:, :width][at], 0.0)
+        tuples = self.rows[:, : a + 1 + s][(index[..., None] + offset).clamp_min(0)]
+        tuples = torch.where(is_known[..., None], tuples, 0.0)
+        return Batch(obs, act, reward, next_obs, terminated, tuples[..., :-1, :], tuples[..., 1:, :])
 
 
 def rows_of(rollout: Rollout, reward: Tensor, bounds: ActionBounds) -> tuple[Tensor, Tensor, Tensor]:

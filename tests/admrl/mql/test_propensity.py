@@ -81,3 +81,13 @@ def test_identical_distributions_have_weights_near_one_and_no_penalty():
     # a control that must fail: another distribution
     moved = fit_propensity(meta, task + 2, 0.05)
     assert bool((1 - effective_sample_size(moved.weights(meta, AdaptConfig())) > 0.3).all())
+
+
+def test_samples_that_are_far_apart_have_a_fit_too():
+    """Nothing overlaps, and the intercept's curvature underflows: still an optimum, and weights at their limits."""
+    meta, task = torch.full((1, 10, 2), 1e4), torch.full((1, 10, 2), -1e4)
+    fit = fit_propensity(meta, task, 10.0)
+    assert bool(fit.w.isfinite().all()) and bool(fit.b.isfinite().all())
+    config = AdaptConfig(max_log_weight=1.2)
+    assert fit.weights(task, config)[0].tolist() == pytest.approx([math.exp(1.2)] * 10)
+    assert fit.weights(meta, config)[0].tolist() == [0.0] * 10
