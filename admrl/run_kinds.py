@@ -11,6 +11,7 @@ from admrl.baselines.run import BaselineRun
 from admrl.evaluation.method_run import MethodRun
 from admrl.inner_loop.run import InnerLoopRun
 from admrl.mql.run import MqlRun
+from admrl.offline.run import MacawRun
 from admrl.runs.families import NOBODY, NamedFamily
 from admrl.runs.folder import read_config
 from admrl.training.inferred_run import InferredRun
@@ -19,7 +20,7 @@ from admrl.training.run import Run, load_run
 TrainedRun = Run | MethodRun[Any]
 AnyRun = TrainedRun | OutsideRun | InferredRun
 METHOD_RUNS: dict[str | None, type[MethodRun[Any]]] = {
-    run.kind: run for run in (BaselineRun, InnerLoopRun, MqlRun)
+    run.kind: run for run in (BaselineRun, InnerLoopRun, MacawRun, MqlRun)
 }
 """The kinds of `admrl train-baseline`."""
 

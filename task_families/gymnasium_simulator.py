@@ -9,177 +9,26 @@ four, a Dict its parts in its order. Of an action of a Discrete(n), n numbers, t
 from __future__ import annotations
 
 import os
-import weakref
 from abc import abstractmethod
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from typing import Any, Self
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from task_families.family import TaskFamily, numpy_reward
+from task_families.gymnasium_lanes.env_pool import EnvPool
+from task_families.gymnasium_lanes.held import Held
+from task_families.gymnasium_lanes.lanes import GymnasiumSimulator
+from task_families.gymnasium_lanes.processes import ProcessSimulator
+from task_families.gymnasium_lanes.spaces import check_spaces, sizes_of
+from task_families.gymnasium_lanes.vector_lanes import VectorSimulator, check_vectors
 from task_families.simulator import Simulator
 from task_families.task_space import TaskSpace
-
-
-class EnvPool:
-    """Environments that are made once, lent to one simulator after another, and closed together.
-
-    All are closed by `close`, when the pool is collected, and when the interpreter ends. Its containers are changed
-    by atomic operations alone, so that threads and finalizers may take and give back at any time.
-    """
-
-    def __init__(self) -> None:
-        self.process = os.getpid()  # a fork has another; the environments stay those of its parent
-        self._open: dict[
-            int, gymnasium.Env
-        ] = {}  # by id: all that were made and not closed, lent ones included
-        self._free: deque[gymnasium.Env] = deque()
-        weakref.finalize(self, _close_all, self._open, self.process)
-
-    def take(self, make: Callable[[], gymnasium.Env]) -> gymnasium.Env:
-        """A free environment, or a new one; reset it, whatever it was used for before.
-
-        Raises:
-            ValueError: what was made is not new.
-        """
-        try:
-            return self._free.pop()
-        except IndexError:
-            env = make()
-        if self.has_open(env):
-            raise ValueError(
-                f"make_one: expected a new environment at every call, got {env} again; make it in there"
-            )
-        self._open[id(env)] = env
-        return env
-
-    def give_back(self, envs: Iterable[gymnasium.Env]) -> None:
-        """Whoever took them needs them no more."""
-        self._free.extend([env for env in envs if self.has_open(env)])
-
-    def discard(self, env: gymnasium.Env) -> None:
-        """Close a lent environment that is not to be used again."""
-        if self._open.pop(id(env), None) is not None:
-            env.close()
-
-    def has_open(self, env: gymnasium.Env) -> bool:
-        """Whether the environment is of this pool and was not closed."""
-        return self._open.get(id(env)) is env
-
-    def close(self) -> None:
-        """Close all, lent ones included."""
-        self._free.clear()
-        _close_all(self._open, self.process)
-
-
-def _close_all(envs: dict[int, gymnasium.Env], process: int) -> None:
-    if os.getpid() != process:
-        return
-    with ExitStack() as stack:  # closes the others too, if one fails
-        while envs:
-            stack.callback(envs.popitem()[1].close)
-
-
-class GymnasiumSimulator:
-    """(M, N) lanes, one environment of the family each, from the lane's first reset on.
-
-    A state is the seed of the environment's reset. An environment that raises is closed; its lane gets another at its
-    next reset. The others go back to the family when nothing refers to the simulator any more, or by `close`.
-    """
-
-    def __init__(
-        self, family: GymnasiumFamily, shape: tuple[int, int], dtype: torch.dtype, psi: Tensor | None = None
-    ) -> None:
-        """
-        Args:
-            psi: (M, k), for environments that are told their task.
-        """
-        self.shape, self._psi = shape, psi
-        self._family, self._pool = family, family.env_pool
-        self._lanes: dict[int, gymnasium.Env] = {}
-        self._obs = torch.zeros(*shape, family.obs_size, dtype=dtype)
-        weakref.finalize(
-            self, _give_back, self._pool, self._lanes
-        ).atexit = False  # the pool closes them then
-
-    def start_states(self, n: int, generator: torch.Generator) -> Tensor:
-        """n seeds (n, 1)."""
-        return torch.randint(2**31, (n, 1), generator=generator).double()
-
-    def reset(self, lanes: Tensor, states: Tensor) -> Tensor:
-        """See `Simulator.reset`."""
-        self._obs = self._obs.clone()
-        rows = self._obs.view(-1, self._obs.shape[-1])
-        for i, seed in zip(lanes.flatten().nonzero()[:, 0].tolist(), states[:, 0].tolist(), strict=True):
-            if not self._is_ready(i):
-                self._lanes[i] = self._pool.take(self._family.make_one)
-            with self._closing_what_raises(i) as env:
-                if self._psi is not None:
-                    self._family.tell_psi(env, self._psi[i // self.shape[1]])
-                rows[i] = flat(env.observation_space, env.reset(seed=int(seed))[0])
-        return self._obs
-
-    def step(self, act: Tensor) -> Tensor:
-        """See `Simulator.step`. Actions are clamped to the environment's box.
-
-        Raises:
-            ValueError: a lane was not reset since the simulator was made, its environment raised, or all were closed.
-        """
-        num_lanes = self.shape[0] * self.shape[1]
-        idle = [i for i in range(num_lanes) if not self._is_ready(i)]
-        if idle:
-            raise ValueError(f"step: expected that every lane was reset before, got {idle[:5]} that were not")
-        actions = act.detach().reshape(num_lanes, -1).numpy()
-        seen = []
-        for i in range(num_lanes):
-            with self._closing_what_raises(i) as env:
-                action = action_of(env.action_space, actions[i])
-                seen.append(flat(env.observation_space, env.step(action)[0]))
-        self._obs = torch.stack(seen).to(self._obs.dtype).view(self._obs.shape)
-        return self._obs
-
-    def close(self) -> None:
-        """Give the environments back to the family; a reset takes others."""
-        _give_back(self._pool, self._lanes)
-
-    def _is_ready(self, lane: int) -> bool:
-        return lane in self._lanes and self._pool.has_open(self._lanes[lane])
-
-    @contextmanager
-    def _closing_what_raises(self, lane: int) -> Iterator[gymnasium.Env]:
-        env = self._lanes[lane]
-        try:
-            yield env
-        except BaseException:
-            del self._lanes[lane]
-            self._pool.discard(env)
-            raise
-
-
-def _give_back(pool: EnvPool, lanes: dict[int, gymnasium.Env]) -> None:
-    pool.give_back(lanes.values())
-    lanes.clear()
-
-
-def flat(space: spaces.Space, obs: Any) -> Tensor:
-    """An observation of any space that `gymnasium.spaces.utils.flatten` knows -> (S,), in its order."""
-    if isinstance(space, spaces.Box):
-        return torch.as_tensor(np.asarray(obs).reshape(-1))
-    return torch.as_tensor(np.asarray(spaces.utils.flatten(space, obs), dtype=np.float64))
-
-
-def action_of(space: spaces.Space, numbers: np.ndarray) -> Any:
-    """What the environment is given for the numbers (A,) of an action: clamped to its box, or the largest chooses."""
-    if isinstance(space, spaces.Discrete):
-        return int(space.start) + int(numbers.argmax())
-    assert isinstance(space, spaces.Box)  # `check_spaces`
-    return np.clip(numbers.reshape(space.shape), space.low, space.high).astype(space.dtype)
 
 
 class GymnasiumFamily(TaskFamily):
@@ -194,6 +43,12 @@ class GymnasiumFamily(TaskFamily):
     psi_attributes: tuple[str, ...] = ()
     """Where the dynamics depend on psi: attributes of the environment that are set before every reset, one for each
     task parameter; or a single one, which is given all of them (k,) if there are several."""
+    num_processes: int | None = 1
+    """How many processes step the lanes. 1: this process steps one after another. None: as many as threads of the
+    simulator are asked for. More than 1 is for idle cores, and steps of many milliseconds."""
+    make_many: Callable[[int], VectorEnv] | None = None
+    """A function, or a method, of a number of lanes that makes a vector environment; it then steps the lanes of every
+    simulator that has several. See `task_families.gymnasium_lanes.vector_lanes`."""
     _has_checked_spaces = False
 
     @abstractmethod
@@ -217,16 +72,25 @@ class GymnasiumFamily(TaskFamily):
         return self.require_psi(psi, num_tasks) if self.psi_changes_dynamics else None
 
     @property
+    def held(self) -> Held:
+        """What this family holds open in this process."""
+        held = self.__dict__.get("_held")
+        if held is None or held.process != os.getpid():
+            held = self._held = Held(self.name)
+        return held
+
+    @property
     def env_pool(self) -> EnvPool:
         """The environments of this family, in this process."""
-        pool = self.__dict__.get("_env_pool")
-        if pool is None or pool.process != os.getpid():
-            pool = self._env_pool = EnvPool()
-        return pool
+        return self.held.env_pool
+
+    def vector_pool(self, num: int) -> EnvPool:
+        """The vector environments of so many lanes of this family, in this process."""
+        return self.held.vector_pools[num]
 
     def close(self) -> None:
-        """Close all environments, those of simulators that are still in use, too."""
-        self.env_pool.close()
+        """Close all environments, those of simulators that are still in use, too, and end the processes."""
+        self.held.close()
 
     def __enter__(self) -> Self:
         return self
@@ -235,7 +99,7 @@ class GymnasiumFamily(TaskFamily):
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_env_pool"}
+        return {name: value for name, value in self.__dict__.items() if name != "_held"}
 
     def reset(self, n: int, generator: torch.Generator) -> Tensor:
         """See `TaskFamily.reset`; one environment is reset n times, of the first task if it is told one."""
@@ -253,13 +117,21 @@ class GymnasiumFamily(TaskFamily):
         dtype: torch.dtype = torch.float32,
         psi: Tensor | None = None,
     ) -> Simulator:
-        """See `TaskFamily.make_simulator`; one thread, whatever num_threads says.
+        """See `TaskFamily.make_simulator`; num_threads processes, where `num_processes` does not say how many.
 
         Raises:
             ValueError: the environment's spaces are none that fit, or not those that the family declares; see
-                `check_spaces`. Or psi is missing.
+                `check_spaces`, `check_vectors`. Or psi is missing, or `num_processes` is no number of processes.
         """
-        return GymnasiumSimulator(self._checked(), shape, dtype, self._told(psi, shape[0]))
+        family, told, num_lanes = self._checked(), self._told(psi, shape[0]), shape[0] * shape[1]
+        if self.make_many is not None and num_lanes > 1:
+            return VectorSimulator(family, shape, dtype, told)
+        num = num_threads if self.num_processes is None else self.num_processes
+        if num < 1:
+            raise ValueError(f"num_processes: expected None or a number from 1 on, got {num}")
+        if (num := min(num, num_lanes)) > 1:
+            return ProcessSimulator(family, self.held.lane_processes, shape, dtype, told, num)
+        return GymnasiumSimulator(family, shape, dtype, told)
 
     def _checked(self) -> Self:
         """This family; the spaces of its environments are looked at once."""
@@ -271,66 +143,10 @@ class GymnasiumFamily(TaskFamily):
                 self.env_pool.discard(env)
                 raise
             self.env_pool.give_back([env])
+            if self.make_many is not None:
+                check_vectors(self, self._told(self.first_psi[None], 1))
             self._has_checked_spaces = True
         return self
-
-
-def check_spaces(family: TaskFamily, env: gymnasium.Env) -> None:
-    """Refuse an environment whose spaces do not fit, or are not those that the family declares.
-
-    Raises:
-        ValueError: names the space, what was expected, and the wrapper that helps.
-    """
-    seen, acted = env.observation_space, env.action_space
-    obs_size, act_size, low, high = sizes_of(seen, acted)
-    for name, size, num, space in (
-        ("obs_size", family.obs_size, obs_size, seen),
-        ("act_size", family.act_size, act_size, acted),
-    ):
-        if num != size:
-            raise ValueError(
-                f"{name}: expected {num}, the numbers in the environment's {space}, got {size}; set {name} = {num}"
-            )
-    bounds = family.action_bounds
-    if not (_agree(bounds.low, low) and _agree(bounds.high, high)):
-        raise ValueError(
-            f"act_low, act_high: expected the limits of the environment's action space, {_limits(low, high)}, "
-            f"got {_limits(bounds.low, bounds.high)}; set act_limit, or act_low and act_high (None: no limit), or "
-            "change the environment's with gymnasium.wrappers.RescaleAction"
-        )
-
-
-def sizes_of(seen: spaces.Space, acted: spaces.Space) -> tuple[int, int, Tensor, Tensor]:
-    """Numbers in an observation and in an action, and the limits of the latter (A,) float64.
-
-    Raises:
-        ValueError: names a space that does not fit, what was expected, and the wrapper that helps.
-    """
-    try:
-        obs_size = int(spaces.utils.flatdim(seen))
-    except (ValueError, NotImplementedError) as error:
-        raise ValueError(
-            f"observation_space: expected one of a fixed number of numbers, got {seen}; wrap the environment of "
-            "make_one in gymnasium.wrappers.TransformObservation with a function that makes a Box's of them"
-        ) from error
-    if isinstance(acted, spaces.Discrete):
-        one = torch.ones(int(acted.n), dtype=torch.float64)
-        return obs_size, len(one), -one, one
-    if not isinstance(acted, spaces.Box) or not np.issubdtype(acted.dtype, np.floating):
-        raise ValueError(
-            f"action_space: expected a Box of real numbers or a Discrete, got {acted}; wrap the environment of "
-            "make_one in gymnasium.wrappers.TransformAction with a function that makes its actions of a Box's"
-        )
-    low, high = (torch.as_tensor(end.reshape(-1)).double() for end in (acted.low, acted.high))
-    return obs_size, len(low), low, high
-
-
-def _agree(ours: Tensor, theirs: Tensor) -> bool:
-    return torch.allclose(ours, theirs, rtol=1e-6, atol=0.0)  # theirs may be rounded to float32
-
-
-def _limits(low: Tensor, high: Tensor) -> str:
-    return f"{low.tolist()} to {high.tolist()}"
 
 
 class EnvFamily(GymnasiumFamily):
@@ -354,6 +170,8 @@ class EnvFamily(GymnasiumFamily):
         reward_has_gradient: bool = True,
         horizon: int = 200,
         gamma: float = 0.99,
+        num_processes: int | None = 1,
+        make_many: Callable[[int], VectorEnv] | None = None,
     ) -> None:
         """
         Args:
@@ -365,6 +183,8 @@ class EnvFamily(GymnasiumFamily):
             psi_attributes: where the dynamics depend on psi; see `GymnasiumFamily.psi_attributes`.
             psi_arguments: the same for arguments with which `env` makes an environment of a task.
             reward_has_gradient: whether torch can differentiate the reward.
+            num_processes: that step the lanes; see `GymnasiumFamily.num_processes`.
+            make_many: see `GymnasiumFamily.make_many`.
         """
         told = bool(psi_attributes or psi_arguments)
         own = {
@@ -380,6 +200,7 @@ class EnvFamily(GymnasiumFamily):
             if names and len(names) not in (1, box.size):
                 raise ValueError(f"psi_attributes: expected 1 or {box.size} names, got {names}")
         self.box, self.horizon, self.gamma = box, horizon, gamma
+        self.num_processes, self.make_many = num_processes, make_many
         middle = box.from_unit(torch.full((box.size,), 0.3).to(box.low))
         self.first_psi = box.project(middle[None])[0] if first_psi is None else first_psi
         self.psi_attributes, self._arguments = psi_attributes, psi_arguments

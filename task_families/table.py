@@ -92,6 +92,8 @@ with Pendulum() as family:
 * The family owns its environments: one for each lane in use, made once, used again for later episodes and tasks,
   and closed at the end of the `with` block, by `close()`, or with the family. `reset(seed=...)` must start one
   anew, entirely.
+* `num_processes` and `make_many` step the lanes in several processes, or in a vector environment of your own:
+  [own_family.md](own_family.md#lanes-in-several-processes).
 * Observations of other spaces are flattened by `gymnasium.spaces.utils.flatten`, actions of other shapes in C order;
   of a Discrete action, the largest number chooses. Other spaces of actions are refused with the wrapper that makes a
   box of them; so are sizes and limits that are not the environment's.

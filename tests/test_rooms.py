@@ -18,7 +18,7 @@ ORDER = (  # rooms of admrl: each may import those before it
     {"jobs"},
     {"runs", "search", "solving"},
     {"gradient", "evaluation"},
-    {"training", "baselines", "inner_loop", "mql", "reports"},
+    {"training", "baselines", "inner_loop", "offline", "mql", "reports"},
     {"run_kinds", "datasets", "studies"},
     {"commands"},
     {"cli"},

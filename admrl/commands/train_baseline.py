@@ -22,6 +22,8 @@ from admrl.inner_loop.config import InnerLoopConfig
 from admrl.mql import config as mql
 from admrl.mql.config import MqlConfig
 from admrl.number_text import number
+from admrl.offline import config as offline
+from admrl.offline.config import MacawConfig
 from admrl.runs.trackers import check_trackers
 from task_families.choices import check_name
 
@@ -47,7 +49,7 @@ class BaselineOptions(Command):
     """What every baseline is told."""
 
     algorithm: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="ALGORITHM")] = None
-    """pearl, crl, sac, mt-joint, pearl-mt; maml-trpo, maml-ppo, promp, maml-mt; mql. Settings follow the name."""
+    """pearl, crl, sac, mt-joint, pearl-mt; maml-trpo, maml-ppo, promp, maml-mt; macaw; mql. Settings follow it."""
     family: str = "point_robot"
     """Task family, or your own: FILE.py:NAME, MODULE:NAME, or a name that an installed package has registered."""
     preset: str = "laptop"
@@ -181,7 +183,7 @@ class BaselineOptions(Command):
 
 @dataclass(frozen=True)
 class TrainBaseline(BaselineOptions):
-    """Meta-train a baseline: PEARL, CRL, multi-task SAC, MT-joint or PEARL-MT; MAML (TRPO, PPO, MT), ProMP or MQL.
+    """Meta-train a baseline: PEARL, CRL, multi-task SAC, MT-joint, PEARL-MT; MAML (TRPO, PPO, MT), ProMP; MACAW; MQL.
 
     Its run folder works in `admrl evaluate`, `heatmap` and `compare` like any other. See docs/baselines.md.
     """
@@ -214,6 +216,18 @@ class TrainInnerLoop(BaselineOptions):
 
 
 @dataclass(frozen=True)
+class TrainOffline(BaselineOptions):
+    """Meta-train on recorded data of many tasks: MACAW.
+
+    Its run folder works in `admrl evaluate`, `heatmap` and `compare` like any other. See docs/baselines.md.
+    """
+
+    config: MacawConfig = field(default_factory=MacawConfig)
+
+    settings: ClassVar[ModuleType] = offline
+
+
+@dataclass(frozen=True)
 class TrainMql(BaselineOptions):
     """Meta-train MQL: TD3 with a recurrent context, which adapts by propensity-weighted replay.
 
@@ -225,5 +239,5 @@ class TrainMql(BaselineOptions):
     settings: ClassVar[ModuleType] = mql
 
 
-OTHERS = (TrainInnerLoop, TrainMql)
+OTHERS = (TrainInnerLoop, TrainOffline, TrainMql)
 """The command of each further kind of method: what follows the algorithm's name is described by its settings."""

@@ -14,6 +14,7 @@ METHODS = {
         "promp": "ProMP",
         "maml-mt": "MAML-MT",
     },
+    "offline": {"macaw": "MACAW"},
     "mql": {"mql": "MQL"},
 }
 """By room of `admrl`, whose config.py describes their settings and whose run.py their run folders."""

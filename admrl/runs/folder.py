@@ -40,10 +40,12 @@ SELECTOR_SOURCE = "selector_source"  # in config.json: where the code of a searc
 POLICY = "policy"  # kind of a folder of a method from elsewhere
 INFERRED = "inferred"  # kind of a folder of a run that is not told psi
 INNER_LOOP = "inner-loop"  # kind of a run of a method that adapts by policy-gradient steps
+OFFLINE = "offline"  # kind of a run of a method that learns from recorded data
 COMMANDS: dict[str | None, str] = {
     None: "train",
     "baseline": "train-baseline",
     INNER_LOOP: "train-baseline",
+    OFFLINE: "train-baseline",
     "mql": "train-baseline",
     POLICY: "evaluate",
     INFERRED: "evaluate",

@@ -30,7 +30,7 @@ progress stands is data (`RoundProgress`), and each phase of it begins by lookin
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite
+from math import ceil, isfinite
 from typing import Any
 
 from admrl.config.training import MetaTrainConfig, num_gradient_episodes, per_task
@@ -242,11 +242,12 @@ def _records(now: Round, gradient: TaskGradient | None, directions: list[Directi
 def _draw_as_many(now: Round, theta_hat: Policies) -> None:
     """The further real episodes that the gradient would have drawn, all of theta_hat; see the head of this page.
 
-    Those of probed candidates are in place of as many.
+    Those of probed candidates are in place of as many, of more where their number is no multiple of the tasks: a
+    selector never has more real samples than another for rounding.
     """
     num_probed = now.num_probed * now.config.search.num_probe_episodes
     num_episodes = num_gradient_episodes(now.config.gradient, now.family.box.size)
-    num_episodes -= num_probed // len(now.psi)
+    num_episodes -= ceil(num_probed / len(now.psi))
     if num_episodes > 0:
         now.reporter.phase(f"{now.name}: further episodes")
         now.keep(

@@ -17,6 +17,9 @@ from admrl.jobs.reporter import Silent
 from admrl.mql.adapter import MqlAdapter
 from admrl.mql.config import preset_config as mql_preset
 from admrl.mql.training import new_mql, train_mql
+from admrl.offline.adapter import MacawAdapter
+from admrl.offline.config import preset_config as offline_preset
+from admrl.offline.training import new_macaw
 from admrl.training.run import prepare_run, train_run
 from task_families import make
 
@@ -115,6 +118,12 @@ def _mql(path):
     return MqlAdapter(state.agent, state.replay, config)
 
 
+def _macaw(path):
+    """An untrained policy with steps so large that differences show."""
+    config = replace(offline_preset("smoke", "point_robot", "macaw"), inner_rate=0.03)
+    return MacawAdapter(new_macaw(FAMILY, "macaw", config, 0).agent, name="macaw")
+
+
 FACTORIES = {
     "pearl": _baseline("pearl"),
     "crl": _baseline("crl"),
@@ -124,6 +133,7 @@ FACTORIES = {
     "maml-trpo": _inner_loop("maml-trpo"),
     "maml-mt": _inner_loop("maml-mt"),
     "mql": _mql,
+    "macaw": _macaw,
     "sac told psi": _baseline("sac", task_input="psi"),
     "uniform (ours)": _model_based,
     "function": lambda path: StaticAdapter.of_function("function", go_right),

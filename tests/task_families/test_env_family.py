@@ -14,6 +14,7 @@ from admrl.gradient.score_function import reward_and_slopes
 from admrl.training.meta_training import meta_train
 from admrl.training.state import new_state
 from task_families import TaskBox, TaskChoice, check_family
+from task_families.conformance import CHECKS
 from task_families.conformance_tools import seeded
 from task_families.gymnasium_simulator import EnvFamily
 
@@ -96,6 +97,10 @@ def test_sizes_and_limits_are_those_of_the_environment():
     assert cart.obs_size == 2 and cart.action_bounds.high.tolist() == [2.0]
     pole = EnvFamily("pole", "CartPole-v1", ANGLE, upright)
     assert (pole.act_size, pole.picks_largest) == (2, True)
+    assert pole.action_bounds.low.tolist() == [-torch.inf] * 2, (
+        "of two numbers beyond a limit neither is larger"
+    )
+    CHECKS["action_limits"](pole)  # before, no choice passed it
     assert pickle.loads(pickle.dumps(family)).obs_size == 3
     family.close(), cart.close(), pole.close()
     assert not OPEN
@@ -150,7 +155,6 @@ def test_a_reward_of_numpy_trains_by_what_needs_no_gradient():
         with pytest.warns(
             UserWarning, match="Not available: the estimators of the task gradient but resolve"
         ):
-            from task_families.conformance import CHECKS
             from task_families.conformance_tools import run_checks
 
             run_checks(family.name, {"reward_gradients": CHECKS["reward_gradients"]}, family)

@@ -346,12 +346,12 @@ def test_spaces_that_do_not_fit_are_refused_by_name_with_the_remedy():
 def test_the_largest_of_a_choice_counts():
     """CartPole's actions are 0 and 1: of two numbers, the larger pushes."""
     env = gymnasium.make("CartPole-v1").unwrapped
-    family = family_of(env, obs_size=4, act_size=2, act_limit=1.0)
+    family = family_of(env, obs_size=4, act_size=2, act_limit=None)
     simulator = family.make_simulator((1, 1))
     simulator.reset(torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1))
     assert simulator.step(torch.tensor([[[0.3, 0.1]]]))[0, 0, 1] < 0  # to the left
     simulator.reset(torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1))
-    assert simulator.step(torch.tensor([[[-0.3, 0.1]]]))[0, 0, 1] > 0
+    assert simulator.step(torch.tensor([[[2.0, 3.0]]]))[0, 0, 1] > 0
 
 
 @pytest.mark.parametrize(

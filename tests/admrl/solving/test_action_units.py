@@ -15,6 +15,8 @@ from admrl.inner_loop.config import preset_config as inner_loop_preset
 from admrl.inner_loop.training import new_inner_loop, train_inner_loop
 from admrl.mql.config import preset_config as mql_preset
 from admrl.mql.training import new_mql, train_mql
+from admrl.offline.config import preset_config as offline_preset
+from admrl.offline.training import new_macaw, train_macaw
 from admrl.training.meta_training import meta_train
 from admrl.training.state import new_state
 
@@ -92,6 +94,19 @@ def inner_loop(algorithm, limits):
 @pytest.mark.parametrize("algorithm", ["maml-trpo", "promp"])
 def test_inner_loops_do_not_depend_on_the_unit_of_actions(algorithm, unit):
     np.testing.assert_allclose(inner_loop(algorithm, UNITS[unit]), inner_loop(algorithm, {}), rtol=1e-4)
+
+
+@cache
+def macaw(unit):
+    config = replace(offline_preset("smoke", "point_robot", "macaw"), num_iterations=10, num_test_tasks=2)
+    state = new_macaw(PointMass(**UNITS.get(unit, {})), "macaw", config, 0)
+    train_macaw(state)
+    return np.array([state.curve[-1].first_return, state.curve[-1].adapted_return])
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_macaw_does_not_depend_on_the_unit_of_actions(unit):
+    np.testing.assert_allclose(macaw(unit), macaw("its own"), rtol=1e-3)
 
 
 def mql(limits):

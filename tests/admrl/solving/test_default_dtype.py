@@ -13,6 +13,8 @@ from admrl.inner_loop.config import preset_config as inner_loop_preset
 from admrl.inner_loop.training import new_inner_loop, train_inner_loop
 from admrl.mql.config import preset_config as mql_preset
 from admrl.mql.training import new_mql, train_mql
+from admrl.offline.config import preset_config as offline_preset
+from admrl.offline.training import new_macaw, train_macaw
 from admrl.training.meta_training import meta_train
 from admrl.training.state import new_state
 from task_families import make
@@ -48,6 +50,13 @@ def test_inner_loops_train_in_float32(algorithm, double_by_default):
 def test_mql_trains_and_adapts_in_float32(double_by_default):
     state = new_mql(make("point_robot"), "mql", mql_preset("smoke", "point_robot"), 0)
     train_mql(state)
+    assert {p.dtype for p in state.agent.parameters()} == {torch.float32}
+    assert all(bool(p.isfinite().all()) for p in state.agent.parameters())
+
+
+def test_macaw_trains_in_float32(double_by_default):
+    state = new_macaw(make("point_robot"), "macaw", offline_preset("smoke", "point_robot", "macaw"), 0)
+    train_macaw(state)
     assert {p.dtype for p in state.agent.parameters()} == {torch.float32}
     assert all(bool(p.isfinite().all()) for p in state.agent.parameters())
 

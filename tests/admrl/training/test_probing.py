@@ -54,6 +54,13 @@ def test_probing_counts_and_is_in_place_of_further_episodes():
     assert more.samples.real == len(more.learner.data[0])
 
 
+def test_probes_that_no_round_can_divide_give_nobody_more_real_samples():
+    """Two rounds of two tasks with 7 probes each: 8 further episodes fewer. Before: 6, one more than others had."""
+    probed, uniform = trained(config(population_size=7, num_probe_episodes=1)), trained(PAIRS, "uniform")
+    assert probed.zero_shots[:, 0].tolist() == [2.0] * 9 + [4.0] * 9
+    assert probed.samples.real == uniform.samples.real - 2 * make("linear_quadratic").horizon
+
+
 @pytest.mark.parametrize("signal", ["model-minus-real", "hindsight", "random"])
 def test_candidates_are_judged_by_their_signal(monkeypatch, signal):
     """The last probing, repeated from what the data has stored."""

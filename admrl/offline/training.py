@@ -1,0 +1,171 @@
+"""Meta-training of MACAW (Mitchell et al. 2021, Alg. 1).
+
+    first: the buffers, read from the files that are named, or recorded in the simulator
+    for every outer update:
+      draw meta_batch buffers; D_tr, a window of each, and D_ts, others of its transitions              line 4
+      the inner step of every task, and the two outer losses behind it    `admrl.offline.adaptation`    lines 5, 6
+      an Adam step of phi, theta and the step sizes down the means over tasks                           lines 8, 9
+
+A step, after which the training can stop and go on bit-identically, is the buffers or UPDATES_PER_STEP updates.
+
+Differs from the released code: the outer loss is the mean over the tasks of an update, there their sum divided by the
+number of all training tasks, which Adam does not see; D_ts never has transitions of D_tr, as in the paper.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from admrl.evaluation.method_run import MethodState, test_tasks
+from admrl.jobs.reporter import Reporter, Silent
+from admrl.offline.adapter import MacawAdapter
+from admrl.offline.agent import MacawAgent
+from admrl.offline.buffers import Buffers, OfflineData
+from admrl.offline.config import TITLES, UPDATES_PER_STEP, MacawConfig, check_macaw, check_size
+from admrl.offline.data_files import read_all
+from admrl.offline.recording import record, training_tasks
+from admrl.streams import Purpose, stream
+from task_families.family import TaskFamily
+
+OnStep = Callable[["MacawState"], None]
+
+
+@dataclass(kw_only=True)
+class MacawState(MethodState):
+    """Everything that changes while MACAW trains."""
+
+    agent: MacawAgent
+    config: MacawConfig
+    optimizer: torch.optim.Adam
+    data: OfflineData | None = None
+    """None: before the first step."""
+    buffers: Buffers | None = None
+
+    @property
+    def num_steps(self) -> int:
+        """See `MethodState`."""
+        return 1 + self.config.num_iterations // UPDATES_PER_STEP
+
+    @property
+    def iteration(self) -> int:
+        """See `MethodState`."""
+        return self.num_updates
+
+    def set_data(self, data: OfflineData) -> None:
+        """Take over the buffers."""
+        self.data, self.buffers = data, Buffers(data, self.agent.gamma, self.config.thinning)
+
+
+def new_macaw(family: TaskFamily, algorithm: str, config: MacawConfig, seed: int) -> MacawState:
+    """The beginning of a training.
+
+    Raises:
+        ValueError: see `check_macaw`.
+    """
+    check_macaw(config, family)
+    agent = MacawAgent(family, config, stream(seed, Purpose.NETWORKS))
+    return MacawState(
+        algorithm=algorithm,
+        family=family,
+        config=config,
+        seed=seed,
+        agent=agent,
+        optimizer=make_optimizer(agent),
+        generator=stream(seed, Purpose.BASELINE),
+        test_psi=test_tasks(family, config.num_test_tasks),
+    )
+
+
+def make_optimizer(agent: MacawAgent) -> torch.optim.Adam:
+    """Adam with a rate for V, one for the policy and one for what governs the inner step."""
+    config = agent.config
+    inner = [*agent.value_rates.parameters(), *agent.policy_rates.parameters(), agent.advantage_weight]
+    groups = [
+        (list(agent.value.parameters()), config.value_rate),
+        (list(agent.policy.parameters()), config.policy_rate),
+        (inner, config.rate_rate),
+    ]
+    return torch.optim.Adam([{"params": parameters, "lr": rate} for parameters, rate in groups], fused=True)
+
+
+def train_macaw(
+    state: MacawState,
+    *,
+    reporter: Reporter | None = None,
+    num_threads: int = 1,
+    on_step: OnStep | None = None,
+) -> None:
+    """Go on until the training is finished; calls on_step after every step.
+
+    Raises:
+        ValueError: the files with the data are no longer what they were.
+        FloatingPointError: a loss is no longer finite.
+    """
+    reporter, config = reporter or Silent(), state.config
+    while not state.finished:
+        if state.step == 0:
+            metrics = _get_data(state, reporter, num_threads)
+        else:
+            reporter.phase(f"update {state.num_updates + 1}/{config.num_iterations}")
+            metrics = _update(state)
+        state.step += 1
+        if state.num_updates and state.num_updates % config.test_every == 0:
+            metrics |= _test(state, num_threads)
+        reporter.advance(real_samples=state.real_samples, **metrics)
+        if on_step is not None:
+            on_step(state)
+
+
+def _get_data(state: MacawState, reporter: Reporter, num_threads: int) -> dict[str, float]:
+    """The buffers of the training tasks; real samples that come from files count, too."""
+    config, family = state.config, state.family
+    if config.data:
+        reporter.phase("reading the data")
+        data = read_all(config, family)
+        state.real_samples = len(data)
+    else:
+        psi, recorder = training_tasks(family, config.num_tasks), state.agent.recorder
+        data = record(
+            family, recorder, psi, config.num_buffer_samples, state.generator, reporter, num_threads
+        )
+        state.real_samples = len(psi) * config.num_buffer_samples
+    check_size("data", config, int(data.task_sizes().min()))
+    state.set_data(data)
+    return {"reward_real_noisy": float(data.reward.mean())}
+
+
+def _update(state: MacawState) -> dict[str, float]:
+    """The outer updates of a step; the losses of the last."""
+    buffers, config = state.buffers, state.config
+    assert buffers is not None
+    num_tasks = len(buffers.size)
+    for _ in range(UPDATES_PER_STEP):
+        tasks = torch.randperm(num_tasks, generator=state.generator)[: config.meta_batch]
+        inner, outer = buffers.draw(tasks, config.inner_batch, config.outer_batch, state.generator)
+        of_value, of_policy = (loss.mean() for loss in state.agent.outer_losses(inner, outer))
+        state.optimizer.zero_grad()
+        (of_value + of_policy).backward()
+        state.optimizer.step()
+        state.num_updates += 1
+    return _finite(state, {"value_loss": of_value, "policy_loss": of_policy})
+
+
+def _finite(state: MacawState, losses: dict[str, Tensor]) -> dict[str, float]:
+    values = {name: float(loss.detach()) for name, loss in losses.items()}
+    if broken := [name for name, value in values.items() if not math.isfinite(value)]:
+        raise FloatingPointError(
+            f"{broken[0]} is not finite after {state.num_updates} updates; the last checkpoint is sound. Try a "
+            "smaller `config.inner_rate`, `config.policy_rate` or `config.rate_rate`"
+        )
+    return values
+
+
+def _test(state: MacawState, num_threads: int) -> dict[str, float]:
+    """A point of the learning curve."""
+    adapter = MacawAdapter(state.agent, name=TITLES[state.algorithm])
+    return state.test(adapter, state.test_psi, state.config.num_adapt_samples, num_threads)
