@@ -11,6 +11,7 @@ from admrl.baselines.run import BaselineRun
 from admrl.devices.names import CPU, find_device
 from admrl.evaluation.method_run import MethodRun
 from admrl.inner_loop.run import InnerLoopRun
+from admrl.mql.run import MqlRun
 from admrl.offline.run import MacawRun
 from admrl.recurrent.run import RecurrentRun
 from admrl.runs.families import NOBODY, NamedFamily
@@ -21,7 +22,7 @@ from admrl.training.run import Run, load_run
 TrainedRun = Run | MethodRun[Any]
 AnyRun = TrainedRun | OutsideRun | InferredRun
 METHOD_RUNS: dict[str | None, type[MethodRun[Any]]] = {
-    run.kind: run for run in (BaselineRun, InnerLoopRun, MacawRun, RecurrentRun)
+    run.kind: run for run in (BaselineRun, InnerLoopRun, MacawRun, RecurrentRun, MqlRun)
 }
 """The kinds of `admrl train-baseline`."""
 

@@ -99,7 +99,8 @@ def collect(
         raise ValueError(f"num_steps: expected 1 to {family.horizon} (the horizon), got {num_steps}")
     if len(generators) != num_tasks:
         raise ValueError(f"generators: expected one per task ({num_tasks}), got {len(generators)}")
-    return run_lanes(simulator, family, act, num_steps, start_pool(simulator, generators), goes_on)
+    pool = start_pool(simulator, generators)
+    return run_lanes(simulator, family, act, num_steps, pool, goes_on, on_step)
 
 
 def start_pool(simulator: Simulator, generators: Sequence[torch.Generator]) -> Tensor:
@@ -115,6 +116,7 @@ def run_lanes(
     num_steps: int,
     pool: Tensor,
     goes_on: tuple[Tensor, Tensor] | None = None,
+    on_step: OnStep | None = None,
 ) -> Rollout:
     """`collect` from start states that were drawn ahead (`start_pool`)."""
     num_tasks, pool_size = pool.shape[:2]

@@ -18,7 +18,7 @@ ORDER = (  # rooms of admrl: each may import those before it
     {"jobs", "devices"},
     {"runs", "search", "solving"},
     {"gradient", "evaluation"},
-    {"training", "baselines", "inner_loop", "offline", "recurrent", "reports"},
+    {"training", "baselines", "inner_loop", "offline", "recurrent", "mql", "reports"},
     {"run_kinds", "datasets", "studies"},
     {"commands"},
     {"cli"},

@@ -11,26 +11,12 @@ from functools import partial
 from typing import Any, Literal
 
 from admrl.config.checks import check_all, check_config
-from admrl.config.methods import METHODS
+from admrl.config.methods import METHODS, PUBLISHED
 from admrl.config.sac import SacConfig
 
 PRESETS = ("smoke", "laptop", "paper")
 TITLES = METHODS["baselines"]
 ALGORITHMS = tuple(TITLES)
-
-PUBLISHED = {
-    "half_cheetah_fwd_back": (2, 2),
-    "half_cheetah_vel": (100, 30),
-    "ant_fwd_back": (2, 2),
-    "ant_dir": (45, 5),
-    "ant_goal": (150, 30),
-    "humanoid_direc_2d": (100, 30),
-    "walker2d_params": (40, 10),
-    "hopper2d_params": (40, 10),
-    "point_robot": (80, 20),
-    "sparse_point_robot": (80, 20),
-}
-"""Training and test tasks of the families whose source papers publish them."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from admrl.baselines.multitask import MultiTaskSac, multitask_adapter
 from admrl.baselines.pearl import Pearl, PearlAdapter
 from admrl.baselines.replay import MultiTaskReplay
 from admrl.evaluation.adapter import Act, Adapter, Policy
-from admrl.evaluation.method_run import TASK_SEED, MethodState, horizon_rollout
+from admrl.evaluation.method_run import MethodState, horizon_rollout, task_sets
 from admrl.jobs.reporter import Reporter, Silent
 from admrl.solving.rollouts import episode_returns
 from admrl.solving.sac import Optimizers
@@ -44,16 +44,6 @@ UPDATES_PER_STEP = 50
 
 Agent = Pearl | MultiTaskSac
 OnStep = Callable[["BaselineState"], None]
-
-
-def task_sets(family: TaskFamily, config: BaselineConfig) -> tuple[Tensor, Tensor]:
-    """Training and test tasks (n, k): published ones where there are, at most as many as configured."""
-    published = family.published_tasks(TASK_SEED)
-    if published is None:
-        drawn = family.box.fixed(config.num_tasks + config.num_test_tasks, TASK_SEED)
-        return drawn[: config.num_tasks], drawn[config.num_tasks :]
-    train, test = published
-    return train[: config.num_tasks], test[: config.num_test_tasks]
 
 
 def make_agent(

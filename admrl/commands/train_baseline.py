@@ -19,6 +19,8 @@ from admrl.config.methods import ALGORITHMS, TITLES
 from admrl.config.presets import Whole, round_counts
 from admrl.inner_loop import config as inner_loop
 from admrl.inner_loop.config import InnerLoopConfig
+from admrl.mql import config as mql
+from admrl.mql.config import MqlConfig
 from admrl.number_text import number
 from admrl.offline import config as offline
 from admrl.offline.config import MacawConfig
@@ -49,7 +51,8 @@ class BaselineOptions(Command):
     """What every baseline is told."""
 
     algorithm: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="ALGORITHM")] = None
-    """pearl, crl, sac, mt-joint, pearl-mt; maml-trpo, maml-ppo, promp, maml-mt; macaw; rl2. Settings follow it."""
+    """pearl, crl, sac, mt-joint, pearl-mt; maml-trpo, maml-ppo, promp, maml-mt; macaw; rl2; mql. Settings
+    follow the name."""
     family: str = "point_robot"
     """Task family, or your own: FILE.py:NAME, MODULE:NAME, or a name that an installed package has registered."""
     preset: str = "laptop"
@@ -183,7 +186,7 @@ class BaselineOptions(Command):
 
 @dataclass(frozen=True)
 class TrainBaseline(BaselineOptions):
-    """Meta-train a baseline: PEARL, CRL, multi-task SAC, MT-joint or PEARL-MT; MAML (TRPO, PPO, MT) or ProMP; MACAW.
+    """Meta-train a baseline: PEARL, CRL, multi-task SAC, MT-joint, PEARL-MT; MAML (TRPO, PPO, MT), ProMP; MACAW; MQL.
 
     Its run folder works in `admrl evaluate`, `heatmap` and `compare` like any other. See docs/baselines.md.
     """
@@ -239,5 +242,17 @@ class TrainRecurrent(BaselineOptions):
     settings: ClassVar[ModuleType] = recurrent
 
 
-OTHERS = (TrainInnerLoop, TrainOffline, TrainRecurrent)
+@dataclass(frozen=True)
+class TrainMql(BaselineOptions):
+    """Meta-train MQL: TD3 with a recurrent context, which adapts by propensity-weighted replay.
+
+    Its run folder works in `admrl evaluate`, `heatmap` and `compare` like any other. See docs/baselines.md.
+    """
+
+    config: MqlConfig = field(default_factory=MqlConfig)
+
+    settings: ClassVar[ModuleType] = mql
+
+
+OTHERS = (TrainInnerLoop, TrainOffline, TrainRecurrent, TrainMql)
 """The command of each further kind of method: what follows the algorithm's name is described by its settings."""

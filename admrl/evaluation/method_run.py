@@ -353,6 +353,17 @@ class MethodRun(EvaluableRun[MethodInfo, S]):
             write_json(self.path / CURVE, [asdict(point) for point in self.state.curve])
 
 
+def task_sets(family: TaskFamily, config: Any) -> tuple[Tensor, Tensor]:
+    """Training and test tasks (n, k): published ones where there are, at most as many as configured (`num_tasks`,
+    `num_test_tasks`)."""
+    published = family.published_tasks(TASK_SEED)
+    if published is None:
+        drawn = family.box.fixed(config.num_tasks + config.num_test_tasks, TASK_SEED)
+        return drawn[: config.num_tasks], drawn[config.num_tasks :]
+    train, test = published
+    return train[: config.num_tasks], test[: config.num_test_tasks]
+
+
 def test_tasks(family: TaskFamily, num_tasks: int) -> Tensor:
     """Tasks (K, k) of a learning curve: the published test tasks, at most so many, or drawn once."""
     published = family.published_tasks(TASK_SEED)

@@ -48,6 +48,7 @@ COMMANDS: dict[str | None, str] = {
     INNER_LOOP: "train-baseline",
     OFFLINE: "train-baseline",
     RECURRENT: "train-baseline",
+    "mql": "train-baseline",
     POLICY: "evaluate",
     INFERRED: "evaluate",
 }

@@ -14,6 +14,9 @@ from admrl.inner_loop.adapter import InnerLoopAdapter
 from admrl.inner_loop.config import preset_config as inner_loop_preset
 from admrl.inner_loop.training import new_inner_loop
 from admrl.jobs.reporter import Silent
+from admrl.mql.adapter import MqlAdapter
+from admrl.mql.config import preset_config as mql_preset
+from admrl.mql.training import new_mql, train_mql
 from admrl.offline.adapter import MacawAdapter
 from admrl.offline.config import preset_config as offline_preset
 from admrl.offline.training import new_macaw
@@ -106,6 +109,18 @@ def _inner_loop(algorithm):
     return make_it
 
 
+def _mql(path):
+    """A little trained, as it adapts by its replay, with steps so large that differences show."""
+    config = mql_preset("smoke", "point_robot")
+    config = replace(config, adapt=replace(config.adapt, learning_rate=0.01))
+    state = new_mql(FAMILY, "mql", config, 0)
+    with torch.no_grad():
+        for parameter in state.agent.actor.net.last.parameters():
+            parameter.mul_(100)
+    train_mql(state)
+    return MqlAdapter(state.agent, state.replay, config)
+
+
 def _macaw(path):
     """An untrained policy with steps so large that differences show."""
     config = replace(offline_preset("smoke", "point_robot", "macaw"), inner_rate=0.03)
@@ -129,6 +144,7 @@ FACTORIES = {
     "sac": _baseline("sac"),
     "maml-trpo": _inner_loop("maml-trpo"),
     "maml-mt": _inner_loop("maml-mt"),
+    "mql": _mql,
     "macaw": _macaw,
     "rl2": _rl2,
     "sac told psi": _baseline("sac", task_input="psi"),

@@ -57,10 +57,11 @@ class TestEveryAdapter:
         adapter = adapters[name]
         adapt_and_score(FAMILY, adapter, OPPOSITE, CONFIG, 3)  # with samples, so that there is a state
         before = state_of(adapter)
-        policy, rows = adapter.adapted(), OPPOSITE.repeat(2, 1)
-        returns, _ = score_policy(FAMILY, policy, rows, [0, 1], 3, seed=7, sees=adapter.sees)
+        policy = adapter.adapted()
+        sees = frozenset(adapter.sees)
+        returns, _ = score_policy(FAMILY, policy, OPPOSITE.repeat(2, 1), [0, 1], 3, seed=7, sees=sees)
         assert state_of(adapter) == before
-        again, _ = score_policy(FAMILY, policy, rows, [0, 1], 3, seed=7, sees=adapter.sees)
+        again, _ = score_policy(FAMILY, policy, OPPOSITE.repeat(2, 1), [0, 1], 3, seed=7, sees=sees)
         assert np.array_equal(returns, again)
 
     def test_handed_out_policies_stay_as_they_were(self, adapters, name):

@@ -13,6 +13,8 @@ from admrl.baselines.training import new_baseline, train_baseline
 from admrl.config.presets import PRESETS
 from admrl.inner_loop.config import preset_config as inner_loop_preset
 from admrl.inner_loop.training import new_inner_loop, train_inner_loop
+from admrl.mql.config import preset_config as mql_preset
+from admrl.mql.training import new_mql, train_mql
 from admrl.offline.config import preset_config as offline_preset
 from admrl.offline.training import new_macaw, train_macaw
 from admrl.recurrent.config import preset_config as rl2_preset
@@ -107,6 +109,17 @@ def macaw(unit):
 @pytest.mark.parametrize("unit", UNITS)
 def test_macaw_does_not_depend_on_the_unit_of_actions(unit):
     np.testing.assert_allclose(macaw(unit), macaw("its own"), rtol=1e-3)
+
+
+def mql(limits):
+    state = new_mql(PointMass(**limits), "mql", mql_preset("smoke", "point_robot"), 0)
+    train_mql(state)
+    return np.array([state.curve[-1].first_return, state.curve[-1].adapted_return])
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_mql_does_not_depend_on_the_unit_of_actions(unit):
+    np.testing.assert_allclose(mql(UNITS[unit]), mql({}), rtol=1e-4)
 
 
 @pytest.mark.parametrize("unit", UNITS)

@@ -11,6 +11,8 @@ from admrl.config.presets import PRESETS
 from admrl.inner_loop.config import ALGORITHMS as INNER_ALGORITHMS
 from admrl.inner_loop.config import preset_config as inner_loop_preset
 from admrl.inner_loop.training import new_inner_loop, train_inner_loop
+from admrl.mql.config import preset_config as mql_preset
+from admrl.mql.training import new_mql, train_mql
 from admrl.offline.config import preset_config as offline_preset
 from admrl.offline.training import new_macaw, train_macaw
 from admrl.recurrent.config import preset_config as rl2_preset
@@ -45,6 +47,13 @@ def test_inner_loops_train_in_float32(algorithm, double_by_default):
     train_inner_loop(state)
     meta = state.agent.meta
     assert meta.dtype == torch.float32 and bool(meta.isfinite().all())
+
+
+def test_mql_trains_and_adapts_in_float32(double_by_default):
+    state = new_mql(make("point_robot"), "mql", mql_preset("smoke", "point_robot"), 0)
+    train_mql(state)
+    assert {p.dtype for p in state.agent.parameters()} == {torch.float32}
+    assert all(bool(p.isfinite().all()) for p in state.agent.parameters())
 
 
 def test_macaw_trains_in_float32(double_by_default):

@@ -1,0 +1,101 @@
+"""The run folder of MQL: `"kind": "mql"` in config.json.
+
+A checkpoint holds networks and optimisers; the replay, which adaptation needs, too, lies in the parts that
+checkpoints share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from admrl.config.evaluation import EvaluationConfig
+from admrl.evaluation.adapter import Adapter
+from admrl.evaluation.method_run import MethodInfo, MethodRun, OnStep
+from admrl.jobs.reporter import Reporter
+from admrl.mql.adapter import MqlAdapter
+from admrl.mql.config import TITLES, MqlConfig, check_mql
+from admrl.mql.training import MqlState, new_mql, train_mql
+from admrl.solving.solution_file import AGENT, OPTIMIZER, like, load_moments
+from task_families.family import TaskFamily
+
+
+@dataclass(frozen=True)
+class MqlInfo(MethodInfo):
+    """What a run was asked to do."""
+
+    config: MqlConfig
+
+
+class MqlRun(MethodRun[MqlState]):
+    """A run folder of `admrl train-baseline mql` in memory."""
+
+    kind, settings, info_type, titles = "mql", MqlConfig, MqlInfo, TITLES
+    columns = (
+        "test_return",
+        "test_return_0",
+        "return_real_noisy",
+        "critic_loss",
+        "actor_loss",
+        "real_samples",
+    )
+
+    @classmethod
+    def check_settings(cls, config: MqlConfig, algorithm: str, family: TaskFamily) -> None:
+        """See `MethodRun`."""
+        check_mql(config, family)
+
+    @classmethod
+    def new_training(cls, family: TaskFamily, algorithm: str, config: MqlConfig, seed: int) -> MqlState:
+        """See `MethodRun`."""
+        return new_mql(family, algorithm, config, seed)
+
+    def continue_training(self, reporter: Reporter, num_threads: int, on_step: OnStep) -> None:
+        """See `MethodRun`."""
+        train_mql(self.state, reporter=reporter, num_threads=num_threads, on_step=on_step)
+
+    def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """See `MethodRun`."""
+        state = self.state
+        tensors = {f"{AGENT}{k}": v for k, v in state.agent.state_dict().items()}
+        for name, tensor in tensors.items():
+            if not bool(tensor.isfinite().all()):
+                raise FloatingPointError(f"{name} is not finite; the run stops at its last good checkpoint")
+        tensors |= {f"{OPTIMIZER}{k}": v for k, v in state.optimizers.state_dict().items()}
+        return tensors, state.replay.columns()
+
+    def set_learned(self, tensors: dict[str, Tensor], rows: dict[str, Tensor]) -> None:
+        """See `MethodRun`."""
+        state = self.state
+        pattern = state.agent.state_dict()
+        state.agent.load_state_dict({k: like(tensors, f"{AGENT}{k}", v) for k, v in pattern.items()})
+        state.optimizers.load_state_dict(load_moments(OPTIMIZER, tensors, state.optimizers))
+        state.replay.load(rows)
+
+    @property
+    def position(self) -> str:
+        """See `RunFolder`."""
+        return f"{self.progress}, {self.state.num_updates} TD3 steps"
+
+    @property
+    def stage_samples(self) -> int:
+        """Those of the learning curve."""
+        return self.info.config.num_test_samples
+
+    # -- as the evaluation sees it (`admrl.evaluation.evaluable_run`) -----------------------------------------------
+
+    def adapter(
+        self,
+        config: EvaluationConfig | None = None,
+        *,
+        name: str | None = None,
+        reporter: Reporter | None = None,
+    ) -> Adapter:
+        """The test protocol, which reports nothing of its own."""
+        state, title = self.state, name or TITLES[self.info.algorithm]
+        return MqlAdapter(state.agent, state.replay, state.config, name=title, provenance=self.provenance())
+
+    def num_steps(self, config: EvaluationConfig) -> int:
+        """Steps of an evaluation are explorations, one for each stage."""
+        return config.num_stages

@@ -1,0 +1,204 @@
+"""Meta-training of MQL: TD3 on the pooled transitions of all training tasks (MQL section 3.1).
+
+    first: num_initial_steps of every training task, uniform actions                           -> replay
+    for every iteration:
+      an episode of each of tasks_per_iteration tasks, drawn with replacement, with noise      -> replay
+      num_updates TD3 steps on batches of all tasks together
+
+A step, after which the training can stop and go on bit-identically, is the sampling of an iteration or
+UPDATES_PER_STEP TD3 steps. The tasks of an iteration are simulated together.
+
+Differs from the paper: all of the first samples have uniform actions, where the released code changes over to the
+policy after 1e4 of them; and every iteration has num_updates steps, where it has fewer while the replay is small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from admrl.evaluation.adapter import Act, Policy
+from admrl.evaluation.method_run import MethodState, task_sets
+from admrl.evaluation.scoring import action_noise, simulate
+from admrl.jobs.reporter import Reporter, Silent
+from admrl.mql.adapter import MqlAdapter
+from admrl.mql.config import MqlConfig, check_mql
+from admrl.mql.networks import Agent
+from admrl.mql.policy import policy_of
+from admrl.mql.replay import PooledReplay, rows_of
+from admrl.mql.td3 import td3_step
+from admrl.solving.rollouts import episode_returns
+from admrl.solving.sac import Optimizers
+from admrl.streams import Purpose, stream
+from task_families.family import TaskFamily
+from task_families.simulator import ActionBounds, spawn_generators
+
+UPDATES_PER_STEP = 50
+OnStep = Callable[["MqlState"], None]
+
+
+@dataclass(kw_only=True)
+class MqlState(MethodState):
+    """Everything that changes while MQL trains."""
+
+    config: MqlConfig
+    agent: Agent
+    optimizers: Optimizers
+    replay: PooledReplay
+    train_psi: Tensor
+    """(K, k)."""
+
+    @property
+    def num_steps(self) -> int:
+        """The first samples all tasks."""
+        return 1 + self.config.num_iterations * steps_per_iteration(self.config)
+
+    @property
+    def iteration(self) -> int:
+        """Iterations that are done."""
+        return max(self.step - 1, 0) // steps_per_iteration(self.config)
+
+
+def steps_per_iteration(config: MqlConfig) -> int:
+    """The sampling, and blocks of TD3 steps."""
+    return 1 + math.ceil(config.num_updates / UPDATES_PER_STEP)
+
+
+def new_mql(family: TaskFamily, algorithm: str, config: MqlConfig, seed: int) -> MqlState:
+    """The beginning of a training.
+
+    Raises:
+        ValueError: see `check_mql`.
+    """
+    check_mql(config, family)
+    train_psi, test_psi = task_sets(family, config)
+    agent = Agent(family, config.td3, stream(seed, Purpose.NETWORKS))
+    capacity = len(train_psi) * config.num_initial_steps
+    capacity += config.num_iterations * config.tasks_per_iteration * family.horizon
+    return MqlState(
+        algorithm=algorithm,
+        family=family,
+        config=config,
+        seed=seed,
+        agent=agent,
+        optimizers=Optimizers(agent.parameter_groups(), config.td3.learning_rate),
+        replay=PooledReplay(len(train_psi), capacity, family.obs_size, family.act_size),
+        generator=stream(seed, Purpose.BASELINE),
+        train_psi=train_psi,
+        test_psi=test_psi,
+    )
+
+
+def train_mql(
+    state: MqlState,
+    *,
+    reporter: Reporter | None = None,
+    num_threads: int = 1,
+    on_step: OnStep | None = None,
+) -> None:
+    """Go on until the training is finished; calls on_step after every step.
+
+    Raises:
+        FloatingPointError: a loss is no longer finite.
+    """
+    reporter, config = reporter or Silent(), state.config
+    per_iteration, told = steps_per_iteration(config), False
+    while not state.finished:
+        if state.step == 0:
+            reporter.phase(f"sampling {len(state.train_psi)} training tasks")
+            metrics = _sample_everything(state, num_threads)
+        else:
+            position = (state.step - 1) % per_iteration
+            if position == 0 or not told:  # also where it goes on
+                reporter.phase(f"iteration {state.iteration + 1}/{config.num_iterations}")
+                told = True
+            if position == 0:
+                metrics = _sample_iteration(state, num_threads)
+            else:
+                done = (position - 1) * UPDATES_PER_STEP
+                metrics = _update(state, min(UPDATES_PER_STEP, config.num_updates - done))
+        state.step += 1
+        ended = state.step > 1 and (state.step - 1) % per_iteration == 0
+        if ended and state.iteration % config.test_every == 0:
+            metrics |= _test(state, num_threads)
+        reporter.advance(real_samples=state.real_samples, **metrics)
+        if on_step is not None:
+            on_step(state)
+
+
+def _update(state: MqlState, num: int) -> dict[str, float]:
+    """Some TD3 steps; the metrics of the last."""
+    metrics: dict[str, Tensor] = {}
+    config, replay = state.config, state.replay
+    for _ in range(num):
+        index = replay.draw(config.td3.batch_size, config.replay_size, state.generator)
+        batch = replay.episodes.batch(index[None], config.td3.history_length)  # all tasks as one
+        noise = torch.randn(batch.act.shape, generator=state.generator, dtype=torch.float32)
+        state.num_updates += 1
+        moves_actor = state.num_updates % config.td3.policy_delay == 0
+        metrics |= td3_step(state.agent, state.optimizers, batch, noise, moves_actor=moves_actor)
+    values = {name: float(value) for name, value in metrics.items()}
+    if broken := [name for name, value in values.items() if not math.isfinite(value)]:
+        raise FloatingPointError(
+            f"{broken[0]} is not finite after {state.num_updates} TD3 steps; the last checkpoint is sound. Try a "
+            "smaller `config.td3.learning_rate`"
+        )
+    return values
+
+
+def _test(state: MqlState, num_threads: int) -> dict[str, float]:
+    """A point of the learning curve: the test protocol on the test tasks."""
+    adapter = MqlAdapter(state.agent, state.replay, state.config)
+    return state.test(adapter, state.test_psi, state.config.num_test_samples, num_threads)
+
+
+# -- sampling -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class UniformActions:
+    """A policy that draws every action uniformly within its limits."""
+
+    bounds: ActionBounds
+
+    def actor(self, noise: Tensor, generators: Sequence[torch.Generator]) -> Act:
+        """See `Policy.actor`: the noise is standard normal, so that its distribution function is uniform."""
+        return lambda t, obs: self.bounds.from_unit(2 * torch.special.ndtr(noise[t]) - 1)
+
+
+def _sample_everything(state: MqlState, num_threads: int) -> dict[str, float]:
+    """The first samples of every training task."""
+    num_lanes = state.config.num_initial_steps // state.family.horizon
+    policy = UniformActions(state.family.action_bounds)
+    return _record(state, torch.arange(len(state.train_psi)), num_lanes, policy, num_threads)
+
+
+def _sample_iteration(state: MqlState, num_threads: int) -> dict[str, float]:
+    """The samples of an iteration."""
+    config = state.config
+    tasks = torch.randint(len(state.train_psi), (config.tasks_per_iteration,), generator=state.generator)
+    policy = policy_of(state.agent, config.td3.exploration_noise)
+    return _record(state, tasks, 1, policy, num_threads)
+
+
+def _record(
+    state: MqlState, tasks: Tensor, num_lanes: int, policy: Policy, num_threads: int
+) -> dict[str, float]:
+    """Real episodes of tasks (M,) into the replay; what is reported of them."""
+    family, psi, shape = state.family, state.train_psi[tasks], (len(tasks), num_lanes)
+    generators = spawn_generators(state.generator, len(tasks))
+    act = policy.actor(action_noise(family, shape, generators), generators)
+    rollout = simulate(family, psi, shape, act, generators, num_threads, sees=frozenset({"rewards"}))
+    at = psi.to(rollout.obs)[:, None, None]
+    reward = family.reward(at, rollout.obs, rollout.act, rollout.next_obs)
+    rows = rows_of(rollout, reward, family.action_bounds)
+    for task, row, position, is_sound in zip(tasks.tolist(), *rows, strict=True):
+        # the last step of a simulation that broke down is left out
+        state.replay.add(task, row[is_sound], position[is_sound])
+    state.real_samples += rollout.num_samples
+    returns = episode_returns(family, psi, rollout)
+    return {"return_real_noisy": float(returns[returns.isfinite()].mean())}
