@@ -15,7 +15,7 @@ from torch import Tensor
 
 from admrl.inner_loop.adaptation import Batch
 from policy_opt.advantage import gae
-from policy_opt.gaussian_policy import GaussianPolicy, gaussian_log_prob
+from policy_opt.policy import Policy
 from task_families.rollout import Rollout
 
 OBS_LIMIT, TIME_UNIT = 10.0, 100.0
@@ -61,7 +61,7 @@ def fit_baseline(features: Tensor, target: Tensor, ridge: float) -> Tensor:
 
 
 def make_batch(
-    policy: GaussianPolicy,
+    policy: Policy,
     theta: Tensor,
     obs: Tensor,
     rollout: Rollout,
@@ -96,8 +96,8 @@ def make_batch(
     advantage = normalized(advantage, weight)
     own, rows = policy.in_units(), obs.flatten(1, 2)
     act = policy.to_unit(rollout.act).flatten(1, 2)
-    mean, log_std = own.mean(theta, rows), own.log_std(theta)
-    return Batch(rows, act, advantage, weight, mean, log_std, gaussian_log_prob(mean, log_std[:, None], act))
+    old = own.distribution(theta, rows)
+    return Batch(rows, act, advantage, weight, old, old.log_prob(act))
 
 
 def normalized(advantage: Tensor, weight: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from admrl.evaluation.adapter import Act
 from admrl.inner_loop.adaptation import Batch
 from admrl.inner_loop.advantages import make_batch
 from admrl.inner_loop.config import InnerLoopConfig
+from policy_opt.categorical_policy import CategoricalPolicy
 from policy_opt.gaussian_policy import GaussianPolicy
+from policy_opt.policy import Policy
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout
 
@@ -34,12 +36,8 @@ class MetaPolicy(nn.Module):
         self.config, self.sees_psi, self.box = config, sees_psi, family.box
         self.gamma = family.gamma if config.gamma is None else config.gamma
         obs_size = family.obs_size + (family.box.size if sees_psi else 0)
-        bounds = family.action_bounds
-        policy = GaussianPolicy(obs_size, family.act_size, config.hidden_sizes)
-        self.policy = policy.with_action_units(
-            bounds.center.float(), (bounds.scale / config.action_scale).float()
-        )
-        theta = policy.init([generator])[0]
+        self.policy = make_policy(family, obs_size, config)
+        theta = self.policy.init([generator])[0]
         step_size = torch.full_like(theta, config.step_size)
         self.meta = nn.Parameter(torch.cat([theta, step_size]) if config.learn_step_sizes else theta)
         self.register_buffer("step_size", step_size, persistent=False)
@@ -77,6 +75,14 @@ class MetaPolicy(nn.Module):
         )
 
 
+def make_policy(family: TaskFamily, obs_size: int, config: InnerLoopConfig) -> Policy:
+    """One that chooses, where only the largest number of an action counts; else Gaussian, in units of the actions."""
+    if family.picks_largest:
+        return CategoricalPolicy(obs_size, family.act_size, config.hidden_sizes)
+    bounds, policy = family.action_bounds, GaussianPolicy(obs_size, family.act_size, config.hidden_sizes)
+    return policy.with_action_units(bounds.center.float(), (bounds.scale / config.action_scale).float())
+
+
 def told(obs: Tensor, known: Tensor) -> Tensor:
     """Observations (M, ..., S) with known (M, c) behind them."""
     shape = (len(known), *[1] * (obs.dim() - 2), known.shape[1])
@@ -91,17 +97,16 @@ def _nothing(num_tasks: int) -> Tensor:
 class AdaptedPolicy:
     """M stochastic policies; see `admrl.evaluation.adapter.Policy`."""
 
-    policy: GaussianPolicy
+    policy: Policy
     theta: Tensor  # (M, p)
     known: Tensor  # (M, c)
 
     def actor(self, noise: Tensor, generators: Sequence[torch.Generator]) -> Act:
         """See `Policy.actor`."""
-        deviation = self.policy.deviations(self.theta, noise)[0]  # (T, M, N, A)
-        mean = self.policy.mean_function(self.theta)
+        actor = self.policy.actor(self.theta, noise)
 
         @torch.no_grad()
         def act(t: int, obs: Tensor) -> Tensor:
-            return mean(told(obs, self.known)) + deviation[t]
+            return actor(t, told(obs, self.known))
 
         return act

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from admrl.inner_loop.adaptation import Batch, Loss, adapt, kl_from_old, log_prob, policy_loss
 from admrl.inner_loop.config import InnerLoss, Order
-from policy_opt.gaussian_policy import GaussianPolicy
+from policy_opt.policy import Policy
 from policy_opt.trpo import task_blocks
 
 
@@ -25,7 +25,7 @@ from policy_opt.trpo import task_blocks
 class MetaProblem:
     """M tasks, k + 1 phases; see the head of this page."""
 
-    policy: GaussianPolicy  # in its own units
+    policy: Policy  # in its own units
     batches: Sequence[Batch]  # k + 1
     inner_loss: InnerLoss
     order: Order

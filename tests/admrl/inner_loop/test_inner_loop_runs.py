@@ -219,7 +219,7 @@ def test_the_samples_of_an_iteration():
     assert [b.obs.shape for b in problem.batches] == [(3, 40, 2)] * 3
     path = problem.path(state.agent.meta.detach())
     for theta, batch in zip(path, problem.batches, strict=True):
-        torch.testing.assert_close(problem.policy.mean(theta, batch.obs), batch.mean, rtol=0, atol=1e-5)
+        torch.testing.assert_close(problem.policy.mean(theta, batch.obs), batch.old.mean, rtol=0, atol=1e-5)
         assert bool((batch.advantage.mean(1).abs() < 1e-5).all())
     assert not torch.allclose(path[0], path[1]) and set(metrics) == {
         "return_real_noisy",
