@@ -85,7 +85,7 @@ def make_batch(
     ended = rollout.terminated | rollout.truncated
     nothing = torch.zeros_like(reward)
     reward_to_go = gae(reward, nothing, nothing, ended, ended, gamma=gamma, gae_lambda=1.0)
-    features = baseline_features(obs, episode_times(ended))
+    features = baseline_features(rollout.obs, episode_times(ended))
     w = fit_baseline(features.flatten(1, 2), reward_to_go.flatten(1), ridge)
     value = torch.einsum("mntf,mf->mnt", features, w)
     advantage = gae(

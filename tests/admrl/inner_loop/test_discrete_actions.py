@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from admrl.baselines import check_adapter
-from admrl.inner_loop.adapter import InnerLoopAdapter
-from admrl.inner_loop.config import INNER_ALGORITHMS, preset_config
+from admrl.inner_loop.config import ALGORITHMS, preset_config
 from admrl.inner_loop.maml_trpo import gradient_and_metric
 from admrl.inner_loop.meta_problem import MetaProblem
-from admrl.inner_loop.training import new_inner_loop, sample_problem, train_inner_loop
+from admrl.inner_loop.training import make_adapter, new_inner_loop, sample_problem, train_inner_loop
 from policy_opt import CategoricalPolicy
 from task_families import make
 
@@ -23,14 +22,14 @@ def state_of(algorithm, **settings):
     )
 
 
-@pytest.mark.parametrize("algorithm", INNER_ALGORITHMS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_method_trains_on_a_bandit(algorithm):
     state = state_of(algorithm, num_adapt_samples=20)
     before = state.agent.meta.detach().clone()
     train_inner_loop(state)
     assert isinstance(state.agent.policy, CategoricalPolicy) and not torch.equal(state.agent.meta, before)
     assert len(state.curve) == 2 and state.real_samples == 2 * 3 * 2 * 20
-    assert len(check_adapter(InnerLoopAdapter(state.agent, name=algorithm), BANDIT)) == 7
+    assert len(check_adapter(make_adapter(algorithm, state.agent, algorithm), BANDIT)) == 7
 
 
 def test_samples_are_choices_of_the_policies_that_acted():

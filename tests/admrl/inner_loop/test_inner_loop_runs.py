@@ -18,7 +18,6 @@ from admrl.cli import main
 from admrl.config.plain_data import from_dict
 from admrl.evaluation.adapter import tasks_for
 from admrl.inner_loop.adaptation import gradients, policy_loss
-from admrl.inner_loop.adapter import InnerLoopAdapter
 from admrl.inner_loop.config import (
     ALGORITHMS,
     InnerLoopConfig,
@@ -27,7 +26,7 @@ from admrl.inner_loop.config import (
     preset_config,
 )
 from admrl.inner_loop.run import InnerLoopRun
-from admrl.inner_loop.training import new_inner_loop, sample_problem, train_inner_loop
+from admrl.inner_loop.training import make_adapter, new_inner_loop, sample_problem, train_inner_loop
 from admrl.jobs.interruption import Interrupted, deferred_signals
 from admrl.jobs.reporter import Silent
 from admrl.run_kinds import load_any_run
@@ -58,7 +57,7 @@ def adapter_of(algorithm="maml-trpo", **settings):
     config = replace(
         preset_config("smoke", "point_robot", algorithm), step_size=2.0, action_scale=1.0, **settings
     )
-    return InnerLoopAdapter(new_inner_loop(FAMILY, algorithm, config, 0).agent, name=algorithm)
+    return make_adapter(algorithm, new_inner_loop(FAMILY, algorithm, config, 0).agent, algorithm)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -172,9 +171,9 @@ def test_a_stage_is_whole_inner_steps_and_each_has_fresh_samples():
     observe = adapter.observe
 
     def noticed(experience):
-        before = adapter._theta
+        before, acting = adapter._theta, adapter.adapted()
         observe(experience)
-        batch = adapter._agent.batch(before, adapter._known, experience.rollout, experience.reward)
+        batch = adapter._agent.batch(acting, experience.rollout, experience.reward)
         g = gradients(policy_loss(adapter._agent.policy.in_units(), batch, "likelihood_ratio"))(before)
         size = 1.0 if seen else 2.0
         torch.testing.assert_close(adapter._theta, before - size * g, rtol=0, atol=1e-6)
