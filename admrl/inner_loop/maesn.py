@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -51,8 +51,8 @@ class LatentBatch(Batch):
         weight = batch.weight.view(*lanes, -1)[..., 0]
         weight = weight / weight.sum(1, keepdim=True)
         advantage = normalized(batch.advantage.view(*lanes, -1)[..., 0], weight)
-        parts = (getattr(batch, f.name) for f in fields(batch))
-        return cls(*parts, eps, z, advantage, weight)
+        steps: dict[str, Any] = {f.name: getattr(batch, f.name) for f in fields(batch)}
+        return cls(**steps, eps=eps, z=z, first_advantage=advantage, first_weight=weight)
 
     def with_latent(self, z: Tensor) -> Tensor:
         """Observations (M, R, S + L) with z (M, N, L) in place of the one that acted."""

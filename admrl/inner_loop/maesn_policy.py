@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from admrl.evaluation.adapter import Act, AdapterError, Experience, Exploration, Tasks
 from admrl.evaluation.method_run import TASK_SEED
+from admrl.inner_loop.adaptation import gradients
 from admrl.inner_loop.adapter import check_stages
 from admrl.inner_loop.config import InnerLoopConfig
 from admrl.inner_loop.maesn import LatentBatch, LatentProblem, latent_loss
@@ -170,7 +171,8 @@ class MaesnAdapter:
         batch = self._agent.batch(self._acting, experience.rollout, experience.reward)
         late = max(0, self._num_steps + 1 - config.latent.num_full_steps)
         alpha = config.later_step_factor**late * self._agent.alpha()[self._agent.policy.num_params :]
-        gradient = torch.func.grad(lambda x: latent_loss(*x.chunk(2, dim=1), batch).sum())(self._latent)
+        size = self._agent.size
+        gradient = gradients(lambda x: latent_loss(x[:, :size], x[:, size:], batch))(self._latent)
         self._latent = self._latent - alpha * gradient
         self._num_steps += 1
 
