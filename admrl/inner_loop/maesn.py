@@ -12,7 +12,8 @@ and KL' are functions of theta', mu' and l'. The outer update is MAML-TRPO's, of
 once. In a test theta stays (`admrl.inner_loop.maesn_policy`).
 
 Differs from the released code: z of the inner steps is data for theta', too, and not a function of mu and l; A_0 has
-mean 0 and standard deviation 1 over a task's episodes; hidden layers are tanh, not ReLU.
+mean 0 and standard deviation 1 over a task's episodes; the baseline of A sees z, that of A_0 does not (there neither
+does); hidden layers are tanh, not ReLU.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ class LatentBatch(Batch):
     first_weight: Tensor  # (M, N), sums to 1 for every task
 
     @classmethod
-    def make(cls, batch: Batch, eps: Tensor, z: Tensor) -> LatentBatch:
-        """Of the samples of lanes with these z."""
+    def make(cls, batch: Batch, advantage: Tensor, eps: Tensor, z: Tensor) -> LatentBatch:
+        """Of the samples of lanes with these z, and their advantages (M, R) by a baseline that does not see z."""
         lanes = z.shape[:2]
         weight = batch.weight.view(*lanes, -1)[..., 0]
         weight = weight / weight.sum(1, keepdim=True)
-        advantage = normalized(batch.advantage.view(*lanes, -1)[..., 0], weight)
+        first = normalized(advantage.view(*lanes, -1)[..., 0], weight)
         steps: dict[str, Any] = {f.name: getattr(batch, f.name) for f in fields(batch)}
-        return cls(**steps, eps=eps, z=z, first_advantage=advantage, first_weight=weight)
+        return cls(**steps, eps=eps, z=z, first_advantage=first, first_weight=weight)
 
     def with_latent(self, z: Tensor) -> Tensor:
         """Observations (M, R, S + L) with z (M, N, L) in place of the one that acted."""

@@ -18,6 +18,7 @@ from admrl.evaluation.adapter import Act, AdapterError, Experience, Exploration,
 from admrl.evaluation.method_run import TASK_SEED
 from admrl.inner_loop.adaptation import gradients
 from admrl.inner_loop.adapter import check_stages
+from admrl.inner_loop.advantages import advantages
 from admrl.inner_loop.config import InnerLoopConfig
 from admrl.inner_loop.maesn import LatentBatch, LatentProblem, latent_loss
 from admrl.inner_loop.meta_policy import AdaptedPolicy, make_policy
@@ -33,7 +34,7 @@ class MaesnPolicy(nn.Module):
     train_psi: Tensor  # (N, k)
 
     def __init__(self, family: TaskFamily, config: InnerLoopConfig, generator: torch.Generator) -> None:
-        """All distributions begin as N(0, I)."""
+        """The distributions begin with sigma 1 and means drawn from N(0, I), as released."""
         super().__init__()
         self.config, self.size = config, config.latent.size
         self.gamma = family.gamma if config.gamma is None else config.gamma
@@ -45,8 +46,9 @@ class MaesnPolicy(nn.Module):
         learned[: len(theta)] = float(config.latent.adapt_policy and config.learn_step_sizes)
         self.register_buffer("learned", learned, persistent=False)
         self.register_buffer("train_psi", training_tasks(family, config.latent.num_tasks), persistent=False)
-        latents = theta.new_zeros(2 * self.size * len(self.train_psi))
-        self.meta = nn.Parameter(torch.cat([theta, alpha, latents]))
+        mean = torch.randn(len(self.train_psi), self.size, generator=generator, dtype=theta.dtype)
+        latents = torch.cat([mean, torch.zeros_like(mean)], dim=1)
+        self.meta = nn.Parameter(torch.cat([theta, alpha, latents.flatten()]))
 
     def theta(self, num_tasks: int) -> Tensor:
         """Every task's policy (M, p), a copy."""
@@ -75,8 +77,11 @@ class MaesnPolicy(nn.Module):
 
     def batch(self, acting: LanePolicy, rollout: Rollout, reward: Tensor) -> LatentBatch:
         """What the policies that acted learn from their rollout."""
-        batch = acting.batch(rollout, reward, self.gamma, self.config)
-        return LatentBatch.make(batch, acting.eps, acting.known)
+        config = self.config
+        batch = acting.batch(rollout, reward, self.gamma, config)
+        settings = {"gamma": self.gamma, "gae_lambda": config.gae_lambda, "ridge": config.ridge}
+        first, _ = advantages(rollout.obs, rollout, reward, **settings)
+        return LatentBatch.make(batch, first, acting.eps, acting.known)
 
     def problem(self, batches: Sequence[LatentBatch], index: Tensor) -> LatentProblem:
         """Of the samples of an iteration."""

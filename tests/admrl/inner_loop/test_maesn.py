@@ -60,7 +60,7 @@ def test_a_latent_batch_has_one_advantage_an_episode():
     weight = torch.tensor([[1.0, 1, 1, 1, 0, 1]], dtype=DOUBLE) / 5
     obs = torch.zeros(1, 6, 3, dtype=DOUBLE)
     z = torch.tensor([[[0.5], [-1.0], [2.0]]], dtype=DOUBLE)
-    batch = LatentBatch.make(Batch(obs, obs, rows, weight, None, rows), 2 * z, z)
+    batch = LatentBatch.make(Batch(obs, obs, 0 * rows, weight, None, rows), rows, 2 * z, z)
     assert batch.first_weight.tolist() == [[0.5, 0.5, 0.0]]
     assert batch.first_advantage[0, :2].tolist() == pytest.approx([-1, 1], abs=1e-7)
     new = batch.with_latent(10 * z)
@@ -98,9 +98,8 @@ def problem_of(*, adapt_policy, num_steps=1, learn_policy_steps=True, kl_weight=
         old = POLICY.distribution(theta, obs)
         act = old.mean + old.log_std.exp() * luck
         weight = torch.full_like(advantage, 1 / (LANES * STEPS))
-        batches.append(
-            LatentBatch.make(Batch(obs, act, advantage, weight, old, old.log_prob(act)), eps, lanes.known)
-        )
+        steps = Batch(obs, act, advantage, weight, old, old.log_prob(act))
+        batches.append(LatentBatch.make(steps, advantage, eps, lanes.known))
         at = at - alpha * gradients(problem.loss(batches[-1]))(at)
     return meta, replace(problem, batches=batches)
 
