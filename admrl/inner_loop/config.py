@@ -63,8 +63,9 @@ class LatentConfig:
     """alpha of means and log deviations at first; it is learned. MAESN: 0.5 or 1."""
     kl_weight: float = field(default=0.1, metadata={"range": (0, 1e6)})
     """Of KL(N(mu_i, sigma_i) || N(0, I)) before adaptation, mean over tasks. MAESN: 0.1 or 0.5."""
-    adapt_policy: bool = True
-    """Training: the policy's weights take inner steps, too, of `step_size`; in a test they never do. MAESN: yes."""
+    adapt_policy: bool = False
+    """Training: the policy's weights take inner steps, too, of `step_size`; in a test they never do. In MAESN's
+    equations they do, in its released launcher not (`param_deg` 0)."""
     num_full_steps: int = field(default=2, metadata={"range": (1, 1_000_000)})
     """Test: steps of the learned size; each later one is `later_step_factor` times the one before. MAESN: 2."""
 
@@ -149,6 +150,8 @@ def preset_config(preset: str, family: str, algorithm: str) -> InnerLoopConfig:
         config = replace(config, num_iterations=100, meta_batch=20, num_episodes=10, test_every=5)
         if family in ("point_robot", "sparse_point_robot"):
             config = _laptop_point(config)
+            if algorithm == "maesn":  # batches of 50 episodes, as released
+                config = replace(config, num_episodes=50, num_adapt_samples=1000)
         if family == "bernoulli_bandit_5":  # logits of which one step can prefer an arm
             config = replace(config, num_iterations=50, step_size=5.0)
     if preset == "smoke":

@@ -102,7 +102,7 @@ def content(run):
     return tensors, (run.path / "curve.json").read_bytes(), [row[:2] + row[3:] for row in rows]
 
 
-@pytest.mark.parametrize("algorithm", ["promp", "maml-trpo"])
+@pytest.mark.parametrize("algorithm", ["promp", "maml-trpo", "maesn"])
 @pytest.mark.parametrize("num_done", [1, 2])
 def test_an_interrupted_training_goes_on_bit_identically(tmp_path, algorithm, num_done):
     whole = trained(tmp_path / "whole", algorithm, num_iterations=3)
@@ -115,7 +115,7 @@ def test_an_interrupted_training_goes_on_bit_identically(tmp_path, algorithm, nu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["promp", "maml-trpo"])
+@pytest.mark.parametrize("algorithm", ["promp", "maml-trpo", "maesn"])
 def test_a_killed_training_goes_on_bit_identically(tmp_path, algorithm):
     """kill -9, in whatever instant, of the command."""
     whole, path = trained(tmp_path / "whole", algorithm, num_iterations=40), tmp_path / "killed"
