@@ -1,7 +1,8 @@
 """Settings of the inner-loop methods and their presets. Free of torch, so that the command line can describe them.
 
 `preset_config(preset, family, algorithm)`: `paper` has the sizes of ProMP's released run scripts, for MAML those of
-AdMRL's comparison; `laptop` and `smoke` are ours. [ours] marks a number that no paper states.
+AdMRL's comparison, for MAESN those of its release; `laptop` and `smoke` are ours. [ours] marks a number that no paper
+states.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ class InnerLoopConfig:
     step_size: float = field(default=0.1, metadata={"range": (0, 1e3)})
     """alpha, of all parameters at first. ProMP: 0.1; 0.05 where the dynamics differ; MAML's 2-D navigation: 0.5."""
     learn_step_sizes: bool = False
-    """Whether every parameter's alpha is learned with theta (Meta-SGD). ProMP's default: no."""
+    """Whether every parameter's alpha is learned with theta (Meta-SGD); in MAESN those of the latent always are.
+    ProMP's default: no."""
     order: Order = "second"
     """first: the outer gradient takes inner gradients for constants. All papers here: second."""
     inner_loss: InnerLoss = "likelihood_ratio"
@@ -103,7 +105,7 @@ class InnerLoopConfig:
     num_adapt_samples: int = field(default=2000, metadata={"range": (1, 10_000_000)})
     """Test: real samples of an inner step. AdMRL scores after 2000, 4000 and 6000: 1, 2 and 3 steps."""
     later_step_factor: float = field(default=0.5, metadata={"range": (0, 1e3)})
-    """Test: of alpha in every step after the first. MAML: 0.5."""
+    """Test: of alpha in every step after the first. MAML: 0.5. In MAESN see `latent.num_full_steps`."""
     num_test_tasks: int = field(default=20, metadata={"range": (1, 10_000)})
     """Tasks of the learning curve: the published test tasks, at most so many, or drawn once. [ours]"""
     test_every: int = field(default=10, metadata={"range": (1, 1_000_000)})
@@ -142,7 +144,8 @@ def paper_config(family: str, algorithm: str) -> InnerLoopConfig:
 def preset_config(preset: str, family: str, algorithm: str) -> InnerLoopConfig:
     """The settings that a user then changes.
 
-    laptop [ours]: the paper's with 20 tasks x 10 episodes and 100 outer updates; the point robots have their own.
+    laptop [ours]: the paper's with 20 tasks x 10 episodes and 100 outer updates; the point robots and the bandit with
+    five arms have their own.
     smoke: seconds.
     """
     config = paper_config(family, algorithm)

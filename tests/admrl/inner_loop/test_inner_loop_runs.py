@@ -324,3 +324,6 @@ def test_the_papers_numbers():
     )
     assert paper_config("ant2d", "maml-mt") == maml
     assert np.isclose(maml.trpo.max_kl, 0.01) and maml.num_adapt_samples == 2000
+    maesn = paper_config("ant_goal", "maesn")
+    assert (maesn.meta_batch, maesn.num_episodes, maesn.num_iterations) == (20, 50, 500)
+    assert (maesn.latent.size, maesn.latent.step_size, maesn.latent.kl_weight) == (2, 1.0, 0.1)
