@@ -1,8 +1,8 @@
 """MAESN (Gupta et al. 2018): a latent z, held for an episode, explores; the inner step moves its distribution.
 
     a ~ pi_theta(. | s, z),  z ~ N(mu_i, sigma_i^2) once an episode,  l_i = log sigma_i      i a training task
-    mu' = mu_i - alpha_mu o d_mu l,   l' = l_i - alpha_l o d_l l,   theta' = theta - alpha_theta o d_theta l
-    l   = - mean_episodes log N(z; mu, sigma) A_0  -  mean_steps log pi_theta(a | s, z) A
+    mu' = mu_i - alpha_mu o d_mu J,  l' = l_i - alpha_l o d_l J,  theta' = theta - alpha_theta o d_theta J
+    J   = - mean_episodes log N(z; mu, sigma) A_0  -  mean_steps log pi_theta(a | s, z) A
     maximise    mean_i [ L'(theta', mu'_i, l'_i) - w KL(N(mu_i, sigma_i) || N(0, I)) ]
     subject to  mean_i KL' <= max_kl
 
@@ -116,7 +116,7 @@ class LatentProblem(MetaProblem):
         return torch.cat([of_theta[:, :p].sum(0), self.learned * of_step_size.sum(0), own.flatten()])
 
     def loss(self, batch: Batch) -> Loss:
-        """See `MetaProblem`; l of the head of this page."""
+        """See `MetaProblem`; J of the head of this page."""
         assert isinstance(batch, LatentBatch)
 
         def total(x: Tensor) -> Tensor:
