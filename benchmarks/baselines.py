@@ -39,7 +39,7 @@ from admrl.inner_loop.maml_trpo import maml_trpo_step
 from admrl.inner_loop.meta_problem import MetaProblem
 from admrl.inner_loop.promp import promp_step
 from dynamics import onednn
-from policy_opt.gaussian_policy import GaussianPolicy, gaussian_log_prob
+from policy_opt.gaussian_policy import GaussianPolicy
 from task_families import make
 
 ROWS, WIDTH = 2560, 300
@@ -79,10 +79,9 @@ def outer_problem() -> tuple[torch.Tensor, MetaProblem]:
     weight = torch.full((TASKS, SAMPLES), 1 / SAMPLES)
     for _ in range(2):
         obs, advantage = torch.randn(TASKS, SAMPLES, 21, generator=generator).split([20, 1], -1)
-        mean, log_std = POLICY.mean(at, obs), POLICY.log_std(at)
-        act = mean + torch.randn(mean.shape, generator=generator)
-        log_prob = gaussian_log_prob(mean, log_std[:, None], act)
-        batches.append(Batch(obs, act, advantage[..., 0], weight, mean, log_std, log_prob))
+        old = POLICY.distribution(at, obs)
+        act = old.mean + torch.randn(old.mean.shape, generator=generator)
+        batches.append(Batch(obs, act, advantage[..., 0], weight, old, old.log_prob(act)))
         before = MetaProblem(POLICY, [*batches, batches[-1]], "log_likelihood", "second", step_size)
         at = before.path(theta)[-1].detach()
     return theta, MetaProblem(POLICY, batches, "log_likelihood", "second", step_size)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from policy_opt.advantage import gae
+    from policy_opt.categorical_policy import CategoricalPolicy
     from policy_opt.config import TrpoConfig, ValueConfig
     from policy_opt.curvature import fisher_vp, gauss_newton_vp, hessian_operator, hvp, policy_hessian
     from policy_opt.gaussian_mlp_rop import gaussian_mlp_policy_hessian
@@ -65,6 +66,7 @@ _EXPORTS = {
     "root_jvp": "implicit",
     "custom_root": "implicit",
     "GaussianPolicy": "gaussian_policy",
+    "CategoricalPolicy": "categorical_policy",
     "ValueFunction": "value",
     "gae": "advantage",
     "trpo_step": "trpo",

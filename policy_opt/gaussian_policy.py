@@ -8,16 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from policy_opt.mlp import Mlp
+from policy_opt.policy import ActionDistribution, Policy
 
 
 @dataclass(frozen=True, eq=False)
-class GaussianPolicy:
+class GaussianPolicy(Policy):
     """pi_theta(a | s) = N(mean_theta(s), diag(exp(2 log_std))).
 
     theta is the network's flat parameters, then log_std (A) unless it is fixed. Observations are normalised
@@ -36,33 +36,10 @@ class GaussianPolicy:
     act_center: Tensor | None = None  # (A,); None: 0
     act_scale: Tensor | None = None  # (A,) above 0; None: 1
 
-    @cached_property
-    def mlp(self) -> Mlp:
-        """The network of the mean."""
-        return Mlp((self.obs_size, *self.hidden_sizes, self.act_size))
-
     @property
     def num_params(self) -> int:
         """p"""
         return self.mlp.num_params + (self.act_size if self.fixed_log_std is None else 0)
-
-    def to(self, device: torch.device | str) -> GaussianPolicy:
-        """The same policy shape with its numbers on a device."""
-
-        def moved(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.to(device)
-
-        return replace(
-            self,
-            obs_mean=moved(self.obs_mean),
-            obs_std=moved(self.obs_std),
-            act_center=moved(self.act_center),
-            act_scale=moved(self.act_scale),
-        )
-
-    def with_normalizer(self, mean: Tensor, std: Tensor) -> GaussianPolicy:
-        """The same policy shape with another observation normaliser (S,) or (M, S)."""
-        return replace(self, obs_mean=mean, obs_std=std)
 
     def with_action_units(self, center: Tensor, scale: Tensor) -> GaussianPolicy:
         """The same policy shape with actions in units of scale (A,) from center (A,)."""
@@ -88,13 +65,6 @@ class GaussianPolicy:
         if self.fixed_log_std is None:
             theta = torch.cat([theta, theta.new_zeros(len(theta), self.act_size)], dim=-1)
         return theta
-
-    def normalize(self, obs: Tensor) -> Tensor:
-        """obs (M, ..., S) -> the network's input, the same shape."""
-        if self.obs_mean is None or self.obs_std is None:
-            return obs
-        shape = (-1, *([1] * (obs.dim() - 2)), self.obs_size)
-        return (obs - self.obs_mean.to(obs).view(shape)) / self.obs_std.to(obs).view(shape)
 
     def mean(self, theta: Tensor, obs: Tensor) -> Tensor:
         """theta (M, p), obs (M, ..., S) -> (M, ..., A)."""
@@ -139,6 +109,16 @@ class GaussianPolicy:
         unit = self.in_units()
         return (self.to_unit(act) - unit.mean(theta, obs)) / _align(unit.log_std(theta).exp(), obs)
 
+    def actor(self, theta: Tensor, noise: Tensor) -> Callable[[int, Tensor], Tensor]:
+        """See `Policy`."""
+        deviation = self.deviations(theta, noise)[0]  # (T, M, ..., A)
+        mean = self.mean_function(theta)
+        return lambda t, obs: mean(obs) + deviation[t]
+
+    def distribution(self, theta: Tensor, x: Tensor) -> Gaussians:
+        """See `Policy`."""
+        return Gaussians(self.mlp(theta[:, : self.mlp.num_params], x), self.log_std(theta)[:, None])
+
     def log_prob(self, theta: Tensor, obs: Tensor, act: Tensor) -> Tensor:
         """log pi_theta(act | obs): (M, ..., S), (M, ..., A) -> (M, ...)."""
         mean, log_std = self.in_units().mean(theta, obs), _align(self.log_std(theta), obs)
@@ -162,6 +142,43 @@ class GaussianPolicy:
         """Differential entropy, nats, the same in every state: (M, p) -> (M,)."""
         entropy = self.log_std(theta).sum(-1) + 0.5 * self.act_size * (1 + math.log(2 * math.pi))
         return -self._in_own_units(-entropy)
+
+    def fisher_product(self, theta: Tensor, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """See `Policy`.
+
+            F = mean_s J(s)' diag(1 / sigma^2) J(s)  for the network,   2 I  for log_std
+
+        with J the Jacobian of the mean at cached activations.
+        """
+        num_net = self.mlp.num_params
+        jvp, vjp = self.mlp.linearize(theta[:, :num_net], x)
+        precision = torch.exp(-2 * self.log_std(theta))[:, None] / x.shape[1]
+
+        def product(v: Tensor) -> Tensor:
+            net = vjp(jvp(v[:, :num_net]) * precision)
+            return torch.cat([net, 2 * v[:, num_net:]], dim=-1)
+
+        return product
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussians(ActionDistribution):
+    """See `ActionDistribution`; in units of the policy."""
+
+    mean: Tensor  # (M, R, A)
+    log_std: Tensor  # (M, 1, A)
+
+    def log_prob(self, act: Tensor) -> Tensor:
+        """See `ActionDistribution`."""
+        return gaussian_log_prob(self.mean, self.log_std, act)
+
+    def kl(self, new: Self) -> Tensor:
+        """See `ActionDistribution`."""
+        return gaussian_kl(self.mean, self.log_std, new.mean, new.log_std)
+
+    def entropy(self) -> Tensor:
+        """See `ActionDistribution`."""
+        return self.log_std.sum(-1) + 0.5 * self.log_std.shape[-1] * (1 + math.log(2 * math.pi))
 
 
 def gaussian_log_prob(mean: Tensor, log_std: Tensor, act: Tensor) -> Tensor:

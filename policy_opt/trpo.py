@@ -1,6 +1,6 @@
 """Trust-region policy optimisation (Schulman et al. 2015), batched over tasks.
 
-    maximise  L(theta) = E[ pi_theta(a|s) / pi_old(a|s) * A(s, a) ] + beta * entropy(theta)
+    maximise  L(theta) = E[ pi_theta(a|s) / pi_old(a|s) * A(s, a) ] + beta * E[ entropy(theta) ]
     subject to  E[ KL(pi_old || pi_theta) ] <= max_kl
 
     g = grad L,   x = (F + damping I)^-1 g  by conjugate gradients,   step = x sqrt(2 max_kl / x'(F + damping I)x)
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from policy_opt.config import TrpoConfig
-from policy_opt.gaussian_policy import GaussianPolicy, gaussian_kl, gaussian_log_prob
 from policy_opt.linear_solve import conjugate_gradient
+from policy_opt.policy import Policy
 
 # Tasks are updated one after another in blocks of about this many states: on a CPU the activations of a larger
 # block leave the cache (36 tasks of 10 000 states at once: 2.4 times the time of 36 calls).
@@ -38,7 +38,7 @@ class TrpoReport:
 
 
 def trpo_step(
-    policy: GaussianPolicy,
+    policy: Policy,
     theta: Tensor,
     obs: Tensor,
     act: Tensor,
@@ -75,21 +75,19 @@ def task_blocks(theta: Tensor, num_states: int) -> list[slice]:
 
 
 def _step_block(
-    policy: GaussianPolicy, theta: Tensor, obs: Tensor, act: Tensor, advantage: Tensor, config: TrpoConfig
+    policy: Policy, theta: Tensor, obs: Tensor, act: Tensor, advantage: Tensor, config: TrpoConfig
 ) -> tuple[Tensor, TrpoReport]:
     advantage = (advantage - advantage.mean(1, keepdim=True)) / advantage.std(1, keepdim=True).clamp(min=1e-8)
     x = policy.normalize(obs)
-    num_net = policy.mlp.num_params
     with torch.no_grad():
-        mean_old = policy.mlp(theta[:, :num_net], x)
-        log_std_old = policy.log_std(theta)[:, None]
-        log_prob_old = gaussian_log_prob(mean_old, log_std_old, act)
+        old = policy.distribution(theta, x)
+        log_prob_old = old.log_prob(act)
 
     def surrogate_and_kl(candidate: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_std = policy.mlp(candidate[:, :num_net], x), policy.log_std(candidate)[:, None]
-        ratio = torch.exp(gaussian_log_prob(mean, log_std, act) - log_prob_old)
-        surrogate = (ratio * advantage).mean(1) + config.entropy_bonus * policy.entropy(candidate)
-        return surrogate, gaussian_kl(mean_old, log_std_old, mean, log_std).mean(1)
+        new = policy.distribution(candidate, x)
+        ratio = torch.exp(new.log_prob(act) - log_prob_old)
+        surrogate = (ratio * advantage).mean(1) + config.entropy_bonus * new.entropy().mean(1)
+        return surrogate, old.kl(new).mean(1)
 
     leaf = theta.detach().requires_grad_()
     with torch.enable_grad():
@@ -138,22 +136,10 @@ def _line_search(
 
 
 def fisher_product(
-    policy: GaussianPolicy, theta: Tensor, x: Tensor, fraction: float = 1.0
+    policy: Policy, theta: Tensor, x: Tensor, fraction: float = 1.0
 ) -> Callable[[Tensor], Tensor]:
-    """v (M, p) -> F v, the exact Fisher matrix of the Gaussian policy averaged over inputs x (M, R, S).
+    """v (M, p) -> F v, the policies' exact Fisher matrices averaged over inputs x (M, R, S), already normalised.
 
-        F = mean_s J(s)' diag(1 / sigma^2) J(s)  for the network,   2 I  for log_std
-
-    with J the Jacobian of the mean at cached activations. x is already normalised.
+    fraction: of the states, evenly spaced.
     """
-    stride = max(1, round(1 / fraction))
-    x = x[:, ::stride]
-    num_net = policy.mlp.num_params
-    jvp, vjp = policy.mlp.linearize(theta[:, :num_net], x)
-    precision = torch.exp(-2 * policy.log_std(theta))[:, None] / x.shape[1]
-
-    def product(v: Tensor) -> Tensor:
-        net = vjp(jvp(v[:, :num_net]) * precision)
-        return torch.cat([net, 2 * v[:, num_net:]], dim=-1)
-
-    return product
+    return policy.fisher_product(theta, x[:, :: max(1, round(1 / fraction))])

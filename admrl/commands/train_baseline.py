@@ -51,8 +51,8 @@ class BaselineOptions(Command):
     """What every baseline is told."""
 
     algorithm: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="ALGORITHM")] = None
-    """pearl, crl, sac, mt-joint, pearl-mt; maml-trpo, maml-ppo, promp, maml-mt; macaw; rl2; mql. Settings
-    follow the name."""
+    """pearl, crl, sac, mt-joint, pearl-mt; maml-trpo, maml-ppo, promp, maml-mt, maesn; macaw; rl2; mql.
+    Settings follow the name."""
     family: str = "point_robot"
     """Task family, or your own: FILE.py:NAME, MODULE:NAME, or a name that an installed package has registered."""
     preset: str = "laptop"
@@ -186,7 +186,8 @@ class BaselineOptions(Command):
 
 @dataclass(frozen=True)
 class TrainBaseline(BaselineOptions):
-    """Meta-train a baseline: PEARL, CRL, multi-task SAC, MT-joint, PEARL-MT; MAML (TRPO, PPO, MT), ProMP; MACAW; MQL.
+    """Meta-train a baseline: PEARL, CRL, multi-task SAC, MT-joint, PEARL-MT; MAML (TRPO, PPO, MT), ProMP, MAESN;
+    MACAW; RL2; MQL.
 
     Its run folder works in `admrl evaluate`, `heatmap` and `compare` like any other. See docs/baselines.md.
     """
@@ -208,7 +209,7 @@ class TrainBaseline(BaselineOptions):
 
 @dataclass(frozen=True)
 class TrainInnerLoop(BaselineOptions):
-    """Meta-train a policy that adapts by policy-gradient steps: MAML-TRPO, MAML-PPO, ProMP, or MAML-MT.
+    """Meta-train a policy that adapts by policy-gradient steps: MAML-TRPO, MAML-PPO, ProMP, MAML-MT or MAESN.
 
     Its run folder works in `admrl evaluate`, `heatmap` and `compare` like any other. See docs/baselines.md.
     """

@@ -13,6 +13,7 @@ METHODS = {
         "maml-ppo": "MAML-PPO",
         "promp": "ProMP",
         "maml-mt": "MAML-MT",
+        "maesn": "MAESN",
     },
     "offline": {"macaw": "MACAW"},
     "recurrent": {"rl2": "RL2"},

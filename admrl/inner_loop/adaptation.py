@@ -14,13 +14,14 @@ derivative (ProMP, Rothfuss et al. 2019, section 4). alpha is a number for each 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from admrl.inner_loop.config import InnerLoss, Order
-from policy_opt.gaussian_policy import GaussianPolicy, gaussian_kl, gaussian_log_prob
+from policy_opt.policy import ActionDistribution, Policy
 
 Loss = Callable[[Tensor], Tensor]  # theta (M, p) -> (M,), each task's of its own row alone
 
@@ -33,13 +34,14 @@ class Batch:
     act: Tensor  # (M, R, A) in units of the policy
     advantage: Tensor  # (M, R)
     weight: Tensor  # (M, R), sums to 1 for every task: what a mean over its samples is
-    mean: Tensor  # (M, R, A) of the policies that acted
-    log_std: Tensor  # (M, A)
-    log_prob: Tensor  # (M, R)
+    old: ActionDistribution  # of the policies that acted
+    log_prob: Tensor  # (M, R) of act
 
     def tasks(self, index: slice) -> Batch:
         """The samples of some tasks."""
-        return Batch(*(getattr(self, f.name)[index] for f in fields(self)))
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        kept: dict[str, Any] = {name: x[index] for name, x in held.items() if isinstance(x, Tensor)}
+        return replace(self, **kept, old=self.old.tasks(index))
 
 
 def inner_loss(kind: InnerLoss, log_prob: Tensor, batch: Batch) -> Tensor:
@@ -50,20 +52,19 @@ def inner_loss(kind: InnerLoss, log_prob: Tensor, batch: Batch) -> Tensor:
     return -(weights * torch.exp(log_prob - batch.log_prob)).sum(1)
 
 
-def policy_loss(policy: GaussianPolicy, batch: Batch, kind: InnerLoss) -> Loss:
+def policy_loss(policy: Policy, batch: Batch, kind: InnerLoss) -> Loss:
     """`inner_loss` as a function of the parameters."""
     return lambda theta: inner_loss(kind, log_prob(policy, theta, batch), batch)
 
 
-def log_prob(policy: GaussianPolicy, theta: Tensor, batch: Batch) -> Tensor:
+def log_prob(policy: Policy, theta: Tensor, batch: Batch) -> Tensor:
     """log pi_theta(a|s) of a batch: (M, p) -> (M, R)."""
-    return gaussian_log_prob(policy.mean(theta, batch.obs), policy.log_std(theta)[:, None], batch.act)
+    return policy.distribution(theta, batch.obs).log_prob(batch.act)
 
 
-def kl_from_old(policy: GaussianPolicy, theta: Tensor, batch: Batch) -> Tensor:
+def kl_from_old(policy: Policy, theta: Tensor, batch: Batch) -> Tensor:
     """Mean KL(pi_old || pi_theta) over a batch, nats: (M, p) -> (M,)."""
-    mean, log_std = policy.mean(theta, batch.obs), policy.log_std(theta)[:, None]
-    return (batch.weight * gaussian_kl(batch.mean, batch.log_std[:, None], mean, log_std)).sum(1)
+    return (batch.weight * batch.old.kl(policy.distribution(theta, batch.obs))).sum(1)
 
 
 def gradients(loss: Loss) -> Callable[[Tensor], Tensor]:

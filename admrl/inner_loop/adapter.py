@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from admrl.evaluation.adapter import AdapterError, Experience, Exploration, Policy, Tasks
+from admrl.evaluation.adapter import AdapterError, Experience, Exploration, Tasks
 from admrl.inner_loop.adaptation import gradients, policy_loss
-from admrl.inner_loop.config import check_budget
-from admrl.inner_loop.meta_policy import MetaPolicy
+from admrl.inner_loop.config import InnerLoopConfig, check_budget
+from admrl.inner_loop.meta_policy import AdaptedPolicy, MetaPolicy
 
 
 class InnerLoopAdapter:
@@ -33,11 +33,7 @@ class InnerLoopAdapter:
         Raises:
             AdapterError: policies would be scored in the middle of a step.
         """
-        for earlier, n in zip(tasks.sample_counts, tasks.sample_counts[1:], strict=False):
-            try:
-                check_budget(self._agent.config, 1, n - earlier)
-            except ValueError as error:
-                raise AdapterError(str(error)) from None
+        check_stages(self._agent.config, tasks)
         self._num_episodes = self._agent.config.num_adapt_samples // tasks.family.horizon
         known = torch.zeros(len(tasks), 0, dtype=torch.float32)
         self._known = self._agent.known(tasks.psi) if self._agent.sees_psi else known
@@ -52,15 +48,15 @@ class InnerLoopAdapter:
         theta = self._present()
         if experience.reward is None:
             raise AdapterError(f"{self.name}: needs rewards")
-        batch = self._agent.batch(theta, self._known, experience.rollout, experience.reward)
+        batch = self._agent.batch(self.adapted(), experience.rollout, experience.reward)
         loss = policy_loss(self._agent.policy.in_units(), batch, "log_likelihood")
         factor = 1.0 if self._num_steps == 0 else self._agent.config.later_step_factor
         self._theta = theta - factor * self._alpha * gradients(loss)(theta)
         self._num_steps += 1
 
-    def adapted(self) -> Policy:
+    def adapted(self) -> AdaptedPolicy:
         """See `Adapter`."""
-        return self._agent.act_as(self._present(), self._known)
+        return AdaptedPolicy(self._agent.policy, self._present(), self._known)
 
     def _present(self) -> Tensor:
         if self._theta is None:
@@ -74,3 +70,16 @@ class InnerLoopAdapter:
     def provenance(self) -> dict[str, Any]:
         """See `Adapter`."""
         return self._provenance
+
+
+def check_stages(config: InnerLoopConfig, tasks: Tasks) -> None:
+    """Refuse an evaluation that would score policies in the middle of a step.
+
+    Raises:
+        AdapterError: names its setting, what was expected and what came.
+    """
+    for earlier, n in zip(tasks.sample_counts, tasks.sample_counts[1:], strict=False):
+        try:
+            check_budget(config, 1, n - earlier)
+        except ValueError as error:
+            raise AdapterError(str(error)) from None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from admrl.inner_loop.adaptation import Batch
 from policy_opt.advantage import gae
-from policy_opt.gaussian_policy import GaussianPolicy, gaussian_log_prob
+from policy_opt.policy import Policy
 from task_families.rollout import Rollout
 
 OBS_LIMIT, TIME_UNIT = 10.0, 100.0
@@ -60,8 +60,32 @@ def fit_baseline(features: Tensor, target: Tensor, ridge: float) -> Tensor:
     )
 
 
+def advantages(
+    obs: Tensor, rollout: Rollout, reward: Tensor, *, gamma: float, gae_lambda: float, ridge: float
+) -> tuple[Tensor, Tensor]:
+    """Advantages and weights (M, N T) of the steps of a rollout; see `make_batch`.
+
+    Args:
+        obs: (M, N, T, S), what the baseline sees.
+    """
+    sound = rollout.next_obs.isfinite().all(-1)
+    reward = torch.where(sound, reward, 0.0)
+    ended = rollout.terminated | rollout.truncated
+    nothing = torch.zeros_like(reward)
+    reward_to_go = gae(reward, nothing, nothing, ended, ended, gamma=gamma, gae_lambda=1.0)
+    features = baseline_features(obs, episode_times(ended))
+    w = fit_baseline(features.flatten(1, 2), reward_to_go.flatten(1), ridge)
+    value = torch.einsum("mntf,mf->mnt", features, w)
+    advantage = gae(
+        reward, value, value.roll(-1, -1), ended, ended, gamma=gamma, gae_lambda=gae_lambda
+    ).flatten(1)
+    weight = sound.flatten(1).to(reward)
+    weight = weight / weight.sum(1, keepdim=True)
+    return normalized(advantage, weight), weight
+
+
 def make_batch(
-    policy: GaussianPolicy,
+    policy: Policy,
     theta: Tensor,
     obs: Tensor,
     rollout: Rollout,
@@ -80,24 +104,11 @@ def make_batch(
         obs: (M, N, T, S) of the rollout, with what the policy is told beside them.
         reward: (M, N, T).
     """
-    sound = rollout.next_obs.isfinite().all(-1)
-    reward = torch.where(sound, reward, 0.0)
-    ended = rollout.terminated | rollout.truncated
-    nothing = torch.zeros_like(reward)
-    reward_to_go = gae(reward, nothing, nothing, ended, ended, gamma=gamma, gae_lambda=1.0)
-    features = baseline_features(obs, episode_times(ended))
-    w = fit_baseline(features.flatten(1, 2), reward_to_go.flatten(1), ridge)
-    value = torch.einsum("mntf,mf->mnt", features, w)
-    advantage = gae(
-        reward, value, value.roll(-1, -1), ended, ended, gamma=gamma, gae_lambda=gae_lambda
-    ).flatten(1)
-    weight = sound.flatten(1).to(reward)
-    weight = weight / weight.sum(1, keepdim=True)
-    advantage = normalized(advantage, weight)
+    advantage, weight = advantages(obs, rollout, reward, gamma=gamma, gae_lambda=gae_lambda, ridge=ridge)
     own, rows = policy.in_units(), obs.flatten(1, 2)
     act = policy.to_unit(rollout.act).flatten(1, 2)
-    mean, log_std = own.mean(theta, rows), own.log_std(theta)
-    return Batch(rows, act, advantage, weight, mean, log_std, gaussian_log_prob(mean, log_std[:, None], act))
+    old = own.distribution(theta, rows)
+    return Batch(rows, act, advantage, weight, old, old.log_prob(act))
 
 
 def normalized(advantage: Tensor, weight: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Settings of the inner-loop methods and their presets. Free of torch, so that the command line can describe them.
 
 `preset_config(preset, family, algorithm)`: `paper` has the sizes of ProMP's released run scripts, for MAML those of
-AdMRL's comparison; `laptop` and `smoke` are ours. [ours] marks a number that no paper states.
+AdMRL's comparison, for MAESN those of its release; `laptop` and `smoke` are ours. [ours] marks a number that no paper
+states.
 """
 
 from __future__ import annotations
@@ -51,6 +52,26 @@ class ClipConfig:
 
 
 @dataclass(frozen=True)
+class LatentConfig:
+    """MAESN: the latent z of an episode."""
+
+    size: int = field(default=2, metadata={"range": (1, 1000)})
+    """Numbers of z. MAESN: 2."""
+    num_tasks: int = field(default=100, metadata={"range": (1, 1_000_000)})
+    """Training tasks, each with a mean and a deviation of z: the published ones, at most so many, or drawn once.
+    MAESN: 100."""
+    step_size: float = field(default=1.0, metadata={"range": (0, 1e3)})
+    """alpha of means and log deviations at first; it is learned. MAESN: 0.5 or 1."""
+    kl_weight: float = field(default=0.1, metadata={"range": (0, 1e6)})
+    """Of KL(N(mu_i, sigma_i) || N(0, I)) before adaptation, mean over tasks. MAESN: 0.1 or 0.5."""
+    adapt_policy: bool = False
+    """Training: the policy's weights take inner steps, too, of `step_size`; in a test they never do. In MAESN's
+    equations they do, in its released launcher not (`param_deg` 0)."""
+    num_full_steps: int = field(default=2, metadata={"range": (1, 1_000_000)})
+    """Test: steps of the learned size; each later one is `later_step_factor` times the one before. MAESN: 2."""
+
+
+@dataclass(frozen=True)
 class InnerLoopConfig:
     """Meta-training of a policy that adapts by policy-gradient steps, and its test protocol."""
 
@@ -65,7 +86,8 @@ class InnerLoopConfig:
     step_size: float = field(default=0.1, metadata={"range": (0, 1e3)})
     """alpha, of all parameters at first. ProMP: 0.1; 0.05 where the dynamics differ; MAML's 2-D navigation: 0.5."""
     learn_step_sizes: bool = False
-    """Whether every parameter's alpha is learned with theta (Meta-SGD). ProMP's default: no."""
+    """Whether every parameter's alpha is learned with theta (Meta-SGD); in MAESN those of the latent always are.
+    ProMP's default: no."""
     order: Order = "second"
     """first: the outer gradient takes inner gradients for constants. All papers here: second."""
     inner_loss: InnerLoss = "likelihood_ratio"
@@ -83,13 +105,16 @@ class InnerLoopConfig:
     num_adapt_samples: int = field(default=2000, metadata={"range": (1, 10_000_000)})
     """Test: real samples of an inner step. AdMRL scores after 2000, 4000 and 6000: 1, 2 and 3 steps."""
     later_step_factor: float = field(default=0.5, metadata={"range": (0, 1e3)})
-    """Test: of alpha in every step after the first. MAML: 0.5."""
+    """Test: of alpha in every step after the first. MAML: 0.5. In MAESN see `latent.num_full_steps`."""
     num_test_tasks: int = field(default=20, metadata={"range": (1, 10_000)})
     """Tasks of the learning curve: the published test tasks, at most so many, or drawn once. [ours]"""
     test_every: int = field(default=10, metadata={"range": (1, 1_000_000)})
     """Outer updates between two points of the learning curve. [ours]"""
+    train_on_dense: bool = False
+    """Training has the rewards of the family's variant "dense", tests the true ones. MAESN: for sparse tasks."""
     trpo: OuterTrpoConfig = OuterTrpoConfig()
     clip: ClipConfig = ClipConfig()
+    latent: LatentConfig = LatentConfig()
 
 
 def paper_config(family: str, algorithm: str) -> InnerLoopConfig:
@@ -100,6 +125,8 @@ def paper_config(family: str, algorithm: str) -> InnerLoopConfig:
         config, clip = replace(config, step_size=0.05), replace(clip, kl_weight=1e-3)
     elif family == "ant_goal":
         config = replace(config, num_steps=2)
+    elif family == "sparse_point_robot":
+        config = replace(config, train_on_dense=True)
     elif family == "humanoid_direc_2d":
         config = replace(config, hidden_sizes=(128, 128))
     if algorithm == "promp":
@@ -107,13 +134,18 @@ def paper_config(family: str, algorithm: str) -> InnerLoopConfig:
     if algorithm == "maml-ppo":
         study: dict[str, Any] = {"num_iterations": 300, "meta_batch": 20, "num_episodes": 40}
         return replace(config, **study, clip=replace(clip, clip=0.5, kl_weight=1e-3))
-    return replace(config, inner_loss="log_likelihood")
+    config = replace(config, inner_loss="log_likelihood")
+    if algorithm == "maesn":
+        released: dict[str, Any] = {"meta_batch": 20, "num_episodes": 50, "hidden_sizes": (100, 100)}
+        return replace(config, **released, step_size=1.0)
+    return config
 
 
 def preset_config(preset: str, family: str, algorithm: str) -> InnerLoopConfig:
     """The settings that a user then changes.
 
-    laptop [ours]: the paper's with 20 tasks x 10 episodes and 100 outer updates; the point robots have their own.
+    laptop [ours]: the paper's with 20 tasks x 10 episodes and 100 outer updates; the point robots and the bandit with
+    five arms have their own.
     smoke: seconds.
     """
     config = paper_config(family, algorithm)
@@ -121,6 +153,10 @@ def preset_config(preset: str, family: str, algorithm: str) -> InnerLoopConfig:
         config = replace(config, num_iterations=100, meta_batch=20, num_episodes=10, test_every=5)
         if family in ("point_robot", "sparse_point_robot"):
             config = _laptop_point(config)
+            if algorithm == "maesn":  # batches of 50 episodes, as released
+                config = replace(config, num_episodes=50, num_adapt_samples=1000)
+        if family == "bernoulli_bandit_5":  # logits of which one step can prefer an arm
+            config = replace(config, num_iterations=50, step_size=5.0)
     if preset == "smoke":
         config = replace(
             config,
@@ -159,6 +195,11 @@ def check_inner_loop(config: InnerLoopConfig, family: Any) -> None:
         raise ValueError(
             f"config.num_adapt_samples: expected a multiple of {family.horizon} (whole episodes of {family.name}), "
             f"got {config.num_adapt_samples}"
+        )
+    if config.train_on_dense and "dense" not in family.variants:
+        raise ValueError(
+            f"config.train_on_dense: expected a family with a variant 'dense', got {family.name}, which has "
+            f"{', '.join(family.variants)}; leave it out"
         )
 
 

@@ -22,7 +22,6 @@ from admrl.inner_loop.adaptation import LinearAdaptation, gradients, linearize
 from admrl.inner_loop.config import OuterTrpoConfig
 from admrl.inner_loop.meta_problem import MetaProblem
 from policy_opt.linear_solve import conjugate_gradient
-from policy_opt.trpo import fisher_product
 
 
 @dataclass(frozen=True)
@@ -63,38 +62,31 @@ def maml_trpo_step(
 
 
 def surrogate_and_kl(meta: Tensor, problem: MetaProblem) -> tuple[float, float]:
-    """Means over tasks of L' and KL'."""
+    """Means over tasks of L' (less its penalty) and KL'."""
     surrogate, kl = 0.0, 0.0
     for block in problem.blocks():
-        adapted = block.path(meta)[-1]
-        surrogate += float(block.surrogate(adapted).sum())
+        first, *_, adapted = block.path(meta)
+        surrogate += float((block.surrogate(adapted) - block.penalty(first)).sum())
         kl += float(block.kl(adapted).sum())
     return surrogate / problem.num_tasks, kl / problem.num_tasks
 
 
 def gradient_and_metric(meta: Tensor, problem: MetaProblem) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """g (P,), and v (P,) -> F v, of the head of this page."""
-    prepared: list[tuple[LinearAdaptation, Callable[[Tensor], Tensor]]] = []
+    prepared: list[tuple[MetaProblem, LinearAdaptation, Callable[[Tensor], Tensor]]] = []
     g = torch.zeros_like(meta)
     for block in problem.blocks():
         theta, step_size, losses = block.start(meta)
         linear = linearize(theta, step_size, losses, order=block.order)
-        g = g + _pulled(linear, gradients(block.surrogate)(linear.adapted), problem)
-        prepared.append((linear, fisher_product(block.policy, linear.adapted, block.batches[-1].obs)))
+        of_theta, of_step_size = linear.pull(gradients(block.surrogate)(linear.adapted))
+        g = g + block.collected(of_theta - gradients(block.penalty)(theta.detach()), of_step_size)
+        prepared.append((block, linear, block.fisher_product(linear.adapted)))
 
     def product(v: Tensor) -> Tensor:
-        tangent, of_step_size = problem.parts(v)
-        learned = of_step_size if problem.step_size is None else None
         total = torch.zeros_like(v)
-        for linear, fisher in prepared:
-            pushed = linear.push(tangent.expand_as(linear.adapted), learned)
-            total = total + _pulled(linear, fisher(pushed), problem)
+        for block, linear, fisher in prepared:
+            pushed = linear.push(*block.spread_tangent(v))
+            total = total + block.collected(*linear.pull(fisher(pushed)))
         return total / problem.num_tasks
 
     return g / problem.num_tasks, product
-
-
-def _pulled(linear: LinearAdaptation, cotangent: Tensor, problem: MetaProblem) -> Tensor:
-    """J' u, summed over the tasks of a block: (M, p) -> (P,)."""
-    of_theta, of_step_size = linear.pull(cotangent)
-    return problem.whole(of_theta.sum(0), of_step_size.sum(0))

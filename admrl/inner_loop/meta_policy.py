@@ -12,7 +12,10 @@ from admrl.evaluation.adapter import Act
 from admrl.inner_loop.adaptation import Batch
 from admrl.inner_loop.advantages import make_batch
 from admrl.inner_loop.config import InnerLoopConfig
+from admrl.inner_loop.meta_problem import MetaProblem
+from policy_opt.categorical_policy import CategoricalPolicy
 from policy_opt.gaussian_policy import GaussianPolicy
+from policy_opt.policy import Policy
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout
 
@@ -34,12 +37,8 @@ class MetaPolicy(nn.Module):
         self.config, self.sees_psi, self.box = config, sees_psi, family.box
         self.gamma = family.gamma if config.gamma is None else config.gamma
         obs_size = family.obs_size + (family.box.size if sees_psi else 0)
-        bounds = family.action_bounds
-        policy = GaussianPolicy(obs_size, family.act_size, config.hidden_sizes)
-        self.policy = policy.with_action_units(
-            bounds.center.float(), (bounds.scale / config.action_scale).float()
-        )
-        theta = policy.init([generator])[0]
+        self.policy = make_policy(family, obs_size, config)
+        theta = self.policy.init([generator])[0]
         step_size = torch.full_like(theta, config.step_size)
         self.meta = nn.Parameter(torch.cat([theta, step_size]) if config.learn_step_sizes else theta)
         self.register_buffer("step_size", step_size, persistent=False)
@@ -59,27 +58,40 @@ class MetaPolicy(nn.Module):
         """What the policy is told of tasks psi (M, k): unit coordinates, or nothing (M, 0)."""
         return self.box.to_unit(psi).float() if self.sees_psi else _nothing(len(psi))
 
-    def act_as(self, theta: Tensor, known: Tensor) -> AdaptedPolicy:
-        """Policies theta (M, p) of tasks of which they are told known (M, c)."""
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Tasks of an iteration (M, k), uniform in the box, and what the policy is told of them (M, c)."""
+        psi = self.box.sample(self.config.meta_batch, "uniform", generator)
+        return psi, self.known(psi)
+
+    def start(self, known: Tensor) -> Tensor:
+        """Where the inner loop of such tasks starts: theta (M, p)."""
+        return self.theta(len(known))
+
+    def acting(self, theta: Tensor, known: Tensor, generator: torch.Generator) -> AdaptedPolicy:
+        """Policies theta (M, p) of tasks of which they are told known (M, c), for sampling. Draws nothing."""
         return AdaptedPolicy(self.policy, theta, known)
 
-    def batch(self, theta: Tensor, known: Tensor, rollout: Rollout, reward: Tensor) -> Batch:
-        """What policies theta (M, p) learn from their rollout; see `make_batch`."""
-        return make_batch(
-            self.policy,
-            theta,
-            told(rollout.obs, known),
-            rollout,
-            reward,
-            gamma=self.gamma,
-            gae_lambda=self.config.gae_lambda,
-            ridge=self.config.ridge,
-        )
+    def batch(self, acting: AdaptedPolicy, rollout: Rollout, reward: Tensor) -> Batch:
+        """What the policies that acted learn from their rollout; see `make_batch`."""
+        return acting.batch(rollout, reward, self.gamma, self.config)
+
+    def problem(self, batches: Sequence[Batch], known: Tensor) -> MetaProblem:
+        """Of the samples of an iteration."""
+        fixed = None if self.config.learn_step_sizes else self.step_size
+        return MetaProblem(self.policy.in_units(), batches, self.config.inner_loss, self.config.order, fixed)
+
+
+def make_policy(family: TaskFamily, obs_size: int, config: InnerLoopConfig) -> Policy:
+    """One that chooses, where only the largest number of an action counts; else Gaussian, in units of the actions."""
+    if family.picks_largest:
+        return CategoricalPolicy(obs_size, family.act_size, config.hidden_sizes)
+    bounds, policy = family.action_bounds, GaussianPolicy(obs_size, family.act_size, config.hidden_sizes)
+    return policy.with_action_units(bounds.center.float(), (bounds.scale / config.action_scale).float())
 
 
 def told(obs: Tensor, known: Tensor) -> Tensor:
-    """Observations (M, ..., S) with known (M, c) behind them."""
-    shape = (len(known), *[1] * (obs.dim() - 2), known.shape[1])
+    """Observations (M, ..., S) with known (M, c), or of every lane (M, N, c), behind them."""
+    shape = (*known.shape[:-1], *[1] * (obs.dim() - known.dim()), known.shape[-1])
     return torch.cat([obs, known.to(obs).view(shape).expand(*obs.shape[:-1], -1)], dim=-1)
 
 
@@ -91,17 +103,29 @@ def _nothing(num_tasks: int) -> Tensor:
 class AdaptedPolicy:
     """M stochastic policies; see `admrl.evaluation.adapter.Policy`."""
 
-    policy: GaussianPolicy
+    policy: Policy
     theta: Tensor  # (M, p)
-    known: Tensor  # (M, c)
+    known: Tensor  # (M, c), or of every lane (M, N, c)
 
     def actor(self, noise: Tensor, generators: Sequence[torch.Generator]) -> Act:
         """See `Policy.actor`."""
-        deviation = self.policy.deviations(self.theta, noise)[0]  # (T, M, N, A)
-        mean = self.policy.mean_function(self.theta)
+        actor = self.policy.actor(self.theta, noise)
 
         @torch.no_grad()
         def act(t: int, obs: Tensor) -> Tensor:
-            return mean(told(obs, self.known)) + deviation[t]
+            return actor(t, told(obs, self.known))
 
         return act
+
+    def batch(self, rollout: Rollout, reward: Tensor, gamma: float, config: InnerLoopConfig) -> Batch:
+        """What these policies learn from their rollout and its rewards (M, N, T); see `make_batch`."""
+        return make_batch(
+            self.policy,
+            self.theta,
+            told(rollout.obs, self.known),
+            rollout,
+            reward,
+            gamma=gamma,
+            gae_lambda=config.gae_lambda,
+            ridge=config.ridge,
+        )

@@ -9,15 +9,16 @@ the cache (`policy_opt.trpo.task_blocks`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from admrl.inner_loop.adaptation import Batch, Loss, adapt, kl_from_old, log_prob, policy_loss
+from admrl.inner_loop.adaptation import Batch, Loss, adapt, policy_loss
 from admrl.inner_loop.config import InnerLoss, Order
-from policy_opt.gaussian_policy import GaussianPolicy
+from policy_opt.policy import ActionDistribution, Policy
 from policy_opt.trpo import task_blocks
 
 
@@ -25,7 +26,7 @@ from policy_opt.trpo import task_blocks
 class MetaProblem:
     """M tasks, k + 1 phases; see the head of this page."""
 
-    policy: GaussianPolicy  # in its own units
+    policy: Policy  # in its own units
     batches: Sequence[Batch]  # k + 1
     inner_loss: InnerLoss
     order: Order
@@ -41,44 +42,70 @@ class MetaProblem:
         p = self.policy.num_params
         return meta[:p], meta[p:] if self.step_size is None else self.step_size
 
-    def whole(self, theta: Tensor, step_size: Tensor) -> Tensor:
-        """The inverse of `parts`, for gradients: without alpha's where it is fixed."""
-        return theta if self.step_size is not None else torch.cat([theta, step_size])
-
-    def blocks(self) -> list[MetaProblem]:
+    def blocks(self) -> list[Self]:
         """The problem of some tasks at a time."""
         obs = self.batches[0].obs
-        return [
-            MetaProblem(
-                self.policy,
-                [batch.tasks(rows) for batch in self.batches],
-                self.inner_loss,
-                self.order,
-                self.step_size,
-            )
-            for rows in task_blocks(obs[..., 0], obs.shape[1])
-        ]
+        return [self.tasks(rows) for rows in task_blocks(obs[..., 0], obs.shape[1])]
+
+    def tasks(self, rows: slice) -> Self:
+        """The problem of some tasks."""
+        return replace(self, batches=[batch.tasks(rows) for batch in self.batches])
+
+    # -- meta-parameters and where the tasks' inner loops start, which depends on them linearly ---------------------
+
+    def spread(self, meta: Tensor) -> tuple[Tensor, Tensor]:
+        """theta_0 (M, p) and alpha (p,)."""
+        theta, step_size = self.parts(meta)
+        return theta.expand(self.num_tasks, -1), step_size
+
+    def spread_tangent(self, tangent: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The derivative of `spread` times a tangent of meta; None: alpha is fixed."""
+        of_theta, of_step_size = self.spread(tangent)
+        return of_theta, of_step_size if self.step_size is None else None
+
+    def collected(self, of_theta: Tensor, of_step_size: Tensor) -> Tensor:
+        """Its transpose: cotangents (M, p) of theta_0 and of alpha -> that of meta (P,)."""
+        if self.step_size is not None:
+            return of_theta.sum(0)
+        return torch.cat([of_theta.sum(0), of_step_size.sum(0)])
+
+    def loss(self, batch: Batch) -> Loss:
+        """Of the inner step on a batch."""
+        return policy_loss(self.policy, batch, self.inner_loss)
 
     def start(self, meta: Tensor) -> tuple[Tensor, Tensor, list[Loss]]:
         """theta_0 (M, p), alpha (p,) and the losses of the inner steps."""
-        theta, step_size = self.parts(meta)
-        losses = [policy_loss(self.policy, batch, self.inner_loss) for batch in self.batches[:-1]]
-        return theta.expand(self.num_tasks, -1), step_size, losses
+        return *self.spread(meta), [self.loss(batch) for batch in self.batches[:-1]]
 
     def path(self, meta: Tensor) -> list[Tensor]:
         """theta_0 ... theta_k (M, p), differentiable in meta."""
         return adapt(*self.start(meta), order=self.order)
 
+    # -- the objective of the outer update --------------------------------------------------------------------------
+
+    def acting(self, adapted: Tensor) -> ActionDistribution:
+        """Actions of the policies theta_k (M, p) in the last phase."""
+        return self.policy.distribution(adapted, self.batches[-1].obs)
+
     def ratio(self, adapted: Tensor) -> Tensor:
         """pi_theta_k / pi_old' of the last phase: (M, p) -> (M, R)."""
         last = self.batches[-1]
-        return torch.exp(log_prob(self.policy, adapted, last) - last.log_prob)
+        return torch.exp(self.acting(adapted).log_prob(last.act) - last.log_prob)
 
     def surrogate(self, adapted: Tensor) -> Tensor:
         """L' of every task: (M, p) -> (M,)."""
         last = self.batches[-1]
         return (last.weight * last.advantage * self.ratio(adapted)).sum(1)
 
+    def penalty(self, start: Tensor) -> Tensor:
+        """What is taken from L' for where the inner loop starts: (M, p) -> (M,). Nothing, but in MAESN."""
+        return torch.zeros_like(start[:, 0])
+
     def kl(self, adapted: Tensor) -> Tensor:
         """KL' of every task, nats: (M, p) -> (M,)."""
-        return kl_from_old(self.policy, adapted, self.batches[-1])
+        last = self.batches[-1]
+        return (last.weight * last.old.kl(self.acting(adapted))).sum(1)
+
+    def fisher_product(self, adapted: Tensor) -> Callable[[Tensor], Tensor]:
+        """v (M, p) -> H v, the Hessian of KL' of every task where its samples come from."""
+        return self.policy.fisher_product(adapted, self.batches[-1].obs)

@@ -13,9 +13,8 @@ from torch import Tensor
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Adapter
 from admrl.evaluation.method_run import MethodInfo, MethodRun, OnStep
-from admrl.inner_loop.adapter import InnerLoopAdapter
 from admrl.inner_loop.config import TITLES, InnerLoopConfig, check_budget, check_inner_loop
-from admrl.inner_loop.training import InnerLoopState, new_inner_loop, train_inner_loop
+from admrl.inner_loop.training import InnerLoopState, make_adapter, new_inner_loop, train_inner_loop
 from admrl.jobs.reporter import Reporter
 from admrl.runs.folder import INNER_LOOP
 from admrl.solving.solution_file import like
@@ -104,7 +103,7 @@ class InnerLoopRun(MethodRun[InnerLoopState]):
         if config is not None:
             check_budget(self.info.config, config.num_stages, config.num_stage_samples)
         title = name or TITLES[self.info.algorithm]
-        return InnerLoopAdapter(self.state.agent, name=title, provenance=self.provenance())
+        return make_adapter(self.info.algorithm, self.state.agent, title, self.provenance())
 
     def num_steps(self, config: EvaluationConfig) -> int:
         """Steps of an evaluation are inner steps."""

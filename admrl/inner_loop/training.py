@@ -4,7 +4,8 @@
       draw meta_batch tasks, uniform in the box
       for j = 0 .. k-1: num_episodes of every task by theta_j, its linear baseline and advantages; an inner step
       num_episodes of every task by theta_k
-      one outer update on all of these samples: `maml_trpo_step` (maml-trpo, maml-mt), `promp_step` (promp, maml-ppo)
+      one outer update on all of these samples: `maml_trpo_step` (maml-trpo, maml-mt, maesn), `promp_step` (promp,
+      maml-ppo)
 
 A step, after which the training can stop and go on bit-identically, is an iteration.
 
@@ -17,13 +18,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
+from admrl.evaluation.adapter import Adapter
 from admrl.evaluation.method_run import MethodState, horizon_rollout, test_tasks
-from admrl.inner_loop.adaptation import Batch, gradients, policy_loss
+from admrl.inner_loop.adaptation import gradients
 from admrl.inner_loop.adapter import InnerLoopAdapter
 from admrl.inner_loop.config import TITLES, InnerLoopConfig, check_inner_loop
+from admrl.inner_loop.maesn_policy import MaesnAdapter, MaesnPolicy
 from admrl.inner_loop.maml_trpo import maml_trpo_step
 from admrl.inner_loop.meta_policy import MetaPolicy
 from admrl.inner_loop.meta_problem import MetaProblem
@@ -42,7 +46,7 @@ class InnerLoopState(MethodState):
     """Everything that changes while a method trains."""
 
     config: InnerLoopConfig
-    agent: MetaPolicy
+    agent: MetaPolicy | MaesnPolicy
     optimizer: torch.optim.Adam
     """Unused by a trust region."""
 
@@ -55,7 +59,11 @@ def new_inner_loop(family: TaskFamily, algorithm: str, config: InnerLoopConfig, 
     """
     check_inner_loop(config, family)
     weights = stream(seed, Purpose.NETWORKS)
-    agent = MetaPolicy(family, config, weights, sees_psi=algorithm == "maml-mt")
+    agent: MetaPolicy | MaesnPolicy
+    if algorithm == "maesn":
+        agent = MaesnPolicy(family, config, weights)
+    else:
+        agent = MetaPolicy(family, config, weights, sees_psi=algorithm == "maml-mt")
     return InnerLoopState(
         algorithm=algorithm,
         family=family,
@@ -95,29 +103,36 @@ def train_inner_loop(
 
 def sample_problem(state: InnerLoopState, num_threads: int = 1) -> tuple[MetaProblem, dict[str, float]]:
     """The samples of an iteration, k + 1 phases, and the mean returns before and after the inner steps."""
-    agent, config = state.agent, state.config
-    psi = state.family.box.sample(config.meta_batch, "uniform", state.generator)
-    known, policy = agent.known(psi), agent.policy.in_units()
-    theta, alpha = agent.theta(len(psi)), agent.alpha()
-    batches: list[Batch] = []
-    returns: list[float] = []
+    agent: Any = state.agent
+    config, family = state.config, state.family
+    rewarding = type(family)(variant="dense") if config.train_on_dense else family
+    psi, drawn = agent.draw(state.generator)
+    at, alpha = agent.start(drawn), agent.alpha()
+    batches, returns = [], list[float]()
     for j in range(config.num_steps + 1):
-        acting = agent.act_as(theta, known)
+        acting = agent.acting(at, drawn, state.generator)
         rollout = horizon_rollout(
-            state.family, acting, psi, config.num_episodes, state.generator, num_threads, theta
+            family, acting, psi, config.num_episodes, state.generator, num_threads, at
         )  # `make_batch` computes the log-probabilities from the actions
-        reward = state.family.reward(
-            psi.to(rollout.obs)[:, None, None], rollout.obs, rollout.act, rollout.next_obs
-        )
-        scored = episode_returns(state.family, psi, rollout)
+        of_task = psi.to(rollout.obs)[:, None, None]
+        reward = rewarding.reward(of_task, rollout.obs, rollout.act, rollout.next_obs)
+        scored = episode_returns(family, psi, rollout)
         returns.append(float(scored[scored.isfinite()].mean()))
-        batches.append(agent.batch(theta, known, rollout, reward))
+        batches.append(agent.batch(acting, rollout, reward))
         if j < config.num_steps:
-            theta = theta - alpha * gradients(policy_loss(policy, batches[-1], config.inner_loss))(theta)
+            at = at - alpha * gradients(agent.problem([], drawn).loss(batches[-1]))(at)
         state.real_samples += rollout.num_samples
-    fixed = None if config.learn_step_sizes else agent.step_size
-    problem = MetaProblem(policy, batches, config.inner_loss, config.order, fixed)
+    problem = agent.problem(batches, drawn)
     return problem, {"return_real_noisy": returns[-1], "return_first_noisy": returns[0]}
+
+
+def make_adapter(
+    algorithm: str, agent: MetaPolicy | MaesnPolicy, name: str, provenance: dict[str, Any] | None = None
+) -> Adapter:
+    """The method's test protocol."""
+    kind: Any = MaesnAdapter if algorithm == "maesn" else InnerLoopAdapter
+    adapter: Adapter = kind(agent, name=name, provenance=provenance)
+    return adapter
 
 
 def _update(state: InnerLoopState, problem: MetaProblem) -> dict[str, float]:
@@ -143,6 +158,6 @@ def _update(state: InnerLoopState, problem: MetaProblem) -> dict[str, float]:
 
 def _test(state: InnerLoopState, num_threads: int) -> dict[str, float]:
     """A point of the learning curve: as many inner steps as are trained."""
-    adapter = InnerLoopAdapter(state.agent, name=TITLES[state.algorithm])
+    adapter = make_adapter(state.algorithm, state.agent, TITLES[state.algorithm])
     num_samples = state.config.num_steps * state.config.num_adapt_samples
     return state.test(adapter, state.test_psi, num_samples, num_threads)

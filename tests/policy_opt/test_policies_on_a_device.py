@@ -6,13 +6,22 @@ from solver_tools import normals
 from stand_in_device import DEVICE, watch
 from torch.testing import assert_close
 
-from policy_opt import GaussianPolicy, TrpoConfig, ValueConfig, ValueFunction, gae, trpo_step
+from policy_opt import (
+    CategoricalPolicy,
+    GaussianPolicy,
+    TrpoConfig,
+    ValueConfig,
+    ValueFunction,
+    gae,
+    trpo_step,
+)
 from policy_opt.trpo import fisher_product
 
 TASKS, LANES, STEPS = 3, 4, 20
 OBS, ADVANTAGE = normals(TASKS, LANES, STEPS, 3, seed=1), normals(TASKS, LANES, STEPS, seed=2)
 MEAN, STD = normals(3, seed=3), 1 + normals(3, seed=4).abs()
 CENTER, SCALE = normals(2, seed=5), 1 + normals(2, seed=6).abs()
+CHOICE = CategoricalPolicy(3, 5, hidden_sizes=(8,)).with_normalizer(MEAN, STD)
 
 
 def policy_on(device):
@@ -48,6 +57,27 @@ def test_a_policy_is_the_same(device):
             value = function(*there)
         assert seen.read_backs == []
         assert_close(value.cpu(), function(*here))
+
+
+def test_a_policy_that_chooses_is_the_same(device):
+    generators = [torch.Generator().manual_seed(m) for m in range(TASKS)]
+    theta = CHOICE.init(generators, dtype=torch.float64)
+    noise = normals(TASKS, LANES, STEPS, 5, seed=7)
+    act, log_prob = CHOICE.sample(theta, OBS, noise)
+    policy, *there = (x.to(device) for x in (CHOICE, theta, OBS, noise, ADVANTAGE))
+    with watch() as seen:
+        act_there, log_prob_there = policy.sample(*there[:3])
+        kl = policy.kl(there[0], there[0] + 0.1, there[1])
+        entropy = policy.entropy(*there[:2])
+    assert seen.read_backs == []
+    assert torch.equal(act_there.cpu(), act)
+    assert_close(log_prob_there.cpu(), log_prob)
+    assert_close(kl.cpu(), CHOICE.kl(theta, theta + 0.1, OBS))
+    assert_close(entropy.cpu(), CHOICE.entropy(theta, OBS))
+    expected, _ = trpo_step(CHOICE, theta, OBS, act, ADVANTAGE, TrpoConfig(cg_steps=5))
+    new, report = trpo_step(policy, *there[:2], act_there, there[3], TrpoConfig(cg_steps=5))
+    assert report.accepted.all()
+    assert_close(new.cpu(), expected, rtol=1e-8, atol=1e-10)
 
 
 def test_advantages_are_the_same(device):

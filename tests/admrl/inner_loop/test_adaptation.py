@@ -7,6 +7,7 @@ import torch
 
 from admrl.inner_loop.adaptation import Batch, adapt, gradients, inner_loss, linearize
 from policy_opt.curvature import importance_return
+from policy_opt.gaussian_policy import Gaussians
 
 NUM_STEPS = 3
 P = torch.tensor([[[0.8, 0.2], [0.3, 0.7]], [[0.6, 0.4], [0.1, 0.9]]], dtype=torch.float64)  # P(s'|s, a)
@@ -41,7 +42,7 @@ def listed(theta):
     probability = (LUCK * old.sum(-1).exp())[..., None].expand_as(old)
     nothing = torch.zeros(2, 128 * NUM_STEPS, 0, dtype=torch.float64)
     rows = (x.flatten(1) for x in (NUM_STEPS * reward_to_go(), probability / NUM_STEPS))
-    return Batch(nothing, nothing, *rows, nothing, nothing[:, 0], old.flatten(1))
+    return Batch(nothing, nothing, *rows, Gaussians(nothing, nothing), old.flatten(1))
 
 
 def loss_of(kind, batch):

@@ -18,7 +18,6 @@ from admrl.cli import main
 from admrl.config.plain_data import from_dict
 from admrl.evaluation.adapter import tasks_for
 from admrl.inner_loop.adaptation import gradients, policy_loss
-from admrl.inner_loop.adapter import InnerLoopAdapter
 from admrl.inner_loop.config import (
     ALGORITHMS,
     InnerLoopConfig,
@@ -27,7 +26,7 @@ from admrl.inner_loop.config import (
     preset_config,
 )
 from admrl.inner_loop.run import InnerLoopRun
-from admrl.inner_loop.training import new_inner_loop, sample_problem, train_inner_loop
+from admrl.inner_loop.training import make_adapter, new_inner_loop, sample_problem, train_inner_loop
 from admrl.jobs.interruption import Interrupted, deferred_signals
 from admrl.jobs.reporter import Silent
 from admrl.run_kinds import load_any_run
@@ -58,7 +57,7 @@ def adapter_of(algorithm="maml-trpo", **settings):
     config = replace(
         preset_config("smoke", "point_robot", algorithm), step_size=2.0, action_scale=1.0, **settings
     )
-    return InnerLoopAdapter(new_inner_loop(FAMILY, algorithm, config, 0).agent, name=algorithm)
+    return make_adapter(algorithm, new_inner_loop(FAMILY, algorithm, config, 0).agent, algorithm)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -103,7 +102,7 @@ def content(run):
     return tensors, (run.path / "curve.json").read_bytes(), [row[:2] + row[3:] for row in rows]
 
 
-@pytest.mark.parametrize("algorithm", ["promp", "maml-trpo"])
+@pytest.mark.parametrize("algorithm", ["promp", "maml-trpo", "maesn"])
 @pytest.mark.parametrize("num_done", [1, 2])
 def test_an_interrupted_training_goes_on_bit_identically(tmp_path, algorithm, num_done):
     whole = trained(tmp_path / "whole", algorithm, num_iterations=3)
@@ -116,7 +115,7 @@ def test_an_interrupted_training_goes_on_bit_identically(tmp_path, algorithm, nu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["promp", "maml-trpo"])
+@pytest.mark.parametrize("algorithm", ["promp", "maml-trpo", "maesn"])
 def test_a_killed_training_goes_on_bit_identically(tmp_path, algorithm):
     """kill -9, in whatever instant, of the command."""
     whole, path = trained(tmp_path / "whole", algorithm, num_iterations=40), tmp_path / "killed"
@@ -172,9 +171,9 @@ def test_a_stage_is_whole_inner_steps_and_each_has_fresh_samples():
     observe = adapter.observe
 
     def noticed(experience):
-        before = adapter._theta
+        before, acting = adapter._theta, adapter.adapted()
         observe(experience)
-        batch = adapter._agent.batch(before, adapter._known, experience.rollout, experience.reward)
+        batch = adapter._agent.batch(acting, experience.rollout, experience.reward)
         g = gradients(policy_loss(adapter._agent.policy.in_units(), batch, "likelihood_ratio"))(before)
         size = 1.0 if seen else 2.0
         torch.testing.assert_close(adapter._theta, before - size * g, rtol=0, atol=1e-6)
@@ -219,7 +218,7 @@ def test_the_samples_of_an_iteration():
     assert [b.obs.shape for b in problem.batches] == [(3, 40, 2)] * 3
     path = problem.path(state.agent.meta.detach())
     for theta, batch in zip(path, problem.batches, strict=True):
-        torch.testing.assert_close(problem.policy.mean(theta, batch.obs), batch.mean, rtol=0, atol=1e-5)
+        torch.testing.assert_close(problem.policy.mean(theta, batch.obs), batch.old.mean, rtol=0, atol=1e-5)
         assert bool((batch.advantage.mean(1).abs() < 1e-5).all())
     assert not torch.allclose(path[0], path[1]) and set(metrics) == {
         "return_real_noisy",
@@ -325,3 +324,6 @@ def test_the_papers_numbers():
     )
     assert paper_config("ant2d", "maml-mt") == maml
     assert np.isclose(maml.trpo.max_kl, 0.01) and maml.num_adapt_samples == 2000
+    maesn = paper_config("ant_goal", "maesn")
+    assert (maesn.meta_batch, maesn.num_episodes, maesn.num_iterations) == (20, 50, 500)
+    assert (maesn.latent.size, maesn.latent.step_size, maesn.latent.kl_weight) == (2, 1.0, 0.1)

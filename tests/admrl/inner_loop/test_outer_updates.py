@@ -1,6 +1,7 @@
 """MAML-TRPO's and ProMP's outer updates against numbers by hand and dense algebra, float64."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from admrl.inner_loop.config import ClipConfig, OuterTrpoConfig
 from admrl.inner_loop.maml_trpo import gradient_and_metric, maml_trpo_step, surrogate_and_kl
 from admrl.inner_loop.meta_problem import MetaProblem
 from admrl.inner_loop.promp import promp_objective, promp_step
-from policy_opt.gaussian_policy import GaussianPolicy, gaussian_log_prob
+from policy_opt.gaussian_policy import GaussianPolicy, Gaussians
 
 LINE = GaussianPolicy(
     obs_size=1, act_size=1, hidden_sizes=()
@@ -25,10 +26,10 @@ def column(*values):
 def batch_of(obs, act, advantage, mean, log_std=0.0):
     """One task; every sample counts the same."""
     obs, act, mean = column(*obs), column(*act), column(*mean)
-    log_std = torch.full((1, 1), log_std, dtype=torch.float64)
+    old = Gaussians(mean, torch.full((1, 1, 1), log_std, dtype=torch.float64))
     advantage = torch.tensor([advantage], dtype=torch.float64)
     weight = torch.full_like(advantage, 1 / advantage.shape[1])
-    return Batch(obs, act, advantage, weight, mean, log_std, gaussian_log_prob(mean, log_std[:, None], act))
+    return Batch(obs, act, advantage, weight, old, old.log_prob(act))
 
 
 def by_hand(kind="log_likelihood"):
@@ -76,10 +77,9 @@ def test_clipped_objective_after_adaptation(clip):
 def test_a_clipped_sample_has_no_gradient_and_an_adam_step_goes_uphill():
     problem, config = by_hand(), ClipConfig(clip=1e-6, kl_weight=0.0, num_epochs=1, learning_rate=1e-3)
     last = problem.batches[-1]
-    up = Batch(
-        *[x[:, :1] if x.shape[1] == 2 else x for x in vars(last).values()]
-    )  # a = 1, A = 2, rho above 1 + eps
-    up = Batch(up.obs, up.act, up.advantage, torch.ones_like(up.weight), up.mean, up.log_std, up.log_prob)
+    first = [x[:, :1] for x in (last.obs, last.act, last.advantage, torch.ones_like(last.weight))]
+    old = Gaussians(last.old.mean[:, :1], last.old.log_std)
+    up = Batch(*first, old, last.log_prob[:, :1])  # a = 1, A = 2, rho above 1 + eps
     clipped = MetaProblem(LINE, [problem.batches[0], up], "log_likelihood", "second", problem.step_size)
     gradient = torch.func.grad(lambda meta: promp_objective(meta, clipped, config)[0].sum())(ZERO)
     assert gradient.tolist() == [0, 0, 0]
@@ -101,12 +101,11 @@ def random_problem(num_steps, order, *, learned, kind="likelihood_ratio", num_ta
     alpha = 0.1 + 0.2 * torch.rand(TANH.num_params, generator=generator, dtype=torch.float64)
     batches, at = [], theta.expand(num_tasks, -1)
     for _ in range(num_steps + 1):
-        obs, log_std = draw(num_tasks, 30, 2), TANH.log_std(at)
-        mean = TANH.mean(at, obs)
-        act = mean + log_std[:, None].exp() * draw(num_tasks, 30, 1)
+        obs = draw(num_tasks, 30, 2)
+        old = TANH.distribution(at, obs)
+        act = old.mean + old.log_std.exp() * draw(num_tasks, 30, 1)
         weight = torch.full((num_tasks, 30), 1 / 30, dtype=torch.float64)
-        log_prob = gaussian_log_prob(mean, log_std[:, None], act)
-        batches.append(Batch(obs, act, draw(num_tasks, 30), weight, mean, log_std, log_prob))
+        batches.append(Batch(obs, act, draw(num_tasks, 30), weight, old, old.log_prob(act)))
         problem = MetaProblem(TANH, [*batches, batches[-1]], kind, order, alpha)
         at = problem.path(theta)[-1].detach()
     meta = torch.cat([theta, alpha]) if learned else theta
@@ -149,7 +148,7 @@ def test_a_step_is_the_natural_gradient_at_the_bound(order):
 def test_no_step_is_taken_where_none_is_allowed():
     meta, problem = random_problem(1, "second", learned=False)
     last = problem.batches[-1]
-    flat = Batch(last.obs, last.act, 0 * last.advantage, last.weight, last.mean, last.log_std, last.log_prob)
+    flat = replace(last, advantage=0 * last.advantage)
     nothing = MetaProblem(TANH, [problem.batches[0], flat], "likelihood_ratio", "second", problem.step_size)
     new, report = maml_trpo_step(meta, nothing, OuterTrpoConfig())
     assert torch.equal(new, meta) and report.step_fraction == 0
