@@ -19,6 +19,7 @@ from admrl.commands.search_worst import SearchWorst
 from admrl.commands.train import Train
 from admrl.commands.train_baseline import TrainBaseline
 from admrl.config.presets import PRESETS
+from admrl.devices.choice import Choice
 from admrl.evaluation.gap_files import load_tables
 from admrl.evaluation.reference import Reference
 from admrl.evaluation.task_lists import grid_tasks
@@ -115,7 +116,7 @@ def test_what_follows_a_training(folder, monkeypatch, capsys):
 def test_what_follows_an_evaluation(folder, monkeypatch, capsys):
     monkeypatch.setattr("admrl.evaluation.parallel.evaluate_in_parallel", lambda *_, **__: [toy_table()])
     runs = [_new_run(folder / "a"), _new_run(folder / "b")]
-    Evaluate().execute((runs, grid_tasks(runs[0].family, (2, 2)), None))
+    Evaluate().execute((runs, grid_tasks(runs[0].family, (2, 2)), None, Choice(torch.device("cpu"))))
     following = _parsed(capsys.readouterr().out, "next: ")
     assert (following.runs, following.tasks) == ((runs[0].path, runs[1].path), "grid-2x2")
 
