@@ -19,6 +19,7 @@ from admrl.cli import main, parse
 TOGETHER = (  # pages with commands that are run, each group in one folder, in this order
     ("README.md",),
     ("docs/tutorials/own_policy.md",),
+    ("docs/baselines.md",),
 )
 ELSEWHERE = {
     "docs/own_family.md": "tests/test_own_family_guide.py",  # from a wheel, killed and resumed
