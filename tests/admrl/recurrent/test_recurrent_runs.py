@@ -269,7 +269,7 @@ def test_the_command_line_from_training_to_report(tmp_path, monkeypatch, capsys)
     small = ["--config.num-policy-seeds", "1", "--config.num-episodes", "2", "--config.num-stages", "1"]
     small += ["--config.num-stage-samples", "40", "--config.num-reference-stages", "0", "--num-workers", "1"]
     assert run_cli(monkeypatch, "evaluate", run, "--grid", "2", "2", *small) == 0
-    assert "RL2: rewards" in " ".join(capsys.readouterr().out.split())
+    assert "rl2: rewards" in " ".join(capsys.readouterr().out.split())
     assert run_cli(monkeypatch, "heatmap", run, "--out", tmp_path / "gap.png", "--num-samples", "40") == 0
     assert run_cli(monkeypatch, "compare", run, "--out", tmp_path / "report") == 0
     worst = ["--budget", "2", "--num-probes", "2", "--batch", "2", "--top", "1", "--difference", "0"]
