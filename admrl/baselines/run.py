@@ -19,10 +19,10 @@ from admrl.evaluation.method_run import MethodInfo, MethodRun, OnStep
 from admrl.jobs.reporter import Reporter
 from admrl.runs.families import NOBODY, NamedFamily
 from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS
-from admrl.solving.solution_file import AGENT, OPTIMIZER, like, load_moments
+from admrl.solving.solution_file import dump_networks, load_networks
 from task_families.family import TaskFamily
 
-REPLAY = "replay."  # beginning of the names of tensors, as AGENT and OPTIMIZER are
+REPLAY = "replay."  # beginning of the names of tensors, as those of `dump_networks`
 
 
 @dataclass(frozen=True)
@@ -79,20 +79,14 @@ class BaselineRun(MethodRun[BaselineState]):
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `MethodRun`."""
         state = self.state
-        tensors = {f"{AGENT}{k}": v for k, v in state.agent.state_dict().items()}
-        for name, tensor in tensors.items():
-            if not bool(tensor.isfinite().all()):
-                raise FloatingPointError(f"{name} is not finite; the run stops at its last good checkpoint")
-        tensors |= {f"{OPTIMIZER}{k}": v for k, v in state.optimizers.state_dict().items()}
+        tensors = dump_networks("", state.agent, state.optimizers)
         tensors |= {f"{REPLAY}{k}": v for k, v in state.replay.state_dict().items()}
         return tensors, state.replay.columns()
 
     def set_learned(self, tensors: dict[str, Tensor], rows: dict[str, Tensor]) -> None:
         """See `MethodRun`."""
         state = self.state
-        pattern = state.agent.state_dict()
-        state.agent.load_state_dict({k: like(tensors, f"{AGENT}{k}", v) for k, v in pattern.items()})
-        state.optimizers.load_state_dict(load_moments(OPTIMIZER, tensors, state.optimizers))
+        load_networks("", tensors, state.agent, state.optimizers)
         part = {k.removeprefix(REPLAY): v for k, v in tensors.items() if k.startswith(REPLAY)}
         state.replay.load(rows, part)
 

@@ -32,7 +32,7 @@ from admrl.runs.folder import CURVE
 from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS, Saver, writing
 from admrl.runs.versions import versions, weights_digest
 from admrl.solving.rollouts import gaussian_noise
-from admrl.solving.solution_file import dump_generators, load_generators
+from admrl.solving.solution_file import AGENT, dump_generators, load_generators
 from admrl.storage.files import DamagedFileError, legible, plain_count, write_json
 from task_families.choices import check_name
 from task_families.family import TaskFamily
@@ -113,6 +113,11 @@ class MethodState:
         """Whether all steps are done."""
         return self.step >= self.num_steps
 
+    @property
+    def test_is_due(self) -> bool:
+        """Whether a point of the learning curve follows the step that was just done."""
+        return bool(self.step % self.config.test_every == 0)
+
     def test(self, adapter: Adapter, psi: Tensor, num_samples: int, num_threads: int) -> dict[str, float]:
         """A point of the learning curve: the method's test protocol with so many samples of each of psi (K, k).
 
@@ -178,11 +183,8 @@ class MethodRun(EvaluableRun[MethodInfo, S]):
 
     @abstractmethod
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Tensors of a checkpoint (parameters, moments of optimisers), and the rows of the data; see
-        `CheckpointStore.save`.
-
-        Raises:
-            FloatingPointError: a parameter is not finite, which must never reach a checkpoint.
+        """Tensors of a checkpoint, and the rows of the data; see `CheckpointStore.save`. Names of parameters begin
+        with `AGENT`, and those that are not finite reach no checkpoint.
         """
 
     @abstractmethod
@@ -219,6 +221,9 @@ class MethodRun(EvaluableRun[MethodInfo, S]):
         """See `RunFolder`."""
         state = self.state
         tensors, rows = self.learned()
+        for name, tensor in tensors.items():
+            if name.startswith(AGENT) and not bool(tensor.isfinite().all()):
+                raise FloatingPointError(f"{name} is not finite; the run stops at its last good checkpoint")
         tensors |= dump_generators("generator", [state.generator])
         counts = {name: getattr(state, name) for name in ("step", "real_samples", "num_updates")}
         return tensors, {**counts, "curve": [asdict(point) for point in state.curve]}, rows
@@ -362,6 +367,29 @@ def task_sets(family: TaskFamily, config: Any) -> tuple[Tensor, Tensor]:
         return drawn[: config.num_tasks], drawn[config.num_tasks :]
     train, test = published
     return train[: config.num_tasks], test[: config.num_test_tasks]
+
+
+def train_steps(
+    state: S,
+    step: Callable[[], dict[str, float]],
+    test: Callable[[], dict[str, float]],
+    reporter: Reporter,
+    on_step: OnStep | None,
+) -> None:
+    """Go on until the training is finished; calls on_step after every step.
+
+    Args:
+        step: does one and says what to report of it.
+        test: `MethodState.test` by the method's own protocol.
+    """
+    while not state.finished:
+        metrics = step()
+        state.step += 1
+        if state.test_is_due:
+            metrics |= test()
+        reporter.advance(real_samples=state.real_samples, **metrics)
+        if on_step is not None:
+            on_step(state)
 
 
 def test_tasks(family: TaskFamily, num_tasks: int) -> Tensor:

@@ -66,8 +66,6 @@ class InnerLoopRun(MethodRun[InnerLoopState]):
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `MethodRun`."""
         meta = self.state.agent.meta.detach()
-        if not bool(meta.isfinite().all()):
-            raise FloatingPointError("the policy is not finite; the run stops at its last good checkpoint")
         moments = self.state.optimizer.state.get(self.state.agent.meta, {})
         return {META: meta, **{f"{OPTIMIZER}{name}": tensor for name, tensor in moments.items()}}, {}
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from admrl.evaluation.adapter import Adapter
-from admrl.evaluation.method_run import MethodState, horizon_rollout, test_tasks
+from admrl.evaluation.method_run import MethodState, horizon_rollout, test_tasks, train_steps
 from admrl.inner_loop.adaptation import gradients
 from admrl.inner_loop.adapter import InnerLoopAdapter
 from admrl.inner_loop.config import TITLES, InnerLoopConfig, check_inner_loop
@@ -88,17 +88,14 @@ def train_inner_loop(
     Raises:
         FloatingPointError: the policy is no longer finite.
     """
-    reporter, config = reporter or Silent(), state.config
-    while not state.finished:
-        reporter.phase(f"iteration {state.step + 1}/{config.num_iterations}")
+    shown = reporter or Silent()
+
+    def step() -> dict[str, float]:
+        shown.phase(f"iteration {state.step + 1}/{state.num_steps}")
         problem, metrics = sample_problem(state, num_threads)
-        metrics |= _update(state, problem)
-        state.step += 1
-        if state.step % config.test_every == 0:
-            metrics |= _test(state, num_threads)
-        reporter.advance(real_samples=state.real_samples, **metrics)
-        if on_step is not None:
-            on_step(state)
+        return metrics | _update(state, problem)
+
+    train_steps(state, step, lambda: _test(state, num_threads), shown, on_step)
 
 
 def sample_problem(state: InnerLoopState, num_threads: int = 1) -> tuple[MetaProblem, dict[str, float]]:

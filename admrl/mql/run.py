@@ -17,7 +17,7 @@ from admrl.jobs.reporter import Reporter
 from admrl.mql.adapter import MqlAdapter
 from admrl.mql.config import TITLES, MqlConfig, check_mql
 from admrl.mql.training import MqlState, new_mql, train_mql
-from admrl.solving.solution_file import AGENT, OPTIMIZER, like, load_moments
+from admrl.solving.solution_file import dump_networks, load_networks
 from task_families.family import TaskFamily
 
 
@@ -58,19 +58,12 @@ class MqlRun(MethodRun[MqlState]):
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `MethodRun`."""
         state = self.state
-        tensors = {f"{AGENT}{k}": v for k, v in state.agent.state_dict().items()}
-        for name, tensor in tensors.items():
-            if not bool(tensor.isfinite().all()):
-                raise FloatingPointError(f"{name} is not finite; the run stops at its last good checkpoint")
-        tensors |= {f"{OPTIMIZER}{k}": v for k, v in state.optimizers.state_dict().items()}
-        return tensors, state.replay.columns()
+        return dump_networks("", state.agent, state.optimizers), state.replay.columns()
 
     def set_learned(self, tensors: dict[str, Tensor], rows: dict[str, Tensor]) -> None:
         """See `MethodRun`."""
         state = self.state
-        pattern = state.agent.state_dict()
-        state.agent.load_state_dict({k: like(tensors, f"{AGENT}{k}", v) for k, v in pattern.items()})
-        state.optimizers.load_state_dict(load_moments(OPTIMIZER, tensors, state.optimizers))
+        load_networks("", tensors, state.agent, state.optimizers)
         state.replay.load(rows)
 
     @property

@@ -90,9 +90,6 @@ class MacawRun(MethodRun[MacawState]):
         """See `MethodRun`."""
         state = self.state
         tensors = {f"{AGENT}{k}": v.detach() for k, v in state.agent.named_parameters()}
-        for name, tensor in tensors.items():
-            if not bool(tensor.isfinite().all()):
-                raise FloatingPointError(f"{name} is not finite; the run stops at its last good checkpoint")
         for name, parameter in state.agent.named_parameters():
             for kind, moment in state.optimizer.state.get(parameter, {}).items():
                 tensors[f"{OPTIMIZER}{name}.{kind}"] = moment

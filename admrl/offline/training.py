@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from admrl.evaluation.method_run import MethodState, test_tasks
+from admrl.evaluation.method_run import MethodState, test_tasks, train_steps
 from admrl.jobs.reporter import Reporter, Silent
 from admrl.offline.adapter import MacawAdapter
 from admrl.offline.agent import MacawAgent
@@ -55,6 +55,11 @@ class MacawState(MethodState):
     def iteration(self) -> int:
         """See `MethodState`."""
         return self.num_updates
+
+    @property
+    def test_is_due(self) -> bool:
+        """See `MethodState`; test_every counts updates."""
+        return self.num_updates > 0 and self.num_updates % self.config.test_every == 0
 
     def set_data(self, data: OfflineData) -> None:
         """Take over the buffers."""
@@ -106,19 +111,15 @@ def train_macaw(
         ValueError: the files with the data are no longer what they were.
         FloatingPointError: a loss is no longer finite.
     """
-    reporter, config = reporter or Silent(), state.config
-    while not state.finished:
+    shown = reporter or Silent()
+
+    def step() -> dict[str, float]:
         if state.step == 0:
-            metrics = _get_data(state, reporter, num_threads)
-        else:
-            reporter.phase(f"update {state.num_updates + 1}/{config.num_iterations}")
-            metrics = _update(state)
-        state.step += 1
-        if state.num_updates and state.num_updates % config.test_every == 0:
-            metrics |= _test(state, num_threads)
-        reporter.advance(real_samples=state.real_samples, **metrics)
-        if on_step is not None:
-            on_step(state)
+            return _get_data(state, shown, num_threads)
+        shown.phase(f"update {state.num_updates + 1}/{state.config.num_iterations}")
+        return _update(state)
+
+    train_steps(state, step, lambda: _test(state, num_threads), shown, on_step)
 
 
 def _get_data(state: MacawState, reporter: Reporter, num_threads: int) -> dict[str, float]:

@@ -18,7 +18,7 @@ from admrl.recurrent.adapter import RecurrentAdapter
 from admrl.recurrent.config import TITLES, RecurrentConfig, check_recurrent
 from admrl.recurrent.training import RecurrentState, new_recurrent, train_recurrent
 from admrl.runs.folder import RECURRENT
-from admrl.solving.solution_file import AGENT, OPTIMIZER, like, load_moments
+from admrl.solving.solution_file import dump_networks, load_networks
 from task_families.family import TaskFamily
 
 
@@ -63,19 +63,11 @@ class RecurrentRun(MethodRun[RecurrentState]):
 
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `MethodRun`."""
-        state = self.state
-        tensors = {f"{AGENT}{k}": v for k, v in state.agent.state_dict().items()}
-        for name, tensor in tensors.items():
-            if not bool(tensor.isfinite().all()):
-                raise FloatingPointError(f"{name} is not finite; the run stops at its last good checkpoint")
-        return tensors | {f"{OPTIMIZER}{k}": v for k, v in state.optimizers.state_dict().items()}, {}
+        return dump_networks("", self.state.agent, self.state.optimizers), {}
 
     def set_learned(self, tensors: dict[str, Tensor], rows: dict[str, Tensor]) -> None:
         """See `MethodRun`."""
-        agent, optimizers = self.state.agent, self.state.optimizers
-        pattern = agent.state_dict()
-        agent.load_state_dict({k: like(tensors, f"{AGENT}{k}", v) for k, v in pattern.items()})
-        optimizers.load_state_dict(load_moments(OPTIMIZER, tensors, optimizers))
+        load_networks("", tensors, self.state.agent, self.state.optimizers)
 
     # -- as the evaluation sees it (`admrl.evaluation.evaluable_run`) -----------------------------------------------
 

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from admrl.evaluation.method_run import MethodState, horizon_rollout, test_tasks
+from admrl.evaluation.method_run import MethodState, horizon_rollout, test_tasks, train_steps
 from admrl.jobs.reporter import Reporter, Silent
 from admrl.recurrent.adapter import RecurrentAdapter
 from admrl.recurrent.agent import RecurrentAgent, Sequence, joined
@@ -80,17 +80,14 @@ def train_recurrent(
     Raises:
         FloatingPointError: the network is no longer finite.
     """
-    reporter, config = reporter or Silent(), state.config
-    while not state.finished:
-        reporter.phase(f"iteration {state.step + 1}/{config.num_iterations}")
+    shown = reporter or Silent()
+
+    def step() -> dict[str, float]:
+        shown.phase(f"iteration {state.step + 1}/{state.num_steps}")
         trials, metrics = sample_trials(state, num_threads)
-        metrics |= _update(state, trials)
-        state.step += 1
-        if state.step % config.test_every == 0:
-            metrics |= _test(state, num_threads)
-        reporter.advance(real_samples=state.real_samples, **metrics)
-        if on_step is not None:
-            on_step(state)
+        return metrics | _update(state, trials)
+
+    train_steps(state, step, lambda: _test(state, num_threads), shown, on_step)
 
 
 def sample_trials(state: RecurrentState, num_threads: int = 1) -> tuple[Sequence, dict[str, float]]:

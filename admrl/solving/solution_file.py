@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from admrl.solving.lanes import Lanes
 from admrl.solving.mbpo import Agents
@@ -93,8 +93,7 @@ def dump_agents(prefix: str, agents: Agents) -> dict[str, Tensor]:
     """Everything of the policies of `Mbpo` that the configuration does not say."""
     return {
         f"{prefix}.psi": agents.psi,
-        **{f"{prefix}.{AGENT}{k}": v for k, v in agents.sac.state_dict().items()},
-        **{f"{prefix}.{OPTIMIZER}{k}": v for k, v in agents.optimizers.state_dict().items()},
+        **dump_networks(f"{prefix}.", agents.sac, agents.optimizers),
     }
 
 
@@ -107,10 +106,27 @@ def load_agents(prefix: str, tensors: dict[str, Tensor], fresh: Agents) -> Agent
     Raises:
         ValueError: names what is missing or has another shape or type.
     """
-    pattern = fresh.sac.state_dict()
-    fresh.sac.load_state_dict({k: like(tensors, f"{prefix}.{AGENT}{k}", v) for k, v in pattern.items()})
-    fresh.optimizers.load_state_dict(load_moments(f"{prefix}.{OPTIMIZER}", tensors, fresh.optimizers))
+    load_networks(f"{prefix}.", tensors, fresh.sac, fresh.optimizers)
     return replace(fresh, psi=like(tensors, f"{prefix}.psi", fresh.psi))
+
+
+def dump_networks(prefix: str, agent: nn.Module, optimizers: Optimizers) -> dict[str, Tensor]:
+    """Weights and buffers of an agent, and the moments of what trains it."""
+    return {
+        **{f"{prefix}{AGENT}{k}": v for k, v in agent.state_dict().items()},
+        **{f"{prefix}{OPTIMIZER}{k}": v for k, v in optimizers.state_dict().items()},
+    }
+
+
+def load_networks(prefix: str, tensors: dict[str, Tensor], agent: nn.Module, optimizers: Optimizers) -> None:
+    """Inverse of `dump_networks`, into an agent and optimisers of the same shapes.
+
+    Raises:
+        ValueError: names what is missing or has another shape or type.
+    """
+    pattern = agent.state_dict()
+    agent.load_state_dict({k: like(tensors, f"{prefix}{AGENT}{k}", v) for k, v in pattern.items()})
+    optimizers.load_state_dict(load_moments(f"{prefix}{OPTIMIZER}", tensors, optimizers))
 
 
 def load_moments(prefix: str, tensors: dict[str, Tensor], optimizers: Optimizers) -> dict[str, Tensor]:
