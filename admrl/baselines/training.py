@@ -32,15 +32,13 @@ from admrl.baselines.multitask import MultiTaskSac, multitask_adapter
 from admrl.baselines.pearl import Pearl, PearlAdapter
 from admrl.baselines.replay import MultiTaskReplay
 from admrl.evaluation.adapter import Act, Adapter, Policy
-from admrl.evaluation.method_run import MethodState, horizon_rollout, task_sets
+from admrl.evaluation.method_run import ReplayState, horizon_rollout, task_sets, train_steps
 from admrl.jobs.reporter import Reporter, Silent
 from admrl.solving.rollouts import episode_returns
 from admrl.solving.sac import Optimizers
 from admrl.streams import Purpose, stream
 from task_families.family import TaskFamily
 from task_families.simulator import ActionBounds
-
-UPDATES_PER_STEP = 50
 
 Agent = Pearl | MultiTaskSac
 OnStep = Callable[["BaselineState"], None]
@@ -71,7 +69,7 @@ def make_adapter(
 
 
 @dataclass(kw_only=True)
-class BaselineState(MethodState):
+class BaselineState(ReplayState):
     """Everything that changes while a baseline trains."""
 
     rl_family: TaskFamily
@@ -80,23 +78,6 @@ class BaselineState(MethodState):
     agent: Agent
     optimizers: Optimizers
     replay: MultiTaskReplay
-    train_psi: Tensor
-    """(K, k)."""
-
-    @property
-    def num_steps(self) -> int:
-        """The first samples all tasks."""
-        return 1 + self.config.num_iterations * steps_per_iteration(self.config)
-
-    @property
-    def iteration(self) -> int:
-        """Iterations that are done, or the number of the present one, from 0."""
-        return max(self.step - 1, 0) // steps_per_iteration(self.config)
-
-
-def steps_per_iteration(config: BaselineConfig) -> int:
-    """The sampling, and blocks of gradient steps."""
-    return 1 + math.ceil(config.num_updates / UPDATES_PER_STEP)
 
 
 def new_baseline(family: TaskFamily, algorithm: str, config: BaselineConfig, seed: int) -> BaselineState:
@@ -139,29 +120,14 @@ def train_baseline(
     Raises:
         FloatingPointError: a loss is no longer finite.
     """
-    reporter, config = reporter or Silent(), state.config
-    per_iteration, told = steps_per_iteration(config), False
-    while not state.finished:
-        if state.step == 0:
-            reporter.phase(f"sampling {len(state.train_psi)} training tasks")
-            metrics = _sample_everything(state, num_threads)
-        else:
-            position = (state.step - 1) % per_iteration
-            if position == 0 or not told:  # also where it goes on
-                reporter.phase(f"iteration {state.iteration + 1}/{config.num_iterations}")
-                told = True
-            if position == 0:
-                metrics = _sample_iteration(state, num_threads)
-            else:
-                done = (position - 1) * UPDATES_PER_STEP
-                metrics = _update(state, min(UPDATES_PER_STEP, config.num_updates - done))
-            ended = position == per_iteration - 1
-            if ended and (state.iteration + 1) % config.test_every == 0:
-                metrics |= _test(state, num_threads)
-        state.step += 1
-        reporter.advance(real_samples=state.real_samples, **metrics)
-        if on_step is not None:
-            on_step(state)
+    shown = reporter or Silent()
+    step = state.alternating(
+        lambda: _sample_everything(state, num_threads),
+        lambda: _sample_iteration(state, num_threads),
+        lambda num: _update(state, num),
+        shown,
+    )
+    train_steps(state, step, lambda: _test(state, num_threads), shown, on_step)
 
 
 def _update(state: BaselineState, num: int) -> dict[str, float]:

@@ -11,6 +11,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from math import ceil
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -41,6 +42,7 @@ from task_families.rollout import Rollout, collect
 from task_families.simulator import spawn_generators
 
 TASK_SEED = 1337  # of the published task sets, and of those that are drawn here
+UPDATES_PER_STEP = 50  # gradient steps between two points at which a training can stop
 NUM_TEST_EPISODES = 4  # of every task and point of the learning curve
 
 
@@ -137,6 +139,63 @@ class MethodState:
         )
         self.curve.append(point)
         return {"test_return": point.adapted_return, "test_return_0": point.first_return}
+
+
+@dataclass(kw_only=True)
+class ReplayState(MethodState):
+    """Of a method that first samples all its training tasks, then in every iteration some of them, and takes gradient
+    steps on all data. A step is a sampling, or UPDATES_PER_STEP gradient steps.
+    """
+
+    train_psi: Tensor
+    """(K, k)."""
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """The sampling, and blocks of gradient steps."""
+        return 1 + ceil(self.config.num_updates / UPDATES_PER_STEP)
+
+    @property
+    def num_steps(self) -> int:
+        """The first samples all tasks."""
+        return int(1 + self.config.num_iterations * self.steps_per_iteration)
+
+    @property
+    def iteration(self) -> int:
+        """Iterations that are done, or the number of the present one, from 0."""
+        return max(self.step - 1, 0) // self.steps_per_iteration
+
+    @property
+    def test_is_due(self) -> bool:
+        """See `MethodState`; at the end of an iteration."""
+        ended = self.step > 1 and (self.step - 1) % self.steps_per_iteration == 0
+        return bool(ended and self.iteration % self.config.test_every == 0)
+
+    def alternating(
+        self,
+        sample_all: Callable[[], dict[str, float]],
+        sample_some: Callable[[], dict[str, float]],
+        update: Callable[[int], dict[str, float]],
+        reporter: Reporter,
+    ) -> Callable[[], dict[str, float]]:
+        """The step of `train_steps`; update takes so many gradient steps. Each says what to report."""
+        told = False
+
+        def step() -> dict[str, float]:
+            nonlocal told
+            if self.step == 0:
+                reporter.phase(f"sampling {len(self.train_psi)} training tasks")
+                return sample_all()
+            position = (self.step - 1) % self.steps_per_iteration
+            if position == 0 or not told:  # also where it goes on
+                reporter.phase(f"iteration {self.iteration + 1}/{self.config.num_iterations}")
+                told = True
+            if position == 0:
+                return sample_some()
+            done = (position - 1) * UPDATES_PER_STEP
+            return update(min(UPDATES_PER_STEP, self.config.num_updates - done))
+
+        return step
 
 
 OnStep = Callable[[Any], None]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from admrl.evaluation.adapter import Act, Policy
-from admrl.evaluation.method_run import MethodState, task_sets
+from admrl.evaluation.method_run import ReplayState, task_sets, train_steps
 from admrl.evaluation.scoring import action_noise, simulate
 from admrl.jobs.reporter import Reporter, Silent
 from admrl.mql.adapter import MqlAdapter
@@ -37,35 +37,17 @@ from admrl.streams import Purpose, stream
 from task_families.family import TaskFamily
 from task_families.simulator import ActionBounds, spawn_generators
 
-UPDATES_PER_STEP = 50
 OnStep = Callable[["MqlState"], None]
 
 
 @dataclass(kw_only=True)
-class MqlState(MethodState):
+class MqlState(ReplayState):
     """Everything that changes while MQL trains."""
 
     config: MqlConfig
     agent: Agent
     optimizers: Optimizers
     replay: PooledReplay
-    train_psi: Tensor
-    """(K, k)."""
-
-    @property
-    def num_steps(self) -> int:
-        """The first samples all tasks."""
-        return 1 + self.config.num_iterations * steps_per_iteration(self.config)
-
-    @property
-    def iteration(self) -> int:
-        """Iterations that are done."""
-        return max(self.step - 1, 0) // steps_per_iteration(self.config)
-
-
-def steps_per_iteration(config: MqlConfig) -> int:
-    """The sampling, and blocks of TD3 steps."""
-    return 1 + math.ceil(config.num_updates / UPDATES_PER_STEP)
 
 
 def new_mql(family: TaskFamily, algorithm: str, config: MqlConfig, seed: int) -> MqlState:
@@ -105,29 +87,14 @@ def train_mql(
     Raises:
         FloatingPointError: a loss is no longer finite.
     """
-    reporter, config = reporter or Silent(), state.config
-    per_iteration, told = steps_per_iteration(config), False
-    while not state.finished:
-        if state.step == 0:
-            reporter.phase(f"sampling {len(state.train_psi)} training tasks")
-            metrics = _sample_everything(state, num_threads)
-        else:
-            position = (state.step - 1) % per_iteration
-            if position == 0 or not told:  # also where it goes on
-                reporter.phase(f"iteration {state.iteration + 1}/{config.num_iterations}")
-                told = True
-            if position == 0:
-                metrics = _sample_iteration(state, num_threads)
-            else:
-                done = (position - 1) * UPDATES_PER_STEP
-                metrics = _update(state, min(UPDATES_PER_STEP, config.num_updates - done))
-        state.step += 1
-        ended = state.step > 1 and (state.step - 1) % per_iteration == 0
-        if ended and state.iteration % config.test_every == 0:
-            metrics |= _test(state, num_threads)
-        reporter.advance(real_samples=state.real_samples, **metrics)
-        if on_step is not None:
-            on_step(state)
+    shown = reporter or Silent()
+    step = state.alternating(
+        lambda: _sample_everything(state, num_threads),
+        lambda: _sample_iteration(state, num_threads),
+        lambda num: _update(state, num),
+        shown,
+    )
+    train_steps(state, step, lambda: _test(state, num_threads), shown, on_step)
 
 
 def _update(state: MqlState, num: int) -> dict[str, float]:
