@@ -80,7 +80,7 @@ class Troubled(gymnasium.Env):
 
 
 class Logged(Troubled):
-    """Notes in a file of the folder LANES which process opened and closed it; a step takes a while."""
+    """Notes in a file of the folder LANES which process opened and closed it, and began a step that takes a while."""
 
     def __init__(self):
         self.note("open")
@@ -90,7 +90,9 @@ class Logged(Troubled):
             file.write(f"{word} {os.getpid()}\n")
 
     def step(self, action):
-        time.sleep(float(os.environ.get("LANES_SLEEP", "0")))
+        if seconds := float(os.environ.get("LANES_SLEEP", "0")):
+            self.note("step")
+            time.sleep(seconds)
         return super().step(action)
 
     def close(self):

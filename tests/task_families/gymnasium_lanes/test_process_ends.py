@@ -62,6 +62,8 @@ def test_they_end_with_whoever_started_them(tmp_path, how, sleep, closes):
     assert script.stdout.readline() == "ready\n"
     workers = set(counts(tmp_path, "open")) - {script.pid}
     assert len(workers) == 2 and all(counts(tmp_path, "open")[pid] == 2 for pid in workers)
+    if sleep != "0":
+        until(lambda: set(counts(tmp_path, "step")) == workers, "both processes are in the middle of a step")
     if how == "SIGINT":
         os.killpg(script.pid, signal.SIGINT)  # as a terminal does: to all of them
     elif how != "end":
