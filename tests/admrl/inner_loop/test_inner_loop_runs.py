@@ -302,7 +302,7 @@ def test_every_preset_of_every_family_is_sound(preset, algorithm):
     for name in names():
         family, config = make(name), preset_config(preset, name, algorithm)
         if family.horizon in (20, 200):  # other horizons: the command rounds
-            check_inner_loop(config, family)
+            check_inner_loop(config, family, algorithm)
         assert from_dict(InnerLoopConfig, json.loads(json.dumps(asdict(config)))) == config
 
 

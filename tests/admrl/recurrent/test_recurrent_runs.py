@@ -301,7 +301,7 @@ def test_mistakes_are_answered_clearly_and_leave_nothing(tmp_path, monkeypatch, 
 def test_every_preset_of_every_family_is_sound(preset):
     for name in names():
         config = preset_config(preset, name)
-        check_recurrent(config)
+        check_recurrent(config, make(name))
         assert from_dict(RecurrentConfig, json.loads(json.dumps(asdict(config)))) == config
         if name.startswith("bernoulli"):
             assert config.trial_episodes == 1, "an episode is a trial"
