@@ -68,8 +68,8 @@ def check_training_tasks(config: Any, family: Any) -> None:
     edges = list(zip(first, last, low, high, strict=True))
     if all(a <= c and b >= d for a, b, c, d in edges) or any(b < c or a > d for a, b, c, d in edges):
         raise ValueError(
-            f"config.withheld: expected a box that holds some tasks of {family.name} and leaves others, which lie from "
-            f"{' '.join(f'{x:g}' for x in low)} to {' '.join(f'{x:g}' for x in high)}, got "
+            f"config.withheld: expected a box that holds some tasks of {family.name} and leaves others, which lie "
+            f"from {' '.join(f'{x:g}' for x in low)} to {' '.join(f'{x:g}' for x in high)}, got "
             f"{' '.join(f'{x:g}' for x in withheld)}"
         )
 

@@ -473,7 +473,7 @@ class TrainingTasks:
 
     @staticmethod
     def make(family: TaskFamily, config: Any, seed: int) -> TrainingTasks:
-        """config: `num_tasks` and `withheld` of a method, which `admrl.config.checks.check_training_tasks` has seen."""
+        """By `num_tasks` and `withheld` of a config that `admrl.config.checks.check_training_tasks` has seen."""
         space: TaskSpace | TaskSet = family.box
         if config.withheld:
             low, high = torch.tensor(config.withheld, dtype=torch.float64).view(2, -1)

@@ -80,11 +80,11 @@ class InnerLoopConfig:
     meta_batch: int = field(default=40, metadata={"range": (1, 10_000)})
     """Tasks of an outer update. ProMP, AdMRL's MAML: 40; the robustness study: 20."""
     num_tasks: int | None = field(default=None, metadata={"range": (1, 100_000)})
-    """Training tasks, drawn once by the run's seed, of which an iteration draws with replacement; None: drawn anew from the
-    whole set in every iteration. The robustness study: 2 to 100. MAESN has its own."""
+    """Training tasks, drawn once by the run's seed, of which an iteration draws with replacement; None: all tasks, drawn
+    anew in every iteration. The robustness study varies it. MAESN has its own."""
     withheld: tuple[float, ...] = ()
-    """Tasks that the training never draws: those in this box, given by its lows and then its highs, one of each a task
-    parameter. The robustness study: three quarters of all directions."""
+    """Tasks that the training never draws: those in this box, given by its lows and then its highs, one of each a
+    task parameter. The robustness study: all directions but those from 0 to 90 degrees."""
     num_episodes: int = field(default=20, metadata={"range": (1, 100_000)})
     """Episodes of every task and phase: before each inner step, and after the last. ProMP: 20; the study: 40."""
     num_steps: int = field(default=1, metadata={"range": (1, 100)})
@@ -199,8 +199,8 @@ def check_inner_loop(config: InnerLoopConfig, family: Any, algorithm: str) -> No
     check_config(config)
     if algorithm == "maesn" and (config.num_tasks is not None or config.withheld):
         raise ValueError(
-            "config.num_tasks, config.withheld: expected none for maesn, whose training tasks have latents of their own; "
-            "their number is `config.latent.num_tasks`"
+            "config.num_tasks, config.withheld: expected none for maesn, whose training tasks have latents of their "
+            "own; their number is `config.latent.num_tasks`"
         )
     check_training_tasks(config, family)
     if config.num_adapt_samples % family.horizon:

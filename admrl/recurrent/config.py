@@ -48,11 +48,11 @@ class RecurrentConfig:
     meta_batch: int = field(default=100, metadata={"range": (1, 1_000_000)})
     """Tasks of an iteration. ProMP's RL2: 100."""
     num_tasks: int | None = field(default=None, metadata={"range": (1, 100_000)})
-    """Training tasks, drawn once by the run's seed, of which an iteration draws with replacement; None: drawn anew from the
-    whole set in every iteration. The robustness study: 2 to 100."""
+    """Training tasks, drawn once by the run's seed, of which an iteration draws with replacement; None: all tasks, drawn
+    anew in every iteration. The robustness study varies it."""
     withheld: tuple[float, ...] = ()
-    """Tasks that the training never draws: those in this box, given by its lows and then its highs, one of each a task
-    parameter. The robustness study: three quarters of all directions."""
+    """Tasks that the training never draws: those in this box, given by its lows and then its highs, one of each a
+    task parameter. The robustness study: all directions but those from 0 to 90 degrees."""
     num_trials: int = field(default=1, metadata={"range": (1, 100_000)})
     """Trials of every task, each from an empty memory. ProMP's RL2: 1."""
     trial_episodes: int = field(default=2, metadata={"range": (1, 10_000)})

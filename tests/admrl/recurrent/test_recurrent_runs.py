@@ -282,6 +282,7 @@ def test_the_command_line_from_training_to_report(tmp_path, monkeypatch, capsys)
     ("arguments", "message"),
     [
         (["rl3"], "did you mean 'rl2'"),
+        (["rl2", "--config.num-tasks", "0"], "--config.num-tasks: expected 1 to 100000, got 0"),
         (["rl2", "--config.trial-episodes", "0"], "--config.trial-episodes: expected 1 to 10000, got 0"),
         (
             ["rl2", "--preset", "smoke", "--config.ppo.num-minibatches", "9"],
