@@ -48,7 +48,7 @@ class RecurrentConfig:
     meta_batch: int = field(default=100, metadata={"range": (1, 1_000_000)})
     """Tasks of an iteration. ProMP's RL2: 100."""
     num_tasks: int | None = field(default=None, metadata={"range": (1, 100_000)})
-    """Training tasks, drawn once by the run's seed, of which an iteration draws with replacement; None: all tasks, drawn
+    """Training tasks, drawn once by the run's seed; an iteration draws of them with replacement. None: all, drawn
     anew in every iteration. The robustness study varies it."""
     withheld: tuple[float, ...] = ()
     """Tasks that the training never draws: those in this box, given by its lows and then its highs, one of each a
