@@ -3,7 +3,8 @@
     admrl study examples/studies/robustness_tasks.toml
     python benchmarks/robustness.py runs/robustness_tasks --figure robustness_tasks.png
 
-For every method of the study, over its training seeds (95 % intervals, Student's t, and the seeds one by one):
+For every method of the study, over its training seeds (95 % intervals, Student's t, and the seeds one by one; start
+states and the luck of an adaptation are common to them or averaged, and not in the intervals):
 
     real samples     of a training
     return, n        mean over the test tasks of A_n
@@ -74,9 +75,10 @@ def read_study(folder: Path, table: str) -> list[Method]:
 
 
 def show(name: str, scores: np.ndarray, statistic=mean) -> None:  # type: ignore[no-untyped-def]
-    """A line: the interval over training seeds of scores (S, R, M), and each seed's own."""
+    """A line: the interval over training seeds of scores (S, R, M), means over policy seeds, and each seed's own."""
+    scores = scores.mean(1)
     whole = interval(scores, statistic)
-    seeds = ", ".join(f"{statistic(one.mean(0)[None]):.2f}" for one in scores)
+    seeds = ", ".join(f"{statistic(one[None]):.2f}" for one in scores)
     print(f"{name:>24}  {whole.value:7.2f} ({whole.low:.2f} to {whole.high:.2f})  seeds: {seeds}")
 
 
