@@ -9,8 +9,8 @@ states and the luck of an adaptation are common to them or averaged, and not in 
     real samples     of a training
     return, n        mean over the test tasks of A_n
     worst gap, n     A* - A_n at the task where it is largest, mean over the seeds' own largest
-    withheld, n      return over the test tasks that the training never drew (`--config.withheld`), beside that over
-                     all others; the optimal policy's on both
+    withheld by M, n return over the test tasks that the training of method M never drew (`--config.withheld`), for
+                     every method, and over the others
 
 The figure has, for one task parameter, the return of every task before and after one and the last stage; for two, the
 learning curves over n.
@@ -79,27 +79,21 @@ def show(name: str, scores: np.ndarray, statistic=mean) -> None:  # type: ignore
     scores = scores.mean(1)
     whole = interval(scores, statistic)
     seeds = ", ".join(f"{statistic(one[None]):.2f}" for one in scores)
-    print(f"{name:>24}  {whole.value:7.2f} ({whole.low:.2f} to {whole.high:.2f})  seeds: {seeds}")
+    print(f"{name:>36}  {whole.value:7.2f} ({whole.low:.2f} to {whole.high:.2f})  seeds: {seeds}")
 
 
-def judge(method: Method) -> None:
-    """All numbers of a method."""
+def judge(method: Method, regions: dict[str, np.ndarray]) -> None:
+    """All numbers of a method, also over the tasks (M,) that each of these methods withholds, and over the others."""
     first = method.tables[0]
     print(f"{method.name}: {len(method.tables)} seeds, {method.real_samples} real samples each")
     for j, n in enumerate(first.num_samples.tolist()):
         returns = method.returns[..., j]
         show(f"return, {n}", returns)
         show(f"worst gap, {n}", method.gaps[..., j], worst)
-        if method.withheld.any():
-            show(f"withheld, {n}", returns[..., method.withheld])
-            show(f"the others, {n}", returns[..., ~method.withheld])
-    print(f"{'optimal':>24}  {first.optimal_return.mean():7.2f}", end="")
-    if method.withheld.any():
-        there = first.optimal_return[method.withheld].mean()
-        print(
-            f", withheld {there:.2f}, the others {first.optimal_return[~method.withheld].mean():.2f}", end=""
-        )
-    print("\n")
+        for name, inside in regions.items():
+            show(f"withheld by {name}, {n}", returns[..., inside])
+            show(f"the others, {n}", returns[..., ~inside])
+    print(f"{'optimal':>36}  {first.optimal_return.mean():7.2f}\n")
 
 
 def plot(methods: list[Method], path: Path) -> None:
@@ -167,8 +161,9 @@ def main() -> None:
     if not methods:
         parser.error(f"study: {args.study} has no evaluated runs")
     chosen = [methods[name] for name in args.methods] if args.methods else list(methods.values())
+    regions = {method.name: method.withheld for method in chosen if method.withheld.any()}
     for method in chosen:
-        judge(method)
+        judge(method, regions)
     if args.figure:
         plot(chosen, args.figure)
 
