@@ -31,6 +31,8 @@ class Purpose(IntEnum):
     # baselines
     NETWORKS = 10
     BASELINE = 11
+    TRAINING_TASKS = 12
+    """Those that are drawn once."""
     # evaluation, for every policy seed and task
     ADAPTATION = 20
     """Initial policies, exploration, its start states."""

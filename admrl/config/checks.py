@@ -47,6 +47,33 @@ def check_config(config: Any, where: str = "config.") -> None:
                 )
 
 
+def check_training_tasks(config: Any, family: Any) -> None:
+    """Refuse a box `config.withheld` that is none, that holds no task of the family, or all of them.
+
+    Raises:
+        ValueError: says what was expected and what came.
+    """
+    low, high = family.box.low.tolist(), family.box.high.tolist()
+    withheld, size = config.withheld, len(low)
+    if not withheld:
+        return
+    for value in withheld:
+        _check_number("config.withheld", value, float, -1e9, 1e9)
+    first, last = withheld[:size], withheld[size:]
+    if len(withheld) != 2 * size or any(a >= b for a, b in zip(first, last, strict=True)):
+        raise ValueError(
+            f"config.withheld: expected {2 * size} numbers, the lows of ({', '.join(family.box.names)}) and then the "
+            f"larger highs, got {' '.join(f'{x:g}' for x in withheld)}"
+        )
+    edges = list(zip(first, last, low, high, strict=True))
+    if all(a <= c and b >= d for a, b, c, d in edges) or any(b < c or a > d for a, b, c, d in edges):
+        raise ValueError(
+            f"config.withheld: expected a box that holds some tasks of {family.name} and leaves others, which lie "
+            f"from {' '.join(f'{x:g}' for x in low)} to {' '.join(f'{x:g}' for x in high)}, got "
+            f"{' '.join(f'{x:g}' for x in withheld)}"
+        )
+
+
 def _check_field(config: Any, f: Field[Any], hint: Any, name: str) -> None:
     value = getattr(config, f.name)
     if is_dataclass(value):

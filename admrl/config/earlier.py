@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, get_type_hints
 
-SETTINGS = 7
+SETTINGS = 8
 """Number of the present set of settings; 1: all of those before runs recorded it."""
 KEY = "settings"  # among the versions in config.json
 

@@ -35,11 +35,13 @@ from admrl.runs.versions import versions, weights_digest
 from admrl.solving.rollouts import gaussian_noise
 from admrl.solving.solution_file import AGENT, dump_generators, load_generators
 from admrl.storage.files import DamagedFileError, legible, plain_count, write_json
+from admrl.streams import Purpose, stream
 from task_families.choices import check_name
 from task_families.family import TaskFamily
 from task_families.registry import make
 from task_families.rollout import Rollout, collect
 from task_families.simulator import spawn_generators
+from task_families.task_space import TaskSet, TaskSpace
 
 TASK_SEED = 1337  # of the published task sets, and of those that are drawn here
 UPDATES_PER_STEP = 50  # gradient steps between two points at which a training can stop
@@ -459,6 +461,34 @@ def test_tasks(family: TaskFamily, num_tasks: int) -> Tensor:
 
 
 test_tasks.__test__ = False  # type: ignore[attr-defined]  # not one of pytest's
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingTasks:
+    """What a training draws its tasks from: the family's set without a withheld box, or some tasks of it."""
+
+    space: TaskSpace | TaskSet
+    drawn: Tensor | None
+    """(N, k), the tasks of a training that has so many."""
+
+    @staticmethod
+    def make(family: TaskFamily, config: Any, seed: int) -> TrainingTasks:
+        """By `num_tasks` and `withheld` of a config that `admrl.config.checks.check_training_tasks` has seen."""
+        space: TaskSpace | TaskSet = family.box
+        if config.withheld:
+            low, high = torch.tensor(config.withheld, dtype=torch.float64).view(2, -1)
+            space = family.box.restrict(lambda psi: ~((psi >= low) & (psi <= high)).all(-1))
+        if config.num_tasks is None:
+            return TrainingTasks(space, None)
+        return TrainingTasks(
+            space, space.sample(config.num_tasks, "uniform", stream(seed, Purpose.TRAINING_TASKS))
+        )
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """n tasks (n, k), uniform and independent."""
+        if self.drawn is None:
+            return self.space.sample(n, "uniform", generator)
+        return self.drawn[torch.randint(len(self.drawn), (n,), generator=generator)]
 
 
 def horizon_rollout(

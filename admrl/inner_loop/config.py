@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from admrl.config.checks import check_config
+from admrl.config.checks import check_config, check_training_tasks
 from admrl.config.methods import METHODS
 
 TITLES = METHODS["inner_loop"]
@@ -78,7 +78,13 @@ class InnerLoopConfig:
     num_iterations: int = field(default=500, metadata={"range": (1, 1_000_000)})
     """Outer updates. AdMRL's MAML: 500; ProMP: 1001; the robustness study's MAML: 300."""
     meta_batch: int = field(default=40, metadata={"range": (1, 10_000)})
-    """Tasks of an outer update, drawn anew from the whole box. ProMP, AdMRL's MAML: 40; the robustness study: 20."""
+    """Tasks of an outer update. ProMP, AdMRL's MAML: 40; the robustness study: 20."""
+    num_tasks: int | None = field(default=None, metadata={"range": (1, 100_000)})
+    """Training tasks, drawn once by the run's seed; an iteration draws of them with replacement. None: all, drawn
+    anew in every iteration. The robustness study varies it. MAESN has its own."""
+    withheld: tuple[float, ...] = ()
+    """Tasks that the training never draws: those in this box, given by its lows and then its highs, one of each a
+    task parameter. The robustness study: all directions but those from 0 to 90 degrees."""
     num_episodes: int = field(default=20, metadata={"range": (1, 100_000)})
     """Episodes of every task and phase: before each inner step, and after the last. ProMP: 20; the study: 40."""
     num_steps: int = field(default=1, metadata={"range": (1, 100)})
@@ -184,13 +190,19 @@ def _laptop_point(config: InnerLoopConfig) -> InnerLoopConfig:
     )
 
 
-def check_inner_loop(config: InnerLoopConfig, family: Any) -> None:
+def check_inner_loop(config: InnerLoopConfig, family: Any, algorithm: str) -> None:
     """Refuse settings that cannot work, before any work.
 
     Raises:
         ValueError: names the setting, what was expected and what came.
     """
     check_config(config)
+    if algorithm == "maesn" and (config.num_tasks is not None or config.withheld):
+        raise ValueError(
+            "config.num_tasks, config.withheld: expected none for maesn, whose training tasks have latents of their "
+            "own; their number is `config.latent.num_tasks`"
+        )
+    check_training_tasks(config, family)
     if config.num_adapt_samples % family.horizon:
         raise ValueError(
             f"config.num_adapt_samples: expected a multiple of {family.horizon} (whole episodes of {family.name}), "

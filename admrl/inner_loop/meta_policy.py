@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from admrl.evaluation.adapter import Act
+from admrl.evaluation.method_run import TrainingTasks
 from admrl.inner_loop.adaptation import Batch
 from admrl.inner_loop.advantages import make_batch
 from admrl.inner_loop.config import InnerLoopConfig
@@ -30,11 +31,17 @@ class MetaPolicy(nn.Module):
     step_size: Tensor  # (p,)
 
     def __init__(
-        self, family: TaskFamily, config: InnerLoopConfig, generator: torch.Generator, *, sees_psi: bool
+        self,
+        family: TaskFamily,
+        config: InnerLoopConfig,
+        generator: torch.Generator,
+        *,
+        tasks: TrainingTasks,
+        sees_psi: bool,
     ) -> None:
         """sees_psi: MAML-MT."""
         super().__init__()
-        self.config, self.sees_psi, self.box = config, sees_psi, family.box
+        self.config, self.sees_psi, self.box, self.tasks = config, sees_psi, family.box, tasks
         self.gamma = family.gamma if config.gamma is None else config.gamma
         obs_size = family.obs_size + (family.box.size if sees_psi else 0)
         self.policy = make_policy(family, obs_size, config)
@@ -59,8 +66,8 @@ class MetaPolicy(nn.Module):
         return self.box.to_unit(psi).float() if self.sees_psi else _nothing(len(psi))
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Tasks of an iteration (M, k), uniform in the box, and what the policy is told of them (M, c)."""
-        psi = self.box.sample(self.config.meta_batch, "uniform", generator)
+        """Tasks of an iteration (M, k), and what the policy is told of them (M, c)."""
+        psi = self.tasks.sample(self.config.meta_batch, generator)
         return psi, self.known(psi)
 
     def start(self, known: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class InnerLoopRun(MethodRun[InnerLoopState]):
     @classmethod
     def check_settings(cls, config: InnerLoopConfig, algorithm: str, family: TaskFamily) -> None:
         """See `MethodRun`."""
-        check_inner_loop(config, family)
+        check_inner_loop(config, family, algorithm)
 
     @classmethod
     def new_training(

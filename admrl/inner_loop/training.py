@@ -1,7 +1,7 @@
 """Meta-training of the inner-loop methods (MAML Alg. 3, ProMP Alg. 1).
 
     for every iteration:
-      draw meta_batch tasks, uniform in the box
+      draw meta_batch tasks, uniform in the box, or of those that `TrainingTasks` leaves
       for j = 0 .. k-1: num_episodes of every task by theta_j, its linear baseline and advantages; an inner step
       num_episodes of every task by theta_k
       one outer update on all of these samples: `maml_trpo_step` (maml-trpo, maml-mt, maesn), `promp_step` (promp,
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from admrl.evaluation.adapter import Adapter
-from admrl.evaluation.method_run import MethodState, horizon_rollout, test_tasks, train_steps
+from admrl.evaluation.method_run import MethodState, TrainingTasks, horizon_rollout, test_tasks, train_steps
 from admrl.inner_loop.adaptation import gradients
 from admrl.inner_loop.adapter import InnerLoopAdapter
 from admrl.inner_loop.config import TITLES, InnerLoopConfig, check_inner_loop
@@ -57,13 +57,14 @@ def new_inner_loop(family: TaskFamily, algorithm: str, config: InnerLoopConfig, 
     Raises:
         ValueError: see `check_inner_loop`.
     """
-    check_inner_loop(config, family)
+    check_inner_loop(config, family, algorithm)
     weights = stream(seed, Purpose.NETWORKS)
     agent: MetaPolicy | MaesnPolicy
     if algorithm == "maesn":
         agent = MaesnPolicy(family, config, weights)
     else:
-        agent = MetaPolicy(family, config, weights, sees_psi=algorithm == "maml-mt")
+        tasks = TrainingTasks.make(family, config, seed)
+        agent = MetaPolicy(family, config, weights, tasks=tasks, sees_psi=algorithm == "maml-mt")
     return InnerLoopState(
         algorithm=algorithm,
         family=family,

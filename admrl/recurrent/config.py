@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from admrl.config.checks import check_config
+from admrl.config.checks import check_config, check_training_tasks
 from admrl.config.methods import METHODS
 
 TITLES = METHODS["recurrent"]
@@ -46,7 +46,13 @@ class RecurrentConfig:
     num_iterations: int = field(default=501, metadata={"range": (1, 1_000_000)})
     """Samplings, each followed by an update. ProMP's RL2: 501; Duan et al.: up to 1000."""
     meta_batch: int = field(default=100, metadata={"range": (1, 1_000_000)})
-    """Tasks of an iteration, drawn anew from the whole box. ProMP's RL2: 100."""
+    """Tasks of an iteration. ProMP's RL2: 100."""
+    num_tasks: int | None = field(default=None, metadata={"range": (1, 100_000)})
+    """Training tasks, drawn once by the run's seed; an iteration draws of them with replacement. None: all, drawn
+    anew in every iteration. The robustness study varies it."""
+    withheld: tuple[float, ...] = ()
+    """Tasks that the training never draws: those in this box, given by its lows and then its highs, one of each a
+    task parameter. The robustness study: all directions but those from 0 to 90 degrees."""
     num_trials: int = field(default=1, metadata={"range": (1, 100_000)})
     """Trials of every task, each from an empty memory. ProMP's RL2: 1."""
     trial_episodes: int = field(default=2, metadata={"range": (1, 10_000)})
@@ -117,13 +123,14 @@ def _laptop(config: RecurrentConfig, family: str) -> RecurrentConfig:
     return replace(config, num_iterations=200, meta_batch=40, test_every=5)
 
 
-def check_recurrent(config: RecurrentConfig) -> None:
+def check_recurrent(config: RecurrentConfig, family: Any) -> None:
     """Refuse settings that cannot work, before any work.
 
     Raises:
         ValueError: names the setting, what was expected and what came.
     """
     check_config(config)
+    check_training_tasks(config, family)
     num_trials = config.meta_batch * config.num_trials
     if config.ppo.num_minibatches > num_trials:
         raise ValueError(

@@ -48,7 +48,7 @@ class RecurrentRun(MethodRun[RecurrentState]):
     @classmethod
     def check_settings(cls, config: RecurrentConfig, algorithm: str, family: TaskFamily) -> None:
         """See `MethodRun`."""
-        check_recurrent(config)
+        check_recurrent(config, family)
 
     @classmethod
     def new_training(

@@ -1,7 +1,7 @@
 """Meta-training of RL2 (Duan et al. 2016, Alg. of section 2.2; PPO as in ProMP's released RL2).
 
     for every iteration:
-      draw meta_batch tasks, uniform in the box
+      draw meta_batch tasks, uniform in the box, or of those that `TrainingTasks` leaves
       num_trials trials of every task, each trial_episodes episodes from an empty memory
       value_scale follows the spread of the trials' returns to go
       one update on all of these samples (`ppo_update`)
@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from admrl.evaluation.method_run import MethodState, horizon_rollout, test_tasks, train_steps
+from admrl.evaluation.method_run import MethodState, TrainingTasks, horizon_rollout, test_tasks, train_steps
 from admrl.jobs.reporter import Reporter, Silent
 from admrl.recurrent.adapter import RecurrentAdapter
 from admrl.recurrent.agent import RecurrentAgent, Sequence, joined
@@ -46,6 +46,7 @@ class RecurrentState(MethodState):
     config: RecurrentConfig
     agent: RecurrentAgent
     optimizers: Optimizers
+    tasks: TrainingTasks
 
 
 def new_recurrent(family: TaskFamily, algorithm: str, config: RecurrentConfig, seed: int) -> RecurrentState:
@@ -54,7 +55,7 @@ def new_recurrent(family: TaskFamily, algorithm: str, config: RecurrentConfig, s
     Raises:
         ValueError: see `check_recurrent`.
     """
-    check_recurrent(config)
+    check_recurrent(config, family)
     agent = RecurrentAgent(family, config, stream(seed, Purpose.NETWORKS))
     return RecurrentState(
         algorithm=algorithm,
@@ -62,6 +63,7 @@ def new_recurrent(family: TaskFamily, algorithm: str, config: RecurrentConfig, s
         config=config,
         seed=seed,
         agent=agent,
+        tasks=TrainingTasks.make(family, config, seed),
         optimizers=Optimizers({AGENT: list(agent.parameters())}, config.ppo.learning_rate),
         generator=stream(seed, Purpose.BASELINE),
         test_psi=test_tasks(family, config.num_test_tasks),
@@ -93,7 +95,7 @@ def train_recurrent(
 def sample_trials(state: RecurrentState, num_threads: int = 1) -> tuple[Sequence, dict[str, float]]:
     """The trials of an iteration, whole ones, and the mean return of their first and last episodes."""
     family, config, agent = state.family, state.config, state.agent
-    psi = family.box.sample(config.meta_batch, "uniform", state.generator)
+    psi = state.tasks.sample(config.meta_batch, state.generator)
     psi = psi.repeat_interleave(config.num_trials, 0)  # a lane is a trial
     memory = agent.empty_memory(len(psi))
     parts: list[Sequence] = []

@@ -17,7 +17,7 @@ from pathlib import Path
 from admrl.jobs.interruption import check_interruption
 from admrl.jobs.progress import read_progress
 from admrl.jobs.reporter import Reporter
-from admrl.studies.description import Study
+from admrl.studies.description import NO_REFERENCE, Study
 from admrl.studies.engine import Attempt, Resources
 from admrl.studies.graph import Job, expand
 from admrl.studies.local import LocalEngine
@@ -96,9 +96,9 @@ def _measure(job: Job, folder: Path, seconds: float) -> float | None:
 def _words(job: Job) -> tuple[str, ...]:
     """The command of one process; an evaluation without A*, which is not there yet."""
     words = list(job.command(1))
-    if job.kind == "evaluate":
+    if job.kind == "evaluate" and "--reference" in words:
         where = words.index("--reference")
-        words[where : where + 2] = ["--config.num-reference-stages", "0"]
+        words[where : where + 2] = NO_REFERENCE
     return tuple(words)
 
 

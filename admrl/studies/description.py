@@ -13,7 +13,7 @@ method = "search.py:Mine"           where the method is called otherwise; other 
 config.slbo.num_iterations = 10
 
 [reference]                         options of `admrl reference`
-[evaluation]                        options of `admrl evaluate`
+[evaluation]                        options of `admrl evaluate`; config.num_reference_stages = 0: no reference
 num_stages = 3
 num_policy_seeds = 4
 
@@ -64,6 +64,8 @@ OF_TRAINING = ("family", "selector", "algorithm", "preset", "seed", "out", "resu
 OF_REFERENCE = ("family", "out", "tasks", "grid", "num_workers")
 OF_EVALUATION = ("runs", "tasks", "grid", "reference", "name", "num_workers", "family")
 """Options that the study itself gives to a command, by the file's other keys."""
+NO_REFERENCE = ("--config.num-reference-stages", "0")
+"""Of an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,11 @@ class Study:
     """Seconds without a sign of life, after which an attempt is given up."""
     engine_options: Mapping[str, Any]
     """Of this engine alone."""
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether A* is a reference's; else the evaluation says that there is none."""
+        return NO_REFERENCE not in pairwise(self.evaluation)
 
     @property
     def test_words(self) -> tuple[str, ...]:
@@ -188,7 +195,7 @@ def _study(data: Mapping[str, Any], stem: str) -> Study:
     if "tasks" in data and "grid" in data:
         raise ValueError("tasks: expected `tasks` or `grid`, got both; leave one out")
     folder = Path(_text(data, "folder"))
-    return Study(
+    study = Study(
         name=_name("name", _text(data, "name", stem)),
         folder=folder,
         report=Path(_text(data, "report", str(folder / "report"))),
@@ -202,6 +209,12 @@ def _study(data: Mapping[str, Any], stem: str) -> Study:
         evaluation=_evaluation(_table(data, "evaluation")),
         **_engine(_table(data, "engine")),
     )
+    if study.reference and not study.has_reference:
+        raise ValueError(
+            "reference: expected no options, because `evaluation.config.num_reference_stages` is 0, which means that "
+            "there is no reference; leave one of them out"
+        )
+    return study
 
 
 def _engine(table: Mapping[str, Any]) -> dict[str, Any]:

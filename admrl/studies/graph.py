@@ -1,6 +1,7 @@
 """The jobs of a study: command lines, what they write, and which jobs they need.
 
-train (family x method x seed), reference (family) -> evaluate (family, all its runs) -> compare (family).
+train (family x method x seed), reference (family) -> evaluate (family, all its runs) -> compare (family). There is no
+reference where the evaluation has num_reference_stages 0: A* is then the family's optimal policy, if it is known.
 
     FOLDER/runs/FAMILY/METHOD-SEED      run folders
     FOLDER/reference/FAMILY.json        A*
@@ -78,9 +79,9 @@ def expand(study: Study) -> tuple[Job, ...]:
     jobs = []
     for family in study.families:
         runs = [_train(study, family, method, seed) for method in study.methods for seed in study.seeds]
-        reference = _reference(study, family, tested)
-        evaluate = _evaluate(study, family, tested, runs, reference)
-        jobs += [*runs, reference, evaluate, _compare(study, family, evaluate)]
+        references = [_reference(study, family, tested)] if study.has_reference else []
+        evaluate = _evaluate(study, family, tested, runs, references)
+        jobs += [*runs, *references, evaluate, _compare(study, family, evaluate)]
     if twice := [name for name, number in Counter(job.name for job in jobs).items() if number > 1]:
         family = twice[0].partition("/")[0]
         raise ValueError(
@@ -159,7 +160,10 @@ def _reference(study: Study, family: str, tested: tuple[str, ...]) -> Job:
     )
 
 
-def _evaluate(study: Study, family: str, tested: tuple[str, ...], runs: Sequence[Job], reference: Job) -> Job:
+def _evaluate(
+    study: Study, family: str, tested: tuple[str, ...], runs: Sequence[Job], references: Sequence[Job]
+) -> Job:
+    """references: one, or none."""
     own = () if family in names() else ("--family", family)
     settings = (*study.test_words, *own, *_without(study.evaluation, (DEVICE,)))
     device = device_words(study.evaluation)
@@ -170,10 +174,10 @@ def _evaluate(study: Study, family: str, tested: tuple[str, ...], runs: Sequence
         ("evaluate", *settings, *tested),
         (
             PROGRAM, "evaluate", *map(str, folders), *settings, *device,
-            "--reference", str(reference.outputs[0]), "--name", study.name,
+            *(word for job in references for word in ("--reference", str(job.outputs[0]))), "--name", study.name,
         ),
         tuple(folder / "gaps" / f"{study.name}.json" for folder in folders),
-        needs=(*(job.name for job in runs), reference.name),
+        needs=tuple(job.name for job in (*runs, *references)),
         max_workers=max(2, len(runs)),
     )  # fmt: skip
 

@@ -94,7 +94,7 @@ def test_newer_settings_are_refused_and_say_whose_they_are():
     data = asdict(MetaTrainConfig())
     newer = {KEY: str(SETTINGS + 1), "admrl": "0.9.0", "commit": "abc"}
     with pytest.raises(
-        OtherVersionError, match=r"newer version, admrl 0\.9\.0, commit abc \(settings 8.* up to 7\)"
+        OtherVersionError, match=r"newer version, admrl 0\.9\.0, commit abc \(settings 9.* up to 8\)"
     ):
         complete(MetaTrainConfig, data, newer)
     data["gradient"]["curvature"] = 1

@@ -273,6 +273,7 @@ def test_the_command_line_from_training_to_report(tmp_path, monkeypatch, capsys)
             "--config.num-adapt-samples: expected a multiple of 20",
         ),
         (["promp", "--config.num-steps", "0"], "--config.num-steps: expected 1 to 100, got 0"),
+        (["promp", "--config.withheld", "-1", "0"], "--config.withheld: expected 4 numbers, the lows of"),
         (["maml-trpo", "--config.trpo.max-kl", "-1"], "--config.trpo.max-kl: expected 1e-08 to 10, got -1"),
         (["maml-trpo", "--resume", "x", "--seed", "3"], "leave out all options but"),
         (["promp", "--resume", "nowhere"], "not a run folder"),
@@ -302,7 +303,7 @@ def test_every_preset_of_every_family_is_sound(preset, algorithm):
     for name in names():
         family, config = make(name), preset_config(preset, name, algorithm)
         if family.horizon in (20, 200):  # other horizons: the command rounds
-            check_inner_loop(config, family)
+            check_inner_loop(config, family, algorithm)
         assert from_dict(InnerLoopConfig, json.loads(json.dumps(asdict(config)))) == config
 
 

@@ -282,6 +282,7 @@ def test_the_command_line_from_training_to_report(tmp_path, monkeypatch, capsys)
     ("arguments", "message"),
     [
         (["rl3"], "did you mean 'rl2'"),
+        (["rl2", "--config.num-tasks", "0"], "--config.num-tasks: expected 1 to 100000, got 0"),
         (["rl2", "--config.trial-episodes", "0"], "--config.trial-episodes: expected 1 to 10000, got 0"),
         (
             ["rl2", "--preset", "smoke", "--config.ppo.num-minibatches", "9"],
@@ -301,7 +302,7 @@ def test_mistakes_are_answered_clearly_and_leave_nothing(tmp_path, monkeypatch, 
 def test_every_preset_of_every_family_is_sound(preset):
     for name in names():
         config = preset_config(preset, name)
-        check_recurrent(config)
+        check_recurrent(config, make(name))
         assert from_dict(RecurrentConfig, json.loads(json.dumps(asdict(config)))) == config
         if name.startswith("bernoulli"):
             assert config.trial_episodes == 1, "an episode is a trial"

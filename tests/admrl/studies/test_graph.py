@@ -7,6 +7,7 @@ import pytest
 from study_tools import STUDY
 
 from admrl.cli import parse
+from admrl.studies.calibration import _words
 from admrl.studies.description import read_study
 from admrl.studies.graph import counted_kinds, expand, select
 
@@ -43,6 +44,23 @@ def test_the_jobs_of_a_study(study):
         "--tasks", "toy", "--out", "f/report/linear_quadratic",
     )  # fmt: skip
     assert counted_kinds(jobs.values()) == "4 train, 1 reference, 1 evaluate, 1 compare"
+
+
+def test_a_study_without_a_reference_takes_the_optimal_policys_return(tmp_path):
+    file = tmp_path / "toy.toml"
+    text = STUDY.format(folder="f").replace("num_episodes", "num_reference_stages = 0, num_episodes")
+    file.write_text(text)
+    with pytest.raises(
+        ValueError, match=r"toy\.toml.*reference: expected no options.*num_reference_stages. is 0"
+    ):
+        read_study(file)
+    file.write_text(text[: text.index("[reference]")] + text[text.index("[evaluation]") :])
+    jobs = expand(read_study(file))
+    assert counted_kinds(jobs) == "4 train, 1 evaluate, 1 compare"
+    evaluate = jobs[-2]
+    assert evaluate.needs == tuple(job.name for job in jobs[:4]) and "--reference" not in evaluate.words
+    assert parse(list(evaluate.command(3)[1:])).config.num_reference_stages == 0
+    assert _words(evaluate) == evaluate.command(1), "calibration has nothing to take out"
 
 
 def test_every_command_is_one_that_the_command_line_takes(study, tmp_path):
