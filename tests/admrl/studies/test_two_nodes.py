@@ -4,6 +4,7 @@ the results are those of one machine, and no two attempts at a job wrote at the 
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from itertools import groupby
@@ -13,6 +14,7 @@ import pytest
 from namespaces import Network, missing
 from process_tools import until
 from step_study import NUM_JOBS, expected, steps_of
+from study_tools import STUDY
 
 from admrl.storage.files import TEMPORARY
 from admrl.studies.ray_engine import SETTINGS
@@ -24,6 +26,12 @@ if why := missing():
 
 ROOT = Path(__file__).parents[3]
 PORT, SILENCE = 6379, 15.0
+ENGINE = f"""
+[engine]
+name = "ray"
+max_processes = 1
+silence = {SILENCE}
+"""
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
     "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}",
@@ -197,3 +205,37 @@ def test_a_node_sleeps_and_wakes_up_when_others_have_done_its_jobs(cluster):
     time.sleep(10)
     assert files(cluster.folder / "made") == before
     assert "step_study" not in cluster.other.run("ps", "-eo", "args")
+
+
+def test_a_node_dies_during_trainings_and_evaluations(cluster, monkeypatch):
+    """The tables are those of one machine, byte by byte."""
+    monkeypatch.chdir(cluster.folder)
+    Path("toy.toml").write_text(STUDY.format(folder="f") + ENGINE)
+    words = [sys.executable, "-m", "admrl", "study", str(cluster.folder / "toy.toml"), "--num-workers", "4"]
+    environment = ENVIRONMENT | {"RAY_ADDRESS": f"{cluster.head.address}:{PORT}"}
+    with open("driver.log", "wb") as log:
+        driver = cluster.head.start(words, env=environment, stdout=log, stderr=log)
+
+    def working():
+        """Jobs of which an attempt is running on the other node."""
+        assert driver.poll() is None, Path("driver.log").read_text()
+        said = {
+            file.parent: json.loads(file.read_text()) for file in Path("f/jobs").glob("*/*/attempt-1.json")
+        }
+        return [
+            job for job, who in said.items() if (who["host"], who["exit_code"]) == (cluster.other.name, None)
+        ]
+
+    until(working, "the other node works", 300)
+    jobs, start = working(), time.monotonic()
+    cluster.other.power_off()
+    for job in jobs:
+        until((job / "attempt-2.json").exists, f"{job} begins again", 300)
+    print("a node dies during a real study:", time.monotonic() - start)
+    assert driver.wait(timeout=900) == 0, Path("driver.log").read_text()
+    os.mkdir("local")
+    subprocess.run([*words, "--engine", "local"], cwd="local", env=ENVIRONMENT, check=True, timeout=900)
+    tables = sorted(file.relative_to("f") for file in Path("f/report").rglob("*.csv"))
+    assert len(tables) >= 4
+    for table in tables:
+        assert (Path("local/f") / table).read_bytes() == (Path("f") / table).read_bytes(), table
