@@ -42,6 +42,7 @@ from admrl.config.checks import check_seed
 from admrl.config.methods import ALGORITHMS
 from admrl.config.presets import PRESETS
 from admrl.config.search import GROUP, SEARCHES
+from admrl.devices.names import AUTO
 from admrl.studies.engine import Resources
 from admrl.studies.engines import ENGINES
 from task_families.choices import check_name, check_named
@@ -293,6 +294,10 @@ def _evaluation(table: Mapping[str, Any]) -> tuple[str, ...]:
             if key in config:
                 raise ValueError(f"evaluation: {key} is given twice, also as config.{key}; leave one out")
             config[key] = _value(table[key], int, f"evaluation.{key}")
+    if table.get("device") == AUTO:
+        raise ValueError(
+            "evaluation.device: expected a device, as the jobs of one evaluation need the same, got 'auto'; name it"
+        )
     rest = {k: v for k, v in table.items() if k not in ("num_stages", "num_policy_seeds", "config")}
     return _options("evaluation", {**rest, "config": config}, OF_EVALUATION)
 

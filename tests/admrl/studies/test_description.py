@@ -95,6 +95,7 @@ def test_what_a_file_leaves_out(tmp_path):
         ("[evaluation]", "[evaluation]\nname = 'x'", "evaluation: name is not an option here"),
         ("num_stages = 0", "num_stages = '0'", "evaluation.num_stages: expected a whole number, got '0'"),
         ("{ num_episodes = 2", "{ num_stages = 2", "num_stages is given twice"),
+        ("[evaluation]", "[evaluation]\ndevice = 'auto'", "evaluation.device: expected a device, .* got 'auto'"),
         ("grid = [2, 2]", 'grid = [2, 2]\ntasks = "paper"', "expected `tasks` or `grid`, got both"),
         ('folder = "f"', "", "folder: expected a text, e.g. folder = .* got nothing"),
         ('folder = "f"', 'folder = ""', "folder: expected a text, got an empty one"),
