@@ -252,12 +252,13 @@ def _plain(box: str) -> str:
 
 
 def check_tasks(study: Study, jobs: tuple[Job, ...], file: Path) -> None:
-    """Refuse test tasks that a family does not have, before any job is started.
+    """Refuse test tasks that a family does not have, and runs of another one, before any job is started.
 
     Raises:
         ValueError: names the family and what does not fit.
     """
     from admrl.evaluation.task_lists import choose_tasks
+    from admrl.runs.folder import read_config
     from task_families.registry import make
 
     for job in jobs:
@@ -268,7 +269,12 @@ def check_tasks(study: Study, jobs: tuple[Job, ...], file: Path) -> None:
                 {"variant": job.words[job.words.index("--variant") + 1]} if "--variant" in job.words else {}
             )
             try:
-                choose_tasks(make(name, **known), study.grid, study.tasks, allow_outside=outside)
+                family = make(name, **known)
+                choose_tasks(family, study.grid, study.tasks, allow_outside=outside)
+                for run in study.runs:
+                    found = tuple(read_config(run).get(key) for key in ("family", "variant"))
+                    if found != (family.name, family.variant):
+                        raise ValueError(f"runs: {run} is of {found[0]} ({found[1]}), not ({family.variant})")
             except ValueError as error:
                 raise ValueError(f"{file}: {name}: {error}") from error
 

@@ -6,13 +6,12 @@ seeds = [0, 1, 2]                   of the trainings
 preset = "laptop"                   of the trainings
 tasks = "paper"                     or: grid = [4, 4]; as for `admrl evaluate`
 report = "reports"                  a folder for each family in it; by default FOLDER/report
+runs = ["old/uniform-7"]            run folders that are there: evaluated and compared beside methods, or without any
 
 [methods.adversarial]               a selector of `admrl train`, or an algorithm of `admrl train-baseline`
 [methods.mine]
 method = "search.py:Mine"           where the method is called otherwise; other keys are options of its command:
 config.slbo.num_iterations = 10
-
-runs = ["old/uniform-7"]            run folders that are there: evaluated and compared with, or without, methods
 
 [reference]                         options of `admrl reference`
 [evaluation]                        options of `admrl evaluate`

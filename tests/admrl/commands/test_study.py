@@ -144,6 +144,22 @@ def test_options_that_do_not_fit(file, options, expected):
         prepared(command(*options))
 
 
+def test_a_run_of_another_family_is_refused_before_any_job(file, tmp_path):
+    from fault_tools import small_run
+
+    file.write_text(f"runs = ['mine', 'other']\n{file.read_text()}")
+    small_run(tmp_path / "mine")
+    small_run(tmp_path / "other", "point_robot")
+    with pytest.raises(
+        ValueError, match=r"toy\.toml: linear_quadratic: runs: other is of point_robot \(released\), not"
+    ):
+        prepared(command())
+    assert not (file.parent / "f" / "jobs").exists()
+    small_run(tmp_path / "third")
+    file.write_text(file.read_text().replace("'other'", "'third'"))
+    prepared(command()).lease.release()
+
+
 def test_a_change_is_refused_and_one_that_is_discarded_is_not(file, monkeypatch, capsys):
     jobs = prepared(command("--dry-run")).jobs
     store = Store(file.parent / "f", "toy")
