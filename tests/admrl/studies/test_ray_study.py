@@ -23,7 +23,7 @@ def test_the_tables_are_those_of_this_machine_alone(tmp_path):
         (folder / "tiny.toml").write_text(TINY.format(folder="f") + ENGINE)
         result = subprocess.run(
             [sys.executable, "-m", "admrl", "study", "tiny.toml", "--engine", engine],
-            cwd=folder, env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+            cwd=folder, env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
         assert result.returncode == 0, result.stdout + result.stderr
         assert "5 of 5 jobs done" in result.stdout
