@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +18,7 @@ from admrl.config.checks import check_config, check_seed
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.search import OBJECTIVES, SCALES
 from admrl.devices.names import AUTO, CPU, check_device_name
+from admrl.number_text import counted
 from task_families.choices import check_name
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from admrl.devices.choice import Choice
     from admrl.devices.sizes import Sizes
+    from admrl.evaluation.parallel import Load
     from admrl.evaluation.reference import Reference
     from admrl.evaluation.task_lists import TaskList
     from admrl.run_kinds import AnyRun
@@ -57,6 +59,9 @@ class Evaluate(Command):
     more, by the same updates in the true simulator. Its samples are counted apart."""
     name: str | None = None
     """Name of the table, gaps/NAME.json. Default: the name of the set of tasks."""
+    only_cells: bool = False
+    """Solve and score what is missing of each run, and write no table: several machines that share the folders take
+    some of the runs each, and then one of them all runs, without this option."""
     seed: int = 0
     """Seed of the evaluation, the same for all runs."""
     num_workers: int = 2
@@ -103,6 +108,10 @@ class Evaluate(Command):
         check_config(self.config)
         if not (self.runs or self.policy or self.method):
             raise ValueError("runs: expected at least one run folder, or a `policy` or `method`, got none")
+        if self.only_cells and (self.reference or self.name):
+            raise ValueError(
+                "only_cells: makes no table, which `reference` and `name` are for; leave these out"
+            )
         if repeated := [str(path) for path, n in Counter(p.resolve() for p in self.runs).items() if n > 1]:
             raise ValueError(f"runs: {repeated[0]} is given twice; a run counts once")
 
@@ -121,8 +130,9 @@ class Evaluate(Command):
         chosen = choose_tasks(runs[0].family, self.grid, self.tasks, allow_outside=self.allow_outside)
         reference = None if self.reference is None else Reference.load(self.reference)
         config, _ = fitted_to(self.config, runs)
-        tasks = check_runs(runs, chosen, config, reference, self.decompose)
-        for run in runs:
+        judged = replace(config, num_reference_stages=0) if self.only_cells else config
+        tasks = check_runs(runs, chosen, judged, reference, self.decompose)
+        for run in () if self.only_cells else runs:
             file = gaps_file(run.path, self.name or tasks.name)
             check_same_settings(file, config, self.seed, self.decompose)
         choice = self._choose(runs, len(tasks.psi), config)
@@ -163,16 +173,11 @@ class Evaluate(Command):
         return choice
 
     def execute(self, prepared: Prepared) -> None:
-        """Evaluate, print a table, write one gap table into every run folder."""
-        from admrl.commands.gap_printing import print_notes, print_objective, print_parts, print_tables
-        from admrl.evaluation.parallel import evaluate_in_parallel
+        """Evaluate, print a table, write one gap table into every run folder; or solve the cells alone."""
         from admrl.jobs.display import TextConsole
         from admrl.jobs.interruption import Interrupted
-        from admrl.run_kinds import load_on
-        from admrl.search.objective import Objective
 
-        (runs, tasks, reference, choice), console = prepared, TextConsole()
-        name = self.name or tasks.name
+        (runs, _, _, choice), console = prepared, TextConsole()
         config, notes = fitted_to(self.config, runs)
         for note in notes:
             console.print(in_flags(note, type(self)))
@@ -185,23 +190,54 @@ class Evaluate(Command):
                     style="yellow",
                 )
         try:
-            tables = evaluate_in_parallel(
-                runs,
-                tasks,
-                config,
-                self.seed,
-                self.num_workers,
-                console,
-                name=name,
-                load=partial(load_on, named=named_by(self, self.accept_changed), device=str(choice.device)),
-                reference=reference,
-                decompose=self.decompose,
-            )
+            if self.only_cells:
+                self._solve(prepared, config, console)
+            else:
+                self._make_tables(prepared, config, console)
         except Interrupted as interrupt:
             raise Interrupted(
                 "every finished batch of tasks is saved; the same command goes on from there",
                 interrupt.signum,
             ) from None
+
+    def _solve(self, prepared: Prepared, config: EvaluationConfig, console: Console) -> None:
+        from admrl.evaluation.parallel import solve_cells
+
+        runs, tasks, _, choice = prepared
+        solve_cells(
+            runs,
+            tasks,
+            config,
+            self.seed,
+            self.num_workers,
+            console,
+            load=self._load(choice),
+            decompose=self.decompose,
+        )
+        console.print(
+            f"{counted(len(runs), 'run')}: all cells are there; next, with all runs that are compared: the same "
+            "without --only-cells"
+        )
+
+    def _make_tables(self, prepared: Prepared, config: EvaluationConfig, console: Console) -> None:
+        from admrl.commands.gap_printing import print_notes, print_objective, print_parts, print_tables
+        from admrl.evaluation.parallel import evaluate_in_parallel
+        from admrl.search.objective import Objective
+
+        runs, tasks, reference, choice = prepared
+        name = self.name or tasks.name
+        tables = evaluate_in_parallel(
+            runs,
+            tasks,
+            config,
+            self.seed,
+            self.num_workers,
+            console,
+            name=name,
+            load=self._load(choice),
+            reference=reference,
+            decompose=self.decompose,
+        )
         objective = Objective(self.objective, self.alpha, self.temperature)
         for j in range(len(tables[0].num_samples)):
             print_tables(tables, console, j)
@@ -211,6 +247,12 @@ class Evaluate(Command):
         print_notes(tables, console)
         words = ["admrl", "compare", *(str(run.path) for run in runs), "--tasks", name, "--out", "report"]
         console.print(f"wrote {name} into each run; next: {shlex.join(words)}")
+
+    def _load(self, choice: Choice) -> Load:
+        """What opens the runs in other processes."""
+        from admrl.run_kinds import load_on
+
+        return partial(load_on, named=named_by(self, self.accept_changed), device=str(choice.device))
 
     def _say_where(self, runs: list[AnyRun], choice: Choice, console: Console) -> None:
         """The device, where it is not the CPU, or was chosen; and who stays on the CPU."""

@@ -8,10 +8,9 @@ import re
 import shlex
 import sys
 import textwrap
-import time
 from collections.abc import Mapping
 from contextlib import redirect_stderr
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,18 +20,15 @@ from admrl.commands.command import Command, CommandFailed, at_least
 from admrl.commands.flags import in_flags
 from admrl.number_text import counted
 from admrl.studies.description import Study, check_gpus, located, read_study
-from admrl.studies.graph import Job, counted_kinds, device_words, expand, select
+from admrl.studies.graph import Job, device_words, expand, select
 
 if TYPE_CHECKING:
-    from rich.console import Console, Group
+    from rich.console import Console
 
     from admrl.studies.driver import Outcome
     from admrl.studies.engine import Engine
     from admrl.studies.lease import Lease
     from admrl.studies.store import Store
-
-WIDTH = 80  # of what --dry-run prints
-WATCHED_EVERY = 2.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,8 @@ class RunStudy(Command):
     watch: bool = False
     """Show what is being done, and when it is expected to end, until it has ended; start nothing."""
     only: tuple[str, ...] = ()
-    """Start no jobs but these: names of jobs, or kinds (train, reference, evaluate, compare)."""
+    """Start no jobs but these: names of jobs, or kinds (train, reference, cells, evaluate,
+    compare)."""
     discard: tuple[str, ...] = ()
     """First throw away what these jobs have made, by name or kind, to make it anew; their logs stay."""
     num_workers: int = 2
@@ -142,14 +139,16 @@ class RunStudy(Command):
     def execute(self, prepared: Prepared) -> None:
         """Print what was asked for, or run the jobs and say what came out."""
         from admrl.jobs.display import TextConsole
+        from admrl.studies.printing import Shown, print_graph, print_status, watch
 
-        console = TextConsole()
+        console, study = TextConsole(), prepared.study
+        shown = Shown(study.name, prepared.jobs, prepared.wanted, prepared.store)
         if self.dry_run:
-            print_graph(prepared, console, self._calibrated(prepared, console))
+            print_graph(shown, console, self._calibrated(prepared, console))
         elif self.status:
-            print_status(prepared, console, self.json)
+            print_status(shown, console, self.json)
         elif self.watch:
-            watch(prepared, console)
+            watch(shown, console)
         else:
             self._run(prepared, console)
 
@@ -253,12 +252,13 @@ def _plain(box: str) -> str:
 
 
 def check_tasks(study: Study, jobs: tuple[Job, ...], file: Path) -> None:
-    """Refuse test tasks that a family does not have, before any job is started.
+    """Refuse test tasks that a family does not have, and runs of another one, before any job is started.
 
     Raises:
         ValueError: names the family and what does not fit.
     """
     from admrl.evaluation.task_lists import choose_tasks
+    from admrl.runs.folder import read_config
     from task_families.registry import make
 
     for job in jobs:
@@ -269,7 +269,12 @@ def check_tasks(study: Study, jobs: tuple[Job, ...], file: Path) -> None:
                 {"variant": job.words[job.words.index("--variant") + 1]} if "--variant" in job.words else {}
             )
             try:
-                choose_tasks(make(name, **known), study.grid, study.tasks, allow_outside=outside)
+                family = make(name, **known)
+                choose_tasks(family, study.grid, study.tasks, allow_outside=outside)
+                for run in study.runs:
+                    found = tuple(read_config(run).get(key) for key in ("family", "variant"))
+                    if found != (family.name, family.variant):
+                        raise ValueError(f"runs: {run} is of {found[0]} ({found[1]}), not ({family.variant})")
             except ValueError as error:
                 raise ValueError(f"{file}: {name}: {error}") from error
 
@@ -286,119 +291,6 @@ def is_finished(job: Job) -> bool:
     except ValueError:
         return False
     return run.finished
-
-
-def print_graph(prepared: Prepared, console: Console, seconds: Mapping[str, float | None]) -> None:
-    """Every job that is wanted, what it needs and its command, in 80 columns; and how long they take, if known."""
-    jobs = [job for job in prepared.jobs if job.name in prepared.wanted]
-    folder = prepared.store.folder
-    console.print(f"{prepared.study.name}: {counted(len(jobs), 'job')} in {folder} ({counted_kinds(jobs)})")
-    for job in jobs:
-        known = seconds.get(job.name)
-        console.print(
-            f"\n{job.name} ({job.kind}{'' if known is None else f', about {known / 60:.1f} CPU minutes'})"
-        )
-        if job.needs:
-            console.print(_wrapped(f"needs {', '.join(job.needs)}", 2))
-        console.print(_wrapped(job.text, 2))
-    if seconds:
-        known = sum(seconds.get(job.name) or 0.0 for job in jobs)
-        console.print(f"\nabout {known / 3600:.2g} CPU hours, without reports")
-        unknown = [job.name for job in jobs if job.name in seconds and seconds[job.name] is None]
-        if unknown:
-            console.print(_wrapped(f"and what was not measured (too short): {', '.join(unknown)}", 2))
-
-
-def _wrapped(text: str, indent: int) -> str:
-    """Lines of 80 columns; a path that is longer stays whole."""
-    return textwrap.fill(
-        text,
-        WIDTH,
-        initial_indent=" " * indent,
-        subsequent_indent=" " * (indent + 4),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
-def print_status(prepared: Prepared, console: Console, as_json: bool) -> None:
-    """The state of every job that is wanted."""
-    from admrl.storage.files import json_text
-    from admrl.studies.status import statuses, summary
-
-    store = prepared.store
-    rows = statuses(prepared.jobs, store, prepared.wanted)
-    strangers = store.strangers(prepared.jobs)
-    if as_json:
-        said = {
-            "study": prepared.study.name,
-            "folder": str(store.folder),
-            "jobs": [asdict(row) for row in rows],
-            "not_in_file": strangers,
-        }
-        print(json_text(said))
-        return
-    console.print(f"{prepared.study.name} in {store.folder}: {summary(rows)}")
-    width = max(len(row.job) for row in rows)
-    lines = [f"{'job':<{width}}  {'state':<12}{'attempt':>7}{'seconds':>10}"]
-    for row in rows:
-        tries, seconds = row.attempt or "", "" if row.seconds is None else row.seconds
-        lines.append(f"{row.job:<{width}}  {row.state:<12}{tries:>7}{seconds:>10}".rstrip())
-    console.print("\n".join(lines))
-    if strangers:
-        console.print(f"no longer in the file, and left as they are: {', '.join(strangers)}")
-
-
-def watch(prepared: Prepared, console: Console) -> None:
-    """Show how far it is, until nobody drives the study any more, or Ctrl-C."""
-    from rich.live import Live
-
-    try:
-        with Live(console=console, auto_refresh=False) as live:
-            while True:
-                is_driven = prepared.store.is_driven
-                live.update(_running_table(prepared), refresh=True)
-                if not is_driven:
-                    break
-                time.sleep(WATCHED_EVERY)
-    except KeyboardInterrupt:  # the study goes on
-        return
-    console.print("nobody drives this study at the moment")
-
-
-def _running_table(prepared: Prepared) -> Group:
-    """What runs, and how many jobs are in which state."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    from admrl.number_text import count
-    from admrl.studies.status import clock, statuses, summary
-    from admrl.studies.store import FAILED, RUNNING
-
-    rows = statuses(prepared.jobs, prepared.store, prepared.wanted)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("job", "host"):
-        table.add_column(name, overflow="fold")
-    table.add_column("phase", no_wrap=True, overflow="ellipsis")
-    for name in ("done", "samples", "minutes", "ends"):
-        table.add_column(name, no_wrap=True, justify="right")
-    for row in rows:
-        if row.state == RUNNING:
-            table.add_row(
-                Text(row.job),
-                Text(row.host or "(starting)"),
-                Text(row.phase or ""),
-                "" if row.share is None else f"{100 * row.share:.0f} %",
-                "" if row.real_samples is None else count(row.real_samples),
-                "" if row.seconds is None else f"{row.seconds / 60:.1f}",
-                "" if row.ends is None else clock(row.ends),
-            )
-    failed = [
-        Text(f"failed: {row.job}, see {row.log}", style="yellow") for row in rows if row.state == FAILED
-    ]
-    return Group(Text(f"{prepared.study.name}: {summary(rows)}"), table, *failed)
 
 
 def print_reports(prepared: Prepared, outcome: Outcome, console: Console) -> None:

@@ -70,20 +70,13 @@ def evaluate_in_parallel(
 
     The runs are locked by the caller (`lock_runs`); their locks are released here.
     """
-    stores = [PartStore(run, config, seed) for run in runs]
     try:
         jobs, pooled_file = [], None
         if needs_pooled(config, reference):
             pooled_file = _pooled_file(runs, tasks, config, seed)
             jobs += _pooled_jobs(pooled_file, runs, tasks, config, seed, load, console)
-        for run, store in zip(runs, stores, strict=True):
-            jobs += _adapted_jobs(run, store, tasks, config, seed, load, console)
-        zero_shot = replace(config, num_stages=0)
-        ruled = runs if decompose else []
-        rulers = [PartStore(run, zero_shot, seed, of_oracle=True) for run in ruled]
-        for run, store in zip(ruled, rulers, strict=True):
-            jobs += _adapted_jobs(run, store, tasks, zero_shot, seed, load, console, of_oracle=True)
-        if jobs:
+        stores, rulers, cells = _cells(runs, tasks, config, seed, load, console, decompose)
+        if jobs := [*jobs, *cells]:
             run_jobs(jobs, num_workers, console)
         keys = _keys(runs[0], tasks)
         adapted, oracles = (
@@ -98,6 +91,46 @@ def evaluate_in_parallel(
         return tables
     finally:
         release_runs(runs)
+
+
+def solve_cells(
+    runs: Sequence[EvaluableRun],
+    tasks: TaskList,
+    config: EvaluationConfig,
+    seed: int,
+    num_workers: int,
+    console: Console,
+    *,
+    load: Load,
+    decompose: bool = False,
+) -> None:
+    """The part of `evaluate_in_parallel` that each run has for itself, into its folder; locks as there."""
+    try:
+        if jobs := _cells(runs, tasks, config, seed, load, console, decompose)[2]:
+            run_jobs(jobs, num_workers, console)
+    finally:
+        release_runs(runs)
+
+
+def _cells(
+    runs: Sequence[EvaluableRun],
+    tasks: TaskList,
+    config: EvaluationConfig,
+    seed: int,
+    load: Load,
+    console: Console,
+    decompose: bool,
+) -> tuple[list[PartStore], list[PartStore], list[Job]]:
+    """Where the cells of the runs are, those of their oracles, and what is left to do for both."""
+    jobs, stores = [], [PartStore(run, config, seed) for run in runs]
+    for run, store in zip(runs, stores, strict=True):
+        jobs += _adapted_jobs(run, store, tasks, config, seed, load, console)
+    zero_shot = replace(config, num_stages=0)
+    ruled = runs if decompose else []
+    rulers = [PartStore(run, zero_shot, seed, of_oracle=True) for run in ruled]
+    for run, store in zip(ruled, rulers, strict=True):
+        jobs += _adapted_jobs(run, store, tasks, zero_shot, seed, load, console, of_oracle=True)
+    return stores, rulers, jobs
 
 
 def _keys(run: EvaluableRun, tasks: TaskList) -> list[tuple[int, ...]]:

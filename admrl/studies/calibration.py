@@ -1,33 +1,35 @@
 """How long the jobs of a study would take: one of each sort is begun, in a folder that is thrown away, and stopped.
 
-The first seed of every training of a family, its reference, and the evaluation of what these trainings have reached
-run for some seconds each, alone; the share of their steps that is done by then says how long the whole takes. Steps
-are not equally long (the first task's differ from the last's), so the sum may be wrong by a third, and more where a
-training is stopped early by its own rules.
+The first seed of every training of a family, the evaluation of what it has reached, and the reference run for some
+seconds each, alone; the share of their steps that is done by then says how long the whole takes. Steps are not
+equally long (the first task's differ from the last's), so the sum may be wrong by a third, and more where a training
+is stopped early by its own rules. What was solved for runs that are there already stays in their folders, and counts.
 """
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from admrl.jobs.interruption import check_interruption
 from admrl.jobs.progress import read_progress
 from admrl.jobs.reporter import Reporter
-from admrl.studies.description import NO_REFERENCE, Study
+from admrl.studies.description import Study
 from admrl.studies.engine import Attempt, Resources
 from admrl.studies.graph import Job, expand
 from admrl.studies.local import LocalEngine
 
+MEASURED = ("train", "reference", "cells")
 LOOKED_EVERY = 0.2  # seconds
 AT_MOST = 5  # times the seconds that were asked for, until the first step is done
 
 
 def cpu_seconds(study: Study, seconds: float, reporter: Reporter) -> dict[str, float | None]:
-    """By job; None: it did not come far enough. Reports (compare) are not measured and not in it.
+    """By job; None: it did not come far enough. Tables and reports are not measured and not in it.
 
     Args:
         seconds: that each sort of job runs.
@@ -43,24 +45,22 @@ def cpu_seconds(study: Study, seconds: float, reporter: Reporter) -> dict[str, f
             reporter.phase(f"calibration: {job.name}")
             measured[job.name] = _measure(job, Path(folder), seconds)
             reporter.advance()
-    return {job.name: _of(job, study, measured) for job in expand(study) if job.kind != "compare"}
+    return {job.name: measured[_stand_in(job, study)] for job in expand(study) if job.kind in MEASURED}
 
 
 def sorts(study: Study) -> list[Job]:
     """One of each sort of job that is measured: those of the first seed."""
-    return [job for job in expand(_short(study, study.folder)) if job.kind != "compare"]
+    return [job for job in expand(_short(study, study.folder)) if job.kind in MEASURED]
 
 
 def _short(study: Study, folder: Path) -> Study:
     return replace(study, folder=folder, report=folder / "report", seeds=study.seeds[:1])
 
 
-def _of(job: Job, study: Study, measured: Mapping[str, float | None]) -> float | None:
-    """A training is as long as its method's first one, an evaluation of several seeds as one for each."""
-    if job.kind == "train":
-        return measured[f"{job.name.rpartition('-')[0]}-{study.seeds[0]}"]
-    found = measured[job.name]
-    return found if found is None or job.kind == "reference" else found * len(study.seeds)
+def _stand_in(job: Job, study: Study) -> str:
+    """Whose measurement counts: all trainings of a method are as long as its first one, and so are their cells."""
+    is_of_training = job.kind == "train" or bool(job.needs)
+    return re.sub(r"-\d+(?=(-cells)?$)", f"-{study.seeds[0]}", job.name) if is_of_training else job.name
 
 
 def _measure(job: Job, folder: Path, seconds: float) -> float | None:
@@ -71,7 +71,7 @@ def _measure(job: Job, folder: Path, seconds: float) -> float | None:
     (place / "newest").write_text("1")
     engine = LocalEngine(folder, Resources())
     begun = time.monotonic()
-    engine.submit(Attempt(job.name, 1, _words(job), place, 3600.0))
+    engine.submit(Attempt(job.name, 1, job.command(1), place, 3600.0))
     points: list[tuple[float, float]] = []  # seconds, share of steps
     try:
         while True:
@@ -91,15 +91,6 @@ def _measure(job: Job, folder: Path, seconds: float) -> float | None:
         while job.name in engine.running:
             engine.poll()
             time.sleep(LOOKED_EVERY)
-
-
-def _words(job: Job) -> tuple[str, ...]:
-    """The command of one process; an evaluation without A*, which is not there yet."""
-    words = list(job.command(1))
-    if job.kind == "evaluate" and "--reference" in words:
-        where = words.index("--reference")
-        words[where : where + 2] = NO_REFERENCE
-    return tuple(words)
 
 
 def _extrapolated(points: Sequence[tuple[float, float]]) -> float | None:

@@ -6,6 +6,7 @@ seeds = [0, 1, 2]                   of the trainings
 preset = "laptop"                   of the trainings
 tasks = "paper"                     or: grid = [4, 4]; as for `admrl evaluate`
 report = "reports"                  a folder for each family in it; by default FOLDER/report
+runs = ["old/uniform-7"]            run folders that are there: evaluated and compared beside methods, or without any
 
 [methods.adversarial]               a selector of `admrl train`, or an algorithm of `admrl train-baseline`
 [methods.mine]
@@ -40,6 +41,7 @@ from admrl.config.checks import check_seed
 from admrl.config.methods import ALGORITHMS
 from admrl.config.presets import PRESETS
 from admrl.config.search import GROUP, SEARCHES
+from admrl.devices.names import AUTO
 from admrl.studies.engine import Resources
 from admrl.studies.engines import ENGINES
 from task_families.choices import check_name, check_named
@@ -52,6 +54,7 @@ KEYS = (
     "families",
     "seeds",
     "preset",
+    "runs",
     "tasks",
     "grid",
     "methods",
@@ -62,7 +65,7 @@ KEYS = (
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 OF_TRAINING = ("family", "selector", "algorithm", "preset", "seed", "out", "resume", "num_threads")
 OF_REFERENCE = ("family", "out", "tasks", "grid", "num_workers")
-OF_EVALUATION = ("runs", "tasks", "grid", "reference", "name", "num_workers", "family")
+OF_EVALUATION = ("runs", "tasks", "grid", "reference", "name", "num_workers", "family", "only_cells")
 """Options that the study itself gives to a command, by the file's other keys."""
 NO_REFERENCE = ("--config.num-reference-stages", "0")
 """Of an evaluation."""
@@ -96,6 +99,9 @@ class Study:
     families: tuple[str, ...]
     methods: tuple[Method, ...]
     seeds: tuple[int, ...]
+    """Of their trainings."""
+    runs: tuple[Path, ...]
+    """That are there already, of the only family."""
     preset: str
     tasks: str
     grid: tuple[int, ...] | None
@@ -187,9 +193,14 @@ def _study(data: Mapping[str, Any], stem: str) -> Study:
     families = _list(data, "families", str)
     for family in families:
         check_family_name(family, "families")
-    seeds = _list(data, "seeds", int)
+    methods, runs = _methods(_table(data, "methods")), _runs(data, families)
+    seeds = _list(data, "seeds", int) if methods or "seeds" in data else ()
     for seed in seeds:
         check_seed(seed, "seeds")
+    if not (methods or runs):
+        raise ValueError("methods: expected at least one table, [methods.NAME], or `runs`, got none")
+    for name in {run.name for run in runs} & {f"{m.name}-{seed}" for m in methods for seed in seeds}:
+        raise ValueError(f"runs: {name!r} is also what the study trains; rename the folder, or the method")
     preset = _text(data, "preset", "laptop")
     check_name("preset", preset, tuple(PRESETS))
     if "tasks" in data and "grid" in data:
@@ -200,8 +211,9 @@ def _study(data: Mapping[str, Any], stem: str) -> Study:
         folder=folder,
         report=Path(_text(data, "report", str(folder / "report"))),
         families=families,
-        methods=_methods(_table(data, "methods")),
+        methods=methods,
         seeds=seeds,
+        runs=runs,
         preset=preset,
         tasks=_text(data, "tasks", "paper"),
         grid=_list(data, "grid", int, distinct=False) if "grid" in data else None,
@@ -261,8 +273,6 @@ def _number(
 
 
 def _methods(tables: Mapping[str, Any]) -> tuple[Method, ...]:
-    if not tables:
-        raise ValueError("methods: expected at least one table, [methods.NAME], got none")
     methods = []
     for name in tables:
         table, where = dict(_table(tables, name, "methods.")), f"methods.{name}"
@@ -273,6 +283,21 @@ def _methods(tables: Mapping[str, Any]) -> tuple[Method, ...]:
     return tuple(methods)
 
 
+def _runs(data: Mapping[str, Any], families: tuple[str, ...]) -> tuple[Path, ...]:
+    """Folders that are there, each with a name of its own."""
+    runs = tuple(map(Path, _list(data, "runs", str))) if "runs" in data else ()
+    if runs and len(families) > 1:
+        raise ValueError(
+            f"runs: expected them to be of the only family, got {len(families)} families; name one"
+        )
+    for i, run in enumerate(runs):
+        if not (run / "config.json").is_file():
+            raise ValueError(f"runs: expected run folders, got '{run}', which has no config.json")
+        if (name := _name("runs", run.name)) in {other.name for other in runs[:i]}:
+            raise ValueError(f"runs: two folders are called {name!r}, and so would their jobs; rename one")
+    return runs
+
+
 def _evaluation(table: Mapping[str, Any]) -> tuple[str, ...]:
     """num_stages and num_policy_seeds are settings of the evaluation that every study has an opinion on."""
     config = dict(_table(table, "config", "evaluation."))
@@ -281,6 +306,10 @@ def _evaluation(table: Mapping[str, Any]) -> tuple[str, ...]:
             if key in config:
                 raise ValueError(f"evaluation: {key} is given twice, also as config.{key}; leave one out")
             config[key] = _value(table[key], int, f"evaluation.{key}")
+    if table.get("device") == AUTO:
+        raise ValueError(
+            "evaluation.device: expected a device, as the jobs of one evaluation need the same, got 'auto'; name it"
+        )
     rest = {k: v for k, v in table.items() if k not in ("num_stages", "num_policy_seeds", "config")}
     return _options("evaluation", {**rest, "config": config}, OF_EVALUATION)
 

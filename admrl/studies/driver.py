@@ -28,6 +28,7 @@ REFUSED = 2  # exit code of a command that was asked for what it cannot do
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 """Exit codes of an attempt that was asked to stop: it goes on."""
 LOOKED_EVERY, PULSES_EVERY = 0.01, 1.0  # seconds: at the engine; at what attempts say of themselves
+AT_LEAST_EVERY = 0.2  # seconds: at the engine, which is looked at less often as long as nothing ends
 LATE = 5.0  # seconds: the engine says nothing of an attempt that has ended
 
 
@@ -148,6 +149,7 @@ class Driver:
     def _loop(self) -> None:
         self._start()
         self._write()
+        pause = LOOKED_EVERY
         while self._running or self._others:
             if (signum := interruption()) is not None:
                 raise Interrupted(signum=signum)
@@ -157,8 +159,10 @@ class Driver:
             if ended:
                 self._start()
                 self._write()
+                pause = LOOKED_EVERY
             else:
-                time.sleep(LOOKED_EVERY)
+                time.sleep(pause)
+                pause = min(1.05 * pause, AT_LEAST_EVERY)
 
     def _ended(self) -> dict[str, int]:
         """Exit codes of attempts that have ended, also of those of which the engine says nothing, or that another

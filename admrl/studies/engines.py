@@ -34,8 +34,8 @@ def make_engine(name: str, folder: Path, resources: Resources, options: Mapping[
     """
     if name != "local" and resources.max_processes is None:
         raise ValueError(
-            f"engine.max_processes: with {name}, a reference or an evaluation has all its processes on one machine; "
-            "say in [engine] for how many of them one machine has room, e.g. max_processes = 8"
+            f"engine.max_processes: with {name}, a reference, or the cells of a run, have all their processes on one "
+            "machine; say in [engine] for how many of them one machine has room, e.g. max_processes = 8"
         )
     page, kind, _ = ENGINES[name]
     engine: Engine = getattr(import_module(page), kind)(folder, resources, **options)

@@ -1,7 +1,8 @@
 """The jobs of a study: command lines, what they write, and which jobs they need.
 
-train (family x method x seed), reference (family) -> evaluate (family, all its runs) -> compare (family). There is no
-reference where the evaluation has num_reference_stages 0: A* is then the family's optimal policy, if it is known.
+train (family x method x seed) -> cells (its evaluation, but for the tables); cells of all runs of a family, reference
+(family) -> evaluate (family: the tables) -> compare (family). Runs that are there already begin with their cells.
+There is no reference where the evaluation has num_reference_stages 0: A* is then the optimal policy's, if it is known.
 
     FOLDER/runs/FAMILY/METHOD-SEED      run folders
     FOLDER/reference/FAMILY.json        A*
@@ -19,15 +20,18 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from admrl.config.evaluation import EvaluationConfig
 from admrl.config.search import SEARCHES
 from admrl.studies.description import Method, Study
 from task_families.choices import check_name, file_digest
 from task_families.registry import names
 
-KINDS = ("train", "reference", "evaluate", "compare")
+KINDS = ("train", "reference", "cells", "evaluate", "compare")
 PROGRAM = "admrl"
 DEVICE = "--device"
 """Where a command computes is no setting: a study whose machine has another one goes on with what it has."""
+OUTSIDE = ("--policy", "--method", "--sees-psi")
+"""Options of an evaluation that name what is evaluated beside the runs."""
 OF_TRAININGS = {"--methods": ("slbo",), "--seeds": ("0",)}
 """Options of `admrl reference` that say which trainings there are, and their defaults."""
 
@@ -78,10 +82,12 @@ def expand(study: Study) -> tuple[Job, ...]:
     tested = _test_settings(study)
     jobs = []
     for family in study.families:
-        runs = [_train(study, family, method, seed) for method in study.methods for seed in study.seeds]
+        trained = [_train(study, family, method, seed) for method in study.methods for seed in study.seeds]
         references = [_reference(study, family, tested)] if study.has_reference else []
-        evaluate = _evaluate(study, family, tested, runs, references)
-        jobs += [*runs, *references, evaluate, _compare(study, family, evaluate)]
+        cells = [_cells(study, family, tested, job.outputs[0], job.name, (job.name,)) for job in trained]
+        cells += [_cells(study, family, tested, run, f"{_short(family)}/{run.name}") for run in study.runs]
+        evaluate = _evaluate(study, family, tested, cells, references)
+        jobs += [*trained, *references, *cells, evaluate, _compare(study, family, evaluate)]
     if twice := [name for name, number in Counter(job.name for job in jobs).items() if number > 1]:
         family = twice[0].partition("/")[0]
         raise ValueError(
@@ -126,7 +132,6 @@ def _train(study: Study, family: str, method: Method, seed: int) -> Job:
     name = _run_name(family, method, seed)
     run = study.folder / "runs" / name
     command = ("train-baseline", method.word) if method.is_baseline else ("train",)
-    own = () if family in names() else ("--family", family)
     selector = () if method.is_baseline else ("--selector", method.word)
     options, device = _without(method.options, (DEVICE,)), device_words(method.options)
     settings = (
@@ -139,7 +144,7 @@ def _train(study: Study, family: str, method: Method, seed: int) -> Job:
         settings,
         (PROGRAM, *settings, *device, "--out", str(run)),
         (run,),
-        resume=(PROGRAM, command[0], "--resume", str(run), *own, *named, *device),
+        resume=(PROGRAM, command[0], "--resume", str(run), *_own(family), *named, *device),
         begun=run / "config.json",
     )
 
@@ -160,14 +165,32 @@ def _reference(study: Study, family: str, tested: tuple[str, ...]) -> Job:
     )
 
 
+def _cells(
+    study: Study, family: str, tested: tuple[str, ...], run: Path, name: str, needs: tuple[str, ...] = ()
+) -> Job:
+    """What the evaluation of one run solves; it stays in the run's folder, where `_evaluate` finds it."""
+    settings = (
+        "evaluate", *study.test_words, *_own(family), *_without(study.evaluation, (DEVICE, *OUTSIDE)), "--only-cells"
+    )  # fmt: skip
+    asked = "".join(_values(study.evaluation, "--config.num-policy-seeds"))
+    return Job(
+        f"{name}-cells",
+        "cells",
+        (*settings, *tested),
+        (PROGRAM, settings[0], str(run), *settings[1:], *device_words(study.evaluation)),
+        (),
+        needs=needs,
+        max_workers=int(asked) if asked.isdecimal() else EvaluationConfig().num_policy_seeds,
+    )
+
+
 def _evaluate(
-    study: Study, family: str, tested: tuple[str, ...], runs: Sequence[Job], references: Sequence[Job]
+    study: Study, family: str, tested: tuple[str, ...], cells: Sequence[Job], references: Sequence[Job]
 ) -> Job:
     """references: one, or none."""
-    own = () if family in names() else ("--family", family)
-    settings = (*study.test_words, *own, *_without(study.evaluation, (DEVICE,)))
+    settings = (*study.test_words, *_own(family), *_without(study.evaluation, (DEVICE,)))
     device = device_words(study.evaluation)
-    folders = [job.outputs[0] for job in runs]
+    folders = [run for run, _ in _runs(study, family)]
     return Job(
         f"{_short(family)}/evaluate",
         "evaluate",
@@ -177,18 +200,13 @@ def _evaluate(
             *(word for job in references for word in ("--reference", str(job.outputs[0]))), "--name", study.name,
         ),
         tuple(folder / "gaps" / f"{study.name}.json" for folder in folders),
-        needs=tuple(job.name for job in (*runs, *references)),
-        max_workers=max(2, len(runs)),
+        needs=tuple(job.name for job in (*cells, *references)),
+        max_workers=1,
     )  # fmt: skip
 
 
 def _compare(study: Study, family: str, evaluate: Job) -> Job:
-    folder = study.report / _short(family)
-    runs = {
-        study.folder / "runs" / _run_name(family, m, seed): m.name
-        for m in study.methods
-        for seed in study.seeds
-    }
+    folder, runs = study.report / _short(family), _runs(study, family)
     return Job(
         f"{_short(family)}/compare",
         "compare",
@@ -196,9 +214,9 @@ def _compare(study: Study, family: str, evaluate: Job) -> Job:
         (
             PROGRAM,
             "compare",
-            *map(str, runs),
+            *(str(run) for run, _ in runs),
             "--names",
-            *runs.values(),
+            *(name for _, name in runs),
             "--tasks",
             study.name,
             "--out",
@@ -207,6 +225,22 @@ def _compare(study: Study, family: str, evaluate: Job) -> Job:
         (folder / "report.html",),
         needs=(evaluate.name,),
     )
+
+
+def _runs(study: Study, family: str) -> list[tuple[Path, str]]:
+    """Folders of all runs of a family, and the names of their methods: those that are trained, and those that are
+    there."""
+    trained = [
+        (study.folder / "runs" / _run_name(family, method, seed), method.name)
+        for method in study.methods
+        for seed in study.seeds
+    ]
+    return [*trained, *((run, re.sub(r"-\d+$", "", run.name)) for run in study.runs)]
+
+
+def _own(family: str) -> tuple[str, ...]:
+    """The option that names a family which is not of this package."""
+    return () if family in names() else ("--family", family)
 
 
 def _run_name(family: str, method: Method, seed: int) -> str:

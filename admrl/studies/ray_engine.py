@@ -30,6 +30,7 @@ LOST, CANNOT_START, REFUSED = -int(signal.SIGKILL), 1, 2
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # it reports to nobody
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # it packs no folder to send it to the nodes (`uv run`)
+    "RAY_worker_niceness": "0",  # by default 15: on a busy machine, attempts would hardly run
     "RAY_kill_child_processes_on_worker_exit": "0",  # attempts save before they end; of a cluster of our own
 }
 """Of Ray, which reads them when it is imported and hands them to what it starts."""

@@ -32,7 +32,7 @@ def command(*options):
 def test_a_dry_run_prints_the_graph_in_80_columns_and_writes_nothing(file, capsys):
     run_command(command("--dry-run"))
     shown = capsys.readouterr().out
-    assert shown.startswith("toy: 7 jobs in f (4 train, 1 reference, 1 evaluate, 1 compare)\n")
+    assert shown.startswith("toy: 11 jobs in f (4 train, 1 reference, 4 cells, 1 evaluate, 1 compare)\n")
     assert max(map(len, shown.splitlines())) <= 80
     assert (
         "linear_quadratic/compare (compare)\n  needs linear_quadratic/evaluate\n  admrl compare f/runs"
@@ -71,7 +71,7 @@ def test_a_calibrated_dry_run_adds_up_and_says_what_it_does_not_know(file, capsy
 def test_status_of_what_has_not_begun_and_of_what_has(file, capsys):
     run_command(command("--status"))
     shown = capsys.readouterr().out
-    assert shown.startswith("toy in f: 7 jobs: 7 waiting\n") and not (file.parent / "f").exists()
+    assert shown.startswith("toy in f: 11 jobs: 11 waiting\n") and not (file.parent / "f").exists()
     jobs = prepared(command("--dry-run")).jobs
     store = Store(file.parent / "f", "toy")
     store.drive().release()
@@ -80,7 +80,7 @@ def test_status_of_what_has_not_begun_and_of_what_has(file, capsys):
     store.write("linear_quadratic/cem-0", record)
     run_command(command("--status", "--json"))
     status = json.loads(capsys.readouterr().out)
-    assert (status["study"], status["folder"], len(status["jobs"])) == ("toy", "f", 7)
+    assert (status["study"], status["folder"], len(status["jobs"])) == ("toy", "f", 11)
     assert status["jobs"][0] == {
         "job": "linear_quadratic/uniform-0",
         "kind": "train",
@@ -103,7 +103,7 @@ def test_status_of_what_has_not_begun_and_of_what_has(file, capsys):
         (
             "num_updates = 2, num_samples = 800",
             "num_updtes = 2",
-            r"/evaluate: .*--config.num-updtes, 2 \(did you mean --config.num-updates\?\)",
+            r"/uniform-0-cells: .*--config.num-updtes, 2 \(did you mean --config.num-updates\?\)",
         ),
         (
             "{ num_stages = 1",
@@ -142,6 +142,22 @@ def test_what_no_command_takes_is_refused_before_any_job(file, old, new, expecte
 def test_options_that_do_not_fit(file, options, expected):
     with pytest.raises(ValueError, match=expected):
         prepared(command(*options))
+
+
+def test_a_run_of_another_family_is_refused_before_any_job(file, tmp_path):
+    from fault_tools import small_run
+
+    file.write_text(f"runs = ['mine', 'other']\n{file.read_text()}")
+    small_run(tmp_path / "mine")
+    small_run(tmp_path / "other", "point_robot")
+    with pytest.raises(
+        ValueError, match=r"toy\.toml: linear_quadratic: runs: other is of point_robot \(released\), not"
+    ):
+        prepared(command())
+    assert not (file.parent / "f" / "jobs").exists()
+    small_run(tmp_path / "third")
+    file.write_text(file.read_text().replace("'other'", "'third'"))
+    prepared(command()).lease.release()
 
 
 def test_a_change_is_refused_and_one_that_is_discarded_is_not(file, monkeypatch, capsys):

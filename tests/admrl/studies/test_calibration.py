@@ -1,6 +1,7 @@
 """How long a study would take, from some seconds of it."""
 
 import time
+from pathlib import Path
 
 import pytest
 from study_tools import STUDY, Told
@@ -30,7 +31,8 @@ def test_one_job_of_each_sort_is_measured_and_stands_for_the_others(study, monke
         "linear_quadratic/uniform-0": 7.0,
         "linear_quadratic/adversarial-0": None,
         "linear_quadratic/reference": 11.0,
-        "linear_quadratic/evaluate": 13.0,
+        "linear_quadratic/uniform-0-cells": 13.0,
+        "linear_quadratic/adversarial-0-cells": 17.0,
     }
     assert [job.name for job in sorts(study)] == list(seconds)
     seen = []
@@ -42,9 +44,12 @@ def test_one_job_of_each_sort_is_measured_and_stands_for_the_others(study, monke
         "linear_quadratic/adversarial-0": None,
         "linear_quadratic/adversarial-1": None,
         "linear_quadratic/reference": 11.0,
-        "linear_quadratic/evaluate": 26.0,
+        "linear_quadratic/uniform-0-cells": 13.0,
+        "linear_quadratic/uniform-1-cells": 13.0,
+        "linear_quadratic/adversarial-0-cells": 17.0,
+        "linear_quadratic/adversarial-1-cells": 17.0,
     }
-    assert told.num_steps == 4 and not (tmp_path / "f").exists()
+    assert told.num_steps == 5 and not (tmp_path / "f").exists()
     assert all("f/" not in word for job in seen for word in job.words), "nothing is in the study's folder"
 
 
@@ -71,5 +76,10 @@ def _interrupt():
     raise Interrupted
 
 
-def test_every_job_but_a_report_has_an_estimate(study):
-    assert {job.kind for job in expand(study)} - {job.kind for job in sorts(study)} == {"compare"}
+def test_every_job_but_tables_and_reports_has_an_estimate(study):
+    from dataclasses import replace
+
+    assert {job.kind for job in expand(study)} - {job.kind for job in sorts(study)} == {"evaluate", "compare"}
+    there = replace(study, methods=(), seeds=(), runs=(Path("old/uniform-7"),))
+    _, cells = sorts(there)
+    assert cells.words[2] == "old/uniform-7" and cells.name == "linear_quadratic/uniform-7-cells"

@@ -1,6 +1,7 @@
 """The file of a study: what it says, and what it may not say."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from study_tools import STUDY
@@ -94,6 +95,7 @@ def test_what_a_file_leaves_out(tmp_path):
         ("[evaluation]", "[evaluation]\nname = 'x'", "evaluation: name is not an option here"),
         ("num_stages = 0", "num_stages = '0'", "evaluation.num_stages: expected a whole number, got '0'"),
         ("{ num_episodes = 2", "{ num_stages = 2", "num_stages is given twice"),
+        ("[evaluation]", "[evaluation]\ndevice = 'auto'", "evaluation.device: expected a device, .* got 'auto'"),
         ("grid = [2, 2]", 'grid = [2, 2]\ntasks = "paper"', "expected `tasks` or `grid`, got both"),
         ('folder = "f"', "", "folder: expected a text, e.g. folder = .* got nothing"),
         ('folder = "f"', 'folder = ""', "folder: expected a text, got an empty one"),
@@ -106,6 +108,32 @@ def test_what_a_file_may_not_say(tmp_path, old, new, expected):
     with pytest.raises(ValueError, match=expected) as refused:
         read(tmp_path, text.replace(old, new, 1))
     assert str(refused.value).startswith(str(tmp_path / "study.toml"))
+
+
+def test_runs_that_are_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("old/uniform-7", "old/uniform-0", "older/uniform-7"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").touch()
+    text = STUDY.format(folder="f")
+    alone = text.replace("seeds = [0, 1]\n", "").replace("[methods.uniform]\n[methods.adversarial]\n", "")
+
+    def having(*runs, text=text):
+        return read(tmp_path, f"runs = {[*runs]}\n{text}")
+
+    assert read(tmp_path, text).runs == ()
+    study = having("old/uniform-7", text=alone)
+    assert (study.runs, study.methods, study.seeds) == ((Path("old/uniform-7"),), (), ())
+    assert having("old/uniform-7").runs == study.runs
+    for runs, expected in (
+        (["old/uniform-8"], "runs: expected run folders, got 'old/uniform-8', which has no config.json"),
+        (["old/uniform-7", "older/uniform-7"], "runs: two folders are called 'uniform-7'"),
+        (["old/uniform-0"], "runs: 'uniform-0' is also what the study trains"),
+    ):
+        with pytest.raises(ValueError, match=rf"study.toml.*: {expected}"):
+            having(*runs)
+    with pytest.raises(ValueError, match="runs: expected them to be of the only family, got 2 families"):
+        having("old/uniform-7", text=text.replace('quadratic"', 'quadratic", "ant2d"'))
 
 
 @pytest.mark.parametrize(

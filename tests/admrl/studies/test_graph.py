@@ -7,7 +7,6 @@ import pytest
 from study_tools import STUDY
 
 from admrl.cli import parse
-from admrl.studies.calibration import _words
 from admrl.studies.description import read_study
 from admrl.studies.graph import counted_kinds, expand, select
 
@@ -26,14 +25,20 @@ def test_the_jobs_of_a_study(study):
     runs = [
         f"linear_quadratic/{name}" for name in ("uniform-0", "uniform-1", "adversarial-0", "adversarial-1")
     ]
+    cells = [f"{run}-cells" for run in runs]
     others = [f"linear_quadratic/{kind}" for kind in ("reference", "evaluate", "compare")]
-    assert list(jobs) == [*runs, *others]
+    assert list(jobs) == [*runs, others[0], *cells, *others[1:]]
     reference, evaluate, compare = (jobs[name] for name in others)
     assert all(jobs[name].needs == () for name in (*runs, reference.name))
-    assert (evaluate.needs, compare.needs) == ((*runs, reference.name), (evaluate.name,))
+    assert [jobs[name].needs for name in cells] == [(run,) for run in runs], "no other run, and no reference"
+    assert (evaluate.needs, compare.needs) == ((*cells, reference.name), (evaluate.name,))
     assert jobs[runs[1]].text == (
         "admrl train --family linear_quadratic --selector uniform --seed 1 --preset smoke "
         "--out f/runs/linear_quadratic/uniform-1"
+    )
+    assert jobs[cells[1]].text == (
+        "admrl evaluate f/runs/linear_quadratic/uniform-1 --grid 2 2 --config.num-episodes 2 --config.num-updates 2 "
+        "--config.num-samples 800 --config.num-stages 0 --config.num-policy-seeds 2 --only-cells"
     )
     folders = [f"f/runs/{run}" for run in runs]
     assert [str(path) for path in evaluate.outputs] == [f"{folder}/gaps/toy.json" for folder in folders]
@@ -43,7 +48,31 @@ def test_the_jobs_of_a_study(study):
         "admrl", "compare", *folders, "--names", "uniform", "uniform", "adversarial", "adversarial",
         "--tasks", "toy", "--out", "f/report/linear_quadratic",
     )  # fmt: skip
-    assert counted_kinds(jobs.values()) == "4 train, 1 reference, 1 evaluate, 1 compare"
+    assert counted_kinds(jobs.values()) == "4 train, 1 reference, 4 cells, 1 evaluate, 1 compare"
+
+
+def test_runs_that_are_there_begin_with_their_cells(study):
+    trained = expand(replace(study, runs=(Path("old/uniform-7"), Path("old/mine"))))
+    jobs = expand(replace(study, methods=(), seeds=(), runs=(Path("old/uniform-7"), Path("old/mine"))))
+    names = [job.name.removeprefix("linear_quadratic/") for job in jobs]
+    assert names == ["reference", "uniform-7-cells", "mine-cells", "evaluate", "compare"]
+    _, cells, _, evaluate, compare = jobs
+    assert (cells.needs, cells.words[2]) == ((), "old/uniform-7")
+    assert evaluate.words[2:4] == ("old/uniform-7", "old/mine")
+    assert compare.words[2:7] == ("old/uniform-7", "old/mine", "--names", "uniform", "mine")
+    assert len(trained) == len(expand(study)) + 2 and trained[-1].words[6:8] == ("old/uniform-7", "old/mine")
+
+
+def test_what_cells_depend_on_and_what_they_may_use(study):
+    def cells(*options):
+        return next(job for job in expand(replace(study, evaluation=options)) if job.kind == "cells")
+
+    assert cells("--config.num-policy-seeds", "7").command(5)[-2:] == ("--num-workers", "5")
+    assert cells("--config.num-policy-seeds", "7").max_workers == 7 != cells().max_workers == 3
+    assert cells("--policy", "a.zip", "b.onnx", "--sees-psi").words == cells().words, (
+        "those are no runs of the study"
+    )
+    assert cells("--decompose").settings != cells().settings
 
 
 def test_a_study_without_a_reference_takes_the_optimal_policys_return(tmp_path):
@@ -56,17 +85,18 @@ def test_a_study_without_a_reference_takes_the_optimal_policys_return(tmp_path):
         read_study(file)
     file.write_text(text[: text.index("[reference]")] + text[text.index("[evaluation]") :])
     jobs = expand(read_study(file))
-    assert counted_kinds(jobs) == "4 train, 1 evaluate, 1 compare"
+    assert counted_kinds(jobs) == "4 train, 4 cells, 1 evaluate, 1 compare"
     evaluate = jobs[-2]
-    assert evaluate.needs == tuple(job.name for job in jobs[:4]) and "--reference" not in evaluate.words
+    assert evaluate.needs == tuple(job.name for job in jobs[4:8]) and "--reference" not in evaluate.words
     assert parse(list(evaluate.command(3)[1:])).config.num_reference_stages == 0
-    assert _words(evaluate) == evaluate.command(1), "calibration has nothing to take out"
 
 
 def test_every_command_is_one_that_the_command_line_takes(study, tmp_path):
     for job in expand(replace(study, folder=tmp_path)):
         parse(list(job.command(3)[1:]))
-        assert (job.command(3)[-2:] == ("--num-workers", "3")) == (job.kind in ("reference", "evaluate"))
+        assert (job.command(3)[-2:] == ("--num-workers", "3")) == (
+            job.kind in ("reference", "cells", "evaluate")
+        )
 
 
 def test_a_training_that_has_begun_is_resumed(study, tmp_path):
@@ -84,7 +114,7 @@ def test_families_and_methods_of_the_users_own_are_named_again(tmp_path, monkeyp
         'folder = "f"\nfamilies = ["mine.py:Cart"]\nseeds = [0]\n'
         '[methods.s]\nmethod = "mine.py:Search"\n[methods.pearl]\n'
     )
-    search, pearl, _, evaluate, _ = expand(read_study(Path("own.toml")))
+    search, pearl, _, cells, _, evaluate, _ = expand(read_study(Path("own.toml")))
     assert search.name == "mine-Cart/s-0"
     own = ("--family", "mine.py:Cart")
     assert search.resume == (
@@ -92,7 +122,7 @@ def test_families_and_methods_of_the_users_own_are_named_again(tmp_path, monkeyp
     )  # fmt: skip
     assert pearl.resume == ("admrl", "train-baseline", "--resume", "f/runs/mine-Cart/pearl-0", *own)
     assert pearl.words[:3] == ("admrl", "train-baseline", "pearl")
-    assert " ".join(own) in evaluate.text
+    assert " ".join(own) in evaluate.text and " ".join(own) in cells.text
 
 
 def test_what_a_reference_trains_is_no_setting(study):
@@ -118,10 +148,11 @@ def test_where_a_command_computes_is_no_setting(study):
     ]
     for there, here in zip(*pair, strict=True):
         assert there.settings == here.settings
-    run, _, _, evaluate, _ = pair[0]
+    run, _, _, cells, _, evaluate, _ = pair[0]
     assert run.words[-6:-2] == ("--config.num-tasks", "3", "--device", "cuda")
     assert run.resume == ("admrl", "train", "--resume", str(run.outputs[0]), "--device", "cuda")
-    assert "--device cuda" in evaluate.text and "--device" not in pair[1][3].text
+    for job, usual_job in zip((cells, evaluate), (pair[1][3], pair[1][5]), strict=True):
+        assert "--device cuda" in job.text and "--device" not in usual_job.text
 
 
 def test_settings_name_no_folder_and_know_the_content_of_task_files(study, tmp_path):
@@ -135,7 +166,7 @@ def test_settings_name_no_folder_and_know_the_content_of_task_files(study, tmp_p
     before = expand(listed)
     tasks.write_text("[[0, 1]]")
     changed = {a.kind for a, b in zip(before, expand(listed), strict=True) if a.settings != b.settings}
-    assert changed == {"reference", "evaluate"}
+    assert changed == {"reference", "cells", "evaluate"}
 
 
 def test_two_families_of_one_name(study):
@@ -158,8 +189,8 @@ def test_jobs_are_selected_by_name_and_by_kind(study):
 
 def test_the_example_is_the_experiment_of_the_results():
     jobs = expand(read_study(ROOT / "examples" / "studies" / "selectors.toml"))
-    assert counted_kinds(jobs) == "30 train, 1 reference, 1 evaluate, 1 compare"
-    reference, evaluate, _ = jobs[30:]
+    assert counted_kinds(jobs) == "30 train, 1 reference, 30 cells, 1 evaluate, 1 compare"
+    reference, *_, evaluate, _ = jobs[30:]
     assert reference.text == (
         "admrl reference --family hopper2d --grid 4 4 --seeds 0 1 --out runs/selectors/reference/hopper2d.json"
     )

@@ -37,7 +37,7 @@ import os, signal, sys, time
 from pathlib import Path
 
 folder, code = Path(sys.argv[1]), int(sys.argv[2])
-print("begun", os.environ["OMP_NUM_THREADS"], os.getcwd(), flush=True)
+print("begun", os.environ["OMP_NUM_THREADS"], os.nice(0), os.getcwd(), flush=True)
 (folder / "begun").touch()
 try:
     while code < 0 and not (folder / "go").exists():
@@ -91,7 +91,7 @@ def test_exit_codes_and_logs(engine, attempt):
     for number, code in enumerate((0, 1, 3), start=1):
         engine.submit(attempt(code, number))
         assert ended(engine) == code
-        assert engine.logs("x/a") == f"begun 1 {os.getcwd()}"
+        assert engine.logs("x/a") == f"begun 1 {os.nice(0)} {os.getcwd()}"
     assert engine.poll() == {}
     assert sorted(file.name for file in attempt(0, 3).folder.glob("*.log")) == [
         f"attempt-{number}.log" for number in (1, 2, 3)

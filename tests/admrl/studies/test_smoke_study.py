@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def test_a_study_with_one_worker_and_one_with_two_that_is_killed_find_the_same(t
     for folder, workers in ((one, "1"), (two, "2")):
         result = run(folder, "--num-workers", workers)
         assert result.returncode == 0, result.stdout + result.stderr
-        assert "5 of 5 jobs done" in result.stdout
+        assert "7 of 7 jobs done" in result.stdout
         assert "report: f/report/linear_quadratic/report.html" in result.stdout
         assert (folder / "f/report/linear_quadratic/report.html").is_file()
     assert list(two.glob("f/jobs/linear_quadratic/uniform-0/attempt-2.log"))
@@ -59,3 +60,24 @@ def test_a_study_with_one_worker_and_one_with_two_that_is_killed_find_the_same(t
             np.testing.assert_array_equal(getattr(mine, field), getattr(other, field), err_msg=field)
     again = run(two)
     assert again.returncode == 0 and "attempt" not in again.stdout
+    check_a_study_of_these_runs(one)
+
+
+def check_a_study_of_these_runs(folder):
+    """One that trains nothing says the same of them."""
+    text = STUDY.format(folder="g").replace(
+        "seeds = [0, 1]", f"runs = {[f'f/runs/linear_quadratic/{r}' for r in RUNS]}"
+    )
+    (folder / "toy.toml").write_text(
+        text.replace("[methods.uniform]\n[methods.adversarial]\n", "").replace(
+            "[2, 2]\n", "[2, 2]\nname = 'there'\n"
+        )
+    )
+    result = run(folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "5 of 5 jobs done" in result.stdout
+    report = Path("report/linear_quadratic")
+    for name in ("summary.csv", "paired.csv", "cells.csv"):
+        assert (folder / "g" / report / name).read_bytes() == (folder / "f" / report / name).read_bytes(), (
+            name
+        )

@@ -3,7 +3,9 @@ the results are those of one machine, and no two attempts at a job wrote at the 
 
 import json
 import os
+import shlex
 import signal
+import subprocess
 import sys
 import time
 from itertools import groupby
@@ -13,8 +15,10 @@ import pytest
 from namespaces import Network, missing
 from process_tools import until
 from step_study import NUM_JOBS, expected, steps_of
+from study_tools import STUDY
 
 from admrl.storage.files import TEMPORARY
+from admrl.studies.pulse import read_pulse
 from admrl.studies.ray_engine import SETTINGS
 
 pytestmark = pytest.mark.cluster
@@ -24,6 +28,12 @@ if why := missing():
 
 ROOT = Path(__file__).parents[3]
 PORT, SILENCE = 6379, 15.0
+ENGINE = f"""
+[engine]
+name = "ray"
+max_processes = 1
+silence = {SILENCE}
+"""
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
     "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}",
@@ -197,3 +207,36 @@ def test_a_node_sleeps_and_wakes_up_when_others_have_done_its_jobs(cluster):
     time.sleep(10)
     assert files(cluster.folder / "made") == before
     assert "step_study" not in cluster.other.run("ps", "-eo", "args")
+
+
+def test_a_node_dies_during_trainings_and_evaluations(cluster, monkeypatch):
+    """The tables are those of one machine, byte by byte."""
+    monkeypatch.chdir(cluster.folder)
+    Path("toy.toml").write_text(STUDY.format(folder="f").replace("[0, 1]", "[0]") + ENGINE)
+    words = [sys.executable, "-m", "admrl", "study", str(cluster.folder / "toy.toml"), "--num-workers", "4"]
+    environment = ENVIRONMENT | {"RAY_ADDRESS": f"{cluster.head.address}:{PORT}"}
+    with open("driver.log", "wb") as log:
+        command = (
+            f"cd {shlex.quote(str(cluster.folder))} && exec {shlex.join(words)}"  # as that machine sees it
+        )
+        driver = cluster.head.start(["bash", "-c", command], env=environment, stdout=log, stderr=log)
+
+    def working():
+        """Jobs of which an attempt is running on the other node."""
+        assert driver.poll() is None, Path("driver.log").read_text()
+        said = {job: read_pulse(job, 1) for job in Path("f/jobs").glob("*/*")}
+        there = [job for job, seen in said.items() if seen is not None and seen.host == cluster.other.name]
+        return [job for job in there if said[job].exit_code is None]
+
+    until(working, "the other node works", 300)
+    jobs, start = working(), time.monotonic()
+    cluster.other.power_off()
+    for job in jobs:
+        until((job / "attempt-2.json").exists, f"{job} begins again", 300)
+    print("a node dies during trainings: tried again after", time.monotonic() - start)
+    assert driver.wait(timeout=900) == 0, Path("driver.log").read_text()
+    os.mkdir("local")
+    subprocess.run([*words, "--engine", "local"], cwd="local", env=ENVIRONMENT, check=True, timeout=900)
+    for name in ("summary.csv", "paired.csv", "cells.csv"):
+        table = Path("f/report/linear_quadratic") / name
+        assert (Path("local") / table).read_bytes() == table.read_bytes(), name
