@@ -4,16 +4,28 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
+from process_tools import until
 from study_tools import STUDY
 
 from admrl.evaluation.gap_files import load_tables
 
 RUNS = ["uniform-0", "adversarial-0"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+HELD = """\
+import os, time
+from pathlib import Path
+from task_families.linear_quadratic import LinearQuadratic
+
+class Held(LinearQuadratic):
+    def make_simulator(self, *arguments, **settings):
+        while "HELD" in os.environ and Path(os.environ["HELD"]).exists():
+            time.sleep(0.01)
+        return super().make_simulator(*arguments, **settings)
+"""
+"""A family that does nothing as long as there is a certain file."""
 
 
 def study(folder, *options):
@@ -28,13 +40,17 @@ def run(folder, *options):
 
 
 def kill_during_a_training(folder):
-    """Start the study, and kill its driver once a training has begun."""
-    with subprocess.Popen(study(folder), cwd=folder, env=ENVIRONMENT, stdout=subprocess.DEVNULL) as process:
-        ends = time.monotonic() + 300
-        while not list(folder.glob("f/runs/*/*/metrics.csv")):
-            assert time.monotonic() < ends and process.poll() is None
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
+    """Start the study, and kill its driver once a training has begun, which is told of it before it goes on."""
+    hold, log = folder / "hold", folder / "f/jobs/held-Held/uniform-0/attempt-1.log"
+    hold.touch()
+    environment = ENVIRONMENT | {"HELD": str(hold)}
+    with subprocess.Popen(study(folder), cwd=folder, env=environment, stdout=subprocess.DEVNULL) as process:
+        begun = folder / "f/runs/held-Held/uniform-0/metrics.csv"
+        until(lambda: process.poll() is not None or begun.exists(), "a training has begun")
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    until(lambda: "once more leaves at once" in log.read_text(), "its training is interrupted")
+    hold.unlink()
 
 
 @pytest.mark.slow
@@ -42,18 +58,18 @@ def test_a_study_with_one_worker_and_one_with_two_that_is_killed_find_the_same(t
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
         folder.mkdir()
-        (folder / "toy.toml").write_text(STUDY.format(folder="f").replace("[0, 1]", "[0]"))
+        text = STUDY.format(folder="f").replace("[0, 1]", "[0]").replace("linear_quadratic", "held.py:Held")
+        (folder / "toy.toml").write_text(text)
+        (folder / "held.py").write_text(HELD)
     kill_during_a_training(two)
     for folder, workers in ((one, "1"), (two, "2")):
         result = run(folder, "--num-workers", workers)
         assert result.returncode == 0, result.stdout + result.stderr
         assert "5 of 5 jobs done" in result.stdout
-        assert "report: f/report/linear_quadratic/report.html" in result.stdout
-        assert (folder / "f/report/linear_quadratic/report.html").is_file()
-    assert list(two.glob("f/jobs/linear_quadratic/uniform-0/attempt-2.log"))
-    tables = [
-        load_tables([folder / "f/runs/linear_quadratic" / name for name in RUNS]) for folder in (one, two)
-    ]
+        assert "report: f/report/held-Held/report.html" in result.stdout
+        assert (folder / "f/report/held-Held/report.html").is_file()
+    assert list(two.glob("f/jobs/held-Held/uniform-0/attempt-2.log"))
+    tables = [load_tables([folder / "f/runs/held-Held" / name for name in RUNS]) for folder in (one, two)]
     for mine, other in zip(*tables, strict=True):
         for field in ("psi", "num_samples", "adapted_return", "optimal_return", "episode_return"):
             np.testing.assert_array_equal(getattr(mine, field), getattr(other, field), err_msg=field)
