@@ -20,6 +20,8 @@ from pathlib import Path
 from task_families.linear_quadratic import LinearQuadratic
 
 class Held(LinearQuadratic):
+    name = "held"
+
     def make_simulator(self, *arguments, **settings):
         while "HELD" in os.environ and Path(os.environ["HELD"]).exists():
             time.sleep(0.01)
