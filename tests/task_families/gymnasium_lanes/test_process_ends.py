@@ -62,7 +62,9 @@ def counts(tmp_path, word):
 )
 def test_they_end_with_whoever_started_them(tmp_path, how, sleep, closes):
     steps = "3" if how == "end" else "1000000000"
-    to_close = "300" if closes else "1"  # no busy machine needs so long, no process takes so long without need
+    to_close = (
+        "300" if closes else "1"
+    )  # no busy machine needs so long, no process takes so long without need
     script = started(tmp_path, GUARDED, LANES_SLEEP=sleep, LANES_STEPS=steps, LANES_SECONDS=to_close)
     assert script.stdout.readline() == "ready\n"
     workers = set(counts(tmp_path, "open")) - {script.pid}
