@@ -23,11 +23,12 @@ class Held(LinearQuadratic):
     name = "held"
 
     def make_simulator(self, *arguments, **settings):
-        while "HELD" in os.environ and Path(os.environ["HELD"]).exists():
+        folder = Path(os.environ.get("HELD", "nowhere"))
+        while (folder / "hold").exists() and (folder / "f/runs/held-Held/uniform-0/metrics.csv").exists():
             time.sleep(0.01)
         return super().make_simulator(*arguments, **settings)
 """
-"""A family that does nothing as long as there is a certain file."""
+"""A family that does nothing as long as there is a certain file, once the first training has begun."""
 
 
 def study(folder, *options):
@@ -45,11 +46,13 @@ def kill_during_a_training(folder):
     """Start the study, and kill its driver once a training has begun, which is told of it before it goes on."""
     hold, log = folder / "hold", folder / "f/jobs/held-Held/uniform-0/attempt-1.log"
     hold.touch()
-    environment = ENVIRONMENT | {"HELD": str(hold)}
+    environment = ENVIRONMENT | {"HELD": str(folder)}
     with subprocess.Popen(study(folder), cwd=folder, env=environment, stdout=subprocess.DEVNULL) as process:
         begun = folder / "f/runs/held-Held/uniform-0/metrics.csv"
-        until(lambda: process.poll() is not None or begun.exists(), "a training has begun")
-        process.kill()
+        try:
+            until(lambda: process.poll() is not None or begun.exists(), "a training has begun")
+        finally:
+            process.kill()
     assert process.returncode == -signal.SIGKILL
     until(lambda: "once more leaves at once" in log.read_text(), "its training is interrupted")
     hold.unlink()

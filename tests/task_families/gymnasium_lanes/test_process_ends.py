@@ -13,6 +13,7 @@ from process_tools import is_alive, until
 
 BEGIN = """
 import os
+import signal
 import torch
 from lane_envs import Logged, troubled
 from task_families.gymnasium_lanes import processes, worker
@@ -20,6 +21,7 @@ from task_families.gymnasium_lanes import processes, worker
 processes.SECONDS_TO_CLOSE = worker.SECONDS_TO_CLOSE = float(os.environ.get("LANES_SECONDS", "5"))
 
 def main():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
     family = troubled(Logged, num_processes=2)
     simulator = family.make_simulator((1, 4), psi=torch.zeros(1, 1))
     simulator.reset(torch.ones(1, 4, dtype=torch.bool), torch.zeros(4, 1))
