@@ -5,13 +5,12 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from fault_tools import kill_command
 from page_tools import SIZES
 
 from task_families import EnvFamily, GymnasiumFamily, MujocoFamily, TaskFamily
@@ -123,13 +122,7 @@ def test_the_family_goes_through_every_command_from_a_wheel(tmp_path, installed)
     assert found.stdout.startswith(str(installed))
     told, (first, *rest) = commands(), commands()
     assert {words[1] for words in told} == {*SIZES, "heatmap", "compare"} - {"train-baseline"}
-    process = start(first[1:], *SIZES["train"], "--checkpoint-seconds", "0")
-    deadline = time.monotonic() + 200
-    while not list((folder / "runs" / "mine").glob("checkpoints/*")):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    kill_command([*first[1:], *SIZES["train"]], folder / "runs" / "mine", last=5, cwd=folder, env=environment)
     assert "tasks.py:CartPole" in _refused(start(["evaluate", "runs/mine"]))
     run(["train", "--resume", "runs/mine", "--family", "tasks.py:CartPole"])
     for words in rest:

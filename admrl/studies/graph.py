@@ -2,7 +2,7 @@
 
 train (family x method x seed) -> cells (its evaluation, but for the tables); cells of all runs of a family, reference
 (family) -> evaluate (family: the tables) -> compare (family). Runs that are there already begin with their cells.
-There is no reference where the evaluation has num_reference_stages 0: A* is then the optimal policy's, if it is known.
+Without a reference (num_reference_stages 0), A* is the optimal policy's, if it is known.
 
     FOLDER/runs/FAMILY/METHOD-SEED      run folders
     FOLDER/reference/FAMILY.json        A*

@@ -64,9 +64,12 @@ class Lease:
         while not self._ended.wait(RENEWED_EVERY):
             try:
                 with self._lock:
-                    if self._ended.is_set():
+                    there = _read(self._file)
+                    if (
+                        self._ended.is_set()
+                    ):  # asked after reading: others may take it as soon as it is released
                         return
-                    if (there := _read(self._file)) is not None and there != self._who:
+                    if there is not None and there != self._who:
                         print(
                             f"error: {self._file} is held by {_named(there)} by now",
                             file=sys.stderr,

@@ -252,7 +252,7 @@ class _Worker:
         return answer
 
     def _how_it_ended(self) -> str:
-        self._process.join(1.0)
+        self._process.join(SECONDS_TO_CLOSE)  # it has closed its end of the connection
         code = self._process.exitcode
         how = f"exit code {code}" if code is None or code >= 0 else f"killed by {signal.Signals(-code).name}"
         text = f"{self._name}: a process that steps {self.lanes} ended ({how})"

@@ -28,12 +28,12 @@ def test_every_test_named_in_the_feature_table_exists():
 
 
 def test_import_is_light():
-    """Nothing but torch, numpy and scipy is loaded, in under 0.2 s of CPU time beyond torch."""
+    """Nothing but torch, numpy and scipy is loaded, in under a sixth of torch's CPU time (0.05 s of 1.3 s)."""
     code = (
-        "import time, torch; start = time.process_time();"
+        "import time; begin = time.process_time(); import torch; start = time.process_time();"
         "from policy_opt import hvp, conjugate_gradient, normal_cg, minres, lanczos_solve, root_vjp;"
-        "print(time.process_time() - start)"
+        "print((time.process_time() - start) / (start - begin))"
     )
     runs = [output_and_loaded(code, ("mujoco", "gymnasium", "matplotlib")) for _ in range(2)]
-    assert min(float(seconds) for seconds, _ in runs) < 0.2
+    assert min(float(share) for share, _ in runs) < 1 / 6
     assert runs[0][1] == []

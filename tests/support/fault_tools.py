@@ -5,12 +5,15 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from process_tools import until
 
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.presets import PRESETS
@@ -105,6 +108,43 @@ def kill_at(path: Path, step: int, every: float = 0.0) -> bool:
     return exitcode != 0
 
 
+HELD = """\
+import itertools, signal, sys
+from admrl.runs.saver import Saver
+
+saves, save = itertools.count(1), Saver.save
+
+def held(saver):
+    save(saver)
+    while next(saves) >= {last}:
+        signal.pause()
+
+Saver.save = held
+sys.argv = {words}
+from admrl.cli import main
+main()
+"""
+"""A command line that trains until it has saved so often, and then waits."""
+
+
+def kill_command(words, path: Path, last: int = 20, **options) -> None:
+    """Start `admrl WORDS`, which trains into a folder, and kill it -9 in whatever instant from its second checkpoint
+    on. It cannot have ended by then, as it waits once it has saved `last` times."""
+    code = HELD.format(last=last, words=["admrl", *map(str, words), "--checkpoint-seconds", "0"])
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, **options)
+    try:
+        until(lambda: process.poll() is not None or num_checkpoints(path) > 1, "two checkpoints")
+        assert process.poll() is None, "it has ended"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def num_checkpoints(path: Path) -> int:
+    """That are there now, older ones have been deleted."""
+    return len(list(path.glob("checkpoints/*.ckpt")))
+
+
 def kill_after(path: Path, seconds: float, every: float = 0.0) -> bool:
     """Train in another process and kill it -9; whether it was still running."""
     process = start(path, every)
@@ -147,12 +187,12 @@ def hold_lock(path: Path, ready) -> None:
     """In a process that is killed: be the writer of a run."""
     lock = RunLock(path)
     ready.set()
-    time.sleep(60)
+    signal.pause()
     lock.release()
 
 
 def race_for_lock(path: Path, go, done, answers) -> None:
-    """In several processes: try to be the writer, answer whether it worked."""
+    """In several processes: try to be the writer, all at once, answer whether it worked."""
     go.wait()
     try:
         lock = RunLock(path)
@@ -160,7 +200,7 @@ def race_for_lock(path: Path, go, done, answers) -> None:
         answers.put(False)
     else:
         answers.put(True)
-        done.wait(60)  # until everybody has tried
+        done.wait(300)  # until everybody has tried
         lock.release()
 
 

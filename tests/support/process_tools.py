@@ -1,11 +1,13 @@
-"""Processes of this machine that others have started: are they there, whose are they; waiting for something."""
+"""Processes of this machine: are they there, whose are they, stopping one; waiting for something to happen."""
 
+import os
+import signal
 import time
 from pathlib import Path
 
 
-def until(condition, what, seconds=60.0):
-    """Wait for it; how long it took."""
+def until(condition, what, seconds=300.0):
+    """Wait for it; how long it took. The limit is for what never comes, on however busy a machine."""
     start = time.monotonic()
     while not condition():
         assert time.monotonic() - start < seconds, f"{what}: not within {seconds:.0f} s"
@@ -19,6 +21,13 @@ def is_alive(pid):
         return _stat(pid)[0] != "Z"
     except OSError:
         return False
+
+
+def stop(process):
+    """SIGSTOP to a child; it does nothing any more when this returns."""
+    process.send_signal(signal.SIGSTOP)
+    ended = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    assert ended.si_code == os.CLD_STOPPED, ended
 
 
 def parent_of(pid):

@@ -9,12 +9,14 @@ import time
 
 import pytest
 import torch
+from process_tools import is_alive, until
 
 from admrl.baselines import SubprocessPolicy
 from task_families import make
 
 FAMILY = make("point_robot")
 OBS = torch.linspace(-2, 2, 12).view(6, 2)
+LONG = 300.0  # seconds; half of what a program sleeps that is not waited for
 ECHO = """
 import json, sys, os, subprocess, time
 hello = json.loads(sys.stdin.readline())
@@ -37,29 +39,13 @@ def _program(size="hello['obs_size']", body="pass"):
     return [sys.executable, "-c", ECHO % (size, body)]
 
 
-def _lives(pid):
-    """Whether a process is there, and is no zombie that nobody has collected."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def _dies(pid, seconds=5.0):
-    end = time.monotonic() + seconds
-    while _lives(pid) and time.monotonic() < end:
-        time.sleep(0.02)
-    return not _lives(pid)
-
-
 def test_subprocess_policy():
     with SubprocessPolicy(_program(), FAMILY) as policy:
         for rows in (OBS, OBS[:1], OBS.repeat(500, 1)):
             torch.testing.assert_close(policy(rows), 2 * rows.double())
         pid = policy._program.process.pid
-        assert _lives(pid)
-    assert not _lives(pid)
+        assert is_alive(pid)
+    assert not is_alive(pid)
     with pytest.raises(ValueError, match="closed"):
         policy(OBS)
 
@@ -93,8 +79,8 @@ def test_the_first_line_has_the_limits_of_every_coordinate(tmp_path, limits, sai
         (_program(size="7"), "its spaces are {'obs_size': 7, 'act_size': 2}, point_robot has"),
         ([sys.executable, "-c", "raise SystemExit(3)"], "ended with exit code 3"),
         ([sys.executable, "-c", "print('hello', flush=True); input(); input()"], "one JSON object a line"),
-        ([sys.executable, "-c", "import time; time.sleep(60)"], "no answer within 1 s; it must print"),
-        ([sys.executable, "-c", "import os, time; os.close(1); time.sleep(60)"], "closed its output"),
+        ([sys.executable, "-c", "import time; time.sleep(600)"], "no answer within 1 s; it must print"),
+        ([sys.executable, "-c", "import os, time; os.close(1); time.sleep(600)"], "closed its output"),
         (  # protocol 1, of older versions
             [sys.executable, "-c", 'input(); print(\'{"obs_size": 2, "act_size": 2}\', flush=True); input()'],
             'expected an answer with "id": 0, .* protocol 2 has an id in every line',
@@ -108,8 +94,8 @@ def test_the_first_line_has_the_limits_of_every_coordinate(tmp_path, limits, sai
 def test_a_program_that_does_not_keep_to_the_protocol_is_refused(command, message):
     started = time.monotonic()
     with pytest.raises(ValueError, match=message):
-        SubprocessPolicy(command, FAMILY, timeout=1)
-    assert time.monotonic() - started < 10
+        SubprocessPolicy(command, FAMILY, timeout=1 if "within 1 s" in message else LONG)
+    assert time.monotonic() - started < LONG
 
 
 @pytest.mark.parametrize(
@@ -120,7 +106,7 @@ def test_a_program_that_does_not_keep_to_the_protocol_is_refused(command, messag
         ("print(json.dumps({'id': number, 'act': [[True, False]] * 6}), flush=True)", "expected 'act'"),
         ("print(json.dumps({'id': number, 'act': [[10**400, 0]] * 6}), flush=True)", "expected 'act'"),
         ("raise SystemExit(5)", "ended with exit code 5"),
-        ("time.sleep(60)", "no answer within 2 s"),
+        ("time.sleep(600)", "no answer within 2 s"),
         ("number += 1", '"id": 1, as its question has, got 2'),
         ("number = True", '"id": 1, as its question has, got {'),
         ("sys.stdout.buffer.write(b'\\xff\\xfe\\n'); sys.stdout.flush()", r"in UTF-8, got b'\\xff"),
@@ -129,7 +115,9 @@ def test_a_program_that_does_not_keep_to_the_protocol_is_refused(command, messag
     ],
 )
 def test_a_wrong_or_late_answer_ends_the_program(body, message):
-    policy = SubprocessPolicy(_program(body=body), FAMILY, timeout=2)
+    policy = SubprocessPolicy(_program(body=body), FAMILY, timeout=LONG)
+    if "within 2 s" in message:
+        policy._program._timeout = 2.0
     with pytest.raises(ValueError, match=message):
         policy(OBS)
     assert policy._program.process.poll() is not None
@@ -138,22 +126,23 @@ def test_a_wrong_or_late_answer_ends_the_program(body, message):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("time.sleep(60)", "no answer within 1 s; it has stopped reading"),
-        ("sys.stdin.close(); time.sleep(60)", "no answer within 1 s"),
+        ("time.sleep(600)", "no answer within 1 s; it has stopped reading"),
+        ("sys.stdin.close(); time.sleep(600)", "no answer within 1 s"),
         ("while True: print(end='x' * 65536)", "wrote more than the .* bytes that an answer may have"),
         ("while True: print('{\"id\": -1}')", "(no answer within 1 s|wrote more than)"),
-        ("for _ in range(99): print('x' * 65536, file=sys.stderr)\ntime.sleep(60)", "no answer within 1 s"),
-        ("sys.stdin.read(); sys.stdin.close(); time.sleep(60)", "no answer within 1 s"),
+        ("for _ in range(99): print('x' * 65536, file=sys.stderr)\ntime.sleep(600)", "no answer within 1 s"),
+        ("sys.stdin.read(); sys.stdin.close(); time.sleep(600)", "no answer within 1 s"),
     ],
 )
 def test_the_time_limit_covers_writing_reading_and_lines_without_end(body, message, capfd):
     """2000 rows are more than a pipe holds."""
-    policy = SubprocessPolicy([sys.executable, "-c", HELLO + body], FAMILY)  # 30 s to start
-    policy._program._timeout = 1.0
+    policy = SubprocessPolicy([sys.executable, "-c", HELLO + body], FAMILY, timeout=LONG)
+    if "within 1 s" in message:
+        policy._program._timeout = 1.0
     started = time.monotonic()
     with pytest.raises(ValueError, match=message):
         policy(torch.rand(2000, 2))
-    assert time.monotonic() - started < 2.5
+    assert time.monotonic() - started < LONG
     assert policy._program.process.poll() is not None
     capfd.readouterr()
 
@@ -187,15 +176,18 @@ def test_its_standard_error_is_passed_on(capfd):
     assert capfd.readouterr().err.startswith("loading\n")
 
 
-GRANDCHILD = "open({0!r}, 'w').write(str(subprocess.Popen(['sleep', '120']).pid)); {1}"
+GRANDCHILD = "import subprocess; open({0!r}, 'w').write(str(subprocess.Popen(['sleep', '600']).pid))"
 
 
 @pytest.mark.parametrize("end", ["late", "wrong", "gone", "closed", "forgotten"])
 def test_what_the_program_started_dies_with_it(tmp_path, end):
     """The child holds the pipes, too: nobody waits for it."""
-    then = {"late": "time.sleep(60)", "wrong": "number += 1", "gone": "sys.exit(1)"}.get(end, "pass")
-    body = GRANDCHILD.format(str(tmp_path / "pid"), then)
-    policy = SubprocessPolicy(_program(body=body), FAMILY, timeout=3)
+    body = {"late": "time.sleep(600)", "wrong": "number += 1", "gone": "sys.exit(1)"}.get(end, "pass")
+    *command, program = _program(body=body)
+    program = GRANDCHILD.format(str(tmp_path / "pid")) + program
+    policy = SubprocessPolicy([*command, program], FAMILY, timeout=LONG)
+    if end in ("late", "gone"):  # whose end shows at the end of the output, which the child holds
+        policy._program._timeout = 3.0
     started = time.monotonic()
     if end in ("closed", "forgotten"):
         policy(OBS)
@@ -206,21 +198,22 @@ def test_what_the_program_started_dies_with_it(tmp_path, end):
     else:
         with pytest.raises(ValueError):
             policy(OBS)
-    assert time.monotonic() - started < 5
-    assert _dies(int((tmp_path / "pid").read_text()))
+    assert time.monotonic() - started < LONG
+    pid = int((tmp_path / "pid").read_text())
+    until(lambda: not is_alive(pid), "what it started dies")
 
 
 def test_the_program_is_killed_when_python_ends(tmp_path):
     """Even if nobody closes the policy, and the program ignores the end of its input."""
     program = tmp_path / "policy.py"
     program.write_text(
-        f"import os; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n{HELLO}time.sleep(120)\n"
+        f"import os; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n{HELLO}time.sleep(600)\n"
     )
     code = (
         "import sys\nfrom admrl.baselines import SubprocessPolicy\nfrom task_families import make\n"
         f"policy = SubprocessPolicy([sys.executable, {str(program)!r}], make('point_robot'))\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=LONG)
     pid = int((tmp_path / "pid").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

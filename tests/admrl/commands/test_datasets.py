@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 from adapter_tools import small_run
 from command_tools import prepared, run_command
 from data_tools import linear_arrays
+from process_tools import until
 
 from admrl import load_model, read_data
 from admrl.commands.datasets import ExportData, FitDynamics
@@ -67,7 +67,7 @@ def test_one_member_and_limits_that_are_not_given(tmp_path, capsys):
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_leaves_nothing(log, tmp_path, signum):
-    command = ["fit-dynamics", str(log), "--out", "model", "--config.num-steps", "1000000"]
+    command = ["fit-dynamics", str(log), "--out", "model", "--config.num-steps", "10000000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "admrl", *command],
         cwd=tmp_path,
@@ -76,11 +76,9 @@ def test_an_interruption_leaves_nothing(log, tmp_path, signum):
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 120
-    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:  # until it has begun to write
-        time.sleep(0.1)
+    until(lambda: process.poll() is not None or len(list(tmp_path.iterdir())) > 1, "it begins to write")
     process.send_signal(signum)
-    _, told = process.communicate(timeout=120)
+    _, told = process.communicate(timeout=300)
     assert process.returncode == 128 + signum and "interrupted; nothing was written" in told
     assert [p.name for p in tmp_path.iterdir()] == ["log.npz"]
 

@@ -4,11 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
 from fault_tools import FULL, SMALL, SignalAt, assert_same_run, fingerprint, small_run, train
+from process_tools import until
 
 from admrl.jobs.interruption import Interrupted, deferred_signals
 from admrl.training.run import Run, TrainInfo
@@ -58,49 +58,55 @@ def checkpoint_names(path):
     return {file.name for file in path.glob("checkpoints/*.ckpt")}
 
 
-def wait_for_checkpoint(path, before):
-    """Until there is one that was not there before: the run is training, its handlers are installed."""
-    deadline = time.monotonic() + 120
-    while not checkpoint_names(path) - before:
-        assert time.monotonic() < deadline, "the run has saved nothing"
-        time.sleep(0.01)
+ENDLESS = """
+import os
+from admrl.solving import virtual_training
+
+fit = virtual_training.fit_or_restore
+
+def endless(*arguments):
+    os.write(2, b"the fit has begun\\n")
+    while True:
+        fit(*arguments)
+
+virtual_training.fit_or_restore = endless
+"""
 
 
-def command_line(path, *, twice=False, signum=signal.SIGTERM):
-    """Train by the command line, signal once a step is done: exit code, stderr, seconds from the last signal."""
-    before = checkpoint_names(path)
+def command_line(path, code=""):
+    """Train by the command line, after some code."""
     arguments = ["admrl", "train", "--resume", str(path), "--checkpoint-seconds", "0"]
-    script = f"import sys; sys.argv = {arguments!r}\nfrom admrl.cli import main; main()"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", script],
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"{code}\nimport sys; sys.argv = {arguments!r}\nfrom admrl.cli import main; main()",
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+
+
+def read_until(process, words):
+    """What it says on its standard error, up to the line with these words."""
     said = ""
-    try:
-        wait_for_checkpoint(path, before)
-        process.send_signal(signum)
-        while twice and "once more" not in said:  # the second one once the first one has been answered
-            line = process.stderr.readline()
-            assert line, said
-            said += line
-        sent = time.monotonic()
-        if twice:
-            process.send_signal(signum)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    return process.returncode, said + errors, time.monotonic() - sent
+    while words not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    return said
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, signum, code):
-    path = small_run(tmp_path / "run", config=replace(SMALL, num_tasks=30))
-    returned, errors, _ = command_line(path, signum=signum)
-    assert returned == code, errors
+    path = small_run(tmp_path / "run", config=replace(SMALL, num_tasks=100_000))  # days
+    with command_line(path) as process:
+        until(lambda: process.poll() is not None or checkpoint_names(path), "a step is done")
+        process.send_signal(signum)
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode == code, errors
     assert f"admrl train --resume {path}" in errors and "Traceback" not in errors
     assert "once more leaves at once" in errors
     assert Run.open(path).notes == [] and not (path / "lock.json").exists()
@@ -108,13 +114,16 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, signum, code):
 
 @pytest.mark.parametrize("num_attempts", [1, pytest.param(5, marks=FULL)])
 def test_a_second_signal_leaves_at_once_with_valid_files(tmp_path, num_attempts):
-    """The second one meets the step that the first one waits for: a fit that takes minutes."""
-    config = replace(SMALL, virtual=replace(SMALL.virtual, num_model_steps=50_000))
+    """The second one meets the step that the first one waits for, and that never ends."""
     for attempt in range(num_attempts):
-        path = small_run(tmp_path / f"run-{attempt}", config=config)
-        returned, errors, seconds = command_line(path, twice=True)
-        assert returned == -signal.SIGTERM and "once more leaves at once" in errors
-        assert seconds < 10, "it has waited for the step"
+        path = small_run(tmp_path / f"run-{attempt}")
+        with command_line(path, ENDLESS) as process:
+            read_until(process, "the fit has begun")
+            process.send_signal(signal.SIGTERM)
+            read_until(process, "once more leaves at once")
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=300)
+        assert process.returncode == -signal.SIGTERM, errors
         run = Run.open(path)
         assert run.notes == [] and run.checkpoint is not None
 

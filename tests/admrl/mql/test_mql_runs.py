@@ -3,15 +3,14 @@
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 from adapter_tools import CONFIG, FAMILY, OPPOSITE
+from fault_tools import kill_command
 
 from admrl.cli import main
 from admrl.config.methods import PUBLISHED
@@ -107,14 +106,8 @@ def test_an_interrupted_training_goes_on_bit_identically(tmp_path, num_done):
 def test_a_killed_training_goes_on_bit_identically(tmp_path):
     """kill -9, in whatever instant, of the command."""
     whole, path = trained(tmp_path / "whole", num_iterations=60), tmp_path / "killed"
-    words = [sys.executable, "-m", "admrl", "train-baseline", "mql", "--preset", "smoke", "--out", str(path)]
-    words += ["--config.num-iterations", "60", "--checkpoint-seconds", "0"]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-    while len(list(path.glob("checkpoints/*.ckpt"))) < 2:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    words = ["train-baseline", "mql", "--preset", "smoke", "--out", path, "--config.num-iterations", 60]
+    kill_command(words, path)
     killed = MqlRun.resume(path)
     assert 0 < killed.state.step < killed.state.num_steps
     killed.train(Silent())

@@ -3,15 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 from adapter_tools import FAMILY, OPPOSITE
+from fault_tools import kill_command
 
 from admrl.baselines import AdapterError, adapt_and_score, check_adapter
 from admrl.cli import main
@@ -116,23 +114,8 @@ def test_an_interrupted_training_goes_on_bit_identically(tmp_path, num_done):
 def test_a_killed_training_goes_on_bit_identically(tmp_path):
     """kill -9, in whatever instant, of the command."""
     whole, path = trained(tmp_path / "whole", num_iterations=400), tmp_path / "killed"
-    words = [sys.executable, "-m", "admrl", "train-baseline", "macaw", "--family", "bernoulli_bandit_5"]
-    words += [
-        "--preset",
-        "smoke",
-        "--out",
-        str(path),
-        "--config.num-iterations",
-        "400",
-        "--checkpoint-seconds",
-        "0",
-    ]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-    while len(list(path.glob("checkpoints/*.ckpt"))) < 2:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    words = ["train-baseline", "macaw", "--family", "bernoulli_bandit_5", "--preset", "smoke", "--out", path]
+    kill_command([*words, "--config.num-iterations", 400], path)
     killed = MacawRun.resume(path)
     assert 0 < killed.state.step < 41
     killed.train(Silent())

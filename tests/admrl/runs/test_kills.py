@@ -16,6 +16,7 @@ from fault_tools import (
     small_run,
     train,
 )
+from process_tools import until
 
 from admrl.training.run import Run
 
@@ -46,16 +47,20 @@ def test_kill_9_at_random_instants_and_resume_gives_the_uninterrupted_run(tmp_pa
         shutil.rmtree(path)
 
 
+def newest(path):
+    """Of the checkpoints' numbers; the files are not opened: they may be deleted meanwhile."""
+    return max(int(file.stem) for file in path.glob("checkpoints/*.ckpt"))
+
+
 @pytest.mark.parametrize("num_kills", [pytest.param(5, marks=pytest.mark.slow), pytest.param(50, marks=FULL)])
 def test_kill_9_while_saving_leaves_the_newest_or_the_one_before(tmp_path, clean, num_kills):
     path = shutil.copytree(clean()[0], tmp_path / "run")
-    before, generator = 0, random.Random(0)
+    before, generator = newest(path), random.Random(0)
     for _ in range(num_kills):
         process = CONTEXT.Process(target=save_in_a_loop, args=(path,))
         process.start()
-        while max(Run.open(path).store.numbers()) == before:
-            time.sleep(0.01)
-        time.sleep(generator.uniform(0, 0.1))
+        until(lambda before=before: newest(path) > before, "a checkpoint")
+        time.sleep(generator.uniform(0, 0.1))  # the instant is random; none is waited for
         process.kill()
         process.join()
         run = Run.open(path)

@@ -66,7 +66,8 @@ def test_what_fails_and_what_does_not_come_to_its_first_step_is_unknown(study, t
 
     job = sorts(study)[0]
     assert calibration._measure(replace(job, words=("admrl", "nothing")), tmp_path / "a", 60.0) is None
-    assert calibration._measure(job, tmp_path / "b", 0.01) is None
+    sleeps = ("timeit", "-n", "1", "-r", "1", "-s", "import time", "time.sleep(600)")
+    assert calibration._measure(replace(job, words=sleeps), tmp_path / "b", 0.01) is None
     monkeypatch.setattr(calibration, "check_interruption", _interrupt)
     with pytest.raises(Interrupted):
         calibration._measure(job, tmp_path / "c", 60.0)

@@ -5,9 +5,9 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import time
 
 import pytest
+from process_tools import is_alive, until
 from study_tools import chain, drive, drive_in_a_process, note_job, note_module, num_starts
 
 from admrl.studies.engine import Resources
@@ -22,14 +22,6 @@ def folder(tmp_path, monkeypatch):
     note_module(tmp_path, monkeypatch)
     (tmp_path / "made").mkdir()
     return tmp_path / "study"
-
-
-def until(condition, what):
-    """Wait for it, 60 s at most."""
-    ends = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < ends, what
-        time.sleep(0.02)
 
 
 def driver_of(folder, jobs):
@@ -48,14 +40,6 @@ def state(folder, jobs, number=0):
 def worker_of(folder, job):
     """The process of a running attempt."""
     return json.loads((folder / "jobs" / job.name / "attempt-1.json").read_text())["pid"]
-
-
-def is_alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_a_chain_of_processes(folder):
@@ -85,7 +69,7 @@ def test_a_worker_that_is_killed_is_started_again_by_its_driver(folder):
     os.kill(worker_of(folder, jobs[0]), signal.SIGKILL)
     until(lambda: num_starts(jobs[0]) == 2, "started again")
     (folder.parent / "made" / "go").touch()
-    assert said.get(timeout=60) == 0
+    assert said.get(timeout=300) == 0
     process.join()
     assert [num_starts(job) for job in jobs] == [2, 1, 1, 1]
 
@@ -119,7 +103,7 @@ def test_an_attempt_that_outlives_its_driver_is_waited_for_and_counts(folder):
             assert "attempt 1 of this job was started before" in second.stderr.read()
         assert num_starts(jobs[0]) == 1
         (folder.parent / "made" / "go").touch()
-        assert said.get(timeout=60) == 0
+        assert said.get(timeout=300) == 0
         process.join()
         assert left.wait() == 0
     assert num_starts(jobs[0]) == 1, "it said itself how it ended"
@@ -144,7 +128,7 @@ def test_ctrl_c_stops_what_runs_and_the_same_command_goes_on(folder):
     until(lambda: all(num_starts(job) == 1 for job in jobs[:2]), "started")
     workers = [worker_of(folder, job) for job in jobs[:2]]
     os.kill(process.pid, signal.SIGINT)
-    assert said.get(timeout=60) == 130
+    assert said.get(timeout=300) == 130
     process.join()
     assert not any(map(is_alive, workers)) and not (folder / "driver.json").exists()
     assert [state(folder, jobs, n) for n in range(4)] == ["interrupted", "interrupted", "waiting", "waiting"]

@@ -4,11 +4,12 @@ import json
 import os
 import signal
 import subprocess
-import time
 
 import pytest
+from process_tools import stop, until
 from study_tools import Told, chain, drive, note_job, note_module, num_starts
 
+from admrl.studies import pulse as pulses
 from admrl.studies.engine import Attempt, Resources
 from admrl.studies.local import LocalEngine
 from admrl.studies.pulse import SILENT, NotNewest, Pulse, read_pulse
@@ -30,14 +31,6 @@ def folder(tmp_path):
     return tmp_path
 
 
-def until(condition, what):
-    """Wait for it, 60 s at most."""
-    ends = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < ends, what
-        time.sleep(0.02)
-
-
 def attempt(job, folder, number, seconds=SILENCE):
     """Attempt of a job of the module `note`, on record as the newest one."""
     folder.mkdir(exist_ok=True)
@@ -47,19 +40,26 @@ def attempt(job, folder, number, seconds=SILENCE):
 
 def test_a_pulse_from_outside(folder):
     assert read_pulse(folder, 1) is None
-    pulse = Pulse(folder, 1, 0.6)
+    pulse = Pulse(folder, 1, 3600.0)
     seen = read_pulse(folder, 1)
     assert seen.exit_code is None and f"process {os.getpid()} on" in seen.who
     os.utime(pulse.file, (1, 1))
     assert read_pulse(folder, 1).exit_code == SILENT
-    until(lambda: read_pulse(folder, 1).exit_code is None, "it is renewed")
     pulse.end(3)
     assert read_pulse(folder, 1).exit_code == 3
     with pytest.raises(NotNewest, match="attempt 1 of this job was started before"):
-        Pulse(folder, 1, 0.6)
+        Pulse(folder, 1, 3600.0)
     (folder / "newest").write_text("3")
     with pytest.raises(NotNewest, match="attempt 2 comes too late: attempt 3 was started"):
-        Pulse(folder, 2, 0.6)
+        Pulse(folder, 2, 3600.0)
+
+
+def test_a_pulse_is_renewed(folder, monkeypatch):
+    monkeypatch.setattr(pulses, "RENEWALS", 72_000)  # every 0.05 s
+    pulse = Pulse(folder, 1, 3600.0)
+    os.utime(pulse.file, (1, 1))
+    until(lambda: read_pulse(folder, 1).exit_code is None, "it is renewed")
+    pulse.end(0)
 
 
 def test_a_process_that_is_gone_is_dead_at_once_and_a_damaged_file_says_nothing(folder):
@@ -90,15 +90,18 @@ def test_an_attempt_that_was_given_up_ends_when_it_wakes(made):
     job = note_job(made, "x/a", what="wait")
     with subprocess.Popen(attempt(job, made / "job", 1).command()) as older:
         until(lambda: num_starts(job) == 1, "started")
-        older.send_signal(signal.SIGSTOP)
+        stop(older)
         (made / "go").touch()
-        begun = time.monotonic()
         newer = subprocess.run(attempt(job, made / "job", 2).command())
-        assert newer.returncode == 0 and time.monotonic() - begun > SILENCE / 2
+        assert newer.returncode == 0
         assert job.outputs[0].read_text() == "done" and num_starts(job) == 2
+        last_sign, started = (
+            file.stat().st_mtime for file in (made / "job" / "attempt-1.json", made / "x-a.starts")
+        )
+        assert started - last_sign > SILENCE - 0.02, "file times are up to 0.01 s late"
         (made / "go").unlink()
         older.send_signal(signal.SIGCONT)
-        assert older.wait(timeout=60) == -signal.SIGKILL
+        assert older.wait(timeout=300) == -signal.SIGKILL
     assert read_pulse(made / "job", 1).exit_code == -signal.SIGKILL
 
 
@@ -129,26 +132,26 @@ def test_no_process_of_an_attempt_that_was_given_up_writes_a_file(made, tmp_path
         until(output.exists, "the first write is fine")
         (made / "job" / "newest").write_text("2")
         go.touch()
-        assert older.wait(timeout=60) == -signal.SIGKILL
+        assert older.wait(timeout=300) == -signal.SIGKILL
     assert output.read_text() == "first"
     assert not list(made.glob("output.*"))
 
 
 def test_a_silent_attempt_is_repeated_by_its_driver(tmp_path, made):
-    """The process is stopped; the engine sees it running."""
+    """The process is stopped, and has been silent for years; the engine sees it running."""
     jobs = chain(made, a="wait")
-    told = Told()
+    told, study = Told(), tmp_path / "study"
 
     class Stops(LocalEngine):
         def submit(self, attempt):
             super().submit(attempt)
             if attempt.job == "x/a" and attempt.number == 1:
                 until(lambda: num_starts(jobs[0]) == 1, "started")
-                self._processes["x/a"].send_signal(signal.SIGSTOP)
+                stop(self._processes["x/a"])
+                os.utime(attempt.folder / "attempt-1.json", (1, 1))
                 (made / "go").touch()
 
-    study = tmp_path / "study"
-    outcome = drive(study, jobs, Stops(study, Resources()), reporter=told, silence=SILENCE)
+    outcome = drive(study, jobs, Stops(study, Resources()), reporter=told)
     assert set(outcome.states.values()) == {"done"} and num_starts(jobs[0]) == 2
     assert len(told.events) == 1 and "x/a: attempt 1 failed (no sign of life)" in told.events[0]
 

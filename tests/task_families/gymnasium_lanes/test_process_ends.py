@@ -13,10 +13,15 @@ from process_tools import is_alive, until
 
 BEGIN = """
 import os
+import signal
 import torch
 from lane_envs import Logged, troubled
+from task_families.gymnasium_lanes import processes, worker
+
+processes.SECONDS_TO_CLOSE = worker.SECONDS_TO_CLOSE = float(os.environ.get("LANES_SECONDS", "5"))
 
 def main():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
     family = troubled(Logged, num_processes=2)
     simulator = family.make_simulator((1, 4), psi=torch.zeros(1, 1))
     simulator.reset(torch.ones(1, 4, dtype=torch.bool), torch.zeros(4, 1))
@@ -58,7 +63,11 @@ def counts(tmp_path, word):
     ],
 )
 def test_they_end_with_whoever_started_them(tmp_path, how, sleep, closes):
-    script = started(tmp_path, GUARDED, LANES_SLEEP=sleep, LANES_STEPS="3" if how == "end" else "1000000000")
+    steps = "3" if how == "end" else "1000000000"
+    to_close = (
+        "300" if closes else "1"
+    )  # no busy machine needs so long, no process takes so long without need
+    script = started(tmp_path, GUARDED, LANES_SLEEP=sleep, LANES_STEPS=steps, LANES_SECONDS=to_close)
     assert script.stdout.readline() == "ready\n"
     workers = set(counts(tmp_path, "open")) - {script.pid}
     assert len(workers) == 2 and all(counts(tmp_path, "open")[pid] == 2 for pid in workers)
@@ -68,8 +77,8 @@ def test_they_end_with_whoever_started_them(tmp_path, how, sleep, closes):
         os.killpg(script.pid, signal.SIGINT)  # as a terminal does: to all of them
     elif how != "end":
         script.send_signal(signal.Signals[how])
-    _, errors = script.communicate(timeout=60)
-    until(lambda: not any(is_alive(pid) for pid in workers), "the processes of lanes end", 30)
+    _, errors = script.communicate(timeout=300)
+    until(lambda: not any(is_alive(pid) for pid in workers), "the processes of lanes end")
     opened, closed = counts(tmp_path, "open"), counts(tmp_path, "close")
     assert all(closed[pid] == (opened[pid] if closes else 0) for pid in workers)
     assert errors.count("Traceback") == (how == "SIGINT"), errors
@@ -79,7 +88,7 @@ def test_they_end_with_whoever_started_them(tmp_path, how, sleep, closes):
 @pytest.mark.slow
 def test_a_script_without_a_guard_is_told_of_it(tmp_path):
     script = started(tmp_path, BEGIN + "main()\n", LANES_STEPS="1")
-    _, errors = script.communicate(timeout=60)
+    _, errors = script.communicate(timeout=300)
     assert script.returncode == 1
     assert errors.strip().endswith(
         "troubled: a process that steps its lanes ended (exit code 1) as it was started; its own messages are above. "

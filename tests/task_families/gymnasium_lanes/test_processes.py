@@ -191,7 +191,7 @@ def test_one_that_is_killed_is_said_at_once():
             match=r"steps lanes \d to \d, psi \[\[0.25\]\] ended \(killed by SIGKILL\).* next reset",
         ):
             simulator.step(act)
-        assert time.monotonic() - begin < 10 and not is_alive(second)
+        assert time.monotonic() - begin < 60 and not is_alive(second)
         with pytest.raises(ValueError, match="expected that every lane was reset before"):
             simulator.step(act)
         simulator.reset(EVERYWHERE, torch.zeros(6, 1))
