@@ -19,7 +19,7 @@ WHOLE_EPISODES = ("num_adapt_samples", "num_buffer_samples")
 """Counts that are whole episodes."""
 UPDATES_PER_STEP = 10
 """Outer updates of a step, after which the training can stop and go on bit-identically."""
-BANDITS = ("bernoulli_bandit_5", "bernoulli_bandit_10", "bernoulli_bandit_50")
+BANDITS = ("bernoulli_bandit_5", "bernoulli_bandit_5x100", "bernoulli_bandit_10", "bernoulli_bandit_50")
 PUBLISHED = {"half_cheetah_fwd_back": 2, "ant_fwd_back": 2, "half_cheetah_vel": 35, "ant_dir": 45}
 """Training tasks of the released data, or of the family's published sets."""
 
