@@ -1,6 +1,7 @@
 """Runs of MACAW: what is learned, data from files, test protocol, mistakes, learning."""
 
 import json
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -8,12 +9,15 @@ import pytest
 import torch
 from adapter_tools import FAMILY, OPPOSITE
 from command_tools import check_refused
-from method_tools import prepared, trained
+from fault_tools import SignalAt
+from method_tools import content, kill_at, prepared, trained
 
 from admrl.baselines import AdapterError, adapt_and_score, check_adapter
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Experience, tasks_for
 from admrl.evaluation.scoring import simulate
+from admrl.jobs.interruption import Interrupted, deferred_signals
+from admrl.jobs.reporter import Silent
 from admrl.offline.adapter import MacawAdapter
 from admrl.offline.buffers import Batch
 from admrl.offline.config import paper_config, preset_config
@@ -44,6 +48,34 @@ def test_step_sizes_and_lambda_are_learned_too(tmp_path, family):
     unused = {name for name in parameters(run) if name.startswith("policy_rates.head")}
     assert moved == set(parameters(run)) - unused, "of a head that is used"
     assert len(run.state.data) == run.state.real_samples == 1200
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
+def test_recorded_buffers_are_kept_when_the_recording_stops(tmp_path, signum):
+    """12 buffers, ten of them in the first step; what is recorded later is the same as without a stop."""
+    settings = {
+        "num_tasks": 12,
+        "num_buffer_samples": 100,
+        "inner_batch": 8,
+        "outer_batch": 8,
+        "num_iterations": 10,
+    }
+    whole = trained(tmp_path / "whole", "macaw", BANDIT.name, **settings)
+    half = prepared(tmp_path / "half", "macaw", BANDIT.name, **settings)
+    assert half.state.num_steps == 3 and not half.state.has_all_data
+    if signum == signal.SIGINT:
+        with pytest.raises(Interrupted), deferred_signals():
+            half.train(SignalAt(1, signum))
+    else:
+        half.release()
+        kill_at(half.path, 2)
+    half = MacawRun.resume(half.path)
+    assert (half.state.step, half.state.real_samples, half.state.data.num_tasks) == (1, 10 * 100, 10)
+    assert not half.state.has_all_data and not half.finished
+    half.train(Silent())
+    assert half.state.data.num_tasks == 12 and half.state.real_samples == 12 * 100
+    assert half.state.data.task_sizes().tolist() == [100] * 12
+    assert content(half) == content(whole)
 
 
 def test_buffers_of_another_run_are_used_and_stand_in_the_settings(tmp_path):
