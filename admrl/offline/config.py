@@ -163,12 +163,7 @@ def check_macaw(config: MacawConfig, family: Any) -> None:
         ValueError: names the setting, what was expected and what came.
     """
     check_config(config)
-    for name in WHOLE_EPISODES:
-        if (count := getattr(config, name)) % family.horizon:
-            raise ValueError(
-                f"config.{name}: expected a multiple of {family.horizon} (whole episodes of {family.name}), got "
-                f"{count}"
-            )
+    check_whole_episodes(config, WHOLE_EPISODES, family)
     if not config.hidden_sizes:
         raise ValueError("config.hidden_sizes: expected one width or more, got none")
     for name in ("num_iterations", "test_every"):

@@ -65,7 +65,9 @@ def same_weights(one, other):
 def content(run):
     """What a run leaves behind: all tensors, data and counts of the newest checkpoint and the curve, as bytes; the
     metrics without their seconds. In how many parts the data lies depends on when it was saved."""
-    checkpoint = type(run).open(run.path).checkpoint
+    again = type(run).open(run.path)
+    checkpoint = again.checkpoint
+    assert checkpoint.number == again.store.numbers()[-1]
     tensors = {name: x.numpy().tobytes() for name, x in (checkpoint.tensors | checkpoint.rows).items()}
     counts = {name: value for name, value in checkpoint.meta.items() if name not in ("log", "replay")}
     rows = [line.split(",") for line in (run.path / "metrics.csv").read_text().splitlines()]

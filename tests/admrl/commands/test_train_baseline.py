@@ -34,12 +34,14 @@ def printed(capsys):
 def test_it_says_what_it_did_and_what_comes_next(tmp_path, monkeypatch, capsys, case):
     algorithm, family = case
     words = [algorithm, "--family", family, "--preset", "smoke", "--out", tmp_path / "run"]
+    words += ["--checkpoint-seconds", "0"]
     assert run_cli(monkeypatch, "train-baseline", *words) == 0
     run, said = kind_of(algorithm).load(tmp_path / "run"), printed(capsys)
     done = f"{run.state.num_updates} gradient steps, {run.state.real_samples} real samples"
     assert f"{TITLES[algorithm]}: {done}" in said
-    assert f"--config.num-stage-samples {run.stage_samples}" in said
-    assert run.stage_samples % run.family.horizon == 0
+    of_stage = {"mql": 100, "macaw": 400}.get(algorithm, 2 * run.family.horizon)
+    assert f"--config.num-stage-samples {of_stage}" in said
+    assert run.checkpoint.number >= run.state.num_steps, "one after every step"
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 COUNTS = {  # steps, updates and real samples of the settings STEPS
     # 2 iterations x (sampling and 2 blocks); 2 x 70; 3 tasks x 200, then 2 iterations x 2 tasks x 200 of three kinds
     "baselines": (7, 140, 3 * 200 + 2 * 2 * 600),
-    # 3 iterations x 3 tasks x 3 phases x 2 episodes of 20 steps; ProMP's and MAML-PPO's updates are in `updates`
+    # 3 iterations x 3 tasks x 3 phases x 2 episodes of 20 steps; five updates each by ProMP and MAML-PPO
     "inner_loop": (3, 3, 3 * 3 * 3 * 40),
     # the data and 3 blocks; 3 tasks x 400
     "offline": (4, 30, 3 * 400),
