@@ -2,7 +2,8 @@
 
     arm i(a) = argmax a;  outcome ~ Bernoulli(psi_i);  r = outcome = s'
 
-An episode is a trial of 10, 100 and 500 pulls.
+An episode is a trial of 10, 100 and 500 pulls; `bernoulli_bandit_5x100` has five arms and 100 pulls (the paper's
+Table 1 has every pair of these numbers).
 
 Differs from the paper:
 1. The papers observe a constant 0. A reward must be a function of (psi, s, a, s'), so the observation is the last
@@ -71,6 +72,13 @@ class BernoulliBandit5(TaskFamily):
             return (u[..., None] < probability.gather(-1, arm)).to(obs)
 
         return FunctionSimulator(shape, self.reset, pull, num_uniforms=self.horizon, dtype=dtype)
+
+
+class BernoulliBandit5Times100(BernoulliBandit5):
+    """Five arms, 100 pulls."""
+
+    name = "bernoulli_bandit_5x100"
+    horizon = 100
 
 
 class BernoulliBandit10(BernoulliBandit5):

@@ -28,6 +28,7 @@ HORIZONS = {
     "point_robot": 20,
     "sparse_point_robot": 20,
     "bernoulli_bandit_5": 10,
+    "bernoulli_bandit_5x100": 100,
     "bernoulli_bandit_10": 100,
     "bernoulli_bandit_50": 500,
 }

@@ -33,6 +33,7 @@ _FAMILIES = {  # name: (module, class)
     "point_robot": ("task_families.point_robot", "PointRobot"),
     "sparse_point_robot": ("task_families.point_robot", "SparsePointRobot"),
     "bernoulli_bandit_5": ("task_families.bandit", "BernoulliBandit5"),
+    "bernoulli_bandit_5x100": ("task_families.bandit", "BernoulliBandit5Times100"),
     "bernoulli_bandit_10": ("task_families.bandit", "BernoulliBandit10"),
     "bernoulli_bandit_50": ("task_families.bandit", "BernoulliBandit50"),
 }

@@ -7,11 +7,10 @@ the same"). `laptop` and `smoke` are ours. [ours] marks a number that no paper s
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal
 
-from admrl.config.checks import check_all, check_config
-from admrl.config.methods import METHODS, PUBLISHED
+from admrl.config.checks import check_config
+from admrl.config.methods import METHODS, PUBLISHED, check_limits, check_published, check_whole_episodes
 from admrl.config.sac import SacConfig
 
 PRESETS = ("smoke", "laptop", "paper")
@@ -296,30 +295,13 @@ def check_baseline(config: BaselineConfig, algorithm: str, family: Any) -> None:
         ValueError: names the setting, what was expected and what came.
     """
     check_config(config)
-    horizon = family.horizon
-
-    def whole(name: str) -> None:
-        if (steps := getattr(config, name)) % horizon:
-            raise ValueError(
-                f"config.{name}: expected a multiple of {horizon} (whole episodes of {family.name}), got {steps}"
-            )
-
-    check_all([partial(whole, name) for name in WHOLE_EPISODES])
+    check_whole_episodes(config, WHOLE_EPISODES, family)
     if config.num_prior_steps == 0:
         raise ValueError(
             "config.num_prior_steps: expected at least one episode, since the context of a task is cleared before"
         )
-    if not family.action_bounds.are_finite:
-        raise ValueError(
-            f"{family.name} has actions without finite limits, which tanh policies need; choose another family, or "
-            "set act_limit (or act_low and act_high)"
-        )
-    for name, most in zip(("num_tasks", "num_test_tasks"), PUBLISHED.get(family.name, ()), strict=False):
-        if getattr(config, name) > most:
-            raise ValueError(
-                f"config.{name}: expected at most {most}, the published ones of {family.name}, got "
-                f"{getattr(config, name)}"
-            )
+    check_limits(family)
+    check_published(config, family)
     if config.train_on_dense and "dense" not in family.variants:
         raise ValueError(
             f"config.train_on_dense: {family.name} has no variant 'dense', only {family.variants}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from admrl.config.checks import check_config, check_training_tasks
-from admrl.config.methods import METHODS
+from admrl.config.methods import METHODS, check_whole_episodes
 
 TITLES = METHODS["inner_loop"]
 ALGORITHMS = tuple(TITLES)
@@ -203,11 +203,7 @@ def check_inner_loop(config: InnerLoopConfig, family: Any, algorithm: str) -> No
             "own; their number is `config.latent.num_tasks`"
         )
     check_training_tasks(config, family)
-    if config.num_adapt_samples % family.horizon:
-        raise ValueError(
-            f"config.num_adapt_samples: expected a multiple of {family.horizon} (whole episodes of {family.name}), "
-            f"got {config.num_adapt_samples}"
-        )
+    check_whole_episodes(config, WHOLE_EPISODES, family)
     if config.train_on_dense and "dense" not in family.variants:
         raise ValueError(
             f"config.train_on_dense: expected a family with a variant 'dense', got {family.name}, which has "

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from admrl.config.checks import check_config
-from admrl.config.methods import METHODS, PUBLISHED
+from admrl.config.methods import METHODS, PUBLISHED, check_limits, check_published, check_whole_episodes
 
 TITLES = METHODS["mql"]
 WHOLE_EPISODES = ("num_initial_steps", "num_test_samples")
@@ -243,20 +243,6 @@ def check_mql(config: MqlConfig, family: Any) -> None:
         ValueError: names the setting, what was expected and what came.
     """
     check_config(config)
-    for name in WHOLE_EPISODES:
-        if (steps := getattr(config, name)) % family.horizon:
-            raise ValueError(
-                f"config.{name}: expected a multiple of {family.horizon} (whole episodes of {family.name}), "
-                f"got {steps}"
-            )
-    if not family.action_bounds.are_finite:
-        raise ValueError(
-            f"{family.name} has actions without finite limits, which tanh policies need; choose another family, or "
-            "set act_limit (or act_low and act_high)"
-        )
-    for name, most in zip(("num_tasks", "num_test_tasks"), PUBLISHED.get(family.name, ()), strict=False):
-        if getattr(config, name) > most:
-            raise ValueError(
-                f"config.{name}: expected at most {most}, the published ones of {family.name}, got "
-                f"{getattr(config, name)}"
-            )
+    check_whole_episodes(config, WHOLE_EPISODES, family)
+    check_limits(family)
+    check_published(config, family)

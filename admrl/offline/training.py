@@ -6,7 +6,8 @@
       the inner step of every task, and the two outer losses behind it    `admrl.offline.adaptation`    lines 5, 6
       an Adam step of phi, theta and the step sizes down the means over tasks                           lines 8, 9
 
-A step, after which the training can stop and go on bit-identically, is the buffers or UPDATES_PER_STEP updates.
+A step, after which the training can stop and go on bit-identically, is the buffers of BUFFERS_PER_STEP tasks, those
+of all files, or UPDATES_PER_STEP updates.
 
 Differs from the released code: the outer loss is the mean over the tasks of an update, there their sum divided by the
 number of all training tasks, which Adam does not see; D_ts never has transitions of D_tr, as in the paper.
@@ -16,7 +17,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -25,8 +27,15 @@ from admrl.evaluation.method_run import MethodState, test_tasks, train_steps
 from admrl.jobs.reporter import Reporter, Silent
 from admrl.offline.adapter import MacawAdapter
 from admrl.offline.agent import MacawAgent
-from admrl.offline.buffers import Buffers, OfflineData
-from admrl.offline.config import TITLES, UPDATES_PER_STEP, MacawConfig, check_macaw, check_size
+from admrl.offline.buffers import Buffers, OfflineData, joined
+from admrl.offline.config import (
+    BUFFERS_PER_STEP,
+    TITLES,
+    UPDATES_PER_STEP,
+    MacawConfig,
+    check_macaw,
+    check_size,
+)
 from admrl.offline.data_files import read_all
 from admrl.offline.recording import record, training_tasks
 from admrl.streams import Purpose, stream
@@ -47,9 +56,26 @@ class MacawState(MethodState):
     buffers: Buffers | None = None
 
     @property
+    def train_psi(self) -> Tensor:
+        """Tasks (K, k) that are recorded, where the settings name no files."""
+        return training_tasks(self.family, self.config.num_tasks)
+
+    @property
+    def has_all_data(self) -> bool:
+        """Whether the updates can begin."""
+        data = self.data
+        return data is not None and (bool(self.config.data) or data.num_tasks >= len(self.train_psi))
+
+    @property
     def num_steps(self) -> int:
         """See `MethodState`."""
-        return 1 + self.config.num_iterations // UPDATES_PER_STEP
+        num_data = 1 if self.config.data else ceil(len(self.train_psi) / BUFFERS_PER_STEP)
+        return num_data + self.config.num_iterations // UPDATES_PER_STEP
+
+    @property
+    def finished(self) -> bool:
+        """See `MethodState`."""
+        return self.num_updates >= self.config.num_iterations
 
     @property
     def iteration(self) -> int:
@@ -114,30 +140,36 @@ def train_macaw(
     shown = reporter or Silent()
 
     def step() -> dict[str, float]:
-        if state.step == 0:
-            return _get_data(state, shown, num_threads)
+        if not state.has_all_data:
+            return _read(state, shown) if state.config.data else _record_some(state, shown, num_threads)
         shown.phase(f"update {state.num_updates + 1}/{state.config.num_iterations}")
         return _update(state)
 
     train_steps(state, step, lambda: _test(state, num_threads), shown, on_step)
 
 
-def _get_data(state: MacawState, reporter: Reporter, num_threads: int) -> dict[str, float]:
-    """The buffers of the training tasks; real samples that come from files count, too."""
-    config, family = state.config, state.family
-    if config.data:
-        reporter.phase("reading the data")
-        data = read_all(config, family)
-        state.real_samples = len(data)
-    else:
-        psi, recorder = training_tasks(family, config.num_tasks), state.agent.recorder
-        data = record(
-            family, recorder, psi, config.num_buffer_samples, state.generator, reporter, num_threads
-        )
-        state.real_samples = len(psi) * config.num_buffer_samples
-    check_size("data", config, int(data.task_sizes().min()))
+def _read(state: MacawState, reporter: Reporter) -> dict[str, float]:
+    """The buffers of the files; real samples that come from files count, too."""
+    reporter.phase("reading the data")
+    data = read_all(state.config, state.family)
+    check_size("data", state.config, int(data.task_sizes().min()))
+    state.real_samples = len(data)
     state.set_data(data)
     return {"reward_real_noisy": float(data.reward.mean())}
+
+
+def _record_some(state: MacawState, reporter: Reporter, num_threads: int) -> dict[str, float]:
+    """The buffers of the next training tasks, behind those that are there."""
+    config, old = state.config, state.data
+    begin = 0 if old is None else old.num_tasks
+    psi = state.train_psi[begin : begin + BUFFERS_PER_STEP]
+    recorder, num_samples = state.agent.recorder, config.num_buffer_samples
+    new = record(state.family, recorder, psi, num_samples, state.generator, reporter, num_threads)
+    check_size("data", config, int(new.task_sizes().min()))
+    state.real_samples += len(psi) * num_samples
+    moved = replace(new, task=new.task + begin)
+    state.set_data(joined([moved] if old is None else [old, moved], begin + len(psi)))
+    return {"reward_real_noisy": float(new.reward.mean())}
 
 
 def _update(state: MacawState) -> dict[str, float]:

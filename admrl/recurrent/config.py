@@ -76,7 +76,12 @@ class RecurrentConfig:
     ppo: PpoConfig = PpoConfig()
 
 
-BANDITS: dict[str, int] = {"bernoulli_bandit_5": 10, "bernoulli_bandit_10": 100, "bernoulli_bandit_50": 500}
+BANDITS: dict[str, int] = {
+    "bernoulli_bandit_5": 10,
+    "bernoulli_bandit_5x100": 100,
+    "bernoulli_bandit_10": 100,
+    "bernoulli_bandit_50": 500,
+}
 """Pulls of an episode."""
 DUAN_BATCH = 250_000
 """Steps of an iteration, for bandits (Duan et al.)."""

@@ -60,7 +60,13 @@ EVALUATION = EvaluationConfig(
 )
 CONTEXT = multiprocessing.get_context("forkserver")
 # not this module: the server's path is not ours, and what it cannot import it leaves out without a word
-PRELOADED = ["admrl.training.run", "mujoco", "pytest", "tensorboard.compat.proto.event_pb2"]
+PRELOADED = [
+    "admrl.training.run",
+    "admrl.run_kinds",
+    "mujoco",
+    "pytest",
+    "tensorboard.compat.proto.event_pb2",
+]
 CONTEXT.set_forkserver_preload(PRELOADED)
 
 

@@ -253,9 +253,11 @@ def test_point_robot_clips_its_actions():
     torch.testing.assert_close(obs[1, 0, 0], torch.tensor([0.1, -0.05]).double())
 
 
-@pytest.mark.parametrize(("num_arms", "num_pulls"), [(5, 10), (10, 100), (50, 500)])
-def test_bandit_frequencies(num_arms, num_pulls):
-    family = make(f"bernoulli_bandit_{num_arms}")
+@pytest.mark.parametrize(
+    ("name", "num_arms", "num_pulls"), [("5", 5, 10), ("5x100", 5, 100), ("10", 10, 100), ("50", 50, 500)]
+)
+def test_bandit_frequencies(name, num_arms, num_pulls):
+    family = make(f"bernoulli_bandit_{name}")
     assert (family.box.size, family.act_size, family.horizon) == (num_arms, num_arms, num_pulls)
     num_lanes = 20_000 // num_pulls
     psi = torch.linspace(0.05, 0.95, num_arms).repeat(2, 1)

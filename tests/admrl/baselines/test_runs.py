@@ -1,8 +1,5 @@
-"""Runs of baselines: every algorithm end to end, interruption and resumption, evaluation beside our own runs."""
+"""Runs of PEARL, CRL and SAC: replay, exploration, first episodes, evaluation beside our own runs, mistakes."""
 
-import json
-import os
-import shutil
 import signal
 from dataclasses import replace
 
@@ -10,112 +7,39 @@ import numpy as np
 import pytest
 import torch
 from adapter_tools import CONFIG, small_run
+from command_tools import check_refused, run_cli
+from fault_tools import SignalAt
+from method_tools import prepared, trained
 
 from admrl import evaluate_gaps
-from admrl.baselines import open_baseline, prepare_baseline, train_baseline_run
-from admrl.baselines.config import ALGORITHMS, PRESETS, PUBLISHED, paper_config, preset_config
+from admrl.baselines import open_baseline
+from admrl.baselines.config import PUBLISHED, paper_config, preset_config
 from admrl.baselines.run import BaselineRun
 from admrl.baselines.training import make_adapter, new_baseline, train_baseline
-from admrl.cli import main
-from admrl.config.checks import check_config
 from admrl.evaluation.evaluator import adapt_and_score
 from admrl.jobs.interruption import Interrupted, deferred_signals
-from admrl.jobs.reporter import Silent
-from admrl.run_kinds import load_any_run
-from admrl.training.run import Run
 from task_families import make, names
 
 
-def prepared(path, algorithm="pearl", family="point_robot", seed=0, **settings):
-    config = replace(preset_config("smoke", family, algorithm), **settings)
-    return prepare_baseline(
-        path,
-        algorithm=algorithm,
-        family=family,
-        variant="released",
-        preset="smoke",
-        seed=seed,
-        config=config,
-    )
-
-
-def trained(path, algorithm="pearl", **settings):
-    run = prepared(path, algorithm, **settings)
-    train_baseline_run(run, Silent())
-    return run
-
-
-def same_weights(one, other):
-    pairs = zip(one.state.agent.state_dict().values(), other.state.agent.state_dict().values(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
-
-
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_every_algorithm_trains_is_saved_and_comes_back_the_same(tmp_path, algorithm):
-    run = trained(tmp_path / "run", algorithm)
-    assert run.finished
-    assert run.state.num_updates == 20
-    # 3 tasks x 200 at first, then 2 iterations x 2 tasks x 200 of each of the three kinds
-    assert run.state.real_samples == run.state.replay.size == 3 * 200 + 2 * 2 * 600
-    assert len(run.state.curve) == 2
-    again = open_baseline(tmp_path / "run")
-    assert same_weights(run, again)
-    assert again.state.curve == run.state.curve
+def test_a_replay_comes_back_and_draws_the_same(tmp_path):
+    run = trained(tmp_path / "run", "pearl")
+    again = open_baseline(run.path)
+    assert run.state.replay.size == again.state.replay.size == run.state.real_samples
     draws = [
         r.state.replay.all.draw(torch.arange(3), 50, torch.Generator().manual_seed(1)) for r in (run, again)
     ]
     assert torch.equal(*draws)
-    assert not same_weights(run, prepared(tmp_path / "new", algorithm)), "training changes the networks"
-    header = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0]
-    assert header.startswith("step,phase,seconds,test_return")
 
 
-class StopAfter(Silent):
-    """Ctrl-C during step n."""
-
-    def __init__(self, n):
-        self.left = n
-
-    def advance(self, **metrics):
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-@pytest.mark.parametrize("algorithm", ["crl", "sac"])
-@pytest.mark.parametrize("num_done", [1, 2, 3, 5])
-def test_an_interrupted_training_goes_on_bit_identically(tmp_path, algorithm, num_done):
-    """From the first samples, from between sampling and gradient steps, and from between iterations."""
-    settings = {"num_updates": 70}  # two steps in an iteration
-    whole = trained(tmp_path / "whole", algorithm, **settings)
+def test_progress_counts_gradient_steps(tmp_path):
+    run = prepared(tmp_path / "run", "pearl")
     with pytest.raises(Interrupted), deferred_signals():
-        train_baseline_run(prepared(tmp_path / "half", algorithm, **settings), StopAfter(num_done))
-    half = BaselineRun.resume(tmp_path / "half")
-    assert half.state.step == num_done < half.state.num_steps
-    train_baseline_run(half, Silent())
-    assert same_weights(whole, half)
-    assert half.state.curve == whole.state.curve
-    rows = [(tmp_path / n / "metrics.csv").read_text().splitlines() for n in ("whole", "half")]
-    drop_seconds = [[line.split(",")[:2] + line.split(",")[3:] for line in lines] for lines in rows]
-    assert drop_seconds[0] == drop_seconds[1]
-
-
-@pytest.mark.parametrize("algorithm", ["pearl", "crl"])
-def test_an_extended_training_is_the_longer_one_bit_for_bit(tmp_path, monkeypatch, algorithm):
-    sac = replace(preset_config("smoke", "point_robot", algorithm).sac, learning_rate_decay="none")
-    whole = trained(tmp_path / "whole", algorithm, num_iterations=3, sac=sac)
-    short = trained(tmp_path / "short", algorithm, num_iterations=2, sac=sac)
-    assert short.finished
-    assert run_cli(monkeypatch, "train-baseline", "--resume", short.path, "--num-iterations", 3) == 0
-    again = open_baseline(short.path)
-    assert again.finished and same_weights(whole, again)
-    assert again.state.curve == whole.state.curve and again.state.real_samples == whole.state.real_samples
-    (change,) = again.info.extended
-    assert (change["setting"], change["old"], change["new"]) == ("num_iterations", 2, 3)
+        run.train(SignalAt(3, signal.SIGINT))
+    assert run.position == "1 of 2 iterations are done, 10 gradient steps"
 
 
 def test_what_cannot_be_extended_is_refused(tmp_path):
-    falling = trained(tmp_path / "falling")
+    falling = trained(tmp_path / "falling", "pearl")
     assert falling.info.config.sac.learning_rate_decay == "linear"
     before = (falling.path / "config.json").read_bytes()
     with pytest.raises(ValueError, match=r"num_iterations: expected 2 or more, .*got 1"):
@@ -124,16 +48,6 @@ def test_what_cannot_be_extended_is_refused(tmp_path):
         BaselineRun.resume(falling.path, length=3)
     BaselineRun.resume(falling.path, length=2).release()
     assert (falling.path / "config.json").read_bytes() == before
-
-
-def test_an_unfinished_training_can_be_used_and_says_so(tmp_path):
-    with pytest.raises(Interrupted), deferred_signals():
-        train_baseline_run(prepared(tmp_path / "half"), StopAfter(3))
-    run = load_any_run(tmp_path / "half")
-    told = run.provenance()
-    assert told["training_progress"] == "1 of 2 iterations are done, 10 gradient steps"
-    assert told["training_checkpoint"] == run.checkpoint.number
-    assert "training_progress" not in trained(tmp_path / "whole").provenance()
 
 
 @pytest.mark.parametrize("exploration", ["deterministic", "stochastic"])
@@ -191,61 +105,12 @@ def test_first_episodes_may_hold_one_action_and_contexts_may_stay():
             assert int(state.replay.context.size.sum()) == 3 * num_initial + 2 * 2 * again
 
 
-def test_same_seed_same_run_another_seed_another(tmp_path):
-    one, two, other = trained(tmp_path / "1"), trained(tmp_path / "2"), trained(tmp_path / "3", seed=1)
-    assert same_weights(one, two)
-    assert not same_weights(one, other)
-
-
 def test_a_sparse_family_trains_the_critic_on_dense_rewards(tmp_path):
-    run = trained(tmp_path / "run", family="sparse_point_robot")
+    run = trained(tmp_path / "run", "pearl", "sparse_point_robot")
     rows = run.state.replay.columns()["rows"]
     dense, shown = rows[:, -4], rows[:, -3]
     assert bool((dense < 0).all())
     assert bool((shown >= 0).all())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"algorithm": "crl"}, "is of another run: algorithm is 'pearl', config.json says 'crl'"),
-        ({"family": "sparse_point_robot"}, "family is 'point_robot', config.json says 'sparse_point_robot'"),
-        ({"seed": 5}, "seed is 0, config.json says 5"),
-    ],
-)
-def test_a_checkpoint_of_another_run_is_refused(tmp_path, change, message):
-    trained(tmp_path / "run")
-    other = {"algorithm": "pearl", "family": "point_robot", "seed": 0} | change
-    prepared(tmp_path / "other", **other)
-    for folder in ("checkpoints", "replay"):
-        shutil.copytree(tmp_path / "run" / folder, tmp_path / "other" / folder)
-    with pytest.raises(ValueError, match=message):
-        open_baseline(tmp_path / "other")
-
-
-def test_a_checkpoint_of_other_sizes_is_refused(tmp_path):
-    run = trained(tmp_path / "run")
-    file = tmp_path / "run" / "config.json"
-    data = json.loads(file.read_text())
-    data["config"]["context"]["latent_size"] = 7
-    file.write_text(json.dumps(data))
-    with pytest.raises(ValueError, match=r"does not fit the run's configuration: agent\..* expected"):
-        open_baseline(run.path)
-
-
-def test_folders_of_the_other_kind_are_refused_by_name(tmp_path):
-    ours, theirs = small_run(tmp_path / "ours"), trained(tmp_path / "theirs")
-    with pytest.raises(ValueError, match=r"a run of `admrl train-baseline`, not of `admrl train`"):
-        Run.read_info(theirs.path)
-    with pytest.raises(ValueError, match="admrl train --resume"):
-        BaselineRun.resume(ours.path)
-    for run, command in ((ours, "admrl train --resume"), (theirs, "admrl train-baseline --resume")):
-        with pytest.raises(ValueError, match=f"continue it with: {command}"):
-            prepared(run.path)
-    assert load_any_run(theirs.path).info.algorithm == "pearl"
-    assert load_any_run(ours.path).info.selector == "uniform"
-    with pytest.raises(ValueError, match="nothing to use"):
-        load_any_run(prepared(tmp_path / "new").path)
 
 
 @pytest.mark.slow
@@ -269,41 +134,9 @@ def test_baselines_are_evaluated_beside_our_runs_with_one_reference(tmp_path, mo
         evaluate_gaps([theirs], (2, 2), config)
 
 
-def run_cli(monkeypatch, *arguments):
-    """Exit code of a command line in this process."""
-    monkeypatch.setattr("sys.argv", ["admrl", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as end:
-        return end.code
-    return 0
-
-
-@pytest.mark.slow
-def test_the_command_line_from_training_to_report(tmp_path, monkeypatch, capsys):
-    for algorithm in ("pearl", "mt-joint"):
-        arguments = ["--family", "point_robot", "--preset", "smoke", "--out", tmp_path / algorithm]
-        assert run_cli(monkeypatch, "train-baseline", algorithm, *arguments) == 0
-    runs = [tmp_path / "pearl", tmp_path / "mt-joint"]
-    small = ["--config.num-policy-seeds", "1", "--config.num-episodes", "2", "--config.num-stages", "1"]
-    small += ["--config.num-stage-samples", "40", "--config.num-reference-stages", "0", "--num-workers", "1"]
-    assert run_cli(monkeypatch, "evaluate", *runs, "--grid", "2", "2", *small) == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "pearl: rewards; mt-joint: psi" in printed
-    assert run_cli(monkeypatch, "heatmap", *runs, "--out", tmp_path / "gap.png", "--num-samples", "40") == 0
-    assert run_cli(monkeypatch, "compare", *runs, "--out", tmp_path / "report") == 0
-    assert (tmp_path / "report" / "report.html").exists()
-    # the same evaluation again takes the finished parts
-    assert run_cli(monkeypatch, "evaluate", *runs, "--grid", "2", "2", *small) == 0
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["perl"], "did you mean 'pearl'"),
-        ([], "expected one of: pearl, crl, sac, mt-joint, pearl-mt"),
-        (["pearl", "--family", "point_robt"], "did you mean 'point_robot'"),
-        (["pearl", "--preset", "lapto"], "did you mean 'laptop'"),
         (["pearl", "--family", "linear_quadratic"], "without finite limits"),
         (
             ["pearl", "--config.num-prior-steps", "30"],
@@ -318,36 +151,10 @@ def test_the_command_line_from_training_to_report(tmp_path, monkeypatch, capsys)
             "--config.crl.hidden-sizes: expected one width or more, got none",
         ),
         (["mt-joint", "--config.task-input", "none"], "MT-joint is told psi"),
-        (["--resume", "nowhere"], "not a run folder"),
-        (["pearl", "--resume", "x", "--seed", "3"], "leave out all options but"),
     ],
 )
 def test_mistakes_are_answered_clearly_and_leave_nothing(tmp_path, monkeypatch, capsys, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    assert run_cli(monkeypatch, "train-baseline", *arguments) == 2
-    assert message in " ".join(capsys.readouterr().err.split())
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_resuming_as_another_algorithm_is_refused(tmp_path, monkeypatch, capsys):
-    run = prepared(tmp_path / "run")
-    assert run_cli(monkeypatch, "train-baseline", "crl", "--resume", run.path) == 2
-    assert "holds a run of pearl, not of crl" in " ".join(capsys.readouterr().err.split())
-    assert run_cli(monkeypatch, "train-baseline", "pearl", "--resume", run.path) == 0, "the lock was released"
-    assert run_cli(monkeypatch, "train-baseline", "--resume", run.path) == 2
-    assert "2 of 2 iterations are done already" in " ".join(capsys.readouterr().err.split())
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_every_preset_of_every_family_is_sound(preset, algorithm):
-    for family in names():
-        made = make(family)
-        if made.act_limit == 1.0:
-            config = preset_config(preset, family, algorithm)
-            check_config(config)
-            if preset == "smoke":
-                new_baseline(made, algorithm, config, 0)
+    check_refused(monkeypatch, capsys, tmp_path, ["train-baseline", *arguments], message)
 
 
 def test_published_tasks_are_counted_and_no_more_are_promised():

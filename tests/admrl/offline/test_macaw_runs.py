@@ -1,48 +1,33 @@
-"""Runs of MACAW: end to end, interruption and resumption, data from files, test protocol, mistakes, learning."""
+"""Runs of MACAW: what is learned, data from files, test protocol, mistakes, learning."""
 
 import json
-import os
 import signal
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from adapter_tools import FAMILY, OPPOSITE
-from fault_tools import kill_command
+from command_tools import check_refused
+from fault_tools import SignalAt
+from method_tools import content, kill_at, prepared, trained
 
 from admrl.baselines import AdapterError, adapt_and_score, check_adapter
-from admrl.cli import main
 from admrl.config.evaluation import EvaluationConfig
-from admrl.config.plain_data import from_dict
 from admrl.evaluation.adapter import Experience, tasks_for
 from admrl.evaluation.scoring import simulate
 from admrl.jobs.interruption import Interrupted, deferred_signals
 from admrl.jobs.reporter import Silent
 from admrl.offline.adapter import MacawAdapter
 from admrl.offline.buffers import Batch
-from admrl.offline.config import WHOLE_EPISODES, MacawConfig, check_macaw, paper_config, preset_config
+from admrl.offline.config import paper_config, preset_config
 from admrl.offline.recording import training_tasks
 from admrl.offline.run import MacawRun
 from admrl.offline.training import new_macaw, train_macaw
-from admrl.run_kinds import load_any_run
-from task_families import make, names
+from task_families import make
 from task_families.rollout import Rollout
 
 BANDIT = make("bernoulli_bandit_5")
-
-
-def prepared(path, family="bernoulli_bandit_5", seed=0, **settings):
-    config = replace(preset_config("smoke", family, "macaw"), **settings)
-    return MacawRun.prepare(
-        path, algorithm="macaw", family=family, variant="released", preset="smoke", seed=seed, config=config
-    )
-
-
-def trained(path, family="bernoulli_bandit_5", **settings):
-    run = prepared(path, family, **settings)
-    run.train(Silent())
-    return run
 
 
 def adapter_of(family, **settings):
@@ -57,81 +42,46 @@ def parameters(run):
 
 
 @pytest.mark.parametrize("family", ["bernoulli_bandit_5", "point_robot"])
-def test_a_run_trains_is_saved_and_comes_back_the_same(tmp_path, family):
-    run = trained(tmp_path / "run", family)
-    assert run.finished and run.state.num_updates == 20
-    assert run.state.real_samples == 3 * 400 == len(run.state.data)
-    again = load_any_run(tmp_path / "run")
-    assert isinstance(again, MacawRun) and again.state.curve == run.state.curve and len(run.state.curve) == 2
-    for name, parameter in parameters(again).items():
-        assert torch.equal(parameter, parameters(run)[name]), name
-    moved = [
-        k
-        for k, v in parameters(prepared(tmp_path / "new", family)).items()
-        if not torch.equal(v, parameters(run)[k])
-    ]
+def test_step_sizes_and_lambda_are_learned_too(tmp_path, family):
+    run, new = trained(tmp_path / "run", "macaw", family), prepared(tmp_path / "new", "macaw", family)
+    moved = {k for k, v in parameters(new).items() if not torch.equal(v, parameters(run)[k])}
     unused = {name for name in parameters(run) if name.startswith("policy_rates.head")}
-    assert set(moved) == set(parameters(run)) - unused, (
-        "step sizes and lambda are learned, too; of a head that is used"
-    )
-    assert json.loads((run.path / "curve.json").read_text()) == [asdict(p) for p in run.state.curve]
-    assert run.provenance()["training_real_samples"] == 1200
+    assert moved == set(parameters(run)) - unused, "of a head that is used"
+    assert len(run.state.data) == run.state.real_samples == 1200
 
 
-class StopAfter(Silent):
-    """Ctrl-C during step n."""
-
-    def __init__(self, n):
-        self.left = n
-
-    def advance(self, **metrics):
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-def content(run):
-    """What a run leaves behind: the newest checkpoint, the data and the curve, as bytes; the metrics' numbers."""
-    run = MacawRun.open(run.path)
-    tensors = run.checkpoint.tensors | run.checkpoint.rows
-    rows = [line.split(",") for line in (run.path / "metrics.csv").read_text().splitlines()]
-    found = {k: v.numpy().tobytes() for k, v in tensors.items()}
-    return found, (run.path / "curve.json").read_bytes(), [row[:2] + row[3:] for row in rows]
-
-
-@pytest.mark.parametrize("num_done", [1, 2])
-def test_an_interrupted_training_goes_on_bit_identically(tmp_path, num_done):
-    whole = trained(tmp_path / "whole")
-    with pytest.raises(Interrupted), deferred_signals():
-        prepared(tmp_path / "half").train(StopAfter(num_done))
-    half = MacawRun.resume(tmp_path / "half")
-    assert half.state.step == num_done
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
+def test_recorded_buffers_are_kept_when_the_recording_stops(tmp_path, signum):
+    """12 buffers, ten of them in the first step; what is recorded later is the same as without a stop."""
+    settings = {
+        "num_tasks": 12,
+        "num_buffer_samples": 100,
+        "inner_batch": 8,
+        "outer_batch": 8,
+        "num_iterations": 10,
+    }
+    whole = trained(tmp_path / "whole", "macaw", BANDIT.name, **settings)
+    half = prepared(tmp_path / "half", "macaw", BANDIT.name, **settings)
+    assert half.state.num_steps == 3 and not half.state.has_all_data
+    if signum == signal.SIGINT:
+        with pytest.raises(Interrupted), deferred_signals():
+            half.train(SignalAt(1, signum))
+    else:
+        half.release()
+        kill_at(half.path, 2)
+    half = MacawRun.resume(half.path)
+    assert (half.state.step, half.state.real_samples, half.state.data.num_tasks) == (1, 10 * 100, 10)
+    assert not half.state.has_all_data and not half.finished
     half.train(Silent())
+    assert half.state.data.num_tasks == 12 and half.state.real_samples == 12 * 100
+    assert half.state.data.task_sizes().tolist() == [100] * 12
     assert content(half) == content(whole)
-
-
-@pytest.mark.slow
-def test_a_killed_training_goes_on_bit_identically(tmp_path):
-    """kill -9, in whatever instant, of the command."""
-    whole, path = trained(tmp_path / "whole", num_iterations=400), tmp_path / "killed"
-    words = ["train-baseline", "macaw", "--family", "bernoulli_bandit_5", "--preset", "smoke", "--out", path]
-    kill_command([*words, "--config.num-iterations", 400], path)
-    killed = MacawRun.resume(path)
-    assert 0 < killed.state.step < 41
-    killed.train(Silent())
-    assert content(killed) == content(whole)
-
-
-def test_an_extended_training_is_the_longer_one_bit_for_bit(tmp_path, monkeypatch):
-    whole, short = trained(tmp_path / "whole", num_iterations=30), trained(tmp_path / "short")
-    assert run_cli(monkeypatch, "train-baseline", "--resume", short.path, "--num-iterations", 30) == 0
-    assert content(short)[:2] == content(whole)[:2]
 
 
 def test_buffers_of_another_run_are_used_and_stand_in_the_settings(tmp_path):
     """The same buffers, recorded or read: the same training from there; their checksum is recorded."""
-    first = trained(tmp_path / "first", "point_robot")
-    second = trained(tmp_path / "second", "point_robot", data=(str(first.path),))
+    first = trained(tmp_path / "first", "macaw")
+    second = trained(tmp_path / "second", "macaw", data=(str(first.path),))
     (digest,) = second.info.config.data_sha256
     assert len(digest) == 64 and json.loads((second.path / "config.json").read_text())["config"][
         "data_sha256"
@@ -140,14 +90,14 @@ def test_buffers_of_another_run_are_used_and_stand_in_the_settings(tmp_path):
     assert (
         torch.equal(first.state.data.reward, second.state.data.reward) and second.state.real_samples == 1200
     )
-    fewer = trained(tmp_path / "fewer", "point_robot", data=(str(first.path),), num_tasks=2)
+    fewer = trained(tmp_path / "fewer", "macaw", data=(str(first.path),), num_tasks=2)
     assert fewer.state.data.num_tasks == 2 and fewer.state.real_samples == 800
     assert torch.equal(fewer.state.data.obs, first.state.data.obs[first.state.data.task < 2])
     later = MacawRun.open(second.path)
     first.path.rename(tmp_path / "elsewhere")
     assert torch.equal(later.state.data.obs, MacawRun.open(second.path).state.data.obs), "its own copy"
     with pytest.raises(ValueError, match="there is no such folder"):
-        prepared(tmp_path / "third", "point_robot", data=(str(first.path),))
+        prepared(tmp_path / "third", "macaw", data=(str(first.path),))
     assert not (tmp_path / "third").exists()
 
 
@@ -256,20 +206,9 @@ def test_it_learns_bandits_it_has_not_seen():
 # -- mistakes -----------------------------------------------------------------------------------------------------
 
 
-def run_cli(monkeypatch, *arguments):
-    """Exit code of a command line in this process."""
-    monkeypatch.setattr("sys.argv", ["admrl", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as end:
-        return end.code
-    return 0
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["macwa"], "did you mean 'macaw'"),
         (
             ["macaw", "--config.num-adapt-samples", "30"],
             "--config.num-adapt-samples: expected a multiple of 20",
@@ -281,40 +220,14 @@ def run_cli(monkeypatch, *arguments):
     ],
 )
 def test_mistakes_are_answered_clearly_and_leave_nothing(tmp_path, monkeypatch, capsys, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    assert run_cli(monkeypatch, "train-baseline", *arguments, "--preset", "smoke") == 2
-    assert message in " ".join(capsys.readouterr().err.split())
-    assert list(tmp_path.iterdir()) == []
+    words = ["train-baseline", *arguments, "--preset", "smoke"]
+    check_refused(monkeypatch, capsys, tmp_path, words, message)
 
 
 def test_a_training_that_diverges_says_what_to_change():
     config = replace(preset_config("smoke", "point_robot", "macaw"), inner_rate=1e3, policy_rate=1.0)
     with pytest.raises(FloatingPointError, match=r"Try a smaller `config\.inner_rate`"):
         train_macaw(new_macaw(FAMILY, "macaw", config, 0))
-
-
-@pytest.mark.slow
-def test_the_command_line_from_training_to_report(tmp_path, monkeypatch, capsys):
-    run = tmp_path / "macaw"
-    assert run_cli(monkeypatch, "train-baseline", "macaw", "--preset", "smoke", "--out", run) == 0
-    assert "--config.num-stage-samples 400" in " ".join(capsys.readouterr().out.split())
-    small = ["--config.num-policy-seeds", "1", "--config.num-episodes", "2", "--config.num-stages", "1"]
-    small += ["--config.num-stage-samples", "40", "--config.num-reference-stages", "0", "--num-workers", "1"]
-    assert run_cli(monkeypatch, "evaluate", run, "--grid", "2", "2", *small) == 0
-    assert "macaw: rewards, offline data" in " ".join(capsys.readouterr().out.split())
-    assert run_cli(monkeypatch, "heatmap", run, "--out", tmp_path / "gap.png", "--num-samples", "40") == 0
-
-
-@pytest.mark.parametrize("preset", ["smoke", "laptop", "paper"])
-def test_every_preset_of_every_family_is_sound(preset):
-    for name in names():
-        family, config = make(name), preset_config(preset, name, "macaw")
-        if family.horizon in (10, 20, 100, 200, 500) and (
-            family.picks_largest or family.action_bounds.are_finite
-        ):
-            whole = {k: max(1, getattr(config, k) // family.horizon) * family.horizon for k in WHOLE_EPISODES}
-            check_macaw(replace(config, **whole), family)
-        assert from_dict(MacawConfig, json.loads(json.dumps(asdict(config)))) == config
 
 
 def test_the_papers_numbers():

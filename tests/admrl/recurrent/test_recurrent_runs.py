@@ -1,51 +1,25 @@
-"""Runs of RL2: end to end, interruption and resumption, protocol, trials beyond the trained length, mistakes."""
+"""Runs of RL2: what is learned, protocol, trials beyond the trained length, mistakes."""
 
-import json
-import os
-import signal
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 from adapter_tools import CONFIG, FAMILY, OPPOSITE
-from fault_tools import kill_command
+from command_tools import check_refused
+from method_tools import prepared, trained
 
 from admrl.baselines import AdapterError, adapt_and_score, check_adapter
-from admrl.cli import main
-from admrl.config.plain_data import from_dict
 from admrl.evaluation.adapter import Experience
 from admrl.evaluation.scoring import score_policy
-from admrl.jobs.interruption import Interrupted, deferred_signals
-from admrl.jobs.reporter import Silent
 from admrl.recurrent.adapter import RecurrentAdapter
 from admrl.recurrent.agent import Memory
-from admrl.recurrent.config import RecurrentConfig, check_recurrent, paper_config, preset_config
-from admrl.recurrent.run import RecurrentRun
+from admrl.recurrent.config import paper_config, preset_config
 from admrl.recurrent.training import new_recurrent, train_recurrent
-from admrl.run_kinds import load_any_run
-from task_families import make, names
+from task_families import make
 
 BANDIT = make("bernoulli_bandit_5")
-
-
-def prepared(path, family="point_robot", seed=0, **settings):
-    config = replace(preset_config("smoke", family), **settings)
-    return RecurrentRun.prepare(
-        path,
-        algorithm="rl2",
-        family=family,
-        variant="released",
-        preset="smoke",
-        seed=seed,
-        config=config,
-    )
-
-
-def trained(path, family="point_robot", **settings):
-    run = prepared(path, family, **settings)
-    run.train(Silent())
-    return run
 
 
 def adapter_of(family=FAMILY, **settings):
@@ -58,82 +32,13 @@ def adapter_of(family=FAMILY, **settings):
 
 
 @pytest.mark.parametrize("family", ["point_robot", "bernoulli_bandit_5"])
-def test_a_training_is_saved_and_comes_back_the_same(tmp_path, family):
-    run = trained(tmp_path / "run", family)
-    # 2 iterations x 4 tasks x 2 trials of 2 episodes of 20 steps, or of one of 10 pulls
-    assert run.finished and run.state.real_samples == 2 * 4 * 2 * (40 if family == "point_robot" else 10)
-    assert run.state.num_updates == 2 * 4 * 8, "iterations x epochs x minibatches"
-    again = load_any_run(tmp_path / "run")
-    assert isinstance(again, RecurrentRun) and again.state.curve == run.state.curve
-    old, new = run.state.agent.state_dict(), again.state.agent.state_dict()
-    assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
-    assert float(new["value_scale"]) != 1.0
-    assert json.loads((run.path / "curve.json").read_text()) == [asdict(p) for p in run.state.curve]
-    first = prepared(tmp_path / "new", family).state.agent.state_dict()
-    assert all(not torch.equal(first[name], new[name]) for name in new)
-    other = trained(tmp_path / "other", family, seed=1).state.agent.state_dict()
-    assert not torch.equal(other["gru.weight_hh_l0"], new["gru.weight_hh_l0"])
-
-
-class StopAfter(Silent):
-    """Ctrl-C during iteration n."""
-
-    def __init__(self, n):
-        self.left = n
-
-    def advance(self, **metrics):
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-def content(run):
-    """What a run leaves behind: the newest checkpoint and the curve, as bytes; the metrics' numbers."""
-    run = RecurrentRun.open(run.path)
-    rows = [line.split(",") for line in (run.path / "metrics.csv").read_text().splitlines()]
-    tensors = {k: v.numpy().tobytes() for k, v in run.checkpoint.tensors.items()}
-    return tensors, (run.path / "curve.json").read_bytes(), [row[:2] + row[3:] for row in rows]
-
-
-@pytest.mark.parametrize("family", ["point_robot", "bernoulli_bandit_5"])
-@pytest.mark.parametrize("num_done", [1, 2])
-def test_an_interrupted_training_goes_on_bit_identically(tmp_path, family, num_done):
-    whole = trained(tmp_path / "whole", family, num_iterations=3)
-    with pytest.raises(Interrupted), deferred_signals():
-        prepared(tmp_path / "half", family, num_iterations=3).train(StopAfter(num_done))
-    half = RecurrentRun.resume(tmp_path / "half")
-    assert half.state.step == num_done
-    half.train(Silent())
-    assert content(half) == content(whole)
-
-
-@pytest.mark.slow
-def test_a_killed_training_goes_on_bit_identically(tmp_path):
-    """kill -9, in whatever instant, of the command."""
-    whole, path = trained(tmp_path / "whole", num_iterations=40), tmp_path / "killed"
-    words = ["train-baseline", "rl2", "--preset", "smoke", "--out", path, "--config.num-iterations", 40]
-    kill_command(words, path)
-    killed = RecurrentRun.resume(path)
-    assert 0 < killed.state.step < 40
-    killed.train(Silent())
-    assert content(killed) == content(whole)
-
-
-def test_an_extended_training_is_the_longer_one_bit_for_bit(tmp_path, monkeypatch):
-    whole = trained(tmp_path / "whole", num_iterations=3)
-    short = trained(tmp_path / "short", num_iterations=2)
-    assert run_cli(monkeypatch, "train-baseline", "--resume", short.path, "--num-iterations", 3) == 0
-    assert content(short)[:2] == content(whole)[:2]  # the phases in metrics.csv say of how many
-
-
-def test_a_checkpoint_of_other_sizes_is_refused(tmp_path):
-    run = trained(tmp_path / "run")
-    file = run.path / "config.json"
-    data = json.loads(file.read_text())
-    data["config"]["hidden_size"] = 9
-    file.write_text(json.dumps(data))
-    with pytest.raises(ValueError, match=r"does not fit the run's configuration: agent\."):
-        RecurrentRun.open(run.path)
+def test_all_of_the_network_is_learned_and_the_unit_of_its_value(tmp_path, family):
+    run, new = trained(tmp_path / "run", "rl2", family), prepared(tmp_path / "new", "rl2", family)
+    first, last = new.state.agent.state_dict(), run.state.agent.state_dict()
+    assert all(not torch.equal(first[name], last[name]) for name in first)
+    assert float(last["value_scale"]) != 1.0
+    other = prepared(tmp_path / "other", "rl2", family, seed=1).state.agent.state_dict()
+    assert not torch.equal(other["gru.weight_hh_l0"], first["gru.weight_hh_l0"])
 
 
 @pytest.mark.parametrize("beyond", ["keep", "restart"])
@@ -213,11 +118,11 @@ def test_scored_episodes_go_on_learning_and_forget():
 
 
 def test_tables_say_how_long_the_trained_trials_were(tmp_path):
-    run = trained(tmp_path / "run", trial_episodes=3, beyond_trial="restart")
+    run = trained(tmp_path / "run", "rl2", trial_episodes=3, beyond_trial="restart")
     told = run.adapter(name="mine").provenance()
     assert (told["trial_samples"], told["beyond_trial"]) == (60, "restart")
     assert told["training_real_samples"] == run.state.real_samples and run.adapter().name == "RL2"
-    keeping = trained(tmp_path / "other", trial_episodes=3)
+    keeping = trained(tmp_path / "other", "rl2", trial_episodes=3)
     keys = [r.fingerprint(CONFIG, 0) for r in (run, keeping)]
     assert keys[0]["config"] != keys[1]["config"] and run.num_steps(CONFIG) == 4
 
@@ -241,39 +146,9 @@ def test_a_bandit_is_learned_in_a_minute(seed):
     assert state.curve[-1].first_return > 6.1
 
 
-def run_cli(monkeypatch, *arguments):
-    """Exit code of a command line in this process."""
-    monkeypatch.setattr("sys.argv", ["admrl", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as end:
-        return end.code
-    return 0
-
-
-@pytest.mark.slow
-def test_the_command_line_from_training_to_report(tmp_path, monkeypatch, capsys):
-    for family in ("bernoulli_bandit_5", "point_robot"):
-        arguments = ["--family", family, "--preset", "smoke", "--out", tmp_path / family]
-        assert run_cli(monkeypatch, "train-baseline", "rl2", *arguments) == 0
-    assert "--config.num-stage-samples 40" in " ".join(capsys.readouterr().out.split())
-    run = tmp_path / "point_robot"
-    small = ["--config.num-policy-seeds", "1", "--config.num-episodes", "2", "--config.num-stages", "1"]
-    small += ["--config.num-stage-samples", "40", "--config.num-reference-stages", "0", "--num-workers", "1"]
-    assert run_cli(monkeypatch, "evaluate", run, "--grid", "2", "2", *small) == 0
-    assert "rl2: rewards" in " ".join(capsys.readouterr().out.split())
-    assert run_cli(monkeypatch, "heatmap", run, "--out", tmp_path / "gap.png", "--num-samples", "40") == 0
-    assert run_cli(monkeypatch, "compare", run, "--out", tmp_path / "report") == 0
-    worst = ["--budget", "2", "--num-probes", "2", "--batch", "2", "--top", "1", "--difference", "0"]
-    worst += ["--config.num-stages", "1", "--config.num-stage-samples", "40", "--config.num-episodes", "2"]
-    assert run_cli(monkeypatch, "search-worst", run, *worst) == 0
-    assert (run / "worst" / "worst.json").exists()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["rl3"], "did you mean 'rl2'"),
         (["rl2", "--config.num-tasks", "0"], "--config.num-tasks: expected 1 to 100000, got 0"),
         (["rl2", "--config.trial-episodes", "0"], "--config.trial-episodes: expected 1 to 10000, got 0"),
         (
@@ -284,20 +159,7 @@ def test_the_command_line_from_training_to_report(tmp_path, monkeypatch, capsys)
     ],
 )
 def test_mistakes_are_answered_clearly_and_leave_nothing(tmp_path, monkeypatch, capsys, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    assert run_cli(monkeypatch, "train-baseline", *arguments) == 2
-    assert message in " ".join(capsys.readouterr().err.split())
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("preset", ["smoke", "laptop", "paper"])
-def test_every_preset_of_every_family_is_sound(preset):
-    for name in names():
-        config = preset_config(preset, name)
-        check_recurrent(config, make(name))
-        assert from_dict(RecurrentConfig, json.loads(json.dumps(asdict(config)))) == config
-        if name.startswith("bernoulli"):
-            assert config.trial_episodes == 1, "an episode is a trial"
+    check_refused(monkeypatch, capsys, tmp_path, ["train-baseline", *arguments], message)
 
 
 def test_the_papers_numbers():
@@ -310,6 +172,9 @@ def test_the_papers_numbers():
         1000,
     )
     assert paper_config("bernoulli_bandit_50").meta_batch == 500
+    assert paper_config("bernoulli_bandit_5x100") == bandit
+    for preset, arms in product(("smoke", "laptop", "paper"), ("5", "5x100", "10", "50")):
+        assert preset_config(preset, f"bernoulli_bandit_{arms}").trial_episodes == 1, "an episode is a trial"
     assert (cheetah.meta_batch, cheetah.trial_episodes, cheetah.num_iterations) == (100, 2, 501)
     num_samples = (
         cheetah.num_iterations * cheetah.meta_batch * cheetah.num_trials * cheetah.trial_episodes * 200
