@@ -33,7 +33,7 @@ def test_auto_takes_the_faster_one_and_says_so(monkeypatch):
         chosen = choose("auto", lambda: SIZES)
         assert str(chosen.device) == best
         assert chosen.note == (
-            f"auto: {best}: a step of the model takes 2 ms on cpu, {1000 * on_gpu:.2g} ms on cuda (Some GPU)"
+            f"auto: {best}: a step of the networks takes 2 ms on cpu, {1000 * on_gpu:.2g} ms on cuda (Some GPU)"
         )
 
 

@@ -17,7 +17,6 @@ from admrl.devices.sizes import (
     check_sizes,
     evaluation_sizes,
     num_bytes,
-    parts,
     training_sizes,
 )
 from admrl.solving.rollouts import real_rollout
@@ -69,7 +68,7 @@ def test_an_update_takes_at_most_what_is_expected(num_policies, widths, num_feat
     lanes = virtual.num_samples // FAMILY.horizon
     found = peak(lambda: virtual_update(FAMILY, learner.model, solution, lanes, virtual, generators))
     sizes = replace(training_sizes(config, "uniform", SPACES), batch=Batch(num_policies, 4000, ()))
-    (expected,) = [part.num_bytes for part in parts(sizes) if "virtual steps" in part.what]
+    (expected,) = [part.num_bytes for part in sizes.parts() if "virtual steps" in part.what]
     assert found <= expected <= 2 * found
 
 
@@ -78,7 +77,7 @@ def test_a_fit_takes_at_most_what_is_expected(width):
     config = MetaTrainConfig(dynamics=DynamicsConfig((width, width), 2))
     learner, _, _ = problem(config, 1)
     found = peak(lambda: learner.fit(2))
-    (expected,) = [p.num_bytes for p in parts(training_sizes(config, "uniform", SPACES)) if "fit" in p.what]
+    (expected,) = [p.num_bytes for p in training_sizes(config, "uniform", SPACES).parts() if "fit" in p.what]
     assert found <= expected <= 5 * found  # a GPU keeps six copies of the members more
 
 
