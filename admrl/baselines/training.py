@@ -43,7 +43,7 @@ from task_families.family import TaskFamily
 from task_families.simulator import ActionBounds
 
 Agent = Pearl | MultiTaskSac
-NUM_PASSES = 8
+NUM_PASSES = 7
 """Of a gradient step through networks of the size of Q, whose activations are kept; fitted to peaks that a profiler
 saw, see `tests/admrl/devices/test_method_sizes.py`."""
 OnStep = Callable[["BaselineState"], None]
@@ -99,7 +99,9 @@ class BaselineState(ReplayState):
         num_rows = config.meta_batch * config.sac.batch_size
         numbers = NUM_PASSES * num_rows * sum(layers)
         if isinstance(self.agent, Pearl):
-            numbers += 2 * config.meta_batch * config.context.num_transitions * sum(self.agent.encoder.net.sizes)
+            numbers += (
+                2 * config.meta_batch * config.context.num_transitions * sum(self.agent.encoder.net.sizes)
+            )
         if isinstance(self.agent, Crl):
             numbers += 2 * config.meta_batch * config.crl.num_transitions * sum(self.agent.adapter.each.sizes)
         return MethodSizes(

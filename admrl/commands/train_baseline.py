@@ -85,8 +85,8 @@ class BaselineOptions(Command):
     """Threads of torch and of the simulator. More than 1 pays only on idle cores and costs bit-identity."""
 
     device: str = CPU
-    """Where gradient steps are computed: cpu, cuda, cuda:1, or auto, the faster one for these sizes. The simulator and
-    who acts in it stay on the CPU. No file depends on it: --resume may name another; see docs/performance.md."""
+    """Where gradient steps are computed: cpu, cuda, cuda:1, or auto, the faster one for these sizes. The simulator
+    and who acts in it stay on the CPU. No file depends on it: --resume may name another; see docs/performance.md."""
 
     settings: ClassVar[ModuleType]
     """The config.py of its room: TITLES of its algorithms, preset_config, and the counts WHOLE_EPISODES."""

@@ -111,9 +111,9 @@ class AdaptedPolicy:
 
     def on_host(self) -> Self:
         """The same on the CPU, where the simulator is."""
-        held: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        tensors = {name: x for name, x in held.items() if isinstance(x, Tensor)}
-        return replace(self, **transfer.on_host(tensors)) if self.theta.device.type != "cpu" else self
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors: dict[str, Any] = transfer.on_host({k: x for k, x in held.items() if isinstance(x, Tensor)})
+        return replace(self, **tensors)
 
     def actor(self, noise: Tensor, generators: Sequence[torch.Generator]) -> Act:
         """See `Policy.actor`."""

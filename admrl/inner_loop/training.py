@@ -40,7 +40,7 @@ from admrl.streams import Purpose, stream
 from task_families.family import TaskFamily
 
 CLIPPED = ("promp", "maml-ppo")  # the others have a trust region
-NUM_PASSES = 8
+NUM_PASSES = 7
 """Of a phase through the policy, whose activations are kept until the outer update; fitted to peaks that a profiler
 saw, see `tests/admrl/devices/test_method_sizes.py`."""
 OnStep = Callable[["InnerLoopState"], None]

@@ -41,7 +41,7 @@ from task_families.simulator import ActionBounds, spawn_generators
 
 NUM_GATES, NUM_TUPLES, NUM_PASSES = 16, 6, 8
 """Numbers of a gradient step that are kept: of every tuple for each unit of the GRU and each of its inputs, of every
-row for each unit of the critics; fitted to peaks that a profiler saw, see `tests/admrl/devices/test_method_sizes.py`."""
+row for each unit of the critics; fitted to peaks that a profiler saw (`tests/admrl/devices/test_method_sizes.py`)."""
 OnStep = Callable[["MqlState"], None]
 
 

@@ -37,7 +37,7 @@ from task_families.family import TaskFamily
 AGENT = "agent"  # the one group of the optimiser
 SCALE_RATE = 0.1  # with which value_scale^2 follows the mean square of returns to go [ours]
 SMALLEST_SCALE = 1e-6
-NUM_GATES, NUM_OUTPUTS = 12, 20
+NUM_GATES, NUM_OUTPUTS = 14, 20
 """Numbers of a step that are kept, for every unit and every output; fitted to peaks that a profiler saw, see
 `tests/admrl/devices/test_method_sizes.py`."""
 OnStep = Callable[["RecurrentState"], None]
@@ -135,7 +135,10 @@ def sample_trials(state: RecurrentState, num_threads: int = 1) -> tuple[Sequence
         scored = episode_returns(family, psi, rollout)
         returns.append(float(scored[scored.isfinite()].mean()))
         state.real_samples += rollout.num_samples
-    return joined(parts).to(state.device), {"return_real_noisy": returns[-1], "return_first_noisy": returns[0]}
+    return joined(parts).to(state.device), {
+        "return_real_noisy": returns[-1],
+        "return_first_noisy": returns[0],
+    }
 
 
 def _update(state: RecurrentState, trials: Sequence) -> dict[str, float]:

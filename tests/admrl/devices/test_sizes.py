@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
+from memory_tools import peak
 
 import policy_opt.trpo
 from admrl.config.evaluation import EvaluationConfig
@@ -30,18 +30,6 @@ FAMILY = make("linear_quadratic")
 SPACES = Spaces.of(FAMILY)
 PAPER, LAPTOP = PRESETS["paper"], PRESETS["laptop"]
 HOPPER = Spaces(11, 3, 200, 2)
-
-
-def peak(function):
-    """The most bytes that were allocated at once in a call, and not before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        function()
-    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
 
 
 def problem(config, num_policies):
