@@ -154,17 +154,17 @@ class Spaces:
         return cls(family.obs_size, family.act_size, family.horizon, family.box.size)
 
 
-WITHOUT_GRADIENT = ("uniform", "gaussian", "gaussian_task", "grid", "cem", "cmaes", "screened")
-"""Selectors that never ask for a task gradient, which solves many policies again at once."""
+def training_sizes(config: MetaTrainConfig, selector: str, spaces: Spaces, *, uses_gradient: bool) -> Sizes:
+    """Of a meta-training, at its largest.
 
-
-def training_sizes(config: MetaTrainConfig, selector: str, spaces: Spaces) -> Sizes:
-    """Of a meta-training, at its largest."""
+    Args:
+        uses_gradient: whether its search asks for the task gradient, for which many policies may be solved at once.
+    """
     virtual, search, num_tasks = config.virtual, config.search, config.tasks_per_round
     batches = [
         Batch(num_tasks, virtual.num_samples, ("config.virtual.num_samples", "config.tasks_per_round"))
     ]
-    if config.gradient.estimator == "resolve" and selector not in WITHOUT_GRADIENT:
+    if config.gradient.estimator == "resolve" and uses_gradient:
         batches.append(_resolve_batch(config, num_tasks, spaces, "config.gradient.resolve.num_replicates"))
     if selector == "screened":
         names = ("config.search.num_candidates", "config.search.num_screen_samples")

@@ -9,8 +9,8 @@ from admrl.devices.choice import FREE, Choice, check_memory, choose, seconds_of_
 from admrl.devices.names import AVAILABLE
 from admrl.devices.sizes import Spaces, num_bytes, training_sizes
 
-SIZES = training_sizes(PRESETS["paper"], "adversarial", Spaces(111, 8, 200, 2))
-SMALL = training_sizes(PRESETS["smoke"], "uniform", Spaces(4, 2, 20, 2))
+SIZES = training_sizes(PRESETS["paper"], "adversarial", Spaces(111, 8, 200, 2), uses_gradient=True)
+SMALL = training_sizes(PRESETS["smoke"], "uniform", Spaces(4, 2, 20, 2), uses_gradient=False)
 
 
 def no_sizes():
