@@ -58,7 +58,7 @@ def make_search(
 
 
 def uses_gradient(name: str, space: TaskSpace, config: SearchConfig) -> bool:
-    """Whether the search of that name is told gradients; a search of the user's own, whose code is not run, may be."""
+    """Whether the search of that name is told gradients; one of the user's own, whose code is not run, may be."""
     if name not in SEARCHES:
         return True
     return make_search(name, space, generator=torch.Generator(), config=config).uses_gradient
