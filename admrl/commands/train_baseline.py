@@ -31,6 +31,8 @@ from admrl.runs.trackers import check_trackers
 from task_families.choices import check_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from admrl.devices.choice import Choice
     from admrl.evaluation.method_run import MethodRun
     from task_families.family import TaskFamily
@@ -83,7 +85,6 @@ class BaselineOptions(Command):
     settings of your own both stay offline, in the run folder. A resumed run goes on there by itself."""
     num_threads: int = 1
     """Threads of torch and of the simulator. More than 1 pays only on idle cores and costs bit-identity."""
-
     device: str = CPU
     """Where gradient steps are computed: cpu, cuda, cuda:1, or auto, the faster one for these sizes. The simulator
     and who acts in it stay on the CPU. No file depends on it: --resume may name another; see docs/performance.md."""
@@ -138,7 +139,7 @@ class BaselineOptions(Command):
         family = make(self.family, variant=self.variant)
         config, notes = self.with_whole_episodes(family)
         kind = next(run for run in METHOD_RUNS.values() if self.algorithm in run.titles)
-        choice = self._choose(kind, family, self.algorithm, config, self.seed)
+        choice = self._choose(kind, lambda: family, self.algorithm, config, self.seed)
         new = kind.prepare(
             self.out or Path("runs") / f"{family.name}-{self.algorithm}-{self.seed}",
             algorithm=self.algorithm,
@@ -152,12 +153,17 @@ class BaselineOptions(Command):
         return _placed(new, choice)
 
     def _choose(
-        self, kind: type[MethodRun[Any]], family: TaskFamily, algorithm: str, config: Any, seed: int
+        self,
+        kind: type[MethodRun[Any]],
+        family: Callable[[], TaskFamily],
+        algorithm: str,
+        config: Any,
+        seed: int,
     ) -> Choice:
         """The device, before anything is written."""
         from admrl.devices.choice import choose
 
-        return choose(self.device, lambda: kind.new_training(family, algorithm, config, seed).sizes())
+        return choose(self.device, lambda: kind.new_training(family(), algorithm, config, seed).sizes())
 
     def _resumed(self, path: Path) -> MethodRun[Any]:
         """The run of a folder, of any kind."""
@@ -171,7 +177,9 @@ class BaselineOptions(Command):
         info = of_folder.read_info(path)
         length = {} if self.num_iterations is None else {"num_iterations": self.num_iterations}
         config = replace(info.config, **length)
-        choice = self._choose(of_folder, family_of(path, info, named), info.algorithm, config, info.seed)
+        choice = self._choose(
+            of_folder, lambda: family_of(path, info, named), info.algorithm, config, info.seed
+        )
         run = of_folder.resume(path, named, length=self.num_iterations)
         if self.algorithm not in (None, run.info.algorithm):
             run.release()
