@@ -17,12 +17,15 @@ import json
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from admrl.baselines.config import preset_config
+from admrl.baselines.training import new_baseline
 from admrl.config.training import TaskGradientConfig, VirtualTrainingConfig
 from admrl.devices.capture import RECORDERS
 from admrl.gradient import Evidence, task_gradient
@@ -99,7 +102,8 @@ def parts(
 ) -> list[tuple[str, Part]]:
     """What is compared, by name, on a device."""
     found = list(solver_parts(device, num_tasks, width, dtype).items())
-    return found + list(training_parts(device, num_tasks, width, dtype).items())
+    found += training_parts(device, num_tasks, width, dtype).items()
+    return found if dtype == torch.float64 else [*found, ("PEARL, a gradient step", pearl_step(device))]
 
 
 def without_recording(part: Part) -> list[Tensor]:
@@ -165,6 +169,20 @@ def training_parts(device: Any, num_tasks: int, width: int, dtype: torch.dtype) 
         "policy update": lambda: [policy_update(family, model, solution, rollout, config)[0].theta],
         "task gradient, causal": estimate,
     }
+
+
+def pearl_step(device: torch.device | str) -> Part:
+    """One on a meta-batch of the paper's size; its networks are in float32 alone."""
+    family, generator = make("hopper2d"), torch.Generator().manual_seed(0)
+    config = replace(preset_config("paper", family.name, "pearl"), num_tasks=10, num_iterations=1)
+    state = new_baseline(family, "pearl", config, 0)
+    for task in range(len(state.train_psi)):
+        obs, next_obs = torch.randn(2, 1000, family.obs_size, generator=generator)
+        act = 2 * torch.rand(1000, family.act_size, generator=generator) - 1
+        reward, nothing = next_obs[:, 0], torch.zeros(1000)
+        state.replay.add(task, obs, act, next_obs, reward, reward, nothing, to_context=True)
+    state.move_to(torch.device(device))
+    return lambda: list(state.agent.update(state.replay, state.optimizers, state.generator).values())
 
 
 if __name__ == "__main__":

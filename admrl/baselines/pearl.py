@@ -111,7 +111,7 @@ class Pearl(nn.Module):
         context = self.config.context
         rows = replay.sample_context(
             tasks, context.num_transitions, generator, has_next_obs=context.has_next_obs, window=window
-        )
+        ).to(self.train_known.device)  # of an agent that acts on the CPU, while the replay is elsewhere
         with self.sac.mixed_precision():
             return self.encoder.posterior(rows)
 

@@ -17,6 +17,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from admrl.devices.transfer import on_device
 from admrl.solving.sac import Batch
 from admrl.storage.sealed_file import check_tensor
 from dynamics.precision import lost_digits
@@ -83,7 +84,14 @@ class MultiTaskReplay:
 
     def to(self, device: torch.device | str) -> None:
         """Move the rows."""
-        self._rows = self._rows.to(device)
+        rows = torch.empty_like(self._rows, device=device)
+        rows[: self.size] = self._rows[: self.size].to(device)
+        self._rows = rows
+
+    @property
+    def capacity(self) -> int:
+        """Numbers that all rows hold, once they are written."""
+        return self._rows.numel()
 
     def add(
         self,
@@ -97,7 +105,7 @@ class MultiTaskReplay:
         *,
         to_context: bool,
     ) -> None:
-        """Write n transitions of a task: obs (n, S), act (n, A), next_obs (n, S), the others (n,).
+        """Write n transitions of a task, from the CPU: obs (n, S), act (n, A), next_obs (n, S), the others (n,).
 
         Warns once if the observations lose digits (`dynamics.precision`).
 
@@ -106,11 +114,12 @@ class MultiTaskReplay:
         """
         columns = [obs, act, next_obs, reward[:, None], context_reward[:, None], terminated[:, None].float()]
         columns += [torch.full((len(obs), 1), float(to_context), dtype=torch.float32)]
-        new = torch.cat([c.to(self._rows) for c in columns], dim=-1)
+        new = torch.cat([c.to(self._rows.dtype) for c in columns], dim=-1)
         end = self.size + len(new)
         if end > len(self._rows):
             raise ValueError(f"replay: made for {len(self._rows)} rows, got {end}")
-        self._rows[self.size : end], self._task[self.size : end] = new, task
+        self._rows[self.size : end] = on_device({ROWS: new}, self._rows.device)[ROWS]
+        self._task[self.size : end] = task
         if not self.has_warned and len(obs):
             seen = obs.double()
             note = lost_digits(seen.mean(0), seen.std(0, correction=0), self._rows.dtype)

@@ -31,6 +31,8 @@ from admrl.baselines.crl import Crl, CrlAdapter
 from admrl.baselines.multitask import MultiTaskSac, multitask_adapter
 from admrl.baselines.pearl import Pearl, PearlAdapter
 from admrl.baselines.replay import MultiTaskReplay
+from admrl.devices.method_sizes import MethodSizes
+from admrl.devices.transfer import on_host
 from admrl.evaluation.adapter import Act, Adapter, Policy
 from admrl.evaluation.method_run import ReplayState, horizon_rollout, task_sets, train_steps
 from admrl.jobs.reporter import Reporter, Silent
@@ -41,6 +43,9 @@ from task_families.family import TaskFamily
 from task_families.simulator import ActionBounds
 
 Agent = Pearl | MultiTaskSac
+NUM_PASSES = 7
+"""Of a gradient step through networks of the size of Q, whose activations are kept; fitted to peaks that a profiler
+saw, see `tests/admrl/devices/test_method_sizes.py`."""
 OnStep = Callable[["BaselineState"], None]
 
 
@@ -78,6 +83,37 @@ class BaselineState(ReplayState):
     agent: Agent
     optimizers: Optimizers
     replay: MultiTaskReplay
+
+    def renew_optimizers(self) -> None:
+        """See `MethodState`."""
+        self.optimizers = self.optimizers.renewed(self.agent.parameter_groups())
+
+    def move_data(self, device: torch.device) -> None:
+        """See `MethodState`."""
+        self.replay.to(device)
+
+    def sizes(self) -> MethodSizes:
+        """See `MethodState`; Q1, Q2, V and the policy keep the activations of one or two passes."""
+        config, sac = self.config, self.agent.sac
+        layers = sac.q1.sizes
+        num_rows = config.meta_batch * config.sac.batch_size
+        numbers = NUM_PASSES * num_rows * sum(layers)
+        if isinstance(self.agent, Pearl):
+            numbers += (
+                2 * config.meta_batch * config.context.num_transitions * sum(self.agent.encoder.net.sizes)
+            )
+        if isinstance(self.agent, Crl):
+            numbers += 2 * config.meta_batch * config.crl.num_transitions * sum(self.agent.adapter.each.sizes)
+        return MethodSizes(
+            layers=layers,
+            num_parameters=self.num_parameters,
+            num_rows=num_rows,
+            num_numbers=numbers,
+            num_data=self.replay.capacity,
+            of_networks=("config.sac.hidden_sizes",),
+            of_step=("config.sac.batch_size", "config.meta_batch"),
+            of_data=("config.num_iterations", "config.tasks_per_iteration", "config.num_extra_steps"),
+        )
 
 
 def new_baseline(family: TaskFamily, algorithm: str, config: BaselineConfig, seed: int) -> BaselineState:
@@ -140,7 +176,7 @@ def _update(state: BaselineState, num: int) -> dict[str, float]:
     for _ in range(num):
         metrics = state.agent.update(state.replay, state.optimizers, state.generator)
     state.num_updates += num
-    values = {name: float(value) for name, value in metrics.items()}
+    values = {name: float(value) for name, value in on_host(metrics).items()}
     if broken := [name for name, value in values.items() if not math.isfinite(value)]:
         raise FloatingPointError(
             f"{broken[0]} is not finite after {state.num_updates} gradient steps; the last checkpoint is sound. Try "
@@ -153,7 +189,7 @@ def _test(state: BaselineState, num_threads: int) -> dict[str, float]:
     """A point of the learning curve."""
     num_samples = max(2, state.config.context.num_prior_episodes) * state.family.horizon
     psi = state.train_psi if state.config.task_input == "onehot" else state.test_psi
-    return state.test(make_adapter(state.agent, state.algorithm), psi, num_samples, num_threads)
+    return state.test(make_adapter(state.acting_agent(), state.algorithm), psi, num_samples, num_threads)
 
 
 class ConstantActions:
@@ -210,7 +246,7 @@ def _episodes(
     to_context: bool = True,
 ) -> float:
     """Real episodes of the agent's in tasks (M,), see `_record`."""
-    policy = state.agent.collection_policy(
+    policy = state.acting_agent().collection_policy(
         state.replay, tasks, num_lanes, state.generator, use_posterior=use_posterior
     )
     return _record(state, tasks, num_lanes, num_threads, policy, to_context=to_context)

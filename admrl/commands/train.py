@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from admrl.devices.choice import Choice
+    from admrl.devices.sizes import Sizes
     from admrl.training.run import Run
     from task_families.family import TaskFamily
 
@@ -156,6 +157,7 @@ class Train(Command):
         """The device, before anything is written."""
         from admrl.devices.choice import choose
         from admrl.devices.sizes import Spaces, training_sizes
+        from admrl.search.factory import uses_gradient
 
         check_config(config)
         name = self.device
@@ -165,7 +167,13 @@ class Train(Command):
                     f"device: expected cpu with `config.learner` mbpo, whose agents are of the CPU alone, got {name}"
                 )
             name = CPU
-        return choose(name, lambda: training_sizes(config, selector, Spaces.of(family())))
+
+        def sizes() -> Sizes:
+            made = family()
+            asks = uses_gradient(selector, made.box, config.search)
+            return training_sizes(config, selector, Spaces.of(made), uses_gradient=asks)
+
+        return choose(name, sizes)
 
     def execute(self, run: Run) -> None:
         """Train, with a progress display; Ctrl-C and SIGTERM save and say how to go on."""

@@ -17,6 +17,7 @@ from admrl.commands.flags import in_flags
 from admrl.config.checks import check_saving, check_seed
 from admrl.config.methods import ALGORITHMS, TITLES
 from admrl.config.presets import Whole, round_counts
+from admrl.devices.names import CPU, check_device_name
 from admrl.inner_loop import config as inner_loop
 from admrl.inner_loop.config import InnerLoopConfig
 from admrl.mql import config as mql
@@ -30,6 +31,9 @@ from admrl.runs.trackers import check_trackers
 from task_families.choices import check_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from admrl.devices.choice import Choice
     from admrl.evaluation.method_run import MethodRun
     from task_families.family import TaskFamily
 
@@ -40,6 +44,7 @@ ALLOWED_WITH_RESUME = (
     "family",
     "accept_changed",
     "num_threads",
+    "device",
     "checkpoint_seconds",
     "keep_checkpoints",
     "log",
@@ -80,6 +85,9 @@ class BaselineOptions(Command):
     settings of your own both stay offline, in the run folder. A resumed run goes on there by itself."""
     num_threads: int = 1
     """Threads of torch and of the simulator. More than 1 pays only on idle cores and costs bit-identity."""
+    device: str = CPU
+    """Where gradient steps are computed: cpu, cuda, cuda:1, or auto, the faster one for these sizes. The simulator
+    and who acts in it stay on the CPU. No file depends on it: --resume may name another; see docs/performance.md."""
 
     settings: ClassVar[ModuleType]
     """The config.py of its room: TITLES of its algorithms, preset_config, and the counts WHOLE_EPISODES."""
@@ -99,6 +107,7 @@ class BaselineOptions(Command):
     def check(self) -> None:
         """See `Command`."""
         at_least(self, num_threads=1)
+        check_device_name(self.device)
         check_own_family(self.family)
         check_saving(self.checkpoint_seconds, self.keep_checkpoints)
         check_trackers(self.log)
@@ -130,6 +139,7 @@ class BaselineOptions(Command):
         family = make(self.family, variant=self.variant)
         config, notes = self.with_whole_episodes(family)
         kind = next(run for run in METHOD_RUNS.values() if self.algorithm in run.titles)
+        choice = self._choose(kind, lambda: family, self.algorithm, config, self.seed)
         new = kind.prepare(
             self.out or Path("runs") / f"{family.name}-{self.algorithm}-{self.seed}",
             algorithm=self.algorithm,
@@ -140,17 +150,36 @@ class BaselineOptions(Command):
             config=config,
         )
         new.notes += [in_flags(note, type(self)) for note in notes]
-        return new
+        return _placed(new, choice)
+
+    def _choose(
+        self,
+        kind: type[MethodRun[Any]],
+        family: Callable[[], TaskFamily],
+        algorithm: str,
+        config: Any,
+        seed: int,
+    ) -> Choice:
+        """The device, before anything is written."""
+        from admrl.devices.choice import choose
+
+        return choose(self.device, lambda: kind.new_training(family(), algorithm, config, seed).sizes())
 
     def _resumed(self, path: Path) -> MethodRun[Any]:
         """The run of a folder, of any kind."""
         from admrl.run_kinds import METHOD_RUNS
-        from admrl.runs.families import NamedFamily
+        from admrl.runs.families import NamedFamily, family_of
         from admrl.runs.folder import read_config
 
         kind = read_config(path, command="train-baseline").get("kind")
         named = NamedFamily(None if self.family == type(self).family else self.family, self.accept_changed)
         of_folder = METHOD_RUNS.get(kind, next(iter(METHOD_RUNS.values())))  # which says what else it is
+        info = of_folder.read_info(path)
+        length = {} if self.num_iterations is None else {"num_iterations": self.num_iterations}
+        config = replace(info.config, **length)
+        choice = self._choose(
+            of_folder, lambda: family_of(path, info, named), info.algorithm, config, info.seed
+        )
         run = of_folder.resume(path, named, length=self.num_iterations)
         if self.algorithm not in (None, run.info.algorithm):
             run.release()
@@ -161,11 +190,12 @@ class BaselineOptions(Command):
         if run.finished:
             run.release()
             raise ValueError(f"{path}: {run.progress} already; more of them: `num_iterations`")
-        return run
+        return _placed(run, choice)
 
     def execute(self, run: MethodRun[Any]) -> None:
         """Train, with a progress display; Ctrl-C and SIGTERM save and say how to go on."""
         from admrl.commands.session import train_in_session
+        from admrl.devices.names import described
         from admrl.runs.families import family_words
 
         console = train_in_session(
@@ -176,12 +206,20 @@ class BaselineOptions(Command):
             point = run.state.curve[-1]
             first, adapted = number(point.first_return), number(point.adapted_return)
             last = f"; test tasks: A_0 {first}, after adaptation {adapted}"
+        device = run.state.device
+        last += "" if device.type == CPU else f", on {described(device)}"
         words = ["admrl", "evaluate", str(run.path), *family_words(run.info.source), "--reference", "FILE"]
         words += ["--config.num-stages", "1", "--config.num-stage-samples", str(run.stage_samples)]
         console.print(
             f"{TITLES[run.info.algorithm]}: {run.state.num_updates} gradient steps, {run.state.real_samples} real "
             f"samples{last} -> {run.path}\nnext: {shlex.join(words)}",
         )
+
+
+def _placed(run: MethodRun[Any], choice: Choice) -> MethodRun[Any]:
+    run.state.move_to(choice.device)
+    run.notes += [] if choice.note is None else [choice.note]
+    return run
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from admrl.devices.names import AUTO, AVAILABLE, CPU, described, find_device
-from admrl.devices.sizes import Sizes, num_bytes, parts
+from admrl.devices.sizes import Demand, num_bytes
 from dynamics.relu_networks import relu_networks
 
 FREE: dict[str, Callable[[torch.device], int]] = {"cuda": lambda device: torch.cuda.mem_get_info(device)[0]}
@@ -28,7 +28,7 @@ class Choice:
     """For the user, where it was chosen by `auto`."""
 
 
-def choose(name: str, sizes: Callable[[], Sizes], num_processes: int = 1) -> Choice:
+def choose(name: str, sizes: Callable[[], Demand], num_processes: int = 1) -> Choice:
     """The device that a name means here, for such sizes.
 
     Args:
@@ -53,7 +53,7 @@ def _has_gpu() -> bool:
     return any(count() for kind, count in AVAILABLE.items() if kind != CPU)
 
 
-def check_memory(device: torch.device, sizes: Sizes, num_processes: int = 1) -> None:
+def check_memory(device: torch.device, sizes: Demand, num_processes: int = 1) -> None:
     """Refuse a device without enough free memory for the sizes.
 
     Raises:
@@ -64,7 +64,7 @@ def check_memory(device: torch.device, sizes: Sizes, num_processes: int = 1) -> 
     free, needed = FREE[device.type](device), num_processes * num_bytes(sizes)
     if needed <= free:
         return
-    largest, *_ = found = parts(sizes)
+    largest, *_ = found = sizes.parts()
     each = ", ".join(f"{part.what} {_gigabytes(part.num_bytes)}" for part in found)
     processes = f" for each of {num_processes} processes (`num_workers`)" if num_processes > 1 else ""
     lower = " or ".join(f"`{setting}`" for setting in largest.settings)
@@ -78,8 +78,8 @@ def _gigabytes(number: int) -> str:
     return f"{number / 1e9:.2g}" if number < 1e10 else f"{number / 1e9:.0f}"
 
 
-def fastest(sizes: Sizes, num_processes: int = 1) -> Choice:
-    """The device on which a step of the model is fastest, among the CPU and the first of every other kind; those
+def fastest(sizes: Demand, num_processes: int = 1) -> Choice:
+    """The device on which a step of the networks is fastest, among the CPU and the first of every other kind; those
     without enough memory do not count."""
     seconds: dict[str, float] = {}
     skipped = []
@@ -93,13 +93,13 @@ def fastest(sizes: Sizes, num_processes: int = 1) -> Choice:
         seconds[kind] = seconds_of_a_step(device, sizes)
     best = find_device(min(seconds, key=lambda kind: seconds[kind]))
     took = ", ".join(f"{1000 * s:.2g} ms on {described(find_device(kind))}" for kind, s in seconds.items())
-    return Choice(best, f"auto: {best}: a step of the model takes {'; '.join([took, *skipped])}")
+    return Choice(best, f"auto: {best}: a step of the networks takes {'; '.join([took, *skipped])}")
 
 
 @torch.no_grad()
-def seconds_of_a_step(device: torch.device, sizes: Sizes) -> float:
-    """Of the model's networks with all lanes of a rollout at once, its largest product."""
-    num_networks, rows = sizes.num_models * sizes.num_members, sizes.rows_of_a_product
+def seconds_of_a_step(device: torch.device, sizes: Demand) -> float:
+    """Of the networks with all their rows at once: of a model the lanes of a rollout, its largest product."""
+    num_networks, rows = sizes.num_networks, sizes.rows_of_a_product
     weights = [torch.full((num_networks, i, o), 1.0 / i, device=device) for i, o in pairwise(sizes.layers)]
     biases = [torch.zeros(num_networks, 1, o, device=device) for o in sizes.layers[1:]]
     networks = relu_networks(weights, biases, "none")

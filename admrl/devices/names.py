@@ -76,6 +76,21 @@ def _why(kind: str) -> str:
     return "; torch sees no GPU: `nvidia-smi` shows those of the machine, CUDA_VISIBLE_DEVICES may hide them"
 
 
+def begin_on(devices: list[str], device: str) -> str | None:
+    """Note that a training begins or goes on on a device (`described`), behind those that it was on so far.
+
+    Returns:
+        what the user should know, if it is another one.
+    """
+    before = devices[-1] if devices else None
+    if before == device:
+        return None
+    devices.append(device)
+    if before is None:
+        return None
+    return f"trained on {before} so far, and on {device} from here on: numbers differ by rounding between devices"
+
+
 def described(device: torch.device) -> str:
     """A device as records have it: cpu, or a GPU by its name; its number means nothing on other machines."""
     import torch

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.training import MetaTrainConfig, num_gradient_episodes
@@ -45,8 +45,37 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Of the memory."""
+
+    what: str
+    num_bytes: int
+    settings: tuple[str, ...]
+    """That make it smaller."""
+
+
+class Demand(Protocol):
+    """What a process wants of its device."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Widths of its largest network: inputs, hidden, outputs."""
+
+    @property
+    def num_networks(self) -> int:
+        """Of those, in a product."""
+
+    @property
+    def rows_of_a_product(self) -> int:
+        """Rows in each network at once."""
+
+    def parts(self) -> list[Part]:
+        """What needs memory, the largest first."""
+
+
+@dataclass(frozen=True)
 class Sizes:
-    """Of one process."""
+    """Of one process that solves policies in a model; see `Demand`."""
 
     layers: tuple[int, ...]
     """Widths of a member's network: inputs, hidden, outputs."""
@@ -67,23 +96,21 @@ class Sizes:
     def rows_of_a_product(self) -> int:
         """Lanes in each member's network at once."""
         lanes = self.batch.num_policies * max(1, self.batch.num_samples // self.horizon)
-        return max(1, lanes // (self.num_members * self.num_models))
+        return max(1, lanes // self.num_networks)
+
+    @property
+    def num_networks(self) -> int:
+        """Members of all models."""
+        return self.num_members * self.num_models
+
+    def parts(self) -> list[Part]:
+        """See `Demand`."""
+        return _parts(self)
 
 
-@dataclass(frozen=True)
-class Part:
-    """Of the memory."""
-
-    what: str
-    num_bytes: int
-    settings: tuple[str, ...]
-    """That make it smaller."""
-
-
-def parts(sizes: Sizes) -> list[Part]:
-    """What needs memory, the largest first."""
+def _parts(sizes: Sizes) -> list[Part]:
     obs_size, act_size = sizes.policy_layers[0], sizes.policy_layers[-1]
-    networks = sizes.num_members * sizes.num_models
+    networks = sizes.num_networks
     num_parameters = networks * sum((i + 1) * o for i, o in pairwise(sizes.layers))
     activations = networks * sizes.num_windows * sum(sizes.layers)
     transition = 2 * obs_size + 3 * act_size + 4
@@ -127,17 +154,17 @@ class Spaces:
         return cls(family.obs_size, family.act_size, family.horizon, family.box.size)
 
 
-WITHOUT_GRADIENT = ("uniform", "gaussian", "gaussian_task", "grid", "cem", "cmaes", "screened")
-"""Selectors that never ask for a task gradient, which solves many policies again at once."""
+def training_sizes(config: MetaTrainConfig, selector: str, spaces: Spaces, *, uses_gradient: bool) -> Sizes:
+    """Of a meta-training, at its largest.
 
-
-def training_sizes(config: MetaTrainConfig, selector: str, spaces: Spaces) -> Sizes:
-    """Of a meta-training, at its largest."""
+    Args:
+        uses_gradient: whether its search asks for the task gradient, for which many policies may be solved at once.
+    """
     virtual, search, num_tasks = config.virtual, config.search, config.tasks_per_round
     batches = [
         Batch(num_tasks, virtual.num_samples, ("config.virtual.num_samples", "config.tasks_per_round"))
     ]
-    if config.gradient.estimator == "resolve" and selector not in WITHOUT_GRADIENT:
+    if config.gradient.estimator == "resolve" and uses_gradient:
         batches.append(_resolve_batch(config, num_tasks, spaces, "config.gradient.resolve.num_replicates"))
     if selector == "screened":
         names = ("config.search.num_candidates", "config.search.num_screen_samples")
@@ -188,9 +215,9 @@ def check_sizes(config: MetaTrainConfig, num_replicates: int, num_rows: int, spa
     return _sizes(config, spaces, _resolve_batch(config, 1, spaces, "truth_replicates"), num_rows=num_rows)
 
 
-def num_bytes(sizes: Sizes) -> int:
+def num_bytes(demand: Demand) -> int:
     """All parts together."""
-    return sum(part.num_bytes for part in parts(sizes))
+    return sum(part.num_bytes for part in demand.parts())
 
 
 def _resolve_batch(config: MetaTrainConfig, num_tasks: int, spaces: Spaces, setting: str) -> Batch:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from math import ceil
 from pathlib import Path
@@ -22,6 +23,9 @@ from torch import Tensor
 from admrl.config.checks import check_saving, check_seed
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.plain_data import from_dict
+from admrl.devices.method_sizes import MethodSizes
+from admrl.devices.names import CPU, begin_on, described
+from admrl.devices.transfer import on_host
 from admrl.evaluation.adapter import Adapter, Listener, Policy
 from admrl.evaluation.evaluable_run import EvaluableRun
 from admrl.evaluation.evaluator import adapt_and_score
@@ -34,7 +38,7 @@ from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS, Saver, writin
 from admrl.runs.versions import versions, weights_digest
 from admrl.solving.rollouts import gaussian_noise
 from admrl.solving.solution_file import AGENT, dump_generators, load_generators
-from admrl.storage.files import DamagedFileError, legible, plain_count, write_json
+from admrl.storage.files import DamagedFileError, expect, legible, plain_count, write_json
 from admrl.streams import Purpose, stream
 from task_families.choices import check_name
 from task_families.family import TaskFamily
@@ -101,6 +105,51 @@ class MethodState:
     real_samples: int = 0
     num_updates: int = 0
     curve: list[CurvePoint] = field(default_factory=list)
+    devices: list[str] = field(default_factory=list)
+    """On which it was trained, in order."""
+    twin: Any = None
+    """The agent on the CPU, where it is trained on another device."""
+
+    # -- what a kind of method defines, to be trained on a device ----------------------------------------------------
+
+    @abstractmethod
+    def renew_optimizers(self) -> None:
+        """Make what trains the agent anew, with its moments, where the agent's parameters are now."""
+
+    @abstractmethod
+    def sizes(self) -> MethodSizes:
+        """What a training needs of its device."""
+
+    def move_data(self, device: torch.device) -> None:
+        """Take the data to a device that outlives a step, if there is any."""
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    @property
+    def num_parameters(self) -> int:
+        """Of all networks."""
+        return sum(parameter.numel() for parameter in self.agent.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Where gradient steps are computed."""
+        return next(self.agent.parameters()).device
+
+    def move_to(self, device: torch.device) -> None:
+        """Train on a device from now on. The simulator, who acts in it, tests and generators stay on the CPU."""
+        if device == self.device:
+            return
+        self.twin = self.twin or deepcopy(self.agent)
+        self.agent.to(device)
+        self.renew_optimizers()
+        self.move_data(device)
+
+    def acting_agent(self) -> Any:
+        """The agent on the CPU, as it is now, to act in the simulator and to be tested."""
+        if self.device.type == CPU:
+            return self.agent
+        self.twin.load_state_dict(on_host(self.agent.state_dict()))
+        return self.twin
 
     @property
     def num_steps(self) -> int:
@@ -282,12 +331,14 @@ class MethodRun(EvaluableRun[MethodInfo, S]):
         """See `RunFolder`."""
         state = self.state
         tensors, rows = self.learned()
+        tensors = on_host(tensors)
         for name, tensor in tensors.items():
             if name.startswith(AGENT) and not bool(tensor.isfinite().all()):
                 raise FloatingPointError(f"{name} is not finite; the run stops at its last good checkpoint")
         tensors |= dump_generators("generator", [state.generator])
         counts = {name: getattr(state, name) for name in ("step", "real_samples", "num_updates")}
-        return tensors, {**counts, "curve": [asdict(point) for point in state.curve]}, rows
+        curve = [asdict(point) for point in state.curve]
+        return tensors, {**counts, "curve": curve, "devices": state.devices}, rows
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """See `RunFolder`."""
@@ -300,6 +351,9 @@ class MethodRun(EvaluableRun[MethodInfo, S]):
             if state.step > state.num_steps:
                 raise ValueError(f"step: {state.step} of {state.num_steps}")
             state.curve = [from_dict(CurvePoint, point) for point in meta["curve"]]
+            # earlier versions knew no other device
+            devices = expect(meta.get("devices", [CPU]), list, "devices")
+            state.devices = [expect(name, str, "devices") for name in devices]
         except (LookupError, ValueError, TypeError, RuntimeError, OverflowError, AttributeError) as error:
             raise DamagedFileError(
                 f"checkpoint {checkpoint.number} does not fit the run's configuration: {error}"
@@ -343,6 +397,7 @@ class MethodRun(EvaluableRun[MethodInfo, S]):
             "training_gradient_steps": self.state.num_updates,
             "training_config": asdict(self.info.config),
             "training_versions": self.info.versions,
+            "training_device": ", then ".join(self.state.devices),
             **self.unfinished(),
             **code_key(self.family),
         }
@@ -412,6 +467,8 @@ class MethodRun(EvaluableRun[MethodInfo, S]):
             Interrupted: a signal came, and the present state is saved.
         """
         check_saving(checkpoint_seconds, keep_checkpoints)
+        if note := begin_on(self.state.devices, described(self.state.device)):
+            self.notes.append(note)
         with writing(self, reporter, keep_checkpoints, columns=self.columns, trackers=trackers) as log:
             saver = Saver(self, log, checkpoint_seconds)
             self.continue_training(log, num_threads, saver.after_step)

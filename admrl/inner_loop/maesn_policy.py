@@ -31,7 +31,7 @@ class MaesnPolicy(nn.Module):
     """theta, alpha and the distributions of z of the training tasks; see `admrl.inner_loop.maesn`."""
 
     learned: Tensor  # (q,)
-    train_psi: Tensor  # (N, k)
+    train_psi: Tensor  # (N, k), of the simulator: it stays on the CPU
 
     def __init__(self, family: TaskFamily, config: InnerLoopConfig, generator: torch.Generator) -> None:
         """The distributions begin with sigma 1 and means drawn from N(0, I), as released."""
@@ -45,7 +45,7 @@ class MaesnPolicy(nn.Module):
         learned = torch.ones_like(alpha)
         learned[: len(theta)] = float(config.latent.adapt_policy and config.learn_step_sizes)
         self.register_buffer("learned", learned, persistent=False)
-        self.register_buffer("train_psi", training_tasks(family, config.latent.num_tasks), persistent=False)
+        self.train_psi = training_tasks(family, config.latent.num_tasks)
         mean = torch.randn(len(self.train_psi), self.size, generator=generator, dtype=theta.dtype)
         latents = torch.cat([mean, torch.zeros_like(mean)], dim=1)
         self.meta = nn.Parameter(torch.cat([theta, alpha, latents.flatten()]))
@@ -72,7 +72,7 @@ class MaesnPolicy(nn.Module):
     def acting(self, x: Tensor, index: Tensor, generator: torch.Generator) -> LanePolicy:
         """Policies x (M, q), for sampling, with a z of every lane, which are drawn."""
         shape = (len(x), self.config.num_episodes, self.size)
-        eps = torch.randn(shape, generator=generator, dtype=x.dtype)
+        eps = torch.randn(shape, generator=generator, dtype=x.dtype).to(x.device)
         return LanePolicy.make(self.policy, *self.problem([], index).split(x), eps)
 
     def batch(self, acting: LanePolicy, rollout: Rollout, reward: Tensor) -> LatentBatch:
@@ -93,7 +93,7 @@ class MaesnPolicy(nn.Module):
             config.order,
             None,
             self.learned,
-            index,
+            index.to(self.meta.device),
             len(self.train_psi),
             self.size,
             config.latent.kl_weight,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from admrl.devices import transfer
 from admrl.evaluation.adapter import Act
 from admrl.evaluation.method_run import TrainingTasks
 from admrl.inner_loop.adaptation import Batch
@@ -113,6 +115,12 @@ class AdaptedPolicy:
     policy: Policy
     theta: Tensor  # (M, p)
     known: Tensor  # (M, c), or of every lane (M, N, c)
+
+    def on_host(self) -> Self:
+        """The same on the CPU, where the simulator is."""
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors: dict[str, Any] = transfer.on_host({k: x for k, x in held.items() if isinstance(x, Tensor)})
+        return replace(self, **tensors)
 
     def actor(self, noise: Tensor, generators: Sequence[torch.Generator]) -> Act:
         """See `Policy.actor`."""

@@ -46,11 +46,11 @@ def promp_step(
     blocks = problem.blocks()
     for _ in range(config.num_epochs):
         optimizer.zero_grad()
-        objective, kl = 0.0, 0.0
+        objective = kl = torch.zeros((), dtype=torch.float64, device=meta.device)
         for block in blocks:
             value, divergence = promp_objective(meta, block, config)
             (-value.sum() / problem.num_tasks).backward()
-            objective += float(value.detach().sum())
-            kl += float(divergence.detach().sum())
+            objective = objective + value.detach().sum()
+            kl = kl + divergence.detach().sum()
         optimizer.step()
-    return ClipReport(objective / problem.num_tasks, kl / problem.num_tasks)
+    return ClipReport(float(objective) / problem.num_tasks, float(kl) / problem.num_tasks)

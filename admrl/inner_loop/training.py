@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 
+from admrl.devices.method_sizes import MethodSizes
+from admrl.devices.transfer import on_device
 from admrl.evaluation.adapter import Adapter
 from admrl.evaluation.method_run import MethodState, TrainingTasks, horizon_rollout, test_tasks, train_steps
 from admrl.inner_loop.adaptation import gradients
@@ -33,11 +35,14 @@ from admrl.inner_loop.meta_policy import MetaPolicy
 from admrl.inner_loop.meta_problem import MetaProblem
 from admrl.inner_loop.promp import promp_step
 from admrl.jobs.reporter import Reporter, Silent
-from admrl.solving.rollouts import episode_returns
+from admrl.solving.rollouts import brought, episode_returns
 from admrl.streams import Purpose, stream
 from task_families.family import TaskFamily
 
 CLIPPED = ("promp", "maml-ppo")  # the others have a trust region
+NUM_PASSES = 7
+"""Of a phase through the policy, whose activations are kept until the outer update; fitted to peaks that a profiler
+saw, see `tests/admrl/devices/test_method_sizes.py`."""
 OnStep = Callable[["InnerLoopState"], None]
 
 
@@ -49,6 +54,28 @@ class InnerLoopState(MethodState):
     agent: MetaPolicy | MaesnPolicy
     optimizer: torch.optim.Adam
     """Unused by a trust region."""
+
+    def renew_optimizers(self) -> None:
+        """See `MethodState`."""
+        moments = self.optimizer.state_dict()
+        self.optimizer = make_optimizer(self.agent)
+        self.optimizer.load_state_dict(moments)
+
+    def sizes(self) -> MethodSizes:
+        """See `MethodState`; every phase keeps its activations, and those of its second derivative."""
+        config, policy = self.config, self.agent.policy
+        layers = (policy.obs_size, *config.hidden_sizes, policy.act_size)
+        num_rows = config.meta_batch * config.num_episodes * self.family.horizon
+        return MethodSizes(
+            layers=layers,
+            num_parameters=self.num_parameters + config.meta_batch * policy.num_params,
+            num_rows=num_rows,
+            num_numbers=(config.num_steps + 1) * num_rows * (NUM_PASSES * sum(layers) + 4 * layers[0]),
+            num_data=0,
+            of_networks=("config.hidden_sizes",),
+            of_step=("config.meta_batch", "config.num_episodes"),
+            of_data=(),
+        )
 
 
 def new_inner_loop(family: TaskFamily, algorithm: str, config: InnerLoopConfig, seed: int) -> InnerLoopState:
@@ -71,10 +98,15 @@ def new_inner_loop(family: TaskFamily, algorithm: str, config: InnerLoopConfig, 
         config=config,
         seed=seed,
         agent=agent,
-        optimizer=torch.optim.Adam([agent.meta], lr=config.clip.learning_rate),
+        optimizer=make_optimizer(agent),
         generator=stream(seed, Purpose.BASELINE),
         test_psi=test_tasks(family, config.num_test_tasks),
     )
+
+
+def make_optimizer(agent: MetaPolicy | MaesnPolicy) -> torch.optim.Adam:
+    """Of the meta-parameters."""
+    return torch.optim.Adam([agent.meta], lr=agent.config.clip.learning_rate)
 
 
 def train_inner_loop(
@@ -109,14 +141,16 @@ def sample_problem(state: InnerLoopState, num_threads: int = 1) -> tuple[MetaPro
     batches, returns = [], list[float]()
     for j in range(config.num_steps + 1):
         acting = agent.acting(at, drawn, state.generator)
+        here = acting.on_host()
         rollout = horizon_rollout(
-            family, acting, psi, config.num_episodes, state.generator, num_threads, at
+            family, here, psi, config.num_episodes, state.generator, num_threads, here.theta
         )  # `make_batch` computes the log-probabilities from the actions
         of_task = psi.to(rollout.obs)[:, None, None]
         reward = rewarding.reward(of_task, rollout.obs, rollout.act, rollout.next_obs)
         scored = episode_returns(family, psi, rollout)
         returns.append(float(scored[scored.isfinite()].mean()))
-        batches.append(agent.batch(acting, rollout, reward))
+        there = on_device({"reward": reward}, state.device)["reward"]
+        batches.append(agent.batch(acting, brought(rollout, state.device), there))
         if j < config.num_steps:
             at = at - alpha * gradients(agent.problem([], drawn).loss(batches[-1]))(at)
         state.real_samples += rollout.num_samples
@@ -156,6 +190,6 @@ def _update(state: InnerLoopState, problem: MetaProblem) -> dict[str, float]:
 
 def _test(state: InnerLoopState, num_threads: int) -> dict[str, float]:
     """A point of the learning curve: as many inner steps as are trained."""
-    adapter = make_adapter(state.algorithm, state.agent, TITLES[state.algorithm])
+    adapter = make_adapter(state.algorithm, state.acting_agent(), TITLES[state.algorithm])
     num_samples = state.config.num_steps * state.config.num_adapt_samples
     return state.test(adapter, state.test_psi, num_samples, num_threads)

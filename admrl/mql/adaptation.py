@@ -66,7 +66,8 @@ def adapt(
     """Agents of B tasks; see the head of this page.
 
     Args:
-        agent: the meta-trained one.
+        agent: the meta-trained one, on the CPU.
+        replay: wherever it is.
         generators: one per task.
     """
     td3, settings, num_tasks = config.td3, config.adapt, len(own.index)
@@ -80,14 +81,14 @@ def adapt(
             noise = _noise(batch, generators)
             td3_step(adapted, optimizers, batch, noise, moves_actor=moves_actor, **weighted)
 
-    own_batch = own.episodes.batch(own.index, td3.history_length)
+    own_batch, device = own.episodes.batch(own.index, td3.history_length), own.index.device
     for k in range(settings.num_snap_steps):
         step(k + 1, own_batch)
 
     penalty, size = _penalty(agent, ess, settings), settings.batch_factor * td3.batch_size
     for k in range(settings.num_main_steps):
         index = torch.stack([replay.draw(size, config.replay_size, g) for g in generators])
-        batch = replay.episodes.batch(index, td3.history_length)
+        batch = replay.episodes.batch(index, td3.history_length).to(device)
         beta = propensity.weights(_features(agent, batch.obs, batch.history, settings), settings)
         weight = beta[..., None].to(batch.obs)
         step(settings.num_snap_steps + k + 1, batch, weight=weight, penalty=penalty)
@@ -114,7 +115,10 @@ def _compare(
     drawn = torch.stack([snapshot[torch.randint(len(snapshot), (num,), generator=g)] for g in generators])
     of_meta, of_task = (
         _features(agent, batch.obs, batch.history, settings)
-        for batch in (replay.episodes.batch(drawn, length), own.episodes.batch(own.index, length))
+        for batch in (
+            replay.episodes.batch(drawn, length).to(own.index.device),
+            own.episodes.batch(own.index, length),
+        )
     )
     propensity = fit_propensity(of_meta, of_task, settings.inverse_penalty)
     return propensity, effective_sample_size(propensity.weights(of_meta, settings))

@@ -10,11 +10,12 @@ Shapes: R rows, B agents or tasks of a batch, N transitions of each, L tuples, W
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from admrl.devices.transfer import on_device
 from admrl.storage.sealed_file import check_tensor
 from dynamics.precision import lost_digits
 from task_families.rollout import Rollout
@@ -35,6 +36,10 @@ class Batch:
     history: Tensor  # (B, N, L, W) tuples (a, r, s) before obs, the newest last
     next_history: Tensor  # (B, N, L, W) before next_obs
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device; itself, if it is there."""
+        return Batch(*(getattr(self, f.name).to(device) for f in fields(self)))
+
 
 @dataclass(frozen=True, eq=False)
 class Episodes:
@@ -47,9 +52,10 @@ class Episodes:
     def batch(self, index: Tensor, length: int) -> Batch:
         """Transitions of row numbers (B, N), with histories of `length` tuples."""
         s, a = self.obs_size, self.rows.shape[1] - 2 * self.obs_size - 2
-        act, reward, obs, next_obs, terminated = self.rows[index].split([a, 1, s, s, 1], dim=-1)
         # tuples of the rows index - L ... index: the first L are the history, the last L that of next_obs
-        offset = torch.arange(-length, 1)
+        index = index.to(self.rows.device)
+        offset = torch.arange(-length, 1, device=self.rows.device)
+        act, reward, obs, next_obs, terminated = self.rows[index].split([a, 1, s, s, 1], dim=-1)
         is_known = self.position[index][..., None] + offset >= 0  # of the same episode
         tuples = self.rows[:, : a + 1 + s][(index[..., None] + offset).clamp_min(0)]
         tuples = torch.where(is_known[..., None], tuples, 0.0)
@@ -85,13 +91,26 @@ class PooledReplay:
         self.size = 0
         self.has_warned = False  # that observations lose digits
 
+    def to(self, device: torch.device) -> None:
+        """Move the rows and their positions; to which task one belongs stays on the CPU, as all draws do."""
+        for name in ("_rows", "_position"):
+            old: Tensor = getattr(self, name)
+            new = torch.empty_like(old, device=device)
+            new[: self.size] = old[: self.size].to(device)
+            setattr(self, name, new)
+
+    @property
+    def capacity(self) -> int:
+        """Numbers that all rows hold, once they are written."""
+        return self._rows.numel() + 2 * len(self._rows)  # a position is as long as two
+
     @property
     def episodes(self) -> Episodes:
         """All rows so far."""
         return Episodes(self._rows[: self.size], self._position[: self.size], self._obs_size)
 
     def add(self, task: int, rows: Tensor, position: Tensor) -> None:
-        """Write whole episodes of a task: rows (n, .), positions (n,).
+        """Write whole episodes of a task, from the CPU: rows (n, .), positions (n,).
 
         Warns once if the observations lose digits (`dynamics.precision`).
 
@@ -102,7 +121,8 @@ class PooledReplay:
         if end > len(self._rows):
             raise ValueError(f"replay: made for {len(self._rows)} rows, got {end}")
         here = slice(self.size, end)
-        self._rows[here], self._position[here], self._task[here] = rows, position, task
+        sent = on_device({ROWS: rows, POSITION: position}, self._rows.device)
+        self._rows[here], self._position[here], self._task[here] = sent[ROWS], sent[POSITION], task
         if not self.has_warned and len(rows):
             seen = rows[:, -1 - 2 * self._obs_size : -1 - self._obs_size].double()
             note = lost_digits(seen.mean(0), seen.std(0, correction=0), self._rows.dtype)

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from admrl.devices.method_sizes import MethodSizes
+from admrl.devices.transfer import on_host
 from admrl.evaluation.adapter import Act, Policy
 from admrl.evaluation.method_run import ReplayState, task_sets, train_steps
 from admrl.evaluation.scoring import action_noise, simulate
@@ -37,6 +39,9 @@ from admrl.streams import Purpose, stream
 from task_families.family import TaskFamily
 from task_families.simulator import ActionBounds, spawn_generators
 
+NUM_GATES, NUM_TUPLES, NUM_PASSES = 16, 6, 8
+"""Numbers of a gradient step that are kept: of every tuple for each unit of the GRU and each of its inputs, of every
+row for each unit of the critics; fitted to peaks that a profiler saw (`tests/admrl/devices/test_method_sizes.py`)."""
 OnStep = Callable[["MqlState"], None]
 
 
@@ -48,6 +53,30 @@ class MqlState(ReplayState):
     agent: Agent
     optimizers: Optimizers
     replay: PooledReplay
+
+    def renew_optimizers(self) -> None:
+        """See `MethodState`."""
+        self.optimizers = self.optimizers.renewed(self.agent.parameter_groups())
+
+    def move_data(self, device: torch.device) -> None:
+        """See `MethodState`."""
+        self.replay.to(device)
+
+    def sizes(self) -> MethodSizes:
+        """See `MethodState`; every tuple of a history keeps the gates of a GRU."""
+        td3, layers = self.config.td3, self.agent.critic.q1.sizes
+        tuple_size = self.agent.critic.context.input.in_features
+        history = td3.history_length * (NUM_GATES * td3.context_size + NUM_TUPLES * tuple_size)
+        return MethodSizes(
+            layers=layers,
+            num_parameters=self.num_parameters,
+            num_rows=td3.batch_size,
+            num_numbers=td3.batch_size * (history + NUM_PASSES * sum(layers)),
+            num_data=self.replay.capacity,
+            of_networks=("config.td3.hidden_sizes",),
+            of_step=("config.td3.batch_size", "config.td3.history_length"),
+            of_data=("config.num_iterations", "config.tasks_per_iteration"),
+        )
 
 
 def new_mql(family: TaskFamily, algorithm: str, config: MqlConfig, seed: int) -> MqlState:
@@ -104,11 +133,11 @@ def _update(state: MqlState, num: int) -> dict[str, float]:
     for _ in range(num):
         index = replay.draw(config.td3.batch_size, config.replay_size, state.generator)
         batch = replay.episodes.batch(index[None], config.td3.history_length)  # all tasks as one
-        noise = torch.randn(batch.act.shape, generator=state.generator, dtype=torch.float32)
+        noise = torch.randn(batch.act.shape, generator=state.generator, dtype=torch.float32).to(state.device)
         state.num_updates += 1
         moves_actor = state.num_updates % config.td3.policy_delay == 0
         metrics |= td3_step(state.agent, state.optimizers, batch, noise, moves_actor=moves_actor)
-    values = {name: float(value) for name, value in metrics.items()}
+    values = {name: float(value) for name, value in on_host(metrics).items()}
     if broken := [name for name, value in values.items() if not math.isfinite(value)]:
         raise FloatingPointError(
             f"{broken[0]} is not finite after {state.num_updates} TD3 steps; the last checkpoint is sound. Try a "
@@ -119,7 +148,7 @@ def _update(state: MqlState, num: int) -> dict[str, float]:
 
 def _test(state: MqlState, num_threads: int) -> dict[str, float]:
     """A point of the learning curve: the test protocol on the test tasks."""
-    adapter = MqlAdapter(state.agent, state.replay, state.config)
+    adapter = MqlAdapter(state.acting_agent(), state.replay, state.config)
     return state.test(adapter, state.test_psi, state.config.num_test_samples, num_threads)
 
 
@@ -148,7 +177,7 @@ def _sample_iteration(state: MqlState, num_threads: int) -> dict[str, float]:
     """The samples of an iteration."""
     config = state.config
     tasks = torch.randint(len(state.train_psi), (config.tasks_per_iteration,), generator=state.generator)
-    policy = policy_of(state.agent, config.td3.exploration_noise)
+    policy = policy_of(state.acting_agent(), config.td3.exploration_noise)
     return _record(state, tasks, 1, policy, num_threads)
 
 

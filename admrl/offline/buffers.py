@@ -184,8 +184,15 @@ class Buffers:
         self.size = torch.tensor([len(rows) for rows in kept])  # (K,)
         self._rows = torch.nn.utils.rnn.pad_sequence(kept, batch_first=True)  # (K, largest size)
 
+    def to(self, device: torch.device) -> None:
+        """Move what batches are made of; what is drawn, and from how many, stays on the CPU."""
+        self.data = replace(self.data, rows=self.data.rows.to(device))
+        self.to_go, self.last_discount = self.to_go.to(device), self.last_discount.to(device)
+        self._end = self._end.to(device)
+
     def rows(self, index: Tensor) -> Batch:
         """Rows (B, n) of the data."""
+        index = index.to(self._end.device)
         data, end = self.data, self._end[index]
         return Batch(
             data.obs[index], data.act[index], self.to_go[index], data.next_obs[end], self.last_discount[index]

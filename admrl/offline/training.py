@@ -23,6 +23,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
+from admrl.devices.method_sizes import MethodSizes
 from admrl.evaluation.method_run import MethodState, test_tasks, train_steps
 from admrl.jobs.reporter import Reporter, Silent
 from admrl.offline.adapter import MacawAdapter
@@ -41,6 +42,9 @@ from admrl.offline.recording import record, training_tasks
 from admrl.streams import Purpose, stream
 from task_families.family import TaskFamily
 
+NUM_COPIES, NUM_PASSES = 4, 8
+"""Numbers of an outer update that are kept: of every task for each parameter, of every row for each unit; fitted to
+peaks that a profiler saw, see `tests/admrl/devices/test_method_sizes.py`."""
 OnStep = Callable[["MacawState"], None]
 
 
@@ -88,8 +92,37 @@ class MacawState(MethodState):
         return self.num_updates > 0 and self.num_updates % self.config.test_every == 0
 
     def set_data(self, data: OfflineData) -> None:
-        """Take over the buffers."""
+        """Take over the buffers, which are on the CPU."""
         self.data, self.buffers = data, Buffers(data, self.agent.gamma, self.config.thinning)
+        self.move_data(self.device)
+
+    def renew_optimizers(self) -> None:
+        """See `MethodState`."""
+        moments = self.optimizer.state_dict()
+        self.optimizer = make_optimizer(self.agent)
+        self.optimizer.load_state_dict(moments)
+
+    def move_data(self, device: torch.device) -> None:
+        """See `MethodState`; what is saved stays on the CPU, too."""
+        if self.buffers is not None:
+            self.buffers.to(device)
+
+    def sizes(self) -> MethodSizes:
+        """See `MethodState`; every task has weights and gradients of its own."""
+        config, family, policy = self.config, self.family, self.agent.macaw.policy
+        num_rows, own = config.meta_batch * (config.inner_batch + config.outer_batch), self.num_parameters
+        width = sum(policy.sizes) + sum(policy.head_sizes)
+        num_data = config.num_tasks * config.num_buffer_samples  # files may hold another number
+        return MethodSizes(
+            layers=policy.sizes,
+            num_parameters=own,
+            num_rows=num_rows,
+            num_numbers=NUM_COPIES * config.meta_batch * own + NUM_PASSES * num_rows * width,
+            num_data=num_data * (2 * family.obs_size + family.act_size + 7),
+            of_networks=("config.hidden_sizes", "config.latent_size"),
+            of_step=("config.meta_batch", "config.latent_size", "config.hidden_sizes"),
+            of_data=("config.num_buffer_samples", "config.num_tasks"),
+        )
 
 
 def new_macaw(family: TaskFamily, algorithm: str, config: MacawConfig, seed: int) -> MacawState:
@@ -200,5 +233,5 @@ def _finite(state: MacawState, losses: dict[str, Tensor]) -> dict[str, float]:
 
 def _test(state: MacawState, num_threads: int) -> dict[str, float]:
     """A point of the learning curve."""
-    adapter = MacawAdapter(state.agent, name=TITLES[state.algorithm])
+    adapter = MacawAdapter(state.acting_agent(), name=TITLES[state.algorithm])
     return state.test(adapter, state.test_psi, state.config.num_adapt_samples, num_threads)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from admrl.devices.transfer import on_device
 from admrl.recurrent.config import RecurrentConfig
 from admrl.recurrent.heads import head_of
 from admrl.solving.sac import uniform
@@ -53,6 +54,10 @@ class Sequence:
     reward: Tensor  # (T, B), 0 where the simulation broke down
     ended: Tensor  # (T, B) bool
     sound: Tensor  # (T, B) bool, False where the simulation broke down
+
+    def to(self, device: torch.device) -> Sequence:
+        """The same on a device, by few copies."""
+        return Sequence(**on_device(vars(self), device))
 
 
 class RecurrentAgent(nn.Module):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from admrl.devices.transfer import on_host
 from admrl.recurrent.agent import RecurrentAgent, Sequence
 from admrl.recurrent.config import PpoConfig
 from policy_opt.advantage import gae
@@ -114,9 +115,10 @@ def ppo_update(
     generator: torch.Generator,
 ) -> PpoReport:
     """num_epochs x num_minibatches gradient steps; the agent changes."""
-    sums = dict.fromkeys(("objective", "kl", "entropy", "value_error"), 0.0)
+    zero = torch.zeros((), dtype=torch.float64, device=batch.act.device)
+    sums = dict.fromkeys(("objective", "kl", "entropy", "value_error"), zero)
     for _ in range(config.num_epochs):
-        order = torch.randperm(batch.act.shape[1], generator=generator)
+        order = torch.randperm(batch.act.shape[1], generator=generator).to(batch.act.device)
         for index in order.tensor_split(config.num_minibatches):
             objective, parts = ppo_objective(agent, batch.trials(index), config)
             optimizer.zero_grad()
@@ -124,7 +126,7 @@ def ppo_update(
             clip_grad_norm_(agent.parameters(), config.max_grad_norm)
             optimizer.step()
             for name, part in parts.items():
-                sums[name] += float(part.detach())
+                sums[name] = sums[name] + part.detach()
     num_steps = config.num_epochs * config.num_minibatches
-    means = {name: total / num_steps for name, total in sums.items()}
+    means = {name: float(total) / num_steps for name, total in on_host(sums).items()}
     return PpoReport(**(means | {"value_error": means["value_error"] ** 0.5}))

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from admrl.devices.method_sizes import MethodSizes
 from admrl.evaluation.method_run import MethodState, TrainingTasks, horizon_rollout, test_tasks, train_steps
 from admrl.jobs.reporter import Reporter, Silent
 from admrl.recurrent.adapter import RecurrentAdapter
@@ -36,6 +37,9 @@ from task_families.family import TaskFamily
 AGENT = "agent"  # the one group of the optimiser
 SCALE_RATE = 0.1  # with which value_scale^2 follows the mean square of returns to go [ours]
 SMALLEST_SCALE = 1e-6
+NUM_GATES, NUM_OUTPUTS = 14, 20
+"""Numbers of a step that are kept, for every unit and every output; fitted to peaks that a profiler saw, see
+`tests/admrl/devices/test_method_sizes.py`."""
 OnStep = Callable[["RecurrentState"], None]
 
 
@@ -47,6 +51,28 @@ class RecurrentState(MethodState):
     agent: RecurrentAgent
     optimizers: Optimizers
     tasks: TrainingTasks
+
+    def renew_optimizers(self) -> None:
+        """See `MethodState`."""
+        self.optimizers = self.optimizers.renewed({AGENT: list(self.agent.parameters())})
+
+    def sizes(self) -> MethodSizes:
+        """See `MethodState`; every step of a trial keeps the gates of its GRU."""
+        config, agent = self.config, self.agent
+        input_size, num_trials = agent.gru.input_size, config.meta_batch * config.num_trials
+        num_steps = config.trial_episodes * self.family.horizon
+        at_once = -(-num_trials // config.ppo.num_minibatches)
+        width = input_size + NUM_GATES * config.hidden_size + NUM_OUTPUTS * agent.policy.out_features
+        return MethodSizes(
+            layers=(input_size, config.hidden_size, agent.policy.out_features),
+            num_parameters=self.num_parameters,
+            num_rows=at_once * num_steps,
+            num_numbers=at_once * num_steps * width,
+            num_data=2 * num_trials * num_steps * (input_size + agent.policy.out_features + 6),
+            of_networks=("config.hidden_size",),
+            of_step=("config.meta_batch", "config.num_trials"),
+            of_data=("config.meta_batch", "config.num_trials"),
+        )
 
 
 def new_recurrent(family: TaskFamily, algorithm: str, config: RecurrentConfig, seed: int) -> RecurrentState:
@@ -94,7 +120,7 @@ def train_recurrent(
 
 def sample_trials(state: RecurrentState, num_threads: int = 1) -> tuple[Sequence, dict[str, float]]:
     """The trials of an iteration, whole ones, and the mean return of their first and last episodes."""
-    family, config, agent = state.family, state.config, state.agent
+    family, config, agent = state.family, state.config, state.acting_agent()
     psi = state.tasks.sample(config.meta_batch, state.generator)
     psi = psi.repeat_interleave(config.num_trials, 0)  # a lane is a trial
     memory = agent.empty_memory(len(psi))
@@ -111,7 +137,10 @@ def sample_trials(state: RecurrentState, num_threads: int = 1) -> tuple[Sequence
         scored = episode_returns(family, psi, rollout)
         returns.append(float(scored[scored.isfinite()].mean()))
         state.real_samples += rollout.num_samples
-    return joined(parts), {"return_real_noisy": returns[-1], "return_first_noisy": returns[0]}
+    return joined(parts).to(state.device), {
+        "return_real_noisy": returns[-1],
+        "return_first_noisy": returns[0],
+    }
 
 
 def _update(state: RecurrentState, trials: Sequence) -> dict[str, float]:
@@ -145,5 +174,5 @@ def _follow_scale(state: RecurrentState, trials: Sequence) -> None:
 def _test(state: RecurrentState, num_threads: int) -> dict[str, float]:
     """A point of the learning curve: the first and the last episode of a trial of the trained length."""
     num_samples = (state.config.trial_episodes - 1) * state.family.horizon
-    adapter = RecurrentAdapter(state.agent, name=TITLES[state.algorithm])
+    adapter = RecurrentAdapter(state.acting_agent(), name=TITLES[state.algorithm])
     return state.test(adapter, state.test_psi, num_samples, num_threads)

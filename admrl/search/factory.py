@@ -57,6 +57,13 @@ def make_search(
     return _makers(space, first, generator, step_size, c, budget)[name]()
 
 
+def uses_gradient(name: str, space: TaskSpace, config: SearchConfig) -> bool:
+    """Whether the search of that name is told gradients; one of the user's own, whose code is not run, may be."""
+    if name not in SEARCHES:
+        return True
+    return make_search(name, space, generator=torch.Generator(), config=config).uses_gradient
+
+
 def _makers(
     space: TaskSpace,
     first: Tensor | None,

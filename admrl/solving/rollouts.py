@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from admrl.config.training import SlboConfig
+from admrl.devices.transfer import on_device
 from admrl.jobs.reporter import Reporter
 from admrl.solving.captured_rollouts import can_be_captured, captured_rollout
 from admrl.solving.lanes import Lanes
@@ -182,7 +183,12 @@ def real_rollout(
     act = stochastic_actor(solution, shape, family.horizon, generators)
     if noise is not None and noise.noise_scale > 0:
         act = _with_noise(act, solution, shape, family.horizon, noise, generators)
-    return collect(simulator, family, act, family.horizon, generators).to(device)
+    return brought(collect(simulator, family, act, family.horizon, generators), device)
+
+
+def brought(rollout: Rollout, device: torch.device) -> Rollout:
+    """A rollout of the simulator on a device, by few copies; itself, if it is there."""
+    return Rollout(**on_device(vars(rollout), device))
 
 
 def moved(solution: Policies, device: torch.device) -> Policies:

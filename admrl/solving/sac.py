@@ -70,6 +70,7 @@ class Mlp(nn.Module):
         self, sizes: Sequence[int], generator: torch.Generator, output_range: float = OUTPUT_RANGE
     ) -> None:
         super().__init__()
+        self.sizes = tuple(sizes)
         layers = [Linear(i, o, device=generator.device, dtype=torch.float32) for i, o in pairwise(sizes)]
         for layer in layers[:-1]:
             # the released code takes the number of outputs for the fan-in
@@ -301,7 +302,7 @@ class Optimizers:
         self, groups: dict[str, list[nn.Parameter]], learning_rate: float, *, num_agents: int = 1
     ) -> None:
         """num_agents: whose own parameters a loss is the mean of; each is given the gradient of its own loss."""
-        self.groups, self.num_agents = groups, num_agents
+        self.groups, self.num_agents, self._learning_rate = groups, num_agents, learning_rate
         self.adam = {
             name: torch.optim.Adam(
                 parameters, learning_rate, fused=True, capturable=parameters[0].device.type == "cuda"
@@ -309,8 +310,15 @@ class Optimizers:
             for name, parameters in groups.items()
         }
 
+    def renewed(self, groups: dict[str, list[nn.Parameter]]) -> Optimizers:
+        """The same, with their moments, for the same parameters where these are now."""
+        new = Optimizers(groups, self._learning_rate, num_agents=self.num_agents)
+        new.load_state_dict(self.state_dict())
+        return new
+
     def set_learning_rate(self, learning_rate: float) -> None:
         """Of all groups, from now on."""
+        self._learning_rate = learning_rate
         for adam in self.adam.values():
             for group in adam.param_groups:
                 group["lr"] = learning_rate

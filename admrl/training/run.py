@@ -24,7 +24,7 @@ from admrl.config.evaluation import EvaluationConfig
 from admrl.config.plain_data import from_dict
 from admrl.config.search import GROUP
 from admrl.config.training import SELECTORS, MetaTrainConfig, VirtualTrainingConfig
-from admrl.devices.names import CPU, described
+from admrl.devices.names import CPU, begin_on, described
 from admrl.evaluation.evaluable_run import EvaluableRun
 from admrl.evaluation.scoring import SCORING
 from admrl.jobs.reporter import Reporter
@@ -389,7 +389,7 @@ def train_run(
         Interrupted: a signal came (`admrl.jobs.interruption`), and the present state is saved.
     """
     check_saving(checkpoint_seconds, keep_checkpoints)
-    if note := run.state.begin_on(described(run.device)):
+    if note := begin_on(run.state.devices, described(run.device)):
         run.notes.append(note)
     with writing(run, reporter, keep_checkpoints, columns=METRICS, trackers=trackers) as log:
         if run.checkpoint is not None:

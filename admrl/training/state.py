@@ -83,16 +83,6 @@ class MetaState:
         if self.progress is not None:
             self.progress = self.progress.to(device)
 
-    def begin_on(self, device: str) -> str | None:
-        """Note that the training begins or goes on on a device; what the user should know, if it is another one."""
-        before = self.devices[-1] if self.devices else None
-        if before == device:
-            return None
-        self.devices.append(device)
-        if before is None:
-            return None
-        return f"trained on {before} so far, and on {device} from here on: numbers differ by rounding between devices"
-
     def ended_by(self, config: MetaTrainConfig) -> str | None:
         """Why the training is over before its number of tasks, of `config.search.min_gain`; None: it is not.
 

@@ -209,6 +209,32 @@ def _note(name: str, args: tuple[Any, ...]) -> None:
         seen.uploads += [name] * uploads
 
 
+def _gru_cell(from_x, from_h, h, bias_x=None, bias_h=None):
+    """What torch asks of every device but the CPU: the new state, and a workspace for the way back."""
+    (x_r, x_z, x_n), (h_r, h_z, h_n) = (
+        (gates if bias is None else gates + bias).chunk(3, -1)
+        for gates, bias in ((from_x, bias_x), (from_h, bias_h))
+    )
+    r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
+    n = torch.tanh(x_n + r * h_n)
+    return n + z * (h - n), torch.cat([r, z, n, h, h_n], -1)
+
+
+def _gru_cell_backward(gradient, workspace, has_bias):
+    r, z, n, h, h_n = workspace.chunk(5, -1)
+    of_n = gradient * (1 - z) * (1 - n * n)
+    of_r, of_z = of_n * h_n * r * (1 - r), gradient * (h - n) * z * (1 - z)
+    of_x, of_h = torch.cat([of_r, of_z, of_n], -1), torch.cat([of_r, of_z, of_n * r], -1)
+    biases = (of_x.sum(0), of_h.sum(0)) if has_bias else (None, None)
+    return of_x, of_h, gradient * z, *biases
+
+
+WITHOUT_CPU_KERNEL = {
+    "_thnn_fused_gru_cell": _gru_cell,
+    "_thnn_fused_gru_cell_backward": _gru_cell_backward,
+}
+
+
 @functools.cache
 def _takes_tensors(operation: Any) -> list[bool]:
     """Which arguments are tensors: torch hands numbers over for 0-d ones, and does not take all of them back."""
@@ -232,7 +258,7 @@ def _kernel(operation: Any, *args: Any, **keywords: Any) -> Any:
     keywords = {key: call.to_host(value) for key, value in keywords.items()}
     if name == "mse_loss":  # torch's own resizes its output in between, with a warning unless it is empty
         keywords["out"].resize_(0)
-    result = operation(*call.to_host(args), **keywords)
+    result = WITHOUT_CPU_KERNEL.get(name, operation)(*call.to_host(args), **keywords)
     call.follow()
     return call.to_device(result)
 

@@ -146,7 +146,7 @@ def test_auto_tells_the_run(tmp_path, standin, monkeypatch):  # noqa: F811
     monkeypatch.setitem(AVAILABLE, "cuda", lambda: 0)
     run = Train(preset="smoke", out=tmp_path / "run", device="auto").prepare()
     assert str(run.device) == "standin:0"
-    assert run.notes == ["auto: standin:0: a step of the model takes 1 ms on cpu, 0.5 ms on standin"]
+    assert run.notes == ["auto: standin:0: a step of the networks takes 1 ms on cpu, 0.5 ms on standin"]
 
 
 def test_what_knows_no_other_device_stays_or_is_refused(tmp_path, standin):  # noqa: F811

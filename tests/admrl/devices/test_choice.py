@@ -9,8 +9,8 @@ from admrl.devices.choice import FREE, Choice, check_memory, choose, seconds_of_
 from admrl.devices.names import AVAILABLE
 from admrl.devices.sizes import Spaces, num_bytes, training_sizes
 
-SIZES = training_sizes(PRESETS["paper"], "adversarial", Spaces(111, 8, 200, 2))
-SMALL = training_sizes(PRESETS["smoke"], "uniform", Spaces(4, 2, 20, 2))
+SIZES = training_sizes(PRESETS["paper"], "adversarial", Spaces(111, 8, 200, 2), uses_gradient=True)
+SMALL = training_sizes(PRESETS["smoke"], "uniform", Spaces(4, 2, 20, 2), uses_gradient=False)
 
 
 def no_sizes():
@@ -33,7 +33,7 @@ def test_auto_takes_the_faster_one_and_says_so(monkeypatch):
         chosen = choose("auto", lambda: SIZES)
         assert str(chosen.device) == best
         assert chosen.note == (
-            f"auto: {best}: a step of the model takes 2 ms on cpu, {1000 * on_gpu:.2g} ms on cuda (Some GPU)"
+            f"auto: {best}: a step of the networks takes 2 ms on cpu, {1000 * on_gpu:.2g} ms on cuda (Some GPU)"
         )
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
+from memory_tools import peak
 
 import policy_opt.trpo
 from admrl.config.evaluation import EvaluationConfig
@@ -17,7 +17,6 @@ from admrl.devices.sizes import (
     check_sizes,
     evaluation_sizes,
     num_bytes,
-    parts,
     training_sizes,
 )
 from admrl.solving.rollouts import real_rollout
@@ -31,18 +30,6 @@ FAMILY = make("linear_quadratic")
 SPACES = Spaces.of(FAMILY)
 PAPER, LAPTOP = PRESETS["paper"], PRESETS["laptop"]
 HOPPER = Spaces(11, 3, 200, 2)
-
-
-def peak(function):
-    """The most bytes that were allocated at once in a call, and not before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        function()
-    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
 
 
 def problem(config, num_policies):
@@ -68,8 +55,10 @@ def test_an_update_takes_at_most_what_is_expected(num_policies, widths, num_feat
     learner, solution, generators = problem(config, num_policies)
     lanes = virtual.num_samples // FAMILY.horizon
     found = peak(lambda: virtual_update(FAMILY, learner.model, solution, lanes, virtual, generators))
-    sizes = replace(training_sizes(config, "uniform", SPACES), batch=Batch(num_policies, 4000, ()))
-    (expected,) = [part.num_bytes for part in parts(sizes) if "virtual steps" in part.what]
+    sizes = replace(
+        training_sizes(config, "uniform", SPACES, uses_gradient=False), batch=Batch(num_policies, 4000, ())
+    )
+    (expected,) = [part.num_bytes for part in sizes.parts() if "virtual steps" in part.what]
     assert found <= expected <= 2 * found
 
 
@@ -78,20 +67,24 @@ def test_a_fit_takes_at_most_what_is_expected(width):
     config = MetaTrainConfig(dynamics=DynamicsConfig((width, width), 2))
     learner, _, _ = problem(config, 1)
     found = peak(lambda: learner.fit(2))
-    (expected,) = [p.num_bytes for p in parts(training_sizes(config, "uniform", SPACES)) if "fit" in p.what]
+    (expected,) = [
+        p.num_bytes
+        for p in training_sizes(config, "uniform", SPACES, uses_gradient=False).parts()
+        if "fit" in p.what
+    ]
     assert found <= expected <= 5 * found  # a GPU keeps six copies of the members more
 
 
 def test_what_a_training_has_at_once_depends_on_its_selector():
-    assert training_sizes(PAPER, "uniform", HOPPER).batch == Batch(
+    assert training_sizes(PAPER, "uniform", HOPPER, uses_gradient=False).batch == Batch(
         1, 10_000, ("config.virtual.num_samples", "config.tasks_per_round")
     )
-    resolved = training_sizes(PAPER, "adversarial", HOPPER).batch
+    resolved = training_sizes(PAPER, "adversarial", HOPPER, uses_gradient=True).batch
     assert resolved.num_policies == 2 * 12 * 2  # signs, replicates, directions
     config = replace(LAPTOP, search=SearchConfig(num_candidates=1000))
-    assert training_sizes(config, "screened", HOPPER).batch.num_policies == 1000
+    assert training_sizes(config, "screened", HOPPER, uses_gradient=False).batch.num_policies == 1000
     config = replace(LAPTOP, search=SearchConfig(population_size=500), gradient=PAPER.gradient)
-    assert training_sizes(config, "population", HOPPER).batch.num_policies == 500
+    assert training_sizes(config, "population", HOPPER, uses_gradient=True).batch.num_policies == 500
 
 
 def test_an_evaluation_is_as_large_as_a_batch_or_its_reference_run():

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from admrl.config.search import SEARCHES, SearchConfig
 from admrl.search import ProjectedAscent, make_search
+from admrl.search.factory import uses_gradient
 from task_families import TaskBox
 
 BOX = TaskBox(
@@ -89,3 +91,12 @@ def test_state_survives_and_ask_is_repeatable(selector):
 def test_unknown_selector_names_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'adversarial'"):
         make_search("adverserial", BOX, FIRST, step_size=1.0, generator=generator())
+
+
+def test_who_uses_gradients_is_asked_by_name():
+    config = SearchConfig(population_polish=False)
+    asking = {name for name in SEARCHES if name != "botorch" and uses_gradient(name, BOX, config)}
+    ascents = {"adversarial", "momentum", "normalised", "adam", "multistart"}
+    assert asking == ascents | {"gp", "mixture", "default"}
+    assert uses_gradient("population", BOX, SearchConfig(population_polish=True))
+    assert uses_gradient("my_search.py:Mine", BOX, config)  # its code is not run
