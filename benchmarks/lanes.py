@@ -1,6 +1,6 @@
 """What `virtual.steps_per_lane` saves, and what it does to the returns: on the model of a finished run.
 
-    OMP_NUM_THREADS=1 python benchmarks/lanes.py quickstart/uniform
+    OMP_NUM_THREADS=1 python benchmarks/lanes.py RUN
 
 Times: one iteration of Alg. 2 (fit and updates as the run was trained), one task and four, the settings in turn,
 medians. Returns: zero-shot policies of `--num-tasks` uniform tasks with `--num-seeds` policy seeds each, the same

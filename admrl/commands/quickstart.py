@@ -39,7 +39,7 @@ class Quickstart(Command):
     """Adversarial and uniform meta-training on a family, by default Hopper2D, and one figure with the gaps of both.
 
     Trains twice with equal real budgets, the same seed and the same initial policies, evaluates both on a common
-    grid of tasks, prints a table and draws quickstart.png. Real MuJoCo; about 10 minutes on two cores.
+    grid of tasks, prints a table and draws quickstart.png. Real MuJoCo; 5 to 8 minutes on two idle cores.
     """
 
     out: Path = Path("quickstart")
@@ -51,7 +51,8 @@ class Quickstart(Command):
     grid: tuple[int, ...] | None = None
     """Tasks per task parameter on the evaluation grid, e.g. 4 4. Default: 4 of each, 12 of a single one."""
     preset: str = "laptop"
-    """smoke (seconds, proves the installation), laptop or paper (hours)."""
+    """smoke (seconds, proves the installation), laptop or paper (hours). At laptop size the model is fitted half as
+    much as by admrl train, lanes go on between updates, and the evaluation is shorter."""
     num_workers: int = 2
     """Processes, one thread each."""
 
