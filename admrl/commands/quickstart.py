@@ -24,10 +24,8 @@ if TYPE_CHECKING:
     from admrl.training.run import Run
 
 SELECTORS = ("adversarial", "uniform")
-STEPS_PER_LANE, NUM_MODEL_STEPS = (
-    40,
-    50,
-)  # of a training at laptop size; docs/performance.md says what they do
+# of a training at laptop size; docs/performance.md says what they do
+STEPS_PER_LANE, NUM_MODEL_STEPS = 40, 50
 EVALUATIONS = {
     "smoke": EvaluationConfig(
         num_episodes=4, num_updates=2, num_samples=800, num_reference_stages=1, num_reference_updates=2
