@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import shlex
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from admrl.commands.command import Command, at_least, check_own_family
 from admrl.commands.flags import in_flags
-from admrl.commands.outside import fitted_to
 from admrl.commands.train import Train
-from admrl.config.checks import check_seed
+from admrl.config.checks import check_seed, nearest_divisor
 from admrl.config.evaluation import EvaluationConfig
-from admrl.config.presets import PRESETS, fitted
+from admrl.config.presets import PRESETS, fitted, fitted_evaluation
 from task_families.choices import check_name
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from admrl.config.training import MetaTrainConfig
     from admrl.training.run import Run
 
 SELECTORS = ("adversarial", "uniform")
-SMOKE_EVALUATION = EvaluationConfig(
-    num_episodes=4, num_updates=2, num_samples=800, num_reference_stages=1, num_reference_updates=2
-)
+# of a training at laptop size; docs/performance.md says what they do
+STEPS_PER_LANE, NUM_MODEL_STEPS = 40, 50
+EVALUATIONS = {
+    "smoke": EvaluationConfig(
+        num_episodes=4, num_updates=2, num_samples=800, num_reference_stages=1, num_reference_updates=2
+    ),
+    "laptop": EvaluationConfig(num_episodes=20, num_updates=60, num_reference_stages=1),
+    "paper": EvaluationConfig(),
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Quickstart(Command):
     """Adversarial and uniform meta-training on a family, by default Hopper2D, and one figure with the gaps of both.
 
     Trains twice with equal real budgets, the same seed and the same initial policies, evaluates both on a common
-    grid of tasks, prints a table and draws quickstart.png. Real MuJoCo; about 10 minutes on two cores.
+    grid of tasks, prints a table and draws quickstart.png. Real MuJoCo; 5 to 8 minutes on two idle cores.
     """
 
     out: Path = Path("quickstart")
@@ -46,7 +52,8 @@ class Quickstart(Command):
     grid: tuple[int, ...] | None = None
     """Tasks per task parameter on the evaluation grid, e.g. 4 4. Default: 4 of each, 12 of a single one."""
     preset: str = "laptop"
-    """smoke (seconds, proves the installation), laptop or paper (hours)."""
+    """smoke (seconds, proves the installation), laptop or paper (hours). At laptop size the model is fitted half as
+    much as by admrl train, lanes go on between updates, and the evaluation is shorter."""
     num_workers: int = 2
     """Processes, one thread each."""
 
@@ -68,7 +75,7 @@ class Quickstart(Command):
 
         family = new_family(self.family, "released")
         family.box.grid(self._grid(family.box.size))  # refuses one that does not fit, before any training
-        config, notes = fitted(PRESETS[self.preset], self.preset, family.horizon)
+        config, notes = training_sizes(self.preset, family.horizon)
         runs = [
             prepare_run(
                 self.out / selector,
@@ -99,9 +106,8 @@ class Quickstart(Command):
             self._train(runs, console)
             figure = self._evaluate(runs, console)
         except Interrupted as interrupt:
-            grid = map(str, self._grid(runs[0].family.box.size))
             evaluate = ["admrl", "evaluate", *(str(run.path) for run in runs)]
-            evaluate += [*family_words(runs[0].info.source), "--grid", *grid]
+            evaluate += [*family_words(runs[0].info.source), *self._evaluation_words(runs[0])]
             steps = [*(run.resume_command for run in runs), shlex.join(evaluate)]
             raise Interrupted(
                 "everything is saved. Continue by hand:\n  " + "\n  ".join(steps), interrupt.signum
@@ -127,6 +133,20 @@ class Quickstart(Command):
         ]
         run_jobs(jobs, self.num_workers, console)
 
+    def _evaluation(self, run: Run) -> tuple[EvaluationConfig, list[str]]:
+        """The sizes of the evaluation, in whole episodes of the run's family; and what was changed, for the user."""
+        default = EVALUATIONS[self.preset]
+        return fitted_evaluation(default, run.family.horizon, run.info.config.dynamics.num_members, default)
+
+    def _evaluation_words(self, run: Run) -> list[str]:
+        """The same evaluation as options of `admrl evaluate`."""
+        words = ["--grid", *map(str, self._grid(run.family.box.size)), "--seed", str(self.seed)]
+        usual = asdict(EvaluationConfig())
+        for name, value in asdict(self._evaluation(run)[0]).items():
+            if value != usual[name]:
+                words += [f"--config.{name.replace('_', '-')}", str(value)]
+        return words
+
     def _evaluate(self, runs: list[Run], console: Console) -> Path:
         from admrl.commands.gap_printing import print_notes, print_tables
         from admrl.evaluation.evaluate_runs import check_runs
@@ -135,10 +155,9 @@ class Quickstart(Command):
         from admrl.run_kinds import load_any_run
         from admrl.runs.families import NamedFamily
 
-        default = EvaluationConfig() if self.preset != "smoke" else SMOKE_EVALUATION
         load = partial(load_any_run, named=NamedFamily(self.family if runs[0].info.source else None))
         trained = [load(run.path) for run in runs]
-        config, notes = fitted_to(default, trained, default)
+        config, notes = self._evaluation(runs[0])
         for note in notes:
             console.print(note)
         tasks = check_runs(trained, self._grid(runs[0].family.box.size), config)
@@ -154,3 +173,13 @@ class Quickstart(Command):
         figure = self.out / "quickstart.png"
         plot_gap_heatmap(tables, figure)
         return figure
+
+
+def training_sizes(preset: str, horizon: int) -> tuple[MetaTrainConfig, list[str]]:
+    """The preset for a horizon, at laptop size with lanes that go on; and what was rounded, for the user."""
+    config, notes = fitted(PRESETS[preset], preset, horizon)
+    if preset == "laptop":
+        steps = nearest_divisor(STEPS_PER_LANE, horizon)
+        virtual = replace(config.virtual, steps_per_lane=steps, num_model_steps=NUM_MODEL_STEPS)
+        config = replace(config, virtual=virtual)
+    return config, notes

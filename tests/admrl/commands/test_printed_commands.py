@@ -14,10 +14,11 @@ from admrl.baselines.run import prepare_baseline
 from admrl.cli import main, parse
 from admrl.commands.evaluate import Evaluate
 from admrl.commands.gap_printing import print_tables
-from admrl.commands.quickstart import Quickstart
+from admrl.commands.quickstart import EVALUATIONS, Quickstart
 from admrl.commands.search_worst import SearchWorst
 from admrl.commands.train import Train
 from admrl.commands.train_baseline import TrainBaseline
+from admrl.config.evaluation import EvaluationConfig
 from admrl.config.presets import PRESETS
 from admrl.devices.choice import Choice
 from admrl.evaluation.gap_files import load_tables
@@ -122,7 +123,7 @@ def test_what_follows_an_evaluation(folder, monkeypatch, capsys):
 
 
 def test_an_interrupted_quickstart_says_three_commands(folder, monkeypatch):
-    command = Quickstart(out=folder / "q", family="point_robot", preset="smoke")
+    command = Quickstart(out=folder / "q", family="point_robot", preset="smoke", seed=3)
     runs = command.prepare()
 
     def stop(*_):
@@ -134,7 +135,8 @@ def test_an_interrupted_quickstart_says_three_commands(folder, monkeypatch):
     lines = [line.strip() for line in str(interrupted.value).split("\n")[1:]]
     first, second, evaluation = (parse(shlex.split(line)[1:]) for line in lines)
     assert [first.resume, second.resume] == [run.path for run in runs] == list(evaluation.runs)
-    assert evaluation.grid == (4, 4)
+    assert (evaluation.grid, evaluation.seed) == ((4, 4), 3)
+    assert evaluation.config == EVALUATIONS["smoke"] != EvaluationConfig()
 
 
 def test_replays_of_a_search_are_whole(folder, capsys):
