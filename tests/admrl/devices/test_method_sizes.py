@@ -50,7 +50,7 @@ def gradient_step(state, monkeypatch):
     if isinstance(state, mql.MqlState):
         mql._sample_everything(state, 1)
         return lambda: mql._update(state, 1)
-    offline._get_data(state, Silent(), 1)
+    offline._record_some(state, Silent(), 1)
     monkeypatch.setattr(admrl.offline.training, "UPDATES_PER_STEP", 1)
     return lambda: offline._update(state)
 
@@ -83,7 +83,7 @@ def test_the_data_is_what_a_training_will_have():
     state = METHOD_RUNS["offline"].new_training(FAMILY, "macaw", made.config, 0)
     (data,) = [part for part in state.sizes().parts() if part.what == "the data"]
     expected = data.num_bytes
-    offline._get_data(state, Silent(), 1)
+    offline._record_some(state, Silent(), 1)
     buffers = state.buffers
     tensors = (buffers.data.rows, buffers.to_go, buffers.last_discount, buffers._end)
     assert expected == sum(tensor.nbytes for tensor in tensors)
