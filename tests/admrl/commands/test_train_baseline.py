@@ -14,6 +14,7 @@ from admrl.config.presets import Whole, round_counts
 from task_families import make, names
 
 SEES = dict.fromkeys(ALGORITHMS, "rewards") | {
+    "sac": "nothing",
     "mt-joint": "psi",
     "pearl-mt": "rewards, psi",
     "maml-mt": "rewards, psi",
