@@ -40,7 +40,7 @@ class Quickstart(Command):
     """Adversarial and uniform meta-training on a family, by default Hopper2D, and one figure with the gaps of both.
 
     Trains twice with equal real budgets, the same seed and the same initial policies, evaluates both on a common
-    grid of tasks, prints a table and draws quickstart.png. Real MuJoCo; 5 to 8 minutes on two idle cores.
+    grid of tasks, prints a table and draws quickstart.png. Real MuJoCo; 4 to 8 minutes on two idle cores.
     """
 
     out: Path = Path("quickstart")
