@@ -261,22 +261,25 @@ def check_tasks(study: Study, jobs: tuple[Job, ...], file: Path) -> None:
     from admrl.runs.folder import read_config
     from task_families.registry import make
 
-    for job in jobs:
-        if job.kind == "reference":
-            name = job.words[job.words.index("--family") + 1]
-            outside = "--allow-outside" in job.words
-            known = (
-                {"variant": job.words[job.words.index("--variant") + 1]} if "--variant" in job.words else {}
-            )
-            try:
-                family = make(name, **known)
-                choose_tasks(family, study.grid, study.tasks, allow_outside=outside)
-                for run in study.runs:
-                    found = tuple(read_config(run).get(key) for key in ("family", "variant"))
-                    if found != (family.name, family.variant):
-                        raise ValueError(f"runs: {run} is of {found[0]} ({found[1]}), not ({family.variant})")
-            except ValueError as error:
-                raise ValueError(f"{file}: {name}: {error}") from error
+    runs = [(run, read_config(run)) for run in study.runs]
+    for name in study.families:
+        reference = next((job.words for job in jobs if job.kind == "reference" and name in job.words), None)
+        words = study.evaluation if reference is None else reference
+        if "--variant" in words:
+            variant = words[words.index("--variant") + 1]
+        else:  # without a reference, what the runs are of
+            variant = str(runs[0][1].get("variant")) if runs and reference is None else ""
+        try:
+            family = make(name, variant=variant) if variant else make(name)
+            choose_tasks(family, study.grid, study.tasks, allow_outside="--allow-outside" in words)
+            for run, config in runs:
+                found = config.get("family"), config.get("variant")
+                if found != (family.name, family.variant):
+                    raise ValueError(
+                        f"runs: {run} is of {found[0]} ({found[1]}), not of {family.name} ({family.variant})"
+                    )
+        except ValueError as error:
+            raise ValueError(f"{file}: {name}: {error}") from error
 
 
 def is_finished(job: Job) -> bool:

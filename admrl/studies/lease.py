@@ -65,9 +65,7 @@ class Lease:
             try:
                 with self._lock:
                     there = _read(self._file)
-                    if (
-                        self._ended.is_set()
-                    ):  # asked after reading: others may take it as soon as it is released
+                    if self._ended.is_set():  # asked after reading: once it is released, others may take it
                         return
                     if there is not None and there != self._who:
                         print(

@@ -144,14 +144,29 @@ def test_options_that_do_not_fit(file, options, expected):
         prepared(command(*options))
 
 
-def test_a_run_of_another_family_is_refused_before_any_job(file, tmp_path):
+def without_reference(text):
+    """The same study, whose A* is the optimal policy's."""
+    text = text[: text.index("[reference]")] + text[text.index("[evaluation]") :]
+    return text.replace("num_episodes", "num_reference_stages = 0, num_episodes")
+
+
+def test_tasks_are_checked_without_a_reference_too(file):
+    file.write_text(without_reference(file.read_text()).replace("[2, 2]", "[2, 2, 2]"))
+    with pytest.raises(ValueError, match=r"toy\.toml: linear_quadratic: grid: expected 2 positive counts"):
+        prepared(command())
+    assert not (file.parent / "f" / "jobs").exists()
+
+
+@pytest.mark.parametrize("change", [str, without_reference])
+def test_a_run_of_another_family_is_refused_before_any_job(file, tmp_path, change):
     from fault_tools import small_run
 
-    file.write_text(f"runs = ['mine', 'other']\n{file.read_text()}")
+    file.write_text(f"runs = ['mine', 'other']\n{change(file.read_text())}")
     small_run(tmp_path / "mine")
     small_run(tmp_path / "other", "point_robot")
     with pytest.raises(
-        ValueError, match=r"toy\.toml: linear_quadratic: runs: other is of point_robot \(released\), not"
+        ValueError,
+        match=r"toy\.toml: linear_quadratic: runs: other is of point_robot \(released\), not of linear_quadratic \(r",
     ):
         prepared(command())
     assert not (file.parent / "f" / "jobs").exists()
