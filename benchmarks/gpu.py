@@ -27,13 +27,13 @@ from torch import Tensor
 from admrl.baselines.config import preset_config
 from admrl.baselines.training import new_baseline
 from admrl.config.training import TaskGradientConfig, VirtualTrainingConfig
-from admrl.devices.capture import RECORDERS
 from admrl.gradient import Evidence, task_gradient
 from admrl.solving.rollouts import real_rollout, virtual_rollout
 from admrl.solving.solution import new_solution
 from admrl.solving.virtual_training import policy_update
 from dynamics import DynamicsConfig, FitConfig, ModelLearner
 from policy_opt import GaussianPolicy, conjugate_gradient, gmres, lanczos_solve, lsmr, minres
+from policy_opt.capture import RECORDERS
 from task_families import make, spawn_generators
 
 Part = Callable[[], list[Tensor]]

@@ -1,4 +1,4 @@
-"""Rollouts of policies in the learned model, recorded as a whole where the device can (`admrl.devices.capture`).
+"""Rollouts of policies in the learned model, recorded as a whole where the device can (`policy_opt.capture`).
 
 A recorded rollout works on a copy of the model, which is filled before each. Those of one model are kept while it
 lives, the newest few: each has memory of its own.
@@ -6,19 +6,17 @@ lives, the newest few: each has memory of its own.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Hashable
 from dataclasses import fields, replace
 from typing import TypeGuard
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from admrl.devices.capture import RECORDERS, Captured, Tensors
 from admrl.solving.solution import Policies, Solution
 from dynamics.config import RolloutPrecision
 from dynamics.ensemble import DynamicsEnsemble
 from dynamics.virtual_env import VirtualEnv
+from policy_opt.capture import RECORDERS, Captured, Newest, Tensors, layouts
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout, run_lanes
 
@@ -30,7 +28,7 @@ class _Twin:
 
     def __init__(self, model: DynamicsEnsemble) -> None:
         self.model = model.clone()
-        self.rollouts: OrderedDict[Hashable, Captured] = OrderedDict()
+        self.rollouts = Newest(KEPT)
 
     def follow(self, model: DynamicsEnsemble) -> None:
         """Become what the model is now."""
@@ -71,12 +69,8 @@ def captured_rollout(
         () if policy.obs_mean is None or policy.obs_std is None else (policy.obs_mean, policy.obs_std)
     )
     inputs = (noise, pool, solution.theta, *normalizer, *now)
-    shapes = tuple((tuple(x.shape), x.dtype) for x in inputs)
-    key = (family, precision, policy.hidden_sizes, policy.fixed_log_std, bool(now), shapes)
-    rollout = twin.rollouts.pop(key, None) or _rollout(family, twin.model, solution, precision, bool(now))
-    twin.rollouts[key] = rollout  # the newest
-    if len(twin.rollouts) > KEPT:
-        twin.rollouts.popitem(last=False)
+    key = (family, precision, policy.hidden_sizes, policy.fixed_log_std, bool(now), layouts(inputs))
+    rollout = twin.rollouts.get(key, lambda: _rollout(family, twin.model, solution, precision, bool(now)))
     twin.follow(model)
     return Rollout(*rollout(*inputs))
 

@@ -218,6 +218,11 @@ class AnyRunning:
         return is_capturing(mask.device) or bool(mask.any())
 
 
+CAPTURING: dict[str, Callable[[], bool]] = {"cuda": torch.cuda.is_current_stream_capturing}
+"""By type of device that records (`policy_opt.capture`): whether it is recording now."""
+
+
 def is_capturing(device: torch.device) -> bool:
     """True while a CUDA graph is being recorded, when no value may be read back."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    asks = CAPTURING.get(device.type)
+    return asks is not None and asks()

@@ -7,7 +7,8 @@ same memory. So values are real. In addition it
 * refuses tensors of another device (as a GPU does; numbers and 0-d tensors excepted, which a GPU takes, too), also as
   indices, which a GPU would copy first;
 * refuses a generator of another device, as a GPU does (torch lets nobody make one for it in Python);
-* notes every read-back, an operation for which the host of a GPU waits, and every upload: `watch`.
+* notes every read-back, an operation for which the host of a GPU waits, and every upload: `watch`;
+* refuses both inside of what a GPU would have recorded as a graph (`policy_opt.capture`).
 
 It does not show: how fast anything is, races between streams, rounding in another order, kernels that a GPU lacks,
 generators of its own, autocast, sparse layouts. Registering is for the rest of the process: torch knows no way back.
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils import backend_registration
 
-from admrl.devices.capture import RECORDERS
+from policy_opt.capture import RECORDERS
 from policy_opt.krylov import method
 
 NAME = "standin"
@@ -75,6 +76,7 @@ class Seen:
 
 
 _watching: list[Seen] = []
+_recording: list[bool] = []  # not empty: inside of what a GPU would have recorded
 
 
 @contextmanager
@@ -203,6 +205,8 @@ def _note(name: str, args: tuple[Any, ...]) -> None:
         reads = args[2].numel() > 1 and any(i is not None and i.dtype == torch.bool for i in args[1])
     else:
         reads = name in READING
+    if _recording and (reads or uploads):
+        raise RuntimeError(f"{name}: operation not permitted when stream is capturing")
     for seen in _watching:
         seen.operations += 1
         seen.read_backs += [name] * reads
@@ -244,7 +248,7 @@ def _takes_tensors(operation: Any) -> list[bool]:
 def _kernel(operation: Any, *args: Any, **keywords: Any) -> Any:
     """Every operation of the device."""
     name = operation.__name__.partition(".")[0]
-    if _watching:
+    if _watching or _recording:
         _note(name, args)
     if name == "_copy_from":
         return _copied(*args, **keywords)
@@ -297,14 +301,17 @@ method.ON_ITS_WAY[NAME] = _OnItsWay
 
 
 def _record(function):
-    """What a GPU records as a graph is called again here, on the same inputs and into the same answers."""
-    answers = function()
+    """What a GPU records as a graph is called again here; nothing is executed before."""
 
-    def replay() -> None:
-        for kept, new in zip(answers, function(), strict=True):
-            kept.copy_(new)
+    def repeat():
+        _recording.append(True)
+        try:
+            return function()
+        finally:
+            _recording.pop()
 
-    return replay, answers
+    return repeat
 
 
 RECORDERS[NAME] = _record
+method.CAPTURING[NAME] = lambda: bool(_recording)

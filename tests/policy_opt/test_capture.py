@@ -6,7 +6,7 @@ import pytest
 import torch
 from stand_in_device import DEVICE
 
-from admrl.devices.capture import RECORDERS, Captured
+from policy_opt.capture import RECORDERS, Captured, Newest
 
 
 def counted(function):
@@ -31,21 +31,21 @@ def test_a_repetition_sees_the_values_of_its_inputs_and_gives_its_answers_away(d
         assert torch.equal(total.cpu(), 3 * x + i) and torch.equal(product.cpu(), 2 * x * x)
 
 
-def test_the_second_call_is_recorded(monkeypatch):
-    recorded, function = [], counted(lambda x: (x + 1,))
+def test_it_is_recorded_in_the_second_call_which_repeats_it_once(monkeypatch):
+    recorded = []
 
-    def record(call):
-        recorded.append(call())
-        return lambda: recorded.append(None), recorded[0]
+    def record(function):
+        recorded.append(function)
+        return lambda: (recorded.append(None), function())[1]
 
     monkeypatch.setitem(RECORDERS, DEVICE.type, record)
-    captured = Captured("it", function)
-    x = torch.ones(2, device=DEVICE)
-    captured(x)
-    assert recorded == [] and function.calls == 1
-    for _ in range(3):
-        captured(x)
-    assert len(recorded) == 1 + 3 and function.calls == 2
+    total = torch.zeros((), device=DEVICE)
+    captured = Captured("it", lambda x: (total.add_(x).clone(),))
+    x = torch.ones((), device=DEVICE)
+    assert captured(x)[0].item() == 1 and recorded == []
+    for expected in (2, 3, 4):
+        assert captured(x)[0].item() == expected
+    assert len(recorded) == 1 + 3
 
 
 def test_what_cannot_be_recorded_says_so_once_and_goes_on(monkeypatch):
@@ -69,3 +69,29 @@ def test_the_cpu_records_nothing():
     for _ in range(3):
         captured(torch.ones(2))
     assert function.calls == 3
+
+
+@pytest.mark.parametrize("forbidden", [float, lambda x: x + torch.ones(2).to(x.device)])
+def test_the_stand_in_refuses_what_a_gpu_cannot_record(forbidden):
+    def function(x):
+        forbidden(x)
+        return (x,)
+
+    captured, x = Captured("it", function), torch.ones((), device=DEVICE)
+    captured(x)
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+        captured(x)
+    forbidden(x)
+
+
+def test_the_newest_are_kept():
+    kept, made = Newest(2), []
+
+    def make(key):
+        made.append(key)
+        return Captured(key, lambda x: (x,))
+
+    for key in "abacab":
+        assert kept.get(key, lambda key=key: make(key)) is kept.get(key, lambda key=key: make(key))
+        assert len(kept) <= 2
+    assert "".join(made) == "abcb"

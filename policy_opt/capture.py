@@ -1,0 +1,111 @@
+"""Functions that a GPU records once and repeats as a whole: CUDA graphs.
+
+A rollout in a learned model is thousands of small operations, a gradient step hundreds. A host that starts one after
+the other may be slower than the GPU that computes them. What has been recorded starts at once; what cannot be
+recorded runs as it is.
+
+Nothing of this has run on a GPU yet. The stand-in of the tests runs the same code, with a recorder that calls the
+function again, and refuses inside of it what a GPU cannot record: values that are read back, and uploads.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+Tensors = tuple[Tensor, ...]
+Recorder = Callable[[Callable[[], Tensors]], Callable[[], Tensors]]
+
+
+def record_graph(function: Callable[[], Tensors]) -> Callable[[], Tensors]:
+    """A function as a CUDA graph, which is recorded and not yet executed: what executes it and gives its answers,
+    the same tensors each time.
+
+    Raises:
+        RuntimeError: it does what cannot be recorded, such as waiting for a value. Nothing was executed.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        answers = function()
+
+    def repeat() -> Tensors:
+        graph.replay()
+        return answers
+
+    return repeat
+
+
+RECORDERS: dict[str, Recorder] = {"cuda": record_graph}
+"""By kind of device; what is on others is not recorded."""
+
+
+class Captured:
+    """A function of tensors of fixed shapes: its first call runs as it is, in the second one it is recorded, and from
+    then on it is repeated. It does the same operations whatever the values, reads none back, and changes no input.
+
+    Other tensors that it uses or changes are where they were when it was recorded: whoever changes one does it in
+    place.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Tensors]) -> None:
+        """name: for the message, if it cannot be recorded."""
+        self._name, self._function = name, function
+        self._num_calls = 0
+        self._inputs: Tensors = ()
+        self._repeat: Callable[[], Tensors] | None = None
+
+    def __call__(self, *inputs: Tensor) -> Tensors:
+        """The answers; they are the caller's. Shapes and devices are those of the first call."""
+        self._num_calls += 1
+        if self._num_calls == 2:
+            self._record(inputs)
+        if self._repeat is None:
+            return self._function(*inputs)
+        for mine, given in zip(self._inputs, inputs, strict=True):
+            mine.copy_(given)
+        return tuple(answer.clone() for answer in self._repeat())
+
+    def _record(self, inputs: Tensors) -> None:
+        record = RECORDERS.get(inputs[0].device.type)
+        if record is None:
+            return
+        mine = tuple(x.clone() for x in inputs)
+        try:
+            self._repeat = record(lambda: self._function(*mine))
+        except RuntimeError as error:
+            warnings.warn(
+                f"{self._name} cannot be recorded as a CUDA graph, and goes on without: {error!s:.200}",
+                stacklevel=3,
+            )
+        else:
+            self._inputs = mine
+
+
+class Newest:
+    """Captured functions by what they depend on beside their inputs: the newest few, since each has memory of its
+    own."""
+
+    def __init__(self, most: int) -> None:
+        """most: that are kept."""
+        self._most = most
+        self._kept: OrderedDict[Hashable, Captured] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, key: Hashable, make: Callable[[], Captured]) -> Captured:
+        """The one of this key, made where there is none."""
+        captured = self._kept.pop(key, None) or make()
+        self._kept[key] = captured
+        if len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+        return captured
+
+
+def layouts(tensors: Tensors) -> Hashable:
+    """Shapes and dtypes: a part of a key."""
+    return tuple((tuple(x.shape), x.dtype) for x in tensors)
