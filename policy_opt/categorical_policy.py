@@ -11,7 +11,7 @@ numbers are u = Phi(noise) of standard normal noise, so that every policy acts b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -39,6 +39,11 @@ class CategoricalPolicy(Policy):
     def num_params(self) -> int:
         """p"""
         return self.mlp.num_params
+
+    @property
+    def shape_key(self) -> Hashable:
+        """See `Policy`."""
+        return self.mlp.sizes
 
     def init(self, generators: Sequence[torch.Generator], *, dtype: torch.dtype = torch.float32) -> Tensor:
         """theta (M, p), one generator per task: all actions are nearly as probable."""

@@ -6,7 +6,7 @@ Holds shapes and the observation normaliser; the parameters theta (M, p) of M po
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -40,6 +40,11 @@ class GaussianPolicy(Policy):
     def num_params(self) -> int:
         """p"""
         return self.mlp.num_params + (self.act_size if self.fixed_log_std is None else 0)
+
+    @property
+    def shape_key(self) -> Hashable:
+        """See `Policy`."""
+        return self.mlp.sizes, self.fixed_log_std
 
     def with_action_units(self, center: Tensor, scale: Tensor) -> GaussianPolicy:
         """The same policy shape with actions in units of scale (A,) from center (A,)."""

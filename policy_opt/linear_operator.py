@@ -160,6 +160,14 @@ def require_real_and_dense(name: str, leaf: Any) -> None:
     require_dense(name, leaf)
 
 
+def number_on(device: torch.device, number: float | Tensor, dtype: torch.dtype) -> Tensor:
+    """A number, or several, as a tensor. Python's numbers are filled in there: a copy could not be recorded
+    (`policy_opt.capture`)."""
+    if isinstance(number, int | float):
+        return torch.full((), number, dtype=dtype, device=device)
+    return torch.as_tensor(number, dtype=dtype, device=device)
+
+
 def _require_same(name: str, leaf: Tensor, dtype: torch.dtype, device: torch.device) -> None:
     require_real_and_dense(name, leaf)
     if leaf.dtype != dtype or leaf.device != device:

@@ -23,7 +23,14 @@ from torch.distributions import Distribution
 from torch.utils import _pytree as pytree
 
 from policy_opt.curvature import fisher_operator, gauss_newton_operator, hessian_operator
-from policy_opt.linear_operator import Matvec, VectorSpace, batched, require_dense, require_real_and_dense
+from policy_opt.linear_operator import (
+    Matvec,
+    VectorSpace,
+    batched,
+    number_on,
+    require_dense,
+    require_real_and_dense,
+)
 from policy_opt.one_draw import deterministic
 from policy_opt.sparse_product import sparse_product
 
@@ -341,7 +348,7 @@ def _require_operator(sign: str, other: Any) -> None:
 
 def _as_leaf(name: str, number: float | Tensor, space: VectorSpace) -> Tensor:
     require_real_and_dense(name, number)
-    return torch.as_tensor(number, dtype=space.dtype, device=space.device)
+    return number_on(space.device, number, space.dtype)
 
 
 def _times(number: Tensor, v: Tensor) -> Tensor:

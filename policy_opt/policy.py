@@ -9,7 +9,7 @@ sizes of an observation and of an action.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from typing import Any, Self
@@ -59,6 +59,12 @@ class Policy(ABC):
     @abstractmethod
     def num_params(self) -> int:
         """p"""
+
+    @property
+    def shape_key(self) -> Hashable:
+        """All that `fisher_product` depends on beside its arguments: what a GPU has recorded for one policy
+        (`policy_opt.capture`) serves every other of its type and key. None: nothing is recorded."""
+        return None
 
     @abstractmethod
     def init(self, generators: Sequence[torch.Generator], *, dtype: torch.dtype = torch.float32) -> Tensor:

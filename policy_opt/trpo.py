@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from policy_opt.capture import RECORDERS, Captured, Newest, layouts
 from policy_opt.config import TrpoConfig
 from policy_opt.linear_solve import conjugate_gradient
 from policy_opt.policy import Policy
@@ -44,6 +45,7 @@ def trpo_step(
     act: Tensor,
     advantage: Tensor,
     config: TrpoConfig,
+    recorded: Newest | None = None,
 ) -> tuple[Tensor, TrpoReport]:
     """One update of M policies.
 
@@ -51,6 +53,8 @@ def trpo_step(
         theta: (M, p), the policies that chose the actions.
         obs: (M, ..., S), act: (M, ..., A), advantage: (M, ...), any number of samples per task.
             Advantages are normalised to mean 0 and standard deviation 1 within each task.
+        recorded: where the directions of updates are kept that a GPU records (`policy_opt.capture`); the caller
+            keeps it from update to update. None: nothing is recorded.
 
     Returns:
         theta (M, p) and a report. A task whose gradient, step or line search is not finite is rejected.
@@ -62,7 +66,7 @@ def trpo_step(
         block = policy
         if policy.obs_mean is not None and policy.obs_std is not None and policy.obs_mean.dim() == 2:
             block = policy.with_normalizer(policy.obs_mean[rows], policy.obs_std[rows])
-        parts.append(_step_block(block, theta[rows], obs[rows], act[rows], advantage[rows], config))
+        parts.append(_step_block(block, theta[rows], obs[rows], act[rows], advantage[rows], config, recorded))
     thetas, reports = zip(*parts, strict=True)
     fields = TrpoReport.__dataclass_fields__
     return torch.cat(thetas), TrpoReport(**{f: torch.cat([getattr(r, f) for r in reports]) for f in fields})
@@ -75,7 +79,13 @@ def task_blocks(theta: Tensor, num_states: int) -> list[slice]:
 
 
 def _step_block(
-    policy: Policy, theta: Tensor, obs: Tensor, act: Tensor, advantage: Tensor, config: TrpoConfig
+    policy: Policy,
+    theta: Tensor,
+    obs: Tensor,
+    act: Tensor,
+    advantage: Tensor,
+    config: TrpoConfig,
+    recorded: Newest | None,
 ) -> tuple[Tensor, TrpoReport]:
     advantage = (advantage - advantage.mean(1, keepdim=True)) / advantage.std(1, keepdim=True).clamp(min=1e-8)
     x = policy.normalize(obs)
@@ -96,15 +106,30 @@ def _step_block(
     before = before.detach()
 
     with torch.no_grad():
+        direction, curvature = _direction_of(policy, config, recorded, theta, x, g)(theta, x, g)
+        step = direction * torch.sqrt(2 * config.max_kl / curvature)[:, None]
+        usable = (curvature > 0) & step.isfinite().all(1)
+        return _line_search(surrogate_and_kl, theta, step, usable, before, config)
+
+
+def _direction_of(
+    policy: Policy, config: TrpoConfig, recorded: Newest | None, *inputs: Tensor
+) -> Callable[..., tuple[Tensor, ...]]:
+    """What maps the inputs theta (M, p), x (M, R, S), g (M, p) to the direction (M, p) and its curvature (M,)."""
+
+    def direction(theta: Tensor, x: Tensor, g: Tensor) -> tuple[Tensor, ...]:
         fisher = fisher_product(policy, theta, x, config.fisher_fraction)
         solve = conjugate_gradient(
             fisher, g, damping=config.cg_damping, rtol=1e-10, max_steps=config.cg_steps
         )
-        direction = solve.solution
-        curvature = (direction * (fisher(direction) + config.cg_damping * direction)).sum(1)
-        step = direction * torch.sqrt(2 * config.max_kl / curvature)[:, None]
-        usable = (curvature > 0) & step.isfinite().all(1)
-        return _line_search(surrogate_and_kl, theta, step, usable, before, config)
+        found = solve.solution
+        return found, (found * (fisher(found) + config.cg_damping * found)).sum(1)
+
+    shape = policy.shape_key
+    if recorded is None or shape is None or inputs[0].device.type not in RECORDERS:
+        return direction
+    key = (type(policy), shape, config, layouts(inputs))
+    return recorded.get(key, lambda: Captured("the direction of a TRPO step", direction))
 
 
 def _line_search(

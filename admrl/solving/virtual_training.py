@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -28,11 +29,14 @@ from admrl.solving.solution import Solution
 from dynamics.ensemble import DynamicsEnsemble
 from dynamics.learner import ModelLearner
 from policy_opt.advantage import gae
+from policy_opt.capture import Newest
 from policy_opt.trpo import task_blocks, trpo_step
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout
 
 OnStep = Callable[[int, Any], None]
+KEPT = 3  # recorded directions of TRPO steps, for policies in one model
+_directions: WeakKeyDictionary[DynamicsEnsemble, Newest] = WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -240,9 +244,12 @@ def policy_update(
     Args:
         model: that the rollout is of; None: it is of the simulator.
     """
+    recorded = None if model is None else _directions.setdefault(model, Newest(KEPT))
     # the value function's features are large, too
     blocks = task_blocks(solution.theta, rollout.terminated[0].numel())
-    parts = [_improve(family, model, solution.tasks(b), rollout.tasks(b), b, config) for b in blocks]
+    parts = [
+        _improve(family, model, solution.tasks(b), rollout.tasks(b), b, config, recorded) for b in blocks
+    ]
     thetas, weights, reports = zip(*parts, strict=True)
     names = UpdateReport.__dataclass_fields__
     report = UpdateReport(**{name: torch.cat([getattr(r, name) for r in reports]) for name in names})
@@ -256,6 +263,7 @@ def _improve(
     rollout: Rollout,
     tasks: slice,
     config: VirtualTrainingConfig,
+    recorded: Newest | None,
 ) -> tuple[Tensor, Tensor, UpdateReport]:
     """New theta (M, p) and weights (M, F) of a block of tasks, and how it went."""
     reward = family.reward(solution.psi[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
@@ -263,7 +271,7 @@ def _improve(
     episode_usable = (usable | ~rollout.first_episode()).all(-1)  # (M, N)
     returns = torch.where(rollout.first_episode(), reward, 0.0).sum(-1)  # (M, N)
     mean_returns = returns.mean(-1)
-    theta, weights, accepted = _update(family, solution, rollout, reward, config)
+    theta, weights, accepted = _update(family, solution, rollout, reward, config, recorded=recorded)
     skipped = torch.zeros_like(accepted)
     # a task with broken lanes is done again, alone: its neighbours' numbers stay what they are, bit for bit
     for m, is_broken in enumerate((~usable).flatten(1).any(1).tolist()):
@@ -292,6 +300,7 @@ def _update(
     reward: Tensor,
     config: VirtualTrainingConfig,
     usable: Tensor | None = None,
+    recorded: Newest | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """TRPO and the fit of V on the steps that are usable (1, N, T; None: all): theta, weights, accepted."""
     obs, act = rollout.obs, rollout.act
@@ -300,7 +309,7 @@ def _update(
         obs, act, features, advantage, target = (
             x[usable][None] for x in (obs, act, features, advantage, target)
         )
-    theta, report = trpo_step(solution.policy, solution.theta, obs, act, advantage, config.trpo)
+    theta, report = trpo_step(solution.policy, solution.theta, obs, act, advantage, config.trpo, recorded)
     return theta, solution.value.fit(features, target), report.accepted
 
 

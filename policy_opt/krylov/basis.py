@@ -14,6 +14,7 @@ from policy_opt.linear_operator import (
     Matvec,
     Operator,
     VectorSpace,
+    number_on,
     require_real_and_dense,
     wide_norm,
 )
@@ -157,7 +158,7 @@ def as_damping(damping: float | Tensor, b: Tensor) -> Tensor:
     broadcast."""
     require_real_and_dense("damping", damping)
     shape = b.shape[:-1]
-    value = torch.as_tensor(damping, dtype=torch.float64, device=b.device)
+    value = number_on(b.device, damping, torch.float64)
     try:
         return value.expand(shape)
     except RuntimeError:

@@ -45,7 +45,7 @@ from policy_opt.krylov.method import (
     select,
 )
 from policy_opt.krylov.scaling import ExtremeOperator, ScaledOperator, power_of_two, rescaled
-from policy_opt.linear_operator import Operator, norm
+from policy_opt.linear_operator import Operator, norm, number_on
 from policy_opt.solve_result import RUNNING, LinearSolveResult
 
 COMPILED = (
@@ -182,7 +182,7 @@ def solve(
 
 def tolerance_for(settings: Settings, size_of_b: Tensor) -> Tensor:
     """max(rtol |b|, atol), (...)."""
-    atol = torch.as_tensor(settings.atol, dtype=size_of_b.dtype, device=size_of_b.device)
+    atol = number_on(size_of_b.device, settings.atol, size_of_b.dtype)
     return torch.maximum(settings.rtol * size_of_b, atol)
 
 

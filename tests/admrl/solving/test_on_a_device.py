@@ -7,6 +7,7 @@ import torch
 from stand_in_device import DEVICE, watch
 from torch.testing import assert_close
 
+import admrl.solving.virtual_training as virtual_training_page
 from admrl.config.training import SlboConfig, VirtualTrainingConfig
 from admrl.jobs.reporter import Silent
 from admrl.solving.adaptation import slbo_adapt, zero_shot
@@ -215,7 +216,8 @@ def test_a_virtual_training_is_the_same(more, device):
 
 
 def test_what_a_step_of_a_virtual_training_waits_for():
-    """The update and its report, 5; before the first of an iteration the outcome of the fit, 4; nothing else."""
+    """The update and its report, 3 where its direction is recorded, as it is from the second update on (5 before);
+    ahead of the first of an iteration the outcome of the fit, 4; nothing else."""
     family, learner, solution = problem(DEVICE)
     virtual_training(family, learner.model, solution, 1, CONFIG, generators(), learner=learner)
     for num_model_steps in (3, 9):
@@ -225,7 +227,15 @@ def test_what_a_step_of_a_virtual_training_waits_for():
                 virtual_training(
                     family, learner.model, solution, num_iterations, config, generators(), learner=learner
                 )
-            assert len(seen.read_backs) == num_iterations * (4 + CONFIG.num_policy_updates * 5)
+            assert len(seen.read_backs) == num_iterations * (4 + CONFIG.num_policy_updates * 3)
+
+
+def test_directions_of_updates_are_kept_for_each_size_and_not_on_the_cpu():
+    for where, num_kept in (("cpu", 0), (DEVICE, 2)):
+        family, learner, solution = problem(where)
+        for num_lanes in (4, 4, 6):
+            virtual_update(family, learner.model, solution, num_lanes, CONFIG, generators())
+        assert len(virtual_training_page._directions[learner.model]) == num_kept
 
 
 def test_zero_shot_and_slbo_are_the_same(device):
