@@ -103,7 +103,11 @@ def parts(
     """What is compared, by name, on a device."""
     found = list(solver_parts(device, num_tasks, width, dtype).items())
     found += training_parts(device, num_tasks, width, dtype).items()
-    return found if dtype == torch.float64 else [*found, ("PEARL, a gradient step", pearl_step(device))]
+    if dtype == torch.float64:
+        return found
+    step, unrecorded = pearl_step(device), pearl_step(device)
+    found += [("PEARL, a gradient step", step)]
+    return [*found, ("PEARL, a gradient step, not recorded", lambda: without_recording(unrecorded))]
 
 
 def without_recording(part: Part) -> list[Tensor]:

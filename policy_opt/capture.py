@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Tensors = tuple[Tensor, ...]
 Recorder = Callable[[Callable[[], Tensors]], Callable[[], Tensors]]
+KEPT_STEPS = (
+    4  # recorded gradient steps of one agent: of two kinds, or two sizes of a minibatch, and two to spare
+)
 
 
 def record_graph(function: Callable[[], Tensors]) -> Callable[[], Tensors]:
@@ -109,3 +112,54 @@ class Newest:
 def layouts(tensors: Tensors) -> Hashable:
     """Shapes and dtypes: a part of a key."""
     return tuple((tuple(x.shape), x.dtype) for x in tensors)
+
+
+class CapturedSteps:
+    """Gradient steps of a module as captured functions, which are recorded anew where something of the module or of
+    its optimisers has moved: new moments, another device. A learning rate that is a tensor may change in place, one
+    that is a number is recorded anew.
+
+    The optimisers are `capturable` where the device is one of `RECORDERS`, and keep nothing but tensors.
+    """
+
+    def __init__(self) -> None:
+        self._kept = Newest(KEPT_STEPS)
+        self._reported: dict[str, tuple[str, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __call__(
+        self,
+        name: str,
+        module: nn.Module,
+        optimizers: Iterable[torch.optim.Optimizer],
+        step: Callable[..., dict[str, Tensor]],
+        *inputs: Tensor,
+    ) -> dict[str, Tensor]:
+        """step(*inputs): detached tensors by name.
+
+        Args:
+            name: of the step, for the message, too; for one name it is always the same one.
+            module: its parameters and buffers are all that the step uses beside its inputs, or changes.
+        """
+        if inputs[0].device.type not in RECORDERS:
+            return step(*inputs)
+
+        def flat(*inputs: Tensor) -> Tensors:
+            reported = step(*inputs)
+            self._reported[name] = tuple(reported)
+            return tuple(reported.values())
+
+        key = (name, layouts(inputs), _places(module, optimizers))
+        values = self._kept.get(key, lambda: Captured(name, flat))(*inputs)
+        return dict(zip(self._reported[name], values, strict=True))
+
+
+def _places(module: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> Hashable:
+    """Where everything is that a gradient step uses or changes, and rates that are numbers."""
+    used: list[Tensor | float] = [*module.parameters(), *module.buffers()]
+    for optimizer in optimizers:
+        used += [x for moments in optimizer.state.values() for x in moments.values()]
+        used += [group["lr"] for group in optimizer.param_groups]
+    return tuple(x.data_ptr() if isinstance(x, Tensor) else x for x in used)

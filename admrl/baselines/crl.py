@@ -40,6 +40,7 @@ from admrl.solving.sac import Mlp, Optimizers
 from task_families.family import TaskFamily
 
 MIN_DEVIATION = 1e-6  # of the output layers, which start equal
+ADAPTER_STEP = "a gradient step of the adapter network"
 
 
 class SetNetwork(nn.Module):
@@ -91,19 +92,25 @@ class Crl(Pearl):
         """Alg. 1, lines 12-25."""
         metrics = super().update(replay, optimizers, generator)  # lines 13-17 and 22-24
         tasks = torch.randint(self.num_tasks, (self.config.meta_batch,), generator=generator)
-        loss, variance = self.adapter_loss(replay, tasks, generator)
-        optimizers.step("adapter", loss)  # line 25
-        return metrics | {"adapter_loss": loss.detach() * variance, "head_variance": variance}
+        rows = self.adapter_rows(replay, tasks, generator)
 
-    def adapter_loss(
-        self, replay: MultiTaskReplay, tasks: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Eq. 7 for tasks (B,), in units of the layers' variance (the mean layer gets 1), and that variance ()."""
-        # the rewards of the context: those that a test task shows
+        def step(tasks: Tensor, rows: Tensor) -> dict[str, Tensor]:
+            loss, variance = self.adapter_loss(tasks, rows)
+            optimizers.step("adapter", loss)  # line 25
+            return {"adapter_loss": loss.detach() * variance, "head_variance": variance}
+
+        return metrics | optimizers.captured(ADAPTER_STEP, self, step, tasks.to(rows.device), rows)
+
+    def adapter_rows(self, replay: MultiTaskReplay, tasks: Tensor, generator: torch.Generator) -> Tensor:
+        """Random transitions (B, n, .) of tasks (B,), with the rewards that a test task shows."""
         num = self.config.crl.num_transitions
-        rows = replay.sample_context(tasks, num, generator, has_next_obs=True, window=self.window)
+        return replay.sample_context(tasks, num, generator, has_next_obs=True, window=self.window)
+
+    def adapter_loss(self, tasks: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Eq. 7 for tasks (B,) and transitions of theirs (B, n, .), in units of the layers' variance (the mean layer
+        gets 1), and that variance ()."""
         mean, deviation = self._head_moments()
-        heads = self.heads.detach()[tasks.to(mean.device)]
+        heads = self.heads.detach()[tasks]
         target = ((heads - mean) / deviation).flatten(1)  # Alg. 1, lines 18, 19
         with self.sac.mixed_precision():
             predicted = self.adapter(rows).float()

@@ -21,8 +21,10 @@ from admrl.baselines.config import BaselineConfig
 from admrl.baselines.replay import MultiTaskReplay
 from admrl.baselines.static import StaticAdapter
 from admrl.evaluation.adapter import Policy, Tasks
-from admrl.solving.sac import Optimizers, Sac
+from admrl.solving.sac import Batch, Optimizers, Sac
 from task_families.family import TaskFamily
+
+STEP = "a gradient step of critics and policy"
 
 
 class MultiTaskSac(nn.Module):
@@ -79,9 +81,13 @@ class MultiTaskSac(nn.Module):
         """One gradient step on a meta-batch of tasks, drawn with replacement."""
         tasks = torch.randint(self.num_tasks, (self.config.meta_batch,), generator=generator)
         batch = replay.sample(tasks, self.config.sac.batch_size, generator)
+        noise = torch.randn(2, *batch.act.shape, generator=generator, dtype=torch.float32)
+
+        def step(tasks: Tensor, noise: Tensor, *batch: Tensor) -> dict[str, Tensor]:
+            return self.sac.step(optimizers, Batch(*batch), self.train_known[tasks], noise)
+
         device = batch.act.device
-        noise = torch.randn(2, *batch.act.shape, generator=generator, dtype=torch.float32).to(device)
-        return self.sac.step(optimizers, batch, self.train_known[tasks.to(device)], noise)
+        return optimizers.captured(STEP, self, step, tasks.to(device), noise.to(device), *batch.tensors())
 
     def collection_policy(
         self,

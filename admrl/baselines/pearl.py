@@ -25,8 +25,10 @@ from admrl.baselines.config import TITLES, BaselineConfig
 from admrl.baselines.context import Encoder, Posterior
 from admrl.baselines.replay import MultiTaskReplay, context_rows
 from admrl.evaluation.adapter import AdapterError, Experience, Exploration, Policy, Tasks
-from admrl.solving.sac import Optimizers, Sac
+from admrl.solving.sac import Batch, Optimizers, Sac
 from task_families.family import TaskFamily
+
+STEP = "a gradient step of encoder, critics and policy"
 
 
 class Pearl(nn.Module):
@@ -79,39 +81,47 @@ class Pearl(nn.Module):
         self, replay: MultiTaskReplay, optimizers: Optimizers, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """One gradient step on a meta-batch of tasks, drawn with replacement."""
-        config = self.config
+        config, device = self.config, self.train_known.device
         tasks = torch.randint(self.num_tasks, (config.meta_batch,), generator=generator)
-        posterior = self.sample_posterior(replay, tasks, generator, window=self.window)
-        device = posterior.mean.device
-        draws = torch.randn(posterior.mean.shape, generator=generator, dtype=torch.float32)
-        z = posterior.draw(draws.to(device))  # one z for each task
+        rows = self.sample_rows(replay, tasks, generator, window=self.window)
+        draws = torch.randn(len(tasks), config.context.latent_size, generator=generator, dtype=torch.float32)
         batch = replay.sample(tasks, config.sac.batch_size, generator)
-        noise = torch.randn(2, *batch.act.shape, generator=generator, dtype=torch.float32).to(device)
-        tasks = tasks.to(device)
-        kl = posterior.kl_to_prior()
-        metrics = self.sac.step(
-            optimizers,
-            batch,
-            torch.cat([z, self.train_known[tasks]], dim=-1),
-            noise,
-            heads=self.train_heads(tasks),
-            extra_loss=config.context.kl_weight * kl,
-        )
-        return metrics | {"kl": kl.detach() / len(tasks)}
+        noise = torch.randn(2, *batch.act.shape, generator=generator, dtype=torch.float32)
 
-    def sample_posterior(
+        def step(
+            tasks: Tensor, rows: Tensor, draws: Tensor, noise: Tensor, *batch: Tensor
+        ) -> dict[str, Tensor]:
+            posterior = self.posterior(rows)
+            z, kl = posterior.draw(draws), posterior.kl_to_prior()  # one z for each task
+            metrics = self.sac.step(
+                optimizers,
+                Batch(*batch),
+                torch.cat([z, self.train_known[tasks]], dim=-1),
+                noise,
+                heads=self.train_heads(tasks),
+                extra_loss=config.context.kl_weight * kl,
+            )
+            return metrics | {"kl": kl.detach() / len(tasks)}
+
+        inputs = (tasks.to(device), rows, draws.to(device), noise.to(device), *batch.tensors())
+        return optimizers.captured(STEP, self, step, *inputs)
+
+    def sample_rows(
         self,
         replay: MultiTaskReplay,
         tasks: Tensor,
         generator: torch.Generator,
         *,
         window: tuple[int, int] | None = None,
-    ) -> Posterior:
-        """q(z|c) of random contexts of tasks (B,); window: see `MultiTaskReplay.sample_context`."""
+    ) -> Tensor:
+        """Random contexts (B, n, .) of tasks (B,); window: see `MultiTaskReplay.sample_context`."""
         context = self.config.context
-        rows = replay.sample_context(
+        return replay.sample_context(
             tasks, context.num_transitions, generator, has_next_obs=context.has_next_obs, window=window
         ).to(self.train_known.device)  # of an agent that acts on the CPU, while the replay is elsewhere
+
+    def posterior(self, rows: Tensor) -> Posterior:
+        """q(z|c) of contexts (B, n, .)."""
         with self.sac.mixed_precision():
             return self.encoder.posterior(rows)
 
@@ -137,7 +147,7 @@ class Pearl(nn.Module):
         size = self.config.context.latent_size
         q = Posterior.prior(len(tasks) * num_lanes, size)
         if use_posterior:
-            q = self.sample_posterior(replay, tasks.repeat_interleave(num_lanes), generator)
+            q = self.posterior(self.sample_rows(replay, tasks.repeat_interleave(num_lanes), generator))
         mean, std = (x.view(len(tasks), num_lanes, size) for x in (q.mean, q.variance.sqrt()))
         heads = self.train_heads(tasks)
         return ActorPolicy(

@@ -144,7 +144,7 @@ class SacLearner:
         new = _batch(self._recorder.units, rollout, reward)
         seen = new
         if self._seen is not None:
-            pairs = zip(_fields(self._seen), _fields(new), strict=True)
+            pairs = zip(self._seen.tensors(), new.tensors(), strict=True)
             seen = Batch(*(torch.cat(pair, dim=1) for pair in pairs))
         self._seen = seen
         with torch.enable_grad():  # an evaluation has none
@@ -164,12 +164,8 @@ class SacLearner:
         ]
         index, noise = torch.stack([d[0] for d in draws]), torch.stack([d[1] for d in draws], dim=1)
         of_task = torch.arange(num_tasks)[:, None]
-        batch = Batch(*(column[of_task, index] for column in _fields(seen)))
+        batch = Batch(*(column[of_task, index] for column in seen.tensors()))
         self._agent.step(self._optimizers, batch, batch.obs.new_zeros(num_tasks, 0), noise)
-
-
-def _fields(batch: Batch) -> tuple[Tensor, ...]:
-    return batch.obs, batch.act, batch.reward, batch.next_obs, batch.terminated
 
 
 def _batch(units: ActionUnits, rollout: Rollout, reward: Tensor) -> Batch:

@@ -17,7 +17,7 @@ A step reads nothing back from the device, so that a GPU may capture it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ from torch.nn.functional import mse_loss, relu, softplus
 
 from admrl.config.sac import SacConfig
 from dynamics.onednn import linear
+from policy_opt.capture import RECORDERS, CapturedSteps
 
 MIN_LOG_STD, MAX_LOG_STD = -20.0, 2.0  # as released with PEARL
 HIDDEN_BIAS, OUTPUT_RANGE, HEAD_RANGE = 0.1, 3e-3, 1e-3  # initial weights, likewise
@@ -43,6 +44,10 @@ class Batch:
     reward: Tensor  # (B, N, 1)
     next_obs: Tensor  # (B, N, S)
     terminated: Tensor  # (B, N, 1) 1 where no value lies beyond
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """In the order of the fields."""
+        return self.obs, self.act, self.reward, self.next_obs, self.terminated
 
 
 # -- networks ---------------------------------------------------------------------------------------------------
@@ -296,19 +301,23 @@ def stacked(agents: Sequence[Sac]) -> Sac:
 
 
 class Optimizers:
-    """One Adam for each group of parameters."""
+    """One Adam for each group of parameters. Where gradient steps are recorded, its learning rate is a tensor, which
+    changes in place."""
 
     def __init__(
         self, groups: dict[str, list[nn.Parameter]], learning_rate: float, *, num_agents: int = 1
     ) -> None:
         """num_agents: whose own parameters a loss is the mean of; each is given the gradient of its own loss."""
         self.groups, self.num_agents, self._learning_rate = groups, num_agents, learning_rate
-        self.adam = {
-            name: torch.optim.Adam(
-                parameters, learning_rate, fused=True, capturable=parameters[0].device.type == "cuda"
-            )
-            for name, parameters in groups.items()
-        }
+        self.adam: dict[str, torch.optim.Adam] = {}
+        for name, parameters in groups.items():
+            device = parameters[0].device
+            records = device.type in RECORDERS
+            self.adam[name] = torch.optim.Adam(parameters, learning_rate, fused=True, capturable=records)
+            if records:
+                rate = torch.full((), learning_rate, device=device, dtype=torch.float32)
+                self.adam[name].param_groups[0]["lr"] = rate
+        self._captured = CapturedSteps()
 
     def renewed(self, groups: dict[str, list[nn.Parameter]]) -> Optimizers:
         """The same, with their moments, for the same parameters where these are now."""
@@ -321,7 +330,10 @@ class Optimizers:
         self._learning_rate = learning_rate
         for adam in self.adam.values():
             for group in adam.param_groups:
-                group["lr"] = learning_rate
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(learning_rate)
+                else:
+                    group["lr"] = learning_rate
 
     def step(self, name: str, loss: Tensor) -> None:
         """One step of a group down its own gradient; no other gradient is computed or kept."""
@@ -330,6 +342,12 @@ class Optimizers:
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = gradient.contiguous()  # the fused kernel reads memory, not strides
         self.adam[name].step()
+
+    def captured(
+        self, name: str, module: nn.Module, step: Callable[..., dict[str, Tensor]], *inputs: Tensor
+    ) -> dict[str, Tensor]:
+        """step(*inputs), gradient steps on groups of the module, see `policy_opt.capture.CapturedSteps`."""
+        return self._captured(name, module, self.adam.values(), step, *inputs)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Moments and counts as tensors by name."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from stand_in_device import DEVICE
 
-from policy_opt.capture import RECORDERS, Captured, Newest
+from policy_opt.capture import RECORDERS, Captured, CapturedSteps, Newest
 
 
 def counted(function):
@@ -95,3 +95,28 @@ def test_the_newest_are_kept():
         assert kept.get(key, lambda key=key: make(key)) is kept.get(key, lambda key=key: make(key))
         assert len(kept) <= 2
     assert "".join(made) == "abcb"
+
+
+def test_a_gradient_step_is_recorded_anew_where_its_rate_is_a_number(monkeypatch):
+    """One weight, loss w x: every step of gradient descent takes rate x off it."""
+    recorded, record = [], RECORDERS[DEVICE.type]
+    monkeypatch.setitem(RECORDERS, DEVICE.type, lambda f: (recorded.append(f), record(f))[1])
+    module = torch.nn.Linear(1, 1, bias=False).to(DEVICE)
+    with torch.no_grad():
+        module.weight.fill_(1.0)
+    descent, captured = torch.optim.SGD(module.parameters(), lr=0.25), CapturedSteps()
+
+    def step(x):
+        loss = module(x).sum()
+        (module.weight.grad,) = torch.autograd.grad(loss, [module.weight])
+        descent.step()
+        return {"loss": loss.detach()}
+
+    losses = []
+    for i in range(8):
+        descent.param_groups[0]["lr"] = 0.25 if i < 4 else 0.5
+        reported = captured("it", module, [descent], step, torch.full((1, 1), 1.0 + i, device=DEVICE))
+        losses.append(reported["loss"].item())
+    weights = [1.0, 0.75, 0.25, -0.5, -1.5, -4.0, -7.0, -10.5]
+    assert losses == [(1.0 + i) * weight for i, weight in enumerate(weights)]
+    assert len(recorded) == 2

@@ -34,8 +34,10 @@ def test_crl_adapter_learns_the_heads_of_its_tasks(generator, difference):
         reward = torch.arange(50).remainder(2) * (2.0 * k - 1)
         replay.add(k, obs, obs, obs, reward, reward, torch.zeros(50), to_context=True)
     optimizers = Optimizers({"adapter": list(crl.adapter.parameters())}, 1e-2)
+    tasks = torch.tensor([0, 1])
     for _ in range(600):
-        optimizers.step("adapter", crl.adapter_loss(replay, torch.tensor([0, 1]), generator)[0])
+        rows = crl.adapter_rows(replay, tasks, generator)
+        optimizers.step("adapter", crl.adapter_loss(tasks, rows)[0])
     stored = replay.columns()["rows"].view(2, 50, -1)  # obs, act, next_obs, two rewards, terminated
     rows = context_rows(stored[..., :2], stored[..., 2:4], stored[..., 6:7], stored[..., 4:6])
     heads = crl.predict_heads(rows, 2)
