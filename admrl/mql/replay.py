@@ -36,9 +36,13 @@ class Batch:
     history: Tensor  # (B, N, L, W) tuples (a, r, s) before obs, the newest last
     next_history: Tensor  # (B, N, L, W) before next_obs
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """In the order of the fields."""
+        return tuple(getattr(self, f.name) for f in fields(self))
+
     def to(self, device: torch.device) -> Batch:
         """The same on a device; itself, if it is there."""
-        return Batch(*(getattr(self, f.name).to(device) for f in fields(self)))
+        return Batch(*(x.to(device) for x in self.tensors()))
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,7 +31,7 @@ from admrl.mql.adapter import MqlAdapter
 from admrl.mql.config import MqlConfig, check_mql
 from admrl.mql.networks import Agent
 from admrl.mql.policy import policy_of
-from admrl.mql.replay import PooledReplay, rows_of
+from admrl.mql.replay import Batch, PooledReplay, rows_of
 from admrl.mql.td3 import td3_step
 from admrl.solving.rollouts import episode_returns
 from admrl.solving.sac import Optimizers
@@ -135,8 +135,7 @@ def _update(state: MqlState, num: int) -> dict[str, float]:
         batch = replay.episodes.batch(index[None], config.td3.history_length)  # all tasks as one
         noise = torch.randn(batch.act.shape, generator=state.generator, dtype=torch.float32).to(state.device)
         state.num_updates += 1
-        moves_actor = state.num_updates % config.td3.policy_delay == 0
-        metrics |= td3_step(state.agent, state.optimizers, batch, noise, moves_actor=moves_actor)
+        metrics |= _gradient_step(state.agent, state.optimizers, batch, noise, state.num_updates)
     values = {name: float(value) for name, value in on_host(metrics).items()}
     if broken := [name for name, value in values.items() if not math.isfinite(value)]:
         raise FloatingPointError(
@@ -144,6 +143,19 @@ def _update(state: MqlState, num: int) -> dict[str, float]:
             "smaller `config.td3.learning_rate`"
         )
     return values
+
+
+def _gradient_step(
+    agent: Agent, optimizers: Optimizers, batch: Batch, noise: Tensor, number: int
+) -> dict[str, Tensor]:
+    """The TD3 step of that number, recorded where the device can, with the actor and without it."""
+    moves_actor = number % agent.config.policy_delay == 0
+
+    def step(noise: Tensor, *batch: Tensor) -> dict[str, Tensor]:
+        return td3_step(agent, optimizers, Batch(*batch), noise, moves_actor=moves_actor)
+
+    name = f"a TD3 step {'with' if moves_actor else 'without'} the actor"
+    return optimizers.captured(name, agent, step, noise, *batch.tensors())
 
 
 def _test(state: MqlState, num_threads: int) -> dict[str, float]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 import torch
@@ -28,7 +28,7 @@ from admrl.evaluation.method_run import MethodState, test_tasks, train_steps
 from admrl.jobs.reporter import Reporter, Silent
 from admrl.offline.adapter import MacawAdapter
 from admrl.offline.agent import MacawAgent
-from admrl.offline.buffers import Buffers, OfflineData, joined
+from admrl.offline.buffers import Batch, Buffers, OfflineData, joined
 from admrl.offline.config import (
     BUFFERS_PER_STEP,
     TITLES,
@@ -40,6 +40,7 @@ from admrl.offline.config import (
 from admrl.offline.data_files import read_all
 from admrl.offline.recording import record, training_tasks
 from admrl.streams import Purpose, stream
+from policy_opt.capture import RECORDERS, CapturedSteps
 from task_families.family import TaskFamily
 
 NUM_COPIES, NUM_PASSES = 4, 8
@@ -58,6 +59,7 @@ class MacawState(MethodState):
     data: OfflineData | None = None
     """None: before the first step."""
     buffers: Buffers | None = None
+    captured: CapturedSteps = field(default_factory=CapturedSteps)
 
     @property
     def train_psi(self) -> Tensor:
@@ -98,9 +100,9 @@ class MacawState(MethodState):
 
     def renew_optimizers(self) -> None:
         """See `MethodState`."""
-        moments = self.optimizer.state_dict()
+        moments = self.optimizer.state_dict()["state"]
         self.optimizer = make_optimizer(self.agent)
-        self.optimizer.load_state_dict(moments)
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
 
     def move_data(self, device: torch.device) -> None:
         """See `MethodState`; what is saved stays on the CPU, too."""
@@ -154,7 +156,9 @@ def make_optimizer(agent: MacawAgent) -> torch.optim.Adam:
         (list(agent.policy.parameters()), config.policy_rate),
         (inner, config.rate_rate),
     ]
-    return torch.optim.Adam([{"params": parameters, "lr": rate} for parameters, rate in groups], fused=True)
+    named = [{"params": parameters, "lr": rate} for parameters, rate in groups]
+    records = agent.advantage_weight.device.type in RECORDERS
+    return torch.optim.Adam(named, fused=True, capturable=records)
 
 
 def train_macaw(
@@ -212,17 +216,29 @@ def _update(state: MacawState) -> dict[str, float]:
     num_tasks = len(buffers.size)
     for _ in range(UPDATES_PER_STEP):
         tasks = torch.randperm(num_tasks, generator=state.generator)[: config.meta_batch]
-        inner, outer = buffers.draw(tasks, config.inner_batch, config.outer_batch, state.generator)
-        of_value, of_policy = (loss.mean() for loss in state.agent.outer_losses(inner, outer))
-        state.optimizer.zero_grad()
-        (of_value + of_policy).backward()
-        state.optimizer.step()
+        batches = buffers.draw(tasks, config.inner_batch, config.outer_batch, state.generator)
+        losses = _outer_update(state, *batches)
         state.num_updates += 1
-    return _finite(state, {"value_loss": of_value, "policy_loss": of_policy})
+    return _finite(state, losses)
+
+
+def _outer_update(state: MacawState, inner: Batch, outer: Batch) -> dict[str, Tensor]:
+    """One, recorded where the device can; its losses."""
+    agent, optimizer = state.agent, state.optimizer
+
+    def step(*columns: Tensor) -> dict[str, Tensor]:
+        inner, outer = Batch(*columns[: len(columns) // 2]), Batch(*columns[len(columns) // 2 :])
+        of_value, of_policy = (loss.mean() for loss in agent.outer_losses(inner, outer))
+        optimizer.zero_grad()
+        (of_value + of_policy).backward()
+        optimizer.step()
+        return {"value_loss": of_value.detach(), "policy_loss": of_policy.detach()}
+
+    return state.captured("an outer update of MACAW", agent, [optimizer], step, *inner, *outer)
 
 
 def _finite(state: MacawState, losses: dict[str, Tensor]) -> dict[str, float]:
-    values = {name: float(loss.detach()) for name, loss in losses.items()}
+    values = {name: float(loss) for name, loss in losses.items()}
     if broken := [name for name, value in values.items() if not math.isfinite(value)]:
         raise FloatingPointError(
             f"{broken[0]} is not finite after {state.num_updates} updates; the last checkpoint is sound. Try a "

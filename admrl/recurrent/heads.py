@@ -62,7 +62,7 @@ class GaussianHead(nn.Module):
 
     def entropy(self, output: Tensor) -> Tensor:
         """See `Head`: sum_i log_std_i + A (1 + log 2 pi) / 2."""
-        each = 0.5 * (1 + torch.log(self.log_std.new_tensor(2 * torch.pi)))
+        each = 0.5 * (1 + torch.log(self.log_std.new_full((), 2 * torch.pi)))
         return (self.log_std + each).sum().expand(output.shape[:-1])
 
     def to_unit(self, act: Tensor) -> Tensor:

@@ -19,9 +19,12 @@ from torch.nn.utils import clip_grad_norm_
 from admrl.devices.transfer import on_host
 from admrl.recurrent.agent import RecurrentAgent, Sequence
 from admrl.recurrent.config import PpoConfig
+from admrl.solving.sac import Optimizers
 from policy_opt.advantage import gae
 
 SMALLEST_STD = 1e-8
+AGENT = "agent"  # the one group of the optimiser
+STEP = "a gradient step of PPO"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,14 +38,13 @@ class TrialBatch:
     target: Tensor  # (T, B) of V
     sound: Tensor  # (T, B) bool, steps that count
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """In the order of the fields."""
+        return self.inputs, self.act, self.log_prob, self.advantage, self.target, self.sound
+
     def trials(self, index: Tensor) -> TrialBatch:
         """Some of the trials."""
-        return TrialBatch(
-            *(
-                x[:, index]
-                for x in (self.inputs, self.act, self.log_prob, self.advantage, self.target, self.sound)
-            )
-        )
+        return TrialBatch(*(x[:, index] for x in self.tensors()))
 
 
 @dataclass(frozen=True)
@@ -109,24 +111,30 @@ def ppo_objective(
 
 def ppo_update(
     agent: RecurrentAgent,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     batch: TrialBatch,
     config: PpoConfig,
     generator: torch.Generator,
 ) -> PpoReport:
     """num_epochs x num_minibatches gradient steps; the agent changes."""
+    optimizer = optimizers.adam[AGENT]
+
+    def step(*columns: Tensor) -> dict[str, Tensor]:
+        objective, parts = ppo_objective(agent, TrialBatch(*columns), config)
+        optimizer.zero_grad()
+        (-objective).backward()
+        clip_grad_norm_(agent.parameters(), config.max_grad_norm)
+        optimizer.step()
+        return {name: part.detach() for name, part in parts.items()}
+
     zero = torch.zeros((), dtype=torch.float64, device=batch.act.device)
     sums = dict.fromkeys(("objective", "kl", "entropy", "value_error"), zero)
     for _ in range(config.num_epochs):
         order = torch.randperm(batch.act.shape[1], generator=generator).to(batch.act.device)
         for index in order.tensor_split(config.num_minibatches):
-            objective, parts = ppo_objective(agent, batch.trials(index), config)
-            optimizer.zero_grad()
-            (-objective).backward()
-            clip_grad_norm_(agent.parameters(), config.max_grad_norm)
-            optimizer.step()
+            parts = optimizers.captured(STEP, agent, step, *batch.trials(index).tensors())
             for name, part in parts.items():
-                sums[name] = sums[name] + part.detach()
+                sums[name] = sums[name] + part
     num_steps = config.num_epochs * config.num_minibatches
     means = {name: float(total) / num_steps for name, total in on_host(sums).items()}
     return PpoReport(**(means | {"value_error": means["value_error"] ** 0.5}))

@@ -27,14 +27,13 @@ from admrl.recurrent.adapter import RecurrentAdapter
 from admrl.recurrent.agent import RecurrentAgent, Sequence, joined
 from admrl.recurrent.config import TITLES, RecurrentConfig, check_recurrent
 from admrl.recurrent.policy import RecurrentPolicy
-from admrl.recurrent.ppo import ppo_update, trial_batch
+from admrl.recurrent.ppo import AGENT, ppo_update, trial_batch
 from admrl.solving.rollouts import episode_returns
 from admrl.solving.sac import Optimizers
 from admrl.streams import Purpose, stream
 from policy_opt.advantage import gae
 from task_families.family import TaskFamily
 
-AGENT = "agent"  # the one group of the optimiser
 SCALE_RATE = 0.1  # with which value_scale^2 follows the mean square of returns to go [ours]
 SMALLEST_SCALE = 1e-6
 NUM_GATES, NUM_OUTPUTS = 14, 20
@@ -148,7 +147,7 @@ def _update(state: RecurrentState, trials: Sequence) -> dict[str, float]:
     agent, config = state.agent, state.config
     _follow_scale(state, trials)
     batch = trial_batch(agent, trials, config.gae_lambda)
-    report = asdict(ppo_update(agent, state.optimizers.adam[AGENT], batch, config.ppo, state.generator))
+    report = asdict(ppo_update(agent, state.optimizers, batch, config.ppo, state.generator))
     state.num_updates += config.ppo.num_epochs * config.ppo.num_minibatches
     broken = [name for name, value in report.items() if not math.isfinite(value)]
     if broken or not all(bool(p.isfinite().all()) for p in agent.parameters()):

@@ -15,6 +15,7 @@ from admrl.devices.choice import FREE
 from admrl.devices.names import AVAILABLE
 from admrl.recurrent.config import PpoConfig
 from admrl.run_kinds import load_any_run
+from policy_opt.capture import RECORDERS, CapturedSteps
 
 SHORT = {
     "baselines": {"num_iterations": 1, "num_updates": 2},
@@ -87,6 +88,35 @@ def test_gradient_steps_do_not_wait(algorithm, tmp_path, standin):  # noqa: F811
             run_command(command(algorithm, tmp_path / str(num_updates), "standin", num_updates=num_updates))
         seen.append(len(watched.read_backs))
     assert seen[0] == seen[1]
+
+
+RECORDED = {  # settings under which gradient steps are repeated, and how many functions are recorded
+    "pearl": ({"num_updates": 5}, 1),
+    "crl": ({"num_updates": 5}, 2),
+    "sac": ({"num_updates": 5}, 1),
+    "mql": ({"num_updates": 9}, 2),
+    "rl2": ({"ppo": PpoConfig(num_epochs=3, num_minibatches=3)}, 2),
+    "macaw": ({}, 1),
+}
+
+
+@pytest.mark.parametrize("algorithm", RECORDED)
+def test_recorded_gradient_steps_are_the_same_bit_by_bit(algorithm, tmp_path, standin, monkeypatch):  # noqa: F811
+    settings, num_functions = RECORDED[algorithm]
+    recorded, record = [], RECORDERS["standin"]
+    monkeypatch.setitem(
+        RECORDERS, "standin", lambda function: (recorded.append(function), record(function))[1]
+    )
+    run_command(command(algorithm, tmp_path / "recorded", "standin", **settings))
+    assert len(recorded) == num_functions
+    monkeypatch.setattr(
+        CapturedSteps, "__call__", lambda self, name, module, optimizers, step, *inputs: step(*inputs)
+    )
+    run_command(command(algorithm, tmp_path / "usual", "standin", **settings))
+    assert len(recorded) == num_functions
+    usual, found = learned(tmp_path / "usual"), learned(tmp_path / "recorded")
+    for name, value in usual.items():
+        assert torch.equal(found[name], value), name
 
 
 def test_a_run_goes_on_on_another_device_and_says_so(tmp_path, standin, capsys):  # noqa: F811

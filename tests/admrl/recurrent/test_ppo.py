@@ -10,6 +10,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from admrl.recurrent.agent import Sequence
 from admrl.recurrent.config import PpoConfig
 from admrl.recurrent.ppo import (
+    AGENT,
     TrialBatch,
     clipped_surrogate,
     normalized,
@@ -17,6 +18,7 @@ from admrl.recurrent.ppo import (
     ppo_update,
     trial_batch,
 )
+from admrl.solving.sac import Optimizers
 from policy_opt.gaussian_policy import gaussian_log_prob
 
 
@@ -163,11 +165,11 @@ def test_an_update_raises_the_objective(family):
     agent, config = agent_of(family), PpoConfig(num_epochs=20, num_minibatches=2, learning_rate=3e-3)
     batch = random_batch(agent, spread=0.0)
     before = float(ppo_objective(agent, batch, config)[0].detach())
-    optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate)
-    report = ppo_update(agent, optimizer, batch, config, torch.Generator().manual_seed(0))
+    optimizers = Optimizers({AGENT: list(agent.parameters())}, config.learning_rate)
+    report = ppo_update(agent, optimizers, batch, config, torch.Generator().manual_seed(0))
     after = float(ppo_objective(agent, batch, config)[0].detach())
     assert after > before + 0.05 and report.value_error > 0
-    assert optimizer.state[agent.policy.weight]["step"] == 40
+    assert optimizers.adam[AGENT].state[agent.policy.weight]["step"] == 40
 
 
 def test_minibatches_are_whole_trials_in_the_generators_order():
@@ -180,7 +182,7 @@ def test_minibatches_are_whole_trials_in_the_generators_order():
     updated = []
     for seed in (0, 0, 1):
         agent = agent_of()
-        optimizer = torch.optim.Adam(agent.parameters(), lr=1e-2)
-        ppo_update(agent, optimizer, batch, PpoConfig(), torch.Generator().manual_seed(seed))
+        optimizers = Optimizers({AGENT: list(agent.parameters())}, 1e-2)
+        ppo_update(agent, optimizers, batch, PpoConfig(), torch.Generator().manual_seed(seed))
         updated.append(agent.policy.weight.detach())
     assert torch.equal(updated[0], updated[1]) and not torch.equal(updated[0], updated[2])
