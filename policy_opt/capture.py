@@ -5,7 +5,8 @@ the other may be slower than the GPU that computes them. What has been recorded 
 recorded runs as it is.
 
 Nothing of this has run on a GPU yet. The stand-in of the tests runs the same code, with a recorder that calls the
-function again, and refuses inside of it what a GPU cannot record: values that are read back, and uploads.
+function again, and refuses inside of it what a GPU cannot record: values that are read back, uploads, and memory from
+outside that has moved.
 """
 
 from __future__ import annotations

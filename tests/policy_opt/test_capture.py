@@ -84,6 +84,19 @@ def test_the_stand_in_refuses_what_a_gpu_cannot_record(forbidden):
     forbidden(x)
 
 
+def test_the_stand_in_refuses_memory_that_has_moved():
+    held = {"x": torch.ones(2, device=DEVICE)}
+    captured, x = (
+        Captured("it", lambda x: ((x + held["x"]) + torch.ones_like(x),)),
+        torch.ones(2, device=DEVICE),
+    )
+    for _ in range(3):
+        assert captured(x)[0].tolist() == [3.0, 3.0]
+    held["x"] = held["x"].clone()
+    with pytest.raises(RuntimeError, match="uses other memory than when it was recorded"):
+        captured(x)
+
+
 def test_the_newest_are_kept():
     kept, made = Newest(2), []
 

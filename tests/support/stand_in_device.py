@@ -8,7 +8,8 @@ same memory. So values are real. In addition it
   indices, which a GPU would copy first;
 * refuses a generator of another device, as a GPU does (torch lets nobody make one for it in Python);
 * notes every read-back, an operation for which the host of a GPU waits, and every upload: `watch`;
-* refuses both inside of what a GPU would have recorded as a graph (`policy_opt.capture`).
+* refuses both inside of what a GPU would have recorded as a graph (`policy_opt.capture`), and memory from outside
+  that is not where it was the first time: a graph would go on with what was there.
 
 It does not show: how fast anything is, races between streams, rounding in another order, kernels that a GPU lacks,
 generators of its own, autocast, sparse layouts. Registering is for the rest of the process: torch knows no way back.
@@ -17,13 +18,14 @@ generators of its own, autocast, sparse layouts. Registering is for the rest of 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 
 from policy_opt.capture import RECORDERS
@@ -76,7 +78,7 @@ class Seen:
 
 
 _watching: list[Seen] = []
-_recording: list[bool] = []  # not empty: inside of what a GPU would have recorded
+_recorded: list[_Recorded] = []  # not empty: inside of what a GPU would have recorded
 
 
 @contextmanager
@@ -205,7 +207,7 @@ def _note(name: str, args: tuple[Any, ...]) -> None:
         reads = args[2].numel() > 1 and any(i is not None and i.dtype == torch.bool for i in args[1])
     else:
         reads = name in READING
-    if _recording and (reads or uploads):
+    if _recorded and (reads or uploads):
         raise RuntimeError(f"{name}: operation not permitted when stream is capturing")
     for seen in _watching:
         seen.operations += 1
@@ -248,8 +250,10 @@ def _takes_tensors(operation: Any) -> list[bool]:
 def _kernel(operation: Any, *args: Any, **keywords: Any) -> Any:
     """Every operation of the device."""
     name = operation.__name__.partition(".")[0]
-    if _watching or _recording:
+    if _watching or _recorded:
         _note(name, args)
+    if _recorded:
+        _recorded[-1].uses(args, keywords)
     if name == "_copy_from":
         return _copied(*args, **keywords)
     if name == "_efficientzerotensor":  # torch makes those without memory
@@ -264,7 +268,10 @@ def _kernel(operation: Any, *args: Any, **keywords: Any) -> Any:
         keywords["out"].resize_(0)
     result = WITHOUT_CPU_KERNEL.get(name, operation)(*call.to_host(args), **keywords)
     call.follow()
-    return call.to_device(result)
+    result = call.to_device(result)
+    if _recorded:
+        _recorded[-1].makes(result)
+    return result
 
 
 _clone_storage = torch.UntypedStorage.clone
@@ -300,18 +307,39 @@ class _OnItsWay(method.OnItsWay):
 method.ON_ITS_WAY[NAME] = _OnItsWay
 
 
-def _record(function):
+class _Recorded:
     """What a GPU records as a graph is called again here; nothing is executed before."""
 
-    def repeat():
-        _recording.append(True)
+    def __init__(self, function: Callable[[], tuple[Tensor, ...]]) -> None:
+        self.function = function
+        self.known: set[int] | None = None  # addresses from outside, of the first time
+        self.outside: set[int] = set()
+        self.inside: set[int] = set()
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        self.outside, self.inside = set(), set()
+        _recorded.append(self)
         try:
-            return function()
+            answers = self.function()
         finally:
-            _recording.pop()
+            _recorded.pop()
+        if self.known is None:
+            self.known = self.outside
+        if self.outside != self.known:
+            raise RuntimeError("a recorded function uses other memory than when it was recorded")
+        return answers
 
-    return repeat
+    def uses(self, *values: Any) -> None:
+        self.outside |= _addresses(values) - self.inside
+
+    def makes(self, *values: Any) -> None:
+        self.inside |= _addresses(values) - self.outside
 
 
-RECORDERS[NAME] = _record
-method.CAPTURING[NAME] = lambda: bool(_recording)
+def _addresses(values: Any) -> set[int]:
+    tensors = (x for x in pytree.tree_leaves(values) if isinstance(x, Tensor) and x.device == DEVICE)
+    return {x.untyped_storage().data_ptr() for x in tensors} - {0}
+
+
+RECORDERS[NAME] = _Recorded
+method.CAPTURING[NAME] = lambda: bool(_recorded)
