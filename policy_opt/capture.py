@@ -19,22 +19,30 @@ import torch
 from torch import Tensor, nn
 
 Tensors = tuple[Tensor, ...]
-Recorder = Callable[[Callable[[], Tensors]], Callable[[], Tensors]]
+Recorder = Callable[[Callable[[], Tensors], torch.device], Callable[[], Tensors]]
 KEPT_STEPS = (
     4  # recorded gradient steps of one agent: of two kinds, or two sizes of a minibatch, and two to spare
 )
 
 
-def record_graph(function: Callable[[], Tensors]) -> Callable[[], Tensors]:
+def record_graph(function: Callable[[], Tensors], device: torch.device) -> Callable[[], Tensors]:
     """A function as a CUDA graph, which is recorded and not yet executed: what executes it and gives its answers,
     the same tensors each time.
+
+    Args:
+        device: of its tensors; what is on another one would be executed instead of recorded.
 
     Raises:
         RuntimeError: it does what cannot be recorded, such as waiting for a value. Nothing was executed.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        answers = function()
+    with torch.cuda.device(device):
+        before = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+                answers = function()
+        finally:
+            torch.cuda.set_stream(before)  # torch goes on with its own after a recording that failed
 
     def repeat() -> Tensors:
         graph.replay()
@@ -74,12 +82,13 @@ class Captured:
         return tuple(answer.clone() for answer in self._repeat())
 
     def _record(self, inputs: Tensors) -> None:
-        record = RECORDERS.get(inputs[0].device.type)
+        device = inputs[0].device
+        record = RECORDERS.get(device.type)
         if record is None:
             return
         mine = tuple(x.clone() for x in inputs)
         try:
-            self._repeat = record(lambda: self._function(*mine))
+            self._repeat = record(lambda: self._function(*mine), device)
         except RuntimeError as error:
             warnings.warn(
                 f"{self._name} cannot be recorded as a CUDA graph, and goes on without: {error!s:.200}",

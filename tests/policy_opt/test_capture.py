@@ -1,12 +1,13 @@
 """Recorded functions: what is repeated sees new values, and what cannot be recorded says so and goes on."""
 
 import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
 from stand_in_device import DEVICE
 
-from policy_opt.capture import RECORDERS, Captured, CapturedSteps, Newest
+from policy_opt.capture import RECORDERS, Captured, CapturedSteps, Newest, record_graph
 
 
 def counted(function):
@@ -34,7 +35,8 @@ def test_a_repetition_sees_the_values_of_its_inputs_and_gives_its_answers_away(d
 def test_it_is_recorded_in_the_second_call_which_repeats_it_once(monkeypatch):
     recorded = []
 
-    def record(function):
+    def record(function, device):
+        assert device == DEVICE
         recorded.append(function)
         return lambda: (recorded.append(None), function())[1]
 
@@ -49,7 +51,7 @@ def test_it_is_recorded_in_the_second_call_which_repeats_it_once(monkeypatch):
 
 
 def test_what_cannot_be_recorded_says_so_once_and_goes_on(monkeypatch):
-    def record(call):
+    def record(function, device):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setitem(RECORDERS, DEVICE.type, record)
@@ -113,7 +115,7 @@ def test_the_newest_are_kept():
 def test_a_gradient_step_is_recorded_anew_where_its_rate_is_a_number(monkeypatch):
     """One weight, loss w x: every step of gradient descent takes rate x off it."""
     recorded, record = [], RECORDERS[DEVICE.type]
-    monkeypatch.setitem(RECORDERS, DEVICE.type, lambda f: (recorded.append(f), record(f))[1])
+    monkeypatch.setitem(RECORDERS, DEVICE.type, lambda *given: (recorded.append(given), record(*given))[1])
     module = torch.nn.Linear(1, 1, bias=False).to(DEVICE)
     with torch.no_grad():
         module.weight.fill_(1.0)
@@ -133,3 +135,62 @@ def test_a_gradient_step_is_recorded_anew_where_its_rate_is_a_number(monkeypatch
     weights = [1.0, 0.75, 0.25, -0.5, -1.5, -4.0, -7.0, -10.5]
     assert losses == [(1.0 + i) * weight for i, weight in enumerate(weights)]
     assert len(recorded) == 2
+
+
+class FakeCuda:
+    """Two GPUs with a stream each beside those that recordings bring; as torch, a recording that failed keeps its."""
+
+    def __init__(self):
+        self.current_device, self.stream, self.replayed = 0, "usual 0", []
+
+    def CUDAGraph(self):
+        cuda = self
+
+        class Graph:
+            def replay(self):
+                cuda.replayed.append(self)
+
+        return Graph()
+
+    def Stream(self):
+        return f"new {self.current_device}"
+
+    @contextmanager
+    def device(self, device):
+        before, self.current_device, self.stream = self.current_device, device.index, f"usual {device.index}"
+        yield
+        self.current_device = before
+
+    @contextmanager
+    def graph(self, graph, stream):
+        before, self.stream = self.stream, stream
+        yield
+        self.stream = before
+
+    def current_stream(self):
+        return self.stream
+
+    def set_stream(self, stream):
+        self.stream = stream
+
+
+def test_a_graph_is_recorded_on_the_device_of_its_tensors_and_leaves_the_stream(monkeypatch):
+    cuda, seen = FakeCuda(), []
+    for name in ("CUDAGraph", "Stream", "device", "graph", "current_stream", "set_stream"):
+        monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
+    answers = (torch.ones(1),)
+
+    def function():
+        seen.append(cuda.stream)
+        return answers
+
+    def fails():
+        seen.append(cuda.stream)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    repeat = record_graph(function, torch.device("cuda", 1))
+    assert (seen, cuda.replayed, cuda.stream) == (["new 1"], [], "usual 1")
+    assert repeat() is answers and repeat() is answers and len(cuda.replayed) == 2
+    with pytest.raises(RuntimeError, match="not permitted"):
+        record_graph(fails, torch.device("cuda", 1))
+    assert (seen, cuda.stream) == (["new 1", "new 1"], "usual 1")

@@ -72,7 +72,7 @@ def test_other_settings_and_sizes_are_recorded_apart():
 
 
 def test_what_cannot_be_recorded_says_so_once_and_goes_on_with_the_same_numbers(monkeypatch):
-    def record(function):
+    def record(function, device):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     expected, _ = thetas(POLICIES["gaussian"], DEVICE, None)

@@ -310,7 +310,7 @@ method.ON_ITS_WAY[NAME] = _OnItsWay
 class _Recorded:
     """What a GPU records as a graph is called again here; nothing is executed before."""
 
-    def __init__(self, function: Callable[[], tuple[Tensor, ...]]) -> None:
+    def __init__(self, function: Callable[[], tuple[Tensor, ...]], device: torch.device) -> None:
         self.function = function
         self.known: set[int] | None = None  # addresses from outside, of the first time
         self.outside: set[int] = set()

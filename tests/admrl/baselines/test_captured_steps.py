@@ -63,9 +63,9 @@ def recorded(monkeypatch):
     """What was recorded, a name each time."""
     found, record = [], RECORDERS[DEVICE.type]
 
-    def noting(function):
+    def noting(function, device):
         found.append(function)
-        return record(function)
+        return record(function, device)
 
     monkeypatch.setitem(RECORDERS, DEVICE.type, noting)
     return found
@@ -106,7 +106,7 @@ def test_a_learning_rate_changes_in_place(recorded):
 
 
 def test_what_cannot_be_recorded_says_so_once_and_goes_on_with_the_same_numbers(monkeypatch):
-    def record(function):
+    def record(function, device):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     expected = training("pearl", DEVICE)

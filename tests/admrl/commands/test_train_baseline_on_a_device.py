@@ -104,9 +104,7 @@ RECORDED = {  # settings under which gradient steps are repeated, and how many f
 def test_recorded_gradient_steps_are_the_same_bit_by_bit(algorithm, tmp_path, standin, monkeypatch):  # noqa: F811
     settings, num_functions = RECORDED[algorithm]
     recorded, record = [], RECORDERS["standin"]
-    monkeypatch.setitem(
-        RECORDERS, "standin", lambda function: (recorded.append(function), record(function))[1]
-    )
+    monkeypatch.setitem(RECORDERS, "standin", lambda *given: (recorded.append(given), record(*given))[1])
     run_command(command(algorithm, tmp_path / "recorded", "standin", **settings))
     assert len(recorded) == num_functions
     monkeypatch.setattr(
