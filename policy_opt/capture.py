@@ -20,9 +20,8 @@ from torch import Tensor, nn
 
 Tensors = tuple[Tensor, ...]
 Recorder = Callable[[Callable[[], Tensors], torch.device], Callable[[], Tensors]]
-KEPT_STEPS = (
-    4  # recorded gradient steps of one agent: of two kinds, or two sizes of a minibatch, and two to spare
-)
+KEPT_STEPS = 4
+"""Recorded gradient steps of an agent: of two kinds, or sizes of a minibatch, before and after something moved."""
 
 
 def record_graph(function: Callable[[], Tensors], device: torch.device) -> Callable[[], Tensors]:
@@ -120,8 +119,8 @@ class Newest:
 
 
 def layouts(tensors: Tensors) -> Hashable:
-    """Shapes and dtypes: a part of a key."""
-    return tuple((tuple(x.shape), x.dtype) for x in tensors)
+    """Shapes, dtypes and devices: a part of a key."""
+    return tuple((tuple(x.shape), x.dtype, x.device) for x in tensors)
 
 
 class CapturedSteps:

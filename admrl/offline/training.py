@@ -60,6 +60,7 @@ class MacawState(MethodState):
     """None: before the first step."""
     buffers: Buffers | None = None
     captured: CapturedSteps = field(default_factory=CapturedSteps)
+    """Outer updates."""
 
     @property
     def train_psi(self) -> Tensor:
@@ -101,7 +102,7 @@ class MacawState(MethodState):
     def renew_optimizers(self) -> None:
         """See `MethodState`."""
         moments = self.optimizer.state_dict()["state"]
-        self.optimizer = make_optimizer(self.agent)
+        self.optimizer, self.captured = make_optimizer(self.agent), CapturedSteps()
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
 
     def move_data(self, device: torch.device) -> None:
