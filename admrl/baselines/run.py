@@ -15,8 +15,9 @@ from admrl.baselines.config import TITLES, BaselineConfig, check_baseline
 from admrl.baselines.training import BaselineState, make_adapter, new_baseline, train_baseline
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Adapter
-from admrl.evaluation.method_run import MethodInfo, MethodRun, OnStep
 from admrl.jobs.reporter import Reporter
+from admrl.methods.run import MethodInfo, MethodRun
+from admrl.methods.state import OnStep
 from admrl.runs.families import NOBODY, NamedFamily
 from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS
 from admrl.solving.solution_file import dump_networks, load_networks

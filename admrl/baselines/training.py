@@ -31,11 +31,13 @@ from admrl.baselines.crl import Crl, CrlAdapter
 from admrl.baselines.multitask import MultiTaskSac, multitask_adapter
 from admrl.baselines.pearl import Pearl, PearlAdapter
 from admrl.baselines.replay import MultiTaskReplay
-from admrl.devices.method_sizes import MethodSizes
 from admrl.devices.transfer import on_host
 from admrl.evaluation.adapter import Act, Adapter, Policy
-from admrl.evaluation.method_run import ReplayState, horizon_rollout, task_sets, train_steps
 from admrl.jobs.reporter import Reporter, Silent
+from admrl.methods.sampling import horizon_rollout
+from admrl.methods.sizes import MethodSizes
+from admrl.methods.state import ReplayState, train_steps
+from admrl.methods.tasks import task_sets
 from admrl.solving.rollouts import episode_returns
 from admrl.solving.sac import Optimizers
 from admrl.streams import Purpose, stream
@@ -45,7 +47,7 @@ from task_families.simulator import ActionBounds
 Agent = Pearl | MultiTaskSac
 NUM_PASSES = 7
 """Of a gradient step through networks of the size of Q, whose activations are kept; fitted to peaks that a profiler
-saw, see `tests/admrl/devices/test_method_sizes.py`."""
+saw, see `tests/admrl/methods/test_sizes.py`."""
 OnStep = Callable[["BaselineState"], None]
 
 

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from admrl.devices.choice import Choice
-    from admrl.devices.sizes import Sizes
     from admrl.evaluation.parallel import Load
     from admrl.evaluation.reference import Reference
     from admrl.evaluation.task_lists import TaskList
     from admrl.run_kinds import AnyRun
+    from admrl.solving.sizes import Sizes
 
     Prepared = tuple[list[AnyRun], TaskList, Reference | None, Choice]
 
@@ -143,7 +143,8 @@ class Evaluate(Command):
     def _choose(self, runs: list[AnyRun], num_tasks: int, config: EvaluationConfig) -> Choice:
         """The device, before anything is written; the runs whose methods can go there are moved."""
         from admrl.devices.choice import choose
-        from admrl.devices.sizes import Spaces, evaluation_sizes, num_bytes
+        from admrl.devices.demand import num_bytes
+        from admrl.solving.sizes import Spaces, evaluation_sizes
         from admrl.training.run import Run
 
         sources = [source for run in runs if run.can_move and isinstance(source := run.model_source, Run)]

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from admrl.devices.choice import Choice
-    from admrl.evaluation.method_run import MethodRun
+    from admrl.methods.run import MethodRun
     from task_families.family import TaskFamily
 
 ALLOWED_WITH_RESUME = (

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Adapter
-from admrl.evaluation.method_run import MethodInfo, MethodRun, OnStep
 from admrl.inner_loop.config import TITLES, InnerLoopConfig, check_budget, check_inner_loop
 from admrl.inner_loop.training import InnerLoopState, make_adapter, new_inner_loop, train_inner_loop
 from admrl.jobs.reporter import Reporter
+from admrl.methods.run import MethodInfo, MethodRun
+from admrl.methods.state import OnStep
 from admrl.runs.folder import INNER_LOOP
 from admrl.solving.solution_file import like
 from admrl.storage.sealed_file import check_tensor

@@ -22,10 +22,8 @@ from typing import Any
 
 import torch
 
-from admrl.devices.method_sizes import MethodSizes
 from admrl.devices.transfer import on_device
 from admrl.evaluation.adapter import Adapter
-from admrl.evaluation.method_run import MethodState, TrainingTasks, horizon_rollout, test_tasks, train_steps
 from admrl.inner_loop.adaptation import gradients
 from admrl.inner_loop.adapter import InnerLoopAdapter
 from admrl.inner_loop.config import TITLES, InnerLoopConfig, check_inner_loop
@@ -35,6 +33,10 @@ from admrl.inner_loop.meta_policy import MetaPolicy
 from admrl.inner_loop.meta_problem import MetaProblem
 from admrl.inner_loop.promp import promp_step
 from admrl.jobs.reporter import Reporter, Silent
+from admrl.methods.sampling import horizon_rollout
+from admrl.methods.sizes import MethodSizes
+from admrl.methods.state import MethodState, train_steps
+from admrl.methods.tasks import TrainingTasks, test_tasks
 from admrl.solving.rollouts import brought, episode_returns
 from admrl.streams import Purpose, stream
 from task_families.family import TaskFamily
@@ -42,7 +44,7 @@ from task_families.family import TaskFamily
 CLIPPED = ("promp", "maml-ppo")  # the others have a trust region
 NUM_PASSES = 7
 """Of a phase through the policy, whose activations are kept until the outer update; fitted to peaks that a profiler
-saw, see `tests/admrl/devices/test_method_sizes.py`."""
+saw, see `tests/admrl/methods/test_sizes.py`."""
 OnStep = Callable[["InnerLoopState"], None]
 
 

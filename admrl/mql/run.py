@@ -12,8 +12,9 @@ from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Adapter
-from admrl.evaluation.method_run import MethodInfo, MethodRun, OnStep
 from admrl.jobs.reporter import Reporter
+from admrl.methods.run import MethodInfo, MethodRun
+from admrl.methods.state import OnStep
 from admrl.mql.adapter import MqlAdapter
 from admrl.mql.config import TITLES, MqlConfig, check_mql
 from admrl.mql.training import MqlState, new_mql, train_mql

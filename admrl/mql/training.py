@@ -21,12 +21,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from admrl.devices.method_sizes import MethodSizes
 from admrl.devices.transfer import on_host
 from admrl.evaluation.adapter import Act, Policy
-from admrl.evaluation.method_run import ReplayState, task_sets, train_steps
 from admrl.evaluation.scoring import action_noise, simulate
 from admrl.jobs.reporter import Reporter, Silent
+from admrl.methods.sizes import MethodSizes
+from admrl.methods.state import ReplayState, train_steps
+from admrl.methods.tasks import task_sets
 from admrl.mql.adapter import MqlAdapter
 from admrl.mql.config import MqlConfig, check_mql
 from admrl.mql.networks import Agent
@@ -41,7 +42,7 @@ from task_families.simulator import ActionBounds, spawn_generators
 
 NUM_GATES, NUM_TUPLES, NUM_PASSES = 16, 6, 8
 """Numbers of a gradient step that are kept: of every tuple for each unit of the GRU and each of its inputs, of every
-row for each unit of the critics; fitted to peaks that a profiler saw (`tests/admrl/devices/test_method_sizes.py`)."""
+row for each unit of the critics; fitted to peaks that a profiler saw (`tests/admrl/methods/test_sizes.py`)."""
 OnStep = Callable[["MqlState"], None]
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Adapter
-from admrl.evaluation.method_run import MethodInfo, MethodRun, OnStep
 from admrl.jobs.reporter import Reporter
+from admrl.methods.run import MethodInfo, MethodRun
+from admrl.methods.state import OnStep
 from admrl.offline.adapter import MacawAdapter
 from admrl.offline.buffers import OfflineData
 from admrl.offline.config import TITLES, MacawConfig, check_macaw, check_size

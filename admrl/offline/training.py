@@ -23,9 +23,10 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from admrl.devices.method_sizes import MethodSizes
-from admrl.evaluation.method_run import MethodState, test_tasks, train_steps
 from admrl.jobs.reporter import Reporter, Silent
+from admrl.methods.sizes import MethodSizes
+from admrl.methods.state import MethodState, train_steps
+from admrl.methods.tasks import test_tasks
 from admrl.offline.adapter import MacawAdapter
 from admrl.offline.agent import MacawAgent
 from admrl.offline.buffers import Buffers, OfflineData, joined
@@ -44,7 +45,7 @@ from task_families.family import TaskFamily
 
 NUM_COPIES, NUM_PASSES = 4, 8
 """Numbers of an outer update that are kept: of every task for each parameter, of every row for each unit; fitted to
-peaks that a profiler saw, see `tests/admrl/devices/test_method_sizes.py`."""
+peaks that a profiler saw, see `tests/admrl/methods/test_sizes.py`."""
 OnStep = Callable[["MacawState"], None]
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Adapter
-from admrl.evaluation.method_run import MethodInfo, MethodRun, OnStep
 from admrl.jobs.reporter import Reporter
+from admrl.methods.run import MethodInfo, MethodRun
+from admrl.methods.state import OnStep
 from admrl.recurrent.adapter import RecurrentAdapter
 from admrl.recurrent.config import TITLES, RecurrentConfig, check_recurrent
 from admrl.recurrent.training import RecurrentState, new_recurrent, train_recurrent

@@ -20,9 +20,11 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from admrl.devices.method_sizes import MethodSizes
-from admrl.evaluation.method_run import MethodState, TrainingTasks, horizon_rollout, test_tasks, train_steps
 from admrl.jobs.reporter import Reporter, Silent
+from admrl.methods.sampling import horizon_rollout
+from admrl.methods.sizes import MethodSizes
+from admrl.methods.state import MethodState, train_steps
+from admrl.methods.tasks import TrainingTasks, test_tasks
 from admrl.recurrent.adapter import RecurrentAdapter
 from admrl.recurrent.agent import RecurrentAgent, Sequence, joined
 from admrl.recurrent.config import TITLES, RecurrentConfig, check_recurrent
@@ -39,7 +41,7 @@ SCALE_RATE = 0.1  # with which value_scale^2 follows the mean square of returns 
 SMALLEST_SCALE = 1e-6
 NUM_GATES, NUM_OUTPUTS = 14, 20
 """Numbers of a step that are kept, for every unit and every output; fitted to peaks that a profiler saw, see
-`tests/admrl/devices/test_method_sizes.py`."""
+`tests/admrl/methods/test_sizes.py`."""
 OnStep = Callable[["RecurrentState"], None]
 
 
