@@ -17,7 +17,7 @@ from admrl.inner_loop.training import InnerLoopState, make_adapter, new_inner_lo
 from admrl.jobs.reporter import Reporter
 from admrl.methods.run import MethodInfo, MethodRun
 from admrl.methods.state import OnStep
-from admrl.runs.folder import INNER_LOOP
+from admrl.runs.config_file import INNER_LOOP
 from admrl.solving.solution_file import like
 from admrl.storage.sealed_file import check_tensor
 from task_families.family import TaskFamily

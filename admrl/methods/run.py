@@ -25,8 +25,8 @@ from admrl.evaluation.evaluable_run import EvaluableRun
 from admrl.jobs.reporter import Reporter
 from admrl.methods.state import CurvePoint, OnStep, S
 from admrl.runs.checkpoints import Checkpoint
+from admrl.runs.config_file import CURVE
 from admrl.runs.families import NOBODY, NamedFamily, code_key, new_family, source_of
-from admrl.runs.folder import CURVE
 from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS, Saver, writing
 from admrl.runs.versions import versions, weights_digest
 from admrl.solving.solution_file import AGENT, dump_generators, load_generators

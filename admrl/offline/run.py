@@ -23,8 +23,8 @@ from admrl.offline.buffers import OfflineData
 from admrl.offline.config import TITLES, MacawConfig, check_macaw, check_size
 from admrl.offline.data_files import read_all, with_checksums
 from admrl.offline.training import MacawState, new_macaw, train_macaw
+from admrl.runs.config_file import OFFLINE
 from admrl.runs.families import new_family
-from admrl.runs.folder import OFFLINE
 from admrl.solving.solution_file import AGENT, OPTIMIZER, like
 from admrl.storage.sealed_file import check_tensor
 from task_families.family import TaskFamily

@@ -18,7 +18,7 @@ from admrl.methods.state import OnStep
 from admrl.recurrent.adapter import RecurrentAdapter
 from admrl.recurrent.config import TITLES, RecurrentConfig, check_recurrent
 from admrl.recurrent.training import RecurrentState, new_recurrent, train_recurrent
-from admrl.runs.folder import RECURRENT
+from admrl.runs.config_file import RECURRENT
 from admrl.solving.solution_file import dump_networks, load_networks
 from task_families.family import TaskFamily
 

@@ -12,7 +12,7 @@ from admrl.config.methods import ALGORITHMS, METHODS
 from admrl.jobs.reporter import Silent
 from admrl.methods.run import MethodRun
 from admrl.run_kinds import METHOD_RUNS
-from admrl.runs.folder import read_config
+from admrl.runs.config_file import read_config
 
 BANDIT = "bernoulli_bandit_5"
 CASES = [*((name, "point_robot") for name in ALGORITHMS), ("macaw", BANDIT), ("rl2", BANDIT)]
