@@ -85,7 +85,7 @@ def create_run(path: Path, info: Any) -> None:
 
 
 def write_config(path: Path, info: Any) -> None:
-    """What was asked for, a dataclass, as config.json; of what most runs lack (a source, an extension) it says nothing."""
+    """What was asked for, a dataclass, as config.json; a source or an extension only where there is one."""
     written = {k: v for k, v in asdict(info).items() if v or k not in ("source", SELECTOR_SOURCE, "extended")}
     write_json(path / CONFIG, written)
 
