@@ -32,10 +32,10 @@ from admrl.inner_loop.maml_trpo import maml_trpo_step
 from admrl.inner_loop.meta_policy import MetaPolicy
 from admrl.inner_loop.meta_problem import MetaProblem
 from admrl.inner_loop.promp import promp_step
-from admrl.jobs.reporter import Reporter, Silent
+from admrl.jobs.reporter import Reporter
 from admrl.methods.sampling import horizon_rollout
 from admrl.methods.sizes import MethodSizes
-from admrl.methods.state import MethodState, train_steps
+from admrl.methods.state import MethodState
 from admrl.methods.tasks import TrainingTasks, test_tasks
 from admrl.solving.rollouts import brought, episode_returns
 from admrl.streams import Purpose, stream
@@ -79,6 +79,16 @@ class InnerLoopState(MethodState):
             of_data=(),
         )
 
+    def take_step(self, reporter: Reporter, num_threads: int) -> dict[str, float]:
+        """See `MethodState`."""
+        reporter.phase(f"iteration {self.step + 1}/{self.num_steps}")
+        problem, metrics = sample_problem(self, num_threads)
+        return metrics | _update(self, problem)
+
+    def take_test(self, num_threads: int) -> dict[str, float]:
+        """See `MethodState`."""
+        return _test(self, num_threads)
+
 
 def new_inner_loop(family: TaskFamily, algorithm: str, config: InnerLoopConfig, seed: int) -> InnerLoopState:
     """The beginning of a training.
@@ -109,28 +119,6 @@ def new_inner_loop(family: TaskFamily, algorithm: str, config: InnerLoopConfig, 
 def make_optimizer(agent: MetaPolicy | MaesnPolicy) -> torch.optim.Adam:
     """Of the meta-parameters."""
     return torch.optim.Adam([agent.meta], lr=agent.config.clip.learning_rate)
-
-
-def train_inner_loop(
-    state: InnerLoopState,
-    *,
-    reporter: Reporter | None = None,
-    num_threads: int = 1,
-    on_step: OnStep | None = None,
-) -> None:
-    """Go on until the training is finished; calls on_step after every iteration.
-
-    Raises:
-        FloatingPointError: the policy is no longer finite.
-    """
-    shown = reporter or Silent()
-
-    def step() -> dict[str, float]:
-        shown.phase(f"iteration {state.step + 1}/{state.num_steps}")
-        problem, metrics = sample_problem(state, num_threads)
-        return metrics | _update(state, problem)
-
-    train_steps(state, step, lambda: _test(state, num_threads), shown, on_step)
 
 
 def sample_problem(state: InnerLoopState, num_threads: int = 1) -> tuple[MetaProblem, dict[str, float]]:

@@ -23,7 +23,7 @@ from admrl.devices.names import CPU, begin_on, described
 from admrl.devices.transfer import on_host
 from admrl.evaluation.evaluable_run import EvaluableRun
 from admrl.jobs.reporter import Reporter
-from admrl.methods.state import CurvePoint, OnStep, S
+from admrl.methods.state import CurvePoint, S, train
 from admrl.runs.checkpoints import Checkpoint
 from admrl.runs.config_file import CURVE
 from admrl.runs.families import NOBODY, NamedFamily, code_key, new_family, source_of
@@ -87,14 +87,6 @@ class MethodRun(EvaluableRun[MethodInfo, S]):
 
         Raises:
             ValueError: see `check_settings`.
-        """
-
-    @abstractmethod
-    def continue_training(self, reporter: Reporter, num_threads: int, on_step: OnStep) -> None:
-        """Go on until the training is finished; calls on_step with the state after every step.
-
-        Raises:
-            FloatingPointError: the training diverged; says what to change.
         """
 
     @abstractmethod
@@ -277,6 +269,6 @@ class MethodRun(EvaluableRun[MethodInfo, S]):
             self.notes.append(note)
         with writing(self, reporter, keep_checkpoints, columns=self.columns, trackers=trackers) as log:
             saver = Saver(self, log, checkpoint_seconds)
-            self.continue_training(log, num_threads, saver.after_step)
+            train(self.state, reporter=log, num_threads=num_threads, on_step=saver.after_step)
             saver.save()
             write_json(self.path / CURVE, [asdict(point) for point in self.state.curve])

@@ -18,7 +18,7 @@ from admrl.devices.names import CPU
 from admrl.devices.transfer import on_host
 from admrl.evaluation.adapter import Adapter
 from admrl.evaluation.evaluator import adapt_and_score
-from admrl.jobs.reporter import Reporter
+from admrl.jobs.reporter import Reporter, Silent
 from admrl.methods.sizes import MethodSizes
 from task_families.family import TaskFamily
 
@@ -61,7 +61,19 @@ class MethodState:
     twin: Any = None
     """The agent on the CPU, where it is trained on another device."""
 
-    # -- what a kind of method defines, to be trained on a device ----------------------------------------------------
+    # -- what a kind of method defines ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def take_step(self, reporter: Reporter, num_threads: int) -> dict[str, float]:
+        """One step of the training; what to report of it.
+
+        Raises:
+            FloatingPointError: the training diverged; says what to change.
+        """
+
+    @abstractmethod
+    def take_test(self, num_threads: int) -> dict[str, float]:
+        """`test` by the method's own protocol."""
 
     @abstractmethod
     def renew_optimizers(self) -> None:
@@ -151,6 +163,8 @@ class ReplayState(MethodState):
 
     train_psi: Tensor
     """(K, k)."""
+    is_announced: bool = False
+    """Whether the reporter knows of the iteration."""
 
     @property
     def steps_per_iteration(self) -> int:
@@ -173,55 +187,55 @@ class ReplayState(MethodState):
         ended = self.step > 1 and (self.step - 1) % self.steps_per_iteration == 0
         return bool(ended and self.iteration % self.config.test_every == 0)
 
-    def alternating(
-        self,
-        sample_all: Callable[[], dict[str, float]],
-        sample_some: Callable[[], dict[str, float]],
-        update: Callable[[int], dict[str, float]],
-        reporter: Reporter,
-    ) -> Callable[[], dict[str, float]]:
-        """The step of `train_steps`; update takes so many gradient steps. Each says what to report."""
-        told = False
+    @abstractmethod
+    def sample_all(self, num_threads: int) -> dict[str, float]:
+        """Sample every training task; what to report."""
 
-        def step() -> dict[str, float]:
-            nonlocal told
-            if self.step == 0:
-                reporter.phase(f"sampling {len(self.train_psi)} training tasks")
-                return sample_all()
-            position = (self.step - 1) % self.steps_per_iteration
-            if position == 0 or not told:  # also where it goes on
-                reporter.phase(f"iteration {self.iteration + 1}/{self.config.num_iterations}")
-                told = True
-            if position == 0:
-                return sample_some()
-            done = (position - 1) * UPDATES_PER_STEP
-            return update(min(UPDATES_PER_STEP, self.config.num_updates - done))
+    @abstractmethod
+    def sample_some(self, num_threads: int) -> dict[str, float]:
+        """The samples of an iteration; what to report."""
 
-        return step
+    @abstractmethod
+    def update(self, num_updates: int) -> dict[str, float]:
+        """So many gradient steps; what to report of the last."""
+
+    def take_step(self, reporter: Reporter, num_threads: int) -> dict[str, float]:
+        """See `MethodState`."""
+        if self.step == 0:
+            reporter.phase(f"sampling {len(self.train_psi)} training tasks")
+            return self.sample_all(num_threads)
+        position = (self.step - 1) % self.steps_per_iteration
+        if position == 0 or not self.is_announced:  # also where it goes on
+            reporter.phase(f"iteration {self.iteration + 1}/{self.config.num_iterations}")
+            self.is_announced = True
+        if position == 0:
+            return self.sample_some(num_threads)
+        done = (position - 1) * UPDATES_PER_STEP
+        return self.update(min(UPDATES_PER_STEP, self.config.num_updates - done))
 
 
 OnStep = Callable[[Any], None]
 S = TypeVar("S", bound=MethodState)
 
 
-def train_steps(
-    state: S,
-    step: Callable[[], dict[str, float]],
-    test: Callable[[], dict[str, float]],
-    reporter: Reporter,
-    on_step: OnStep | None,
+def train(
+    state: MethodState,
+    *,
+    reporter: Reporter | None = None,
+    num_threads: int = 1,
+    on_step: OnStep | None = None,
 ) -> None:
-    """Go on until the training is finished; calls on_step after every step.
+    """Go on until the training is finished; calls on_step with the state after every step.
 
-    Args:
-        step: does one and says what to report of it.
-        test: `MethodState.test` by the method's own protocol.
+    Raises:
+        FloatingPointError: the training diverged; says what to change.
     """
+    shown = reporter or Silent()
     while not state.finished:
-        metrics = step()
+        metrics = state.take_step(shown, num_threads)
         state.step += 1
         if state.test_is_due:
-            metrics |= test()
-        reporter.advance(real_samples=state.real_samples, **metrics)
+            metrics |= state.take_test(num_threads)
+        shown.advance(real_samples=state.real_samples, **metrics)
         if on_step is not None:
             on_step(state)

@@ -23,9 +23,9 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from admrl.jobs.reporter import Reporter, Silent
+from admrl.jobs.reporter import Reporter
 from admrl.methods.sizes import MethodSizes
-from admrl.methods.state import MethodState, train_steps
+from admrl.methods.state import MethodState
 from admrl.methods.tasks import test_tasks
 from admrl.offline.adapter import MacawAdapter
 from admrl.offline.agent import MacawAgent
@@ -125,6 +125,19 @@ class MacawState(MethodState):
             of_data=("config.num_buffer_samples", "config.num_tasks"),
         )
 
+    def take_step(self, reporter: Reporter, num_threads: int) -> dict[str, float]:
+        """See `MethodState`."""
+        if not self.has_all_data:
+            if self.config.data:
+                return _read(self, reporter)
+            return _record_some(self, reporter, num_threads)
+        reporter.phase(f"update {self.num_updates + 1}/{self.config.num_iterations}")
+        return _update(self)
+
+    def take_test(self, num_threads: int) -> dict[str, float]:
+        """See `MethodState`."""
+        return _test(self, num_threads)
+
 
 def new_macaw(family: TaskFamily, algorithm: str, config: MacawConfig, seed: int) -> MacawState:
     """The beginning of a training.
@@ -156,30 +169,6 @@ def make_optimizer(agent: MacawAgent) -> torch.optim.Adam:
         (inner, config.rate_rate),
     ]
     return torch.optim.Adam([{"params": parameters, "lr": rate} for parameters, rate in groups], fused=True)
-
-
-def train_macaw(
-    state: MacawState,
-    *,
-    reporter: Reporter | None = None,
-    num_threads: int = 1,
-    on_step: OnStep | None = None,
-) -> None:
-    """Go on until the training is finished; calls on_step after every step.
-
-    Raises:
-        ValueError: the files with the data are no longer what they were.
-        FloatingPointError: a loss is no longer finite.
-    """
-    shown = reporter or Silent()
-
-    def step() -> dict[str, float]:
-        if not state.has_all_data:
-            return _read(state, shown) if state.config.data else _record_some(state, shown, num_threads)
-        shown.phase(f"update {state.num_updates + 1}/{state.config.num_iterations}")
-        return _update(state)
-
-    train_steps(state, step, lambda: _test(state, num_threads), shown, on_step)
 
 
 def _read(state: MacawState, reporter: Reporter) -> dict[str, float]:
