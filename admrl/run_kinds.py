@@ -9,13 +9,13 @@ from typing import Any
 from admrl.baselines.outside_run import OutsideRun
 from admrl.baselines.run import BaselineRun
 from admrl.devices.names import CPU, find_device
-from admrl.evaluation.method_run import MethodRun
 from admrl.inner_loop.run import InnerLoopRun
+from admrl.methods.run import MethodRun
 from admrl.mql.run import MqlRun
 from admrl.offline.run import MacawRun
 from admrl.recurrent.run import RecurrentRun
+from admrl.runs.config_file import read_config
 from admrl.runs.families import NOBODY, NamedFamily
-from admrl.runs.folder import read_config
 from admrl.training.inferred_run import InferredRun
 from admrl.training.run import Run, load_run
 

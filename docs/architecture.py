@@ -100,10 +100,12 @@ def draw(file: Path) -> None:
     )
     place = {}
     for n, rooms in rows.items():
+        width = min(1.9, 9.5 / len(rooms))
         for i, room in enumerate(rooms):
             x, y = (i + 0.5) / len(rooms) * 10, float(n)
             place[room] = (x, y)
-            axis.add_patch(plt.Rectangle((x - 0.95, y - 0.3), 1.9, 0.6, facecolor="0.95", edgecolor="0.5"))
+            box = plt.Rectangle((x - width / 2, y - 0.3), width, 0.6, facecolor="0.95", edgecolor="0.5")
+            axis.add_patch(box)
             axis.text(x, y + 0.14, room.removeprefix("admrl."), ha="center", va="center", fontsize=10)
     lines = []
     for name, stops, shift in (("psi", PSI, -0.09), ("rollout", ROLLOUT, -0.2)):

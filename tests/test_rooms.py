@@ -18,13 +18,14 @@ ORDER = (  # rooms of admrl: each may import those before it
     {"jobs", "devices"},
     {"runs", "search", "solving"},
     {"gradient", "evaluation"},
+    {"methods"},
     {"training", "baselines", "inner_loop", "offline", "recurrent", "mql", "reports"},
     {"run_kinds", "datasets", "studies"},
     {"commands"},
     {"cli"},
     {"__main__"},
 )
-MAX_LEVELS, MAX_TOP_FILES, MAX_FILES, MAX_FUNCTION = 9, 8, 20, 60
+MAX_LEVELS, MAX_TOP_FILES, MAX_FILES, MAX_FUNCTION = 10, 8, 20, 60
 
 
 def load(path):

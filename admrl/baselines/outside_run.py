@@ -18,8 +18,8 @@ from admrl.config.plain_data import from_dict
 from admrl.evaluation.adapter import Adapter
 from admrl.evaluation.evaluable_run import UntrainedRun
 from admrl.jobs.reporter import Reporter
+from admrl.runs.config_file import CONFIG, POLICY, create_run
 from admrl.runs.families import NamedFamily, NamedMethod, check_unchanged, code_key, origin_in, source_of
-from admrl.runs.folder import CONFIG, POLICY, create_run
 from admrl.runs.versions import versions
 from admrl.storage.files import legible
 from task_families.family import TaskFamily

@@ -12,11 +12,11 @@ from pathlib import Path
 from torch import Tensor
 
 from admrl.baselines.config import TITLES, BaselineConfig, check_baseline
-from admrl.baselines.training import BaselineState, make_adapter, new_baseline, train_baseline
+from admrl.baselines.training import BaselineState, make_adapter, new_baseline
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Adapter
-from admrl.evaluation.method_run import MethodInfo, MethodRun, OnStep
 from admrl.jobs.reporter import Reporter
+from admrl.methods.run import MethodInfo, MethodRun
 from admrl.runs.families import NOBODY, NamedFamily
 from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS
 from admrl.solving.solution_file import dump_networks, load_networks
@@ -71,10 +71,6 @@ class BaselineRun(MethodRun[BaselineState]):
     ) -> BaselineState:
         """See `MethodRun`."""
         return new_baseline(family, algorithm, config, seed)
-
-    def continue_training(self, reporter: Reporter, num_threads: int, on_step: OnStep) -> None:
-        """See `MethodRun`."""
-        train_baseline(self.state, reporter=reporter, num_threads=num_threads, on_step=on_step)
 
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `MethodRun`."""

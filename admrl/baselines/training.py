@@ -31,11 +31,12 @@ from admrl.baselines.crl import Crl, CrlAdapter
 from admrl.baselines.multitask import MultiTaskSac, multitask_adapter
 from admrl.baselines.pearl import Pearl, PearlAdapter
 from admrl.baselines.replay import MultiTaskReplay
-from admrl.devices.method_sizes import MethodSizes
 from admrl.devices.transfer import on_host
 from admrl.evaluation.adapter import Act, Adapter, Policy
-from admrl.evaluation.method_run import ReplayState, horizon_rollout, task_sets, train_steps
-from admrl.jobs.reporter import Reporter, Silent
+from admrl.methods.sampling import horizon_rollout
+from admrl.methods.sizes import MethodSizes
+from admrl.methods.state import ReplayState
+from admrl.methods.tasks import task_sets
 from admrl.solving.rollouts import episode_returns
 from admrl.solving.sac import Optimizers
 from admrl.streams import Purpose, stream
@@ -45,7 +46,7 @@ from task_families.simulator import ActionBounds
 Agent = Pearl | MultiTaskSac
 NUM_PASSES = 7
 """Of a gradient step through networks of the size of Q, whose activations are kept; fitted to peaks that a profiler
-saw, see `tests/admrl/devices/test_method_sizes.py`."""
+saw, see `tests/admrl/methods/test_sizes.py`."""
 OnStep = Callable[["BaselineState"], None]
 
 
@@ -115,6 +116,22 @@ class BaselineState(ReplayState):
             of_data=("config.num_iterations", "config.tasks_per_iteration", "config.num_extra_steps"),
         )
 
+    def sample_all(self, num_threads: int) -> dict[str, float]:
+        """See `ReplayState`."""
+        return _sample_everything(self, num_threads)
+
+    def sample_some(self, num_threads: int) -> dict[str, float]:
+        """See `ReplayState`."""
+        return _sample_iteration(self, num_threads)
+
+    def update(self, num_updates: int) -> dict[str, float]:
+        """See `ReplayState`."""
+        return _update(self, num_updates)
+
+    def take_test(self, num_threads: int) -> dict[str, float]:
+        """See `MethodState`."""
+        return _test(self, num_threads)
+
 
 def new_baseline(family: TaskFamily, algorithm: str, config: BaselineConfig, seed: int) -> BaselineState:
     """The beginning of a training.
@@ -142,28 +159,6 @@ def new_baseline(family: TaskFamily, algorithm: str, config: BaselineConfig, see
         train_psi=train_psi,
         test_psi=test_psi,
     )
-
-
-def train_baseline(
-    state: BaselineState,
-    *,
-    reporter: Reporter | None = None,
-    num_threads: int = 1,
-    on_step: OnStep | None = None,
-) -> None:
-    """Go on until the training is finished; calls on_step after every step.
-
-    Raises:
-        FloatingPointError: a loss is no longer finite.
-    """
-    shown = reporter or Silent()
-    step = state.alternating(
-        lambda: _sample_everything(state, num_threads),
-        lambda: _sample_iteration(state, num_threads),
-        lambda num: _update(state, num),
-        shown,
-    )
-    train_steps(state, step, lambda: _test(state, num_threads), shown, on_step)
 
 
 def _update(state: BaselineState, num: int) -> dict[str, float]:

@@ -59,7 +59,7 @@ class Compare(Command):
         """What is compared; the folder exists afterwards."""
         from admrl.evaluation.gap_files import load_tables
         from admrl.reports.comparison import check_gaps, compare_tables
-        from admrl.runs.folder import read_config
+        from admrl.runs.config_file import read_config
         from admrl.runs.records import read_records
 
         comparison = compare_tables(load_tables(with_folders(self.runs, self), self.tasks), self.names)

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from admrl.devices.choice import Choice
-    from admrl.devices.sizes import Sizes
-    from admrl.evaluation.parallel import Load
+    from admrl.evaluation.parallel import Plan
     from admrl.evaluation.reference import Reference
     from admrl.evaluation.task_lists import TaskList
     from admrl.run_kinds import AnyRun
+    from admrl.solving.sizes import Sizes
 
     Prepared = tuple[list[AnyRun], TaskList, Reference | None, Choice]
 
@@ -143,7 +143,8 @@ class Evaluate(Command):
     def _choose(self, runs: list[AnyRun], num_tasks: int, config: EvaluationConfig) -> Choice:
         """The device, before anything is written; the runs whose methods can go there are moved."""
         from admrl.devices.choice import choose
-        from admrl.devices.sizes import Spaces, evaluation_sizes, num_bytes
+        from admrl.devices.demand import num_bytes
+        from admrl.solving.sizes import Spaces, evaluation_sizes
         from admrl.training.run import Run
 
         sources = [source for run in runs if run.can_move and isinstance(source := run.model_source, Run)]
@@ -204,16 +205,7 @@ class Evaluate(Command):
         from admrl.evaluation.parallel import solve_cells
 
         runs, tasks, _, choice = prepared
-        solve_cells(
-            runs,
-            tasks,
-            config,
-            self.seed,
-            self.num_workers,
-            console,
-            load=self._load(choice),
-            decompose=self.decompose,
-        )
+        solve_cells(runs, self._plan(tasks, config, choice), self.num_workers, console)
         console.print(
             f"{counted(len(runs), 'run')}: all cells are there; next, with all runs that are compared: the same "
             "without --only-cells"
@@ -228,15 +220,11 @@ class Evaluate(Command):
         name = self.name or tasks.name
         tables = evaluate_in_parallel(
             runs,
-            tasks,
-            config,
-            self.seed,
+            self._plan(tasks, config, choice),
             self.num_workers,
             console,
             name=name,
-            load=self._load(choice),
             reference=reference,
-            decompose=self.decompose,
         )
         objective = Objective(self.objective, self.alpha, self.temperature)
         for j in range(len(tables[0].num_samples)):
@@ -248,11 +236,12 @@ class Evaluate(Command):
         words = ["admrl", "compare", *(str(run.path) for run in runs), "--tasks", name, "--out", "report"]
         console.print(f"wrote {name} into each run; next: {shlex.join(words)}")
 
-    def _load(self, choice: Choice) -> Load:
-        """What opens the runs in other processes."""
+    def _plan(self, tasks: TaskList, config: EvaluationConfig, choice: Choice) -> Plan:
+        from admrl.evaluation.parallel import Plan
         from admrl.run_kinds import load_on
 
-        return partial(load_on, named=named_by(self, self.accept_changed), device=str(choice.device))
+        load = partial(load_on, named=named_by(self, self.accept_changed), device=str(choice.device))
+        return Plan(tasks, config, self.seed, load, self.decompose)
 
     def _say_where(self, runs: list[AnyRun], choice: Choice, console: Console) -> None:
         """The device, where it is not the CPU, or was chosen; and who stays on the CPU."""

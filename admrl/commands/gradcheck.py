@@ -69,7 +69,7 @@ class Gradcheck(Command):
         import torch
 
         from admrl.devices.choice import choose
-        from admrl.devices.sizes import Spaces, check_sizes
+        from admrl.solving.sizes import Spaces, check_sizes
         from admrl.training.run import load_run
 
         run = load_run(self.run, family=self.family, accept_changed=self.accept_changed)

@@ -130,7 +130,7 @@ def with_folders(runs: tuple[Path, ...], options: Options) -> tuple[Path, ...]:
         ValueError: a method was not evaluated yet, or as another one.
     """
     from admrl.baselines.outside import parse_methods
-    from admrl.runs.folder import CONFIG, read_config
+    from admrl.runs.config_file import CONFIG, read_config
 
     methods, found = parse_methods(options.policy, options.method, options.sees_psi), list(runs)
     name = _family_name(runs, options) if methods else ""
@@ -164,7 +164,7 @@ def _family(options: Options) -> TaskFamily:
 def _family_name(runs: Sequence[Path], options: Options) -> str:
     """Without making it, where that is possible."""
     from admrl.evaluation.gap_table import GapTable
-    from admrl.runs.folder import read_config
+    from admrl.runs.config_file import read_config
     from task_families.registry import names
 
     if runs:

@@ -150,7 +150,7 @@ class Quickstart(Command):
     def _evaluate(self, runs: list[Run], console: Console) -> Path:
         from admrl.commands.gap_printing import print_notes, print_tables
         from admrl.evaluation.evaluate_runs import check_runs
-        from admrl.evaluation.parallel import evaluate_in_parallel, lock_runs
+        from admrl.evaluation.parallel import Plan, evaluate_in_parallel, lock_runs
         from admrl.reports.heatmap import plot_gap_heatmap
         from admrl.run_kinds import load_any_run
         from admrl.runs.families import NamedFamily
@@ -165,9 +165,8 @@ class Quickstart(Command):
             f"2/2 evaluation on {len(tasks.psi)} tasks, {config.num_policy_seeds} policies each",
         )
         lock_runs(trained)
-        tables = evaluate_in_parallel(
-            trained, tasks, config, self.seed, self.num_workers, console, name=tasks.name, load=load
-        )
+        plan = Plan(tasks, config, self.seed, load)
+        tables = evaluate_in_parallel(trained, plan, self.num_workers, console, name=tasks.name)
         print_tables(tables, console)
         print_notes(tables, console)
         figure = self.out / "quickstart.png"

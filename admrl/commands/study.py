@@ -258,7 +258,7 @@ def check_tasks(study: Study, jobs: tuple[Job, ...], file: Path) -> None:
         ValueError: names the family and what does not fit.
     """
     from admrl.evaluation.task_lists import choose_tasks
-    from admrl.runs.folder import read_config
+    from admrl.runs.config_file import read_config
     from task_families.registry import make
 
     runs = [(run, read_config(run)) for run in study.runs]

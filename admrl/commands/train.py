@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from admrl.devices.choice import Choice
-    from admrl.devices.sizes import Sizes
+    from admrl.solving.sizes import Sizes
     from admrl.training.run import Run
     from task_families.family import TaskFamily
 
@@ -156,8 +156,8 @@ class Train(Command):
     def _choose(self, config: MetaTrainConfig, selector: str, family: Callable[[], TaskFamily]) -> Choice:
         """The device, before anything is written."""
         from admrl.devices.choice import choose
-        from admrl.devices.sizes import Spaces, training_sizes
         from admrl.search.factory import uses_gradient
+        from admrl.solving.sizes import Spaces, training_sizes
 
         check_config(config)
         name = self.device

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from admrl.devices.choice import Choice
-    from admrl.evaluation.method_run import MethodRun
+    from admrl.methods.run import MethodRun
     from task_families.family import TaskFamily
 
 ALLOWED_WITH_RESUME = (
@@ -168,8 +168,8 @@ class BaselineOptions(Command):
     def _resumed(self, path: Path) -> MethodRun[Any]:
         """The run of a folder, of any kind."""
         from admrl.run_kinds import METHOD_RUNS
+        from admrl.runs.config_file import read_config
         from admrl.runs.families import NamedFamily, family_of
-        from admrl.runs.folder import read_config
 
         kind = read_config(path, command="train-baseline").get("kind")
         named = NamedFamily(None if self.family == type(self).family else self.family, self.accept_changed)

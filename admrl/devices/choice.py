@@ -10,8 +10,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from admrl.devices.demand import Demand, num_bytes
 from admrl.devices.names import AUTO, AVAILABLE, CPU, described, find_device
-from admrl.devices.sizes import Demand, num_bytes
 from dynamics.relu_networks import relu_networks
 
 FREE: dict[str, Callable[[torch.device], int]] = {"cuda": lambda device: torch.cuda.mem_get_info(device)[0]}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.gap_table import GapTable
-from admrl.runs.folder import CONFIG
+from admrl.runs.config_file import CONFIG
 
 FOLDER = "gaps"
 

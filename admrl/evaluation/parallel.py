@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,31 @@ Load = Callable[[Path], EvaluableRun]
 """Opens a run folder in another process, so it is a function of a module."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What all jobs of an evaluation know."""
+
+    tasks: TaskList
+    config: EvaluationConfig
+    seed: int
+    load: Load
+    decompose: bool = False
+    """Also solve the runs' oracles."""
+
+    def part_store(self, run: EvaluableRun, *, of_oracle: bool) -> PartStore:
+        """Where cells of a run, or of its oracle, are kept."""
+        return PartStore(run, self.config_of(of_oracle), self.seed, of_oracle=of_oracle)
+
+    def part_stores(self, runs: Sequence[EvaluableRun]) -> list[PartStore]:
+        """Those of all runs, then those of all oracles, if these are asked for."""
+        kinds = (False, True) if self.decompose else (False,)
+        return [self.part_store(run, of_oracle=of_oracle) for of_oracle in kinds for run in runs]
+
+    def config_of(self, of_oracle: bool) -> EvaluationConfig:
+        """Oracles are scored zero-shot."""
+        return replace(self.config, num_stages=0) if of_oracle else self.config
+
+
 def lock_runs(runs: Sequence[EvaluableRun]) -> None:
     """Lock all of them or none.
 
@@ -55,33 +80,30 @@ def release_runs(runs: Sequence[EvaluableRun]) -> None:
 
 def evaluate_in_parallel(
     runs: Sequence[EvaluableRun],
-    tasks: TaskList,
-    config: EvaluationConfig,
-    seed: int,
+    plan: Plan,
     num_workers: int,
     console: Console,
     *,
     name: str,
-    load: Load,
     reference: Reference | None = None,
-    decompose: bool = False,
 ) -> list[GapTable]:
     """`evaluate_gaps` in jobs of one policy seed and a batch of tasks; finished jobs are not done again.
 
     The runs are locked by the caller (`lock_runs`); their locks are released here.
     """
+    tasks, config, seed = plan.tasks, plan.config, plan.seed
     try:
         jobs, pooled_file = [], None
         if needs_pooled(config, reference):
-            pooled_file = _pooled_file(runs, tasks, config, seed)
-            jobs += _pooled_jobs(pooled_file, runs, tasks, config, seed, load, console)
-        stores, rulers, cells = _cells(runs, tasks, config, seed, load, console, decompose)
-        if jobs := [*jobs, *cells]:
+            pooled_file = _pooled_file(runs, plan)
+            jobs += _pooled_jobs(pooled_file, runs, plan, console)
+        stores = plan.part_stores(runs)
+        jobs += [job for store in stores for job in _adapted_jobs(store, plan, console)]
+        if jobs:
             run_jobs(jobs, num_workers, console)
         keys = _keys(runs[0], tasks)
-        adapted, oracles = (
-            [store.collect(keys, config.num_policy_seeds) for store in kind] for kind in (stores, rulers)
-        )
+        found = [store.collect(keys, config.num_policy_seeds) for store in stores]
+        adapted, oracles = found[: len(runs)], found[len(runs) :]
         pooled = None if pooled_file is None else _read_pooled(pooled_file, len(keys), config)
         tables = run_tables(
             runs, tasks, adapted, config, seed, pooled=pooled, reference=reference, oracles=oracles
@@ -93,114 +115,64 @@ def evaluate_in_parallel(
         release_runs(runs)
 
 
-def solve_cells(
-    runs: Sequence[EvaluableRun],
-    tasks: TaskList,
-    config: EvaluationConfig,
-    seed: int,
-    num_workers: int,
-    console: Console,
-    *,
-    load: Load,
-    decompose: bool = False,
-) -> None:
+def solve_cells(runs: Sequence[EvaluableRun], plan: Plan, num_workers: int, console: Console) -> None:
     """The part of `evaluate_in_parallel` that each run has for itself, into its folder; locks as there."""
     try:
-        if jobs := _cells(runs, tasks, config, seed, load, console, decompose)[2]:
+        stores = plan.part_stores(runs)
+        if jobs := [job for store in stores for job in _adapted_jobs(store, plan, console)]:
             run_jobs(jobs, num_workers, console)
     finally:
         release_runs(runs)
-
-
-def _cells(
-    runs: Sequence[EvaluableRun],
-    tasks: TaskList,
-    config: EvaluationConfig,
-    seed: int,
-    load: Load,
-    console: Console,
-    decompose: bool,
-) -> tuple[list[PartStore], list[PartStore], list[Job]]:
-    """Where the cells of the runs are, those of their oracles, and what is left to do for both."""
-    jobs, stores = [], [PartStore(run, config, seed) for run in runs]
-    for run, store in zip(runs, stores, strict=True):
-        jobs += _adapted_jobs(run, store, tasks, config, seed, load, console)
-    zero_shot = replace(config, num_stages=0)
-    ruled = runs if decompose else []
-    rulers = [PartStore(run, zero_shot, seed, of_oracle=True) for run in ruled]
-    for run, store in zip(ruled, rulers, strict=True):
-        jobs += _adapted_jobs(run, store, tasks, zero_shot, seed, load, console, of_oracle=True)
-    return stores, rulers, jobs
 
 
 def _keys(run: EvaluableRun, tasks: TaskList) -> list[tuple[int, ...]]:
     return unit_keys(run.family.box.to_unit(tasks.psi))
 
 
-def _adapted_jobs(
-    run: EvaluableRun,
-    store: PartStore,
-    tasks: TaskList,
-    config: EvaluationConfig,
-    seed: int,
-    load: Load,
-    console: Console,
-    *,
-    of_oracle: bool = False,
-) -> list[Job]:
+def _adapted_jobs(store: PartStore, plan: Plan, console: Console) -> list[Job]:
     """What is left to do for a run, or for its oracle."""
-    keys = _keys(run, tasks)
-    psi_of = dict(zip(keys, tasks.psi.tolist(), strict=True))
+    run, of_oracle = store.run, store.of_oracle
+    config, keys = plan.config_of(of_oracle), _keys(run, plan.tasks)
+    psi_of = dict(zip(keys, plan.tasks.psi.tolist(), strict=True))
     missing = store.missing(keys, config.num_policy_seeds)
     for note in store.notes:
         console.print(note, style="yellow")
     if 0 < len(missing) < len(keys) * config.num_policy_seeds:
         whose = "the oracle of " if of_oracle else ""
         console.print(f"{whose}{run.path}: {len(missing)} cells are left")
+    name = f"{'A_oracle' if of_oracle else 'A_n'} of {run.path.name}"
     jobs = []
     for policy_seed in range(config.num_policy_seeds):
         psi = [psi_of[k] for k, r in missing if r == policy_seed]
         for i in range(0, len(psi), config.tasks_per_batch):
-            arguments = (
-                load,
-                run.path,
-                psi[i : i + config.tasks_per_batch],
-                tasks,
-                config,
-                seed,
-                policy_seed,
-                of_oracle,
-            )
-            name = f"{'A_oracle' if of_oracle else 'A_n'} of {run.path.name}"
+            batch = psi[i : i + config.tasks_per_batch]
+            arguments = (plan, run.path, batch, policy_seed, of_oracle)
             jobs.append(Job(name, adapted_job, arguments, run.num_steps(config)))
     return jobs
 
 
 def adapted_job(
-    load: Load,
+    plan: Plan,
     path: Path,
     psi: list[list[float]],
-    tasks: TaskList,
-    config: EvaluationConfig,
-    seed: int,
     policy_seed: int,
     of_oracle: bool,
     reporter: Reporter,
 ) -> None:
     """`adapt_and_score` of a run folder, or of its oracle, for one policy seed, into its `PartStore`."""
-    run = _opened_again(load, path)
-    batch = torch.tensor(psi, dtype=tasks.psi.dtype)
+    run, config = _opened_again(plan.load, path), plan.config_of(of_oracle)
+    batch = torch.tensor(psi, dtype=plan.tasks.psi.dtype)
     adapted = adapt_and_score(
         run.family,
         (run.oracle if of_oracle else run.adapter)(config, reporter=reporter),
         batch,
         config,
-        seed,
+        plan.seed,
         policy_seeds=[policy_seed],
-        allow_outside=tasks.allow_outside,
+        allow_outside=plan.tasks.allow_outside,
         reporter=reporter,
     )
-    store = PartStore(run, config, seed, of_oracle=of_oracle)
+    store = plan.part_store(run, of_oracle=of_oracle)
     store.save(unit_keys(run.family.box.to_unit(batch)), policy_seed, adapted)
 
 
@@ -214,51 +186,36 @@ def _opened_again(load: Load, path: Path) -> EvaluableRun:
 # -- the built-in reference run ---------------------------------------------------------------------------------
 
 
-def _pooled_file(runs: Sequence[EvaluableRun], tasks: TaskList, config: EvaluationConfig, seed: int) -> Path:
+def _pooled_file(runs: Sequence[EvaluableRun], plan: Plan) -> Path:
     """Where its episodes are kept: in the first run's folder, named after what they depend on."""
+    config = plan.config
     of_model: dict[Path, EvaluableRun] = {}  # the run itself before others that use its model
     for run in sorted(runs, key=lambda run: str(run.path)):
         if (source := run.model_source) is not None:
             of_model.setdefault(Path(source.path).absolute(), run)
     learners = list(of_model.values())
-    settings = [run.fingerprint(replace(config, num_stages=0), seed) for run in learners]
+    settings = [run.fingerprint(replace(config, num_stages=0), plan.seed) for run in learners]
     names = ("num_policy_seeds", "num_reference_stages", "num_reference_samples", "num_reference_updates")
-    key = digest([settings, {n: getattr(config, n) for n in names}, tasks.psi.tolist()])
+    key = digest([settings, {n: getattr(config, n) for n in names}, plan.tasks.psi.tolist()])
     return learners[0].path / FOLDER / f"reference-{key}.part"
 
 
-def _pooled_jobs(
-    file: Path,
-    runs: Sequence[EvaluableRun],
-    tasks: TaskList,
-    config: EvaluationConfig,
-    seed: int,
-    load: Load,
-    console: Console,
-) -> list[Job]:
+def _pooled_jobs(file: Path, runs: Sequence[EvaluableRun], plan: Plan, console: Console) -> list[Job]:
     """The reference run, if it is not there; says so if it was, and is damaged."""
     if file.exists():
         try:
-            _read_pooled(file, len(tasks.psi), config)
+            _read_pooled(file, len(plan.tasks.psi), plan.config)
             return []
         except DamagedFileError as error:
             console.print(f"{error}; the reference run is done again", style="yellow")
-    arguments = (load, [run.path for run in runs], file, tasks, config, seed)
-    return [Job("reference A*", pooled_job, arguments, num_pooled_steps(model_sources(runs)[0], config))]
+    num_steps = num_pooled_steps(model_sources(runs)[0], plan.config)
+    return [Job("reference A*", pooled_job, (plan, [run.path for run in runs], file), num_steps)]
 
 
-def pooled_job(
-    load: Load,
-    paths: list[Path],
-    file: Path,
-    tasks: TaskList,
-    config: EvaluationConfig,
-    seed: int,
-    reporter: Reporter,
-) -> None:
+def pooled_job(plan: Plan, paths: list[Path], file: Path, reporter: Reporter) -> None:
     """`pooled_reference` of run folders, into a file."""
-    sources = model_sources([_opened_again(load, path) for path in paths])
-    pooled = pooled_reference(sources, tasks, config, seed, reporter=reporter)
+    sources = model_sources([_opened_again(plan.load, path) for path in paths])
+    pooled = pooled_reference(sources, plan.tasks, plan.config, plan.seed, reporter=reporter)
     make_folder(file.parent)
     episodes = torch.from_numpy(np.ascontiguousarray(pooled.episode_return))
     write_sealed(file, {"episode_return": episodes}, {"real_samples": pooled.real_samples})

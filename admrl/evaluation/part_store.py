@@ -38,6 +38,7 @@ class PartStore:
             of_oracle: the parts are those of the run's oracle (`EvaluableRun.oracle`).
         """
         settings = run.fingerprint(config, seed) | ({"policies": "oracle"} if of_oracle else {})
+        self.run, self.of_oracle = run, of_oracle
         self.folder = run.path / FOLDER / digest(settings)
         self.notes: list[str] = []
         """What was damaged, for the user."""

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from admrl.evaluation.adapter import Act, AdapterError, Experience, Exploration, Tasks
-from admrl.evaluation.method_run import TASK_SEED
 from admrl.inner_loop.adaptation import gradients
 from admrl.inner_loop.adapter import check_stages
 from admrl.inner_loop.advantages import advantages
 from admrl.inner_loop.config import InnerLoopConfig
 from admrl.inner_loop.maesn import LatentBatch, LatentProblem, latent_loss
 from admrl.inner_loop.meta_policy import AdaptedPolicy, make_policy
+from admrl.methods.tasks import TASK_SEED
 from policy_opt.policy import Policy
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from admrl.devices import transfer
 from admrl.evaluation.adapter import Act
-from admrl.evaluation.method_run import TrainingTasks
 from admrl.inner_loop.adaptation import Batch
 from admrl.inner_loop.advantages import make_batch
 from admrl.inner_loop.config import InnerLoopConfig
 from admrl.inner_loop.meta_problem import MetaProblem
+from admrl.methods.tasks import TrainingTasks
 from policy_opt.categorical_policy import CategoricalPolicy
 from policy_opt.gaussian_policy import GaussianPolicy
 from policy_opt.policy import Policy

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Adapter
-from admrl.evaluation.method_run import MethodInfo, MethodRun, OnStep
 from admrl.inner_loop.config import TITLES, InnerLoopConfig, check_budget, check_inner_loop
-from admrl.inner_loop.training import InnerLoopState, make_adapter, new_inner_loop, train_inner_loop
+from admrl.inner_loop.training import InnerLoopState, make_adapter, new_inner_loop
 from admrl.jobs.reporter import Reporter
-from admrl.runs.folder import INNER_LOOP
+from admrl.methods.run import MethodInfo, MethodRun
+from admrl.runs.config_file import INNER_LOOP
 from admrl.solving.solution_file import like
 from admrl.storage.sealed_file import check_tensor
 from task_families.family import TaskFamily
@@ -58,10 +58,6 @@ class InnerLoopRun(MethodRun[InnerLoopState]):
     ) -> InnerLoopState:
         """See `MethodRun`."""
         return new_inner_loop(family, algorithm, config, seed)
-
-    def continue_training(self, reporter: Reporter, num_threads: int, on_step: OnStep) -> None:
-        """See `MethodRun`."""
-        train_inner_loop(self.state, reporter=reporter, num_threads=num_threads, on_step=on_step)
 
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `MethodRun`."""

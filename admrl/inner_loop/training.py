@@ -22,10 +22,8 @@ from typing import Any
 
 import torch
 
-from admrl.devices.method_sizes import MethodSizes
 from admrl.devices.transfer import on_device
 from admrl.evaluation.adapter import Adapter
-from admrl.evaluation.method_run import MethodState, TrainingTasks, horizon_rollout, test_tasks, train_steps
 from admrl.inner_loop.adaptation import gradients
 from admrl.inner_loop.adapter import InnerLoopAdapter
 from admrl.inner_loop.config import TITLES, InnerLoopConfig, check_inner_loop
@@ -34,7 +32,11 @@ from admrl.inner_loop.maml_trpo import maml_trpo_step
 from admrl.inner_loop.meta_policy import MetaPolicy
 from admrl.inner_loop.meta_problem import MetaProblem
 from admrl.inner_loop.promp import promp_step
-from admrl.jobs.reporter import Reporter, Silent
+from admrl.jobs.reporter import Reporter
+from admrl.methods.sampling import horizon_rollout
+from admrl.methods.sizes import MethodSizes
+from admrl.methods.state import MethodState
+from admrl.methods.tasks import TrainingTasks, test_tasks
 from admrl.solving.rollouts import brought, episode_returns
 from admrl.streams import Purpose, stream
 from task_families.family import TaskFamily
@@ -42,7 +44,7 @@ from task_families.family import TaskFamily
 CLIPPED = ("promp", "maml-ppo")  # the others have a trust region
 NUM_PASSES = 7
 """Of a phase through the policy, whose activations are kept until the outer update; fitted to peaks that a profiler
-saw, see `tests/admrl/devices/test_method_sizes.py`."""
+saw, see `tests/admrl/methods/test_sizes.py`."""
 OnStep = Callable[["InnerLoopState"], None]
 
 
@@ -77,6 +79,16 @@ class InnerLoopState(MethodState):
             of_data=(),
         )
 
+    def take_step(self, reporter: Reporter, num_threads: int) -> dict[str, float]:
+        """See `MethodState`."""
+        reporter.phase(f"iteration {self.step + 1}/{self.num_steps}")
+        problem, metrics = sample_problem(self, num_threads)
+        return metrics | _update(self, problem)
+
+    def take_test(self, num_threads: int) -> dict[str, float]:
+        """See `MethodState`."""
+        return _test(self, num_threads)
+
 
 def new_inner_loop(family: TaskFamily, algorithm: str, config: InnerLoopConfig, seed: int) -> InnerLoopState:
     """The beginning of a training.
@@ -107,28 +119,6 @@ def new_inner_loop(family: TaskFamily, algorithm: str, config: InnerLoopConfig, 
 def make_optimizer(agent: MetaPolicy | MaesnPolicy) -> torch.optim.Adam:
     """Of the meta-parameters."""
     return torch.optim.Adam([agent.meta], lr=agent.config.clip.learning_rate)
-
-
-def train_inner_loop(
-    state: InnerLoopState,
-    *,
-    reporter: Reporter | None = None,
-    num_threads: int = 1,
-    on_step: OnStep | None = None,
-) -> None:
-    """Go on until the training is finished; calls on_step after every iteration.
-
-    Raises:
-        FloatingPointError: the policy is no longer finite.
-    """
-    shown = reporter or Silent()
-
-    def step() -> dict[str, float]:
-        shown.phase(f"iteration {state.step + 1}/{state.num_steps}")
-        problem, metrics = sample_problem(state, num_threads)
-        return metrics | _update(state, problem)
-
-    train_steps(state, step, lambda: _test(state, num_threads), shown, on_step)
 
 
 def sample_problem(state: InnerLoopState, num_threads: int = 1) -> tuple[MetaProblem, dict[str, float]]:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Adapter
-from admrl.evaluation.method_run import MethodInfo, MethodRun, OnStep
 from admrl.jobs.reporter import Reporter
+from admrl.methods.run import MethodInfo, MethodRun
 from admrl.mql.adapter import MqlAdapter
 from admrl.mql.config import TITLES, MqlConfig, check_mql
-from admrl.mql.training import MqlState, new_mql, train_mql
+from admrl.mql.training import MqlState, new_mql
 from admrl.solving.solution_file import dump_networks, load_networks
 from task_families.family import TaskFamily
 
@@ -50,10 +50,6 @@ class MqlRun(MethodRun[MqlState]):
     def new_training(cls, family: TaskFamily, algorithm: str, config: MqlConfig, seed: int) -> MqlState:
         """See `MethodRun`."""
         return new_mql(family, algorithm, config, seed)
-
-    def continue_training(self, reporter: Reporter, num_threads: int, on_step: OnStep) -> None:
-        """See `MethodRun`."""
-        train_mql(self.state, reporter=reporter, num_threads=num_threads, on_step=on_step)
 
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `MethodRun`."""

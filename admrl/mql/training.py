@@ -21,12 +21,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from admrl.devices.method_sizes import MethodSizes
 from admrl.devices.transfer import on_host
 from admrl.evaluation.adapter import Act, Policy
-from admrl.evaluation.method_run import ReplayState, task_sets, train_steps
 from admrl.evaluation.scoring import action_noise, simulate
-from admrl.jobs.reporter import Reporter, Silent
+from admrl.methods.sizes import MethodSizes
+from admrl.methods.state import ReplayState
+from admrl.methods.tasks import task_sets
 from admrl.mql.adapter import MqlAdapter
 from admrl.mql.config import MqlConfig, check_mql
 from admrl.mql.networks import Agent
@@ -41,7 +41,7 @@ from task_families.simulator import ActionBounds, spawn_generators
 
 NUM_GATES, NUM_TUPLES, NUM_PASSES = 16, 6, 8
 """Numbers of a gradient step that are kept: of every tuple for each unit of the GRU and each of its inputs, of every
-row for each unit of the critics; fitted to peaks that a profiler saw (`tests/admrl/devices/test_method_sizes.py`)."""
+row for each unit of the critics; fitted to peaks that a profiler saw (`tests/admrl/methods/test_sizes.py`)."""
 OnStep = Callable[["MqlState"], None]
 
 
@@ -78,6 +78,22 @@ class MqlState(ReplayState):
             of_data=("config.num_iterations", "config.tasks_per_iteration"),
         )
 
+    def sample_all(self, num_threads: int) -> dict[str, float]:
+        """See `ReplayState`."""
+        return _sample_everything(self, num_threads)
+
+    def sample_some(self, num_threads: int) -> dict[str, float]:
+        """See `ReplayState`."""
+        return _sample_iteration(self, num_threads)
+
+    def update(self, num_updates: int) -> dict[str, float]:
+        """See `ReplayState`."""
+        return _update(self, num_updates)
+
+    def take_test(self, num_threads: int) -> dict[str, float]:
+        """See `MethodState`."""
+        return _test(self, num_threads)
+
 
 def new_mql(family: TaskFamily, algorithm: str, config: MqlConfig, seed: int) -> MqlState:
     """The beginning of a training.
@@ -102,28 +118,6 @@ def new_mql(family: TaskFamily, algorithm: str, config: MqlConfig, seed: int) ->
         train_psi=train_psi,
         test_psi=test_psi,
     )
-
-
-def train_mql(
-    state: MqlState,
-    *,
-    reporter: Reporter | None = None,
-    num_threads: int = 1,
-    on_step: OnStep | None = None,
-) -> None:
-    """Go on until the training is finished; calls on_step after every step.
-
-    Raises:
-        FloatingPointError: a loss is no longer finite.
-    """
-    shown = reporter or Silent()
-    step = state.alternating(
-        lambda: _sample_everything(state, num_threads),
-        lambda: _sample_iteration(state, num_threads),
-        lambda num: _update(state, num),
-        shown,
-    )
-    train_steps(state, step, lambda: _test(state, num_threads), shown, on_step)
 
 
 def _update(state: MqlState, num: int) -> dict[str, float]:

@@ -19,8 +19,8 @@ from torch import Tensor
 from admrl.config.sac import SacConfig
 from admrl.evaluation.adapter import Act, Policy
 from admrl.offline.buffers import ActionUnits
-from admrl.offline.networks import one_hot
 from admrl.solving.sac import Batch, Optimizers, Sac, stacked, tanh_gaussian
+from policy_opt.categorical_policy import one_hot
 from task_families.bandit import BernoulliBandit5
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout

@@ -17,8 +17,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from admrl.offline.networks import one_hot
 from admrl.storage.sealed_file import check_tensor
+from policy_opt.categorical_policy import one_hot
 from task_families.rollout import Rollout
 from task_families.simulator import ActionBounds
 

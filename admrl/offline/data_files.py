@@ -22,11 +22,11 @@ from torch import Tensor
 
 from admrl.offline.buffers import ROWS, TASK, ActionUnits, OfflineData, joined
 from admrl.offline.config import MacawConfig
-from admrl.offline.networks import one_hot
 from admrl.runs.checkpoints import CheckpointStore
-from admrl.runs.folder import CONFIG, OFFLINE, read_config
+from admrl.runs.config_file import CONFIG, OFFLINE, read_config
 from admrl.storage.files import DamagedFileError, parse_json
 from admrl.storage.sealed_file import check_tensor
+from policy_opt.categorical_policy import one_hot
 from task_families.family import TaskFamily
 
 MISSING = 'Minari data sets need h5py: pip install "admrl[minari]"'

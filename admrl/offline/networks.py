@@ -19,9 +19,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax, relu
+from torch.nn.functional import relu
 
 from admrl.solving.sac import uniform
+from policy_opt.categorical_policy import Categoricals, gumbel, one_hot
 
 Params = dict[str, Tensor]
 Layers = dict[str, tuple[Tensor, Tensor]]  # name -> W (o, i), b (o)
@@ -131,18 +132,12 @@ class ChoiceHead:
 
     def log_prob(self, output: Tensor, act: Tensor) -> Tensor:
         """See `Head`."""
-        return (log_softmax(output, dim=-1) * act).sum(-1)
+        return Categoricals(output.log_softmax(-1)).log_prob(act)
 
     def most_likely(self, output: Tensor) -> Tensor:
         """See `Head`."""
         return one_hot(output)
 
     def sample(self, output: Tensor, noise: Tensor) -> Tensor:
-        """See `Head`; the largest of logits plus Gumbel noise is a draw of the softmax."""
-        u = torch.special.ndtr(noise.double()).clamp(1e-12, 1 - 1e-12)
-        return one_hot(output - torch.log(-torch.log(u)).to(output))
-
-
-def one_hot(x: Tensor) -> Tensor:
-    """1 where x (..., A) is largest, 0 elsewhere; of equal ones the first."""
-    return torch.zeros_like(x).scatter(-1, x.argmax(-1, keepdim=True), 1.0)
+        """See `Head`."""
+        return one_hot(output + gumbel(noise))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from admrl.evaluation.method_run import TASK_SEED
 from admrl.evaluation.scoring import action_noise, simulate
 from admrl.jobs.reporter import Reporter
+from admrl.methods.tasks import TASK_SEED
 from admrl.offline.behaviour import Recorder
 from admrl.offline.buffers import OfflineData, joined
 from task_families.family import TaskFamily

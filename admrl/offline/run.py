@@ -15,15 +15,15 @@ from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Adapter
-from admrl.evaluation.method_run import MethodInfo, MethodRun, OnStep
 from admrl.jobs.reporter import Reporter
+from admrl.methods.run import MethodInfo, MethodRun
 from admrl.offline.adapter import MacawAdapter
 from admrl.offline.buffers import OfflineData
 from admrl.offline.config import TITLES, MacawConfig, check_macaw, check_size
 from admrl.offline.data_files import read_all, with_checksums
-from admrl.offline.training import MacawState, new_macaw, train_macaw
+from admrl.offline.training import MacawState, new_macaw
+from admrl.runs.config_file import OFFLINE
 from admrl.runs.families import new_family
-from admrl.runs.folder import OFFLINE
 from admrl.solving.solution_file import AGENT, OPTIMIZER, like
 from admrl.storage.sealed_file import check_tensor
 from task_families.family import TaskFamily
@@ -81,10 +81,6 @@ class MacawRun(MethodRun[MacawState]):
         return super().prepare(
             path, algorithm=algorithm, family=family, variant=variant, preset=preset, seed=seed, config=config
         )
-
-    def continue_training(self, reporter: Reporter, num_threads: int, on_step: OnStep) -> None:
-        """See `MethodRun`."""
-        train_macaw(self.state, reporter=reporter, num_threads=num_threads, on_step=on_step)
 
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `MethodRun`."""

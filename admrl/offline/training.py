@@ -23,9 +23,10 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from admrl.devices.method_sizes import MethodSizes
-from admrl.evaluation.method_run import MethodState, test_tasks, train_steps
-from admrl.jobs.reporter import Reporter, Silent
+from admrl.jobs.reporter import Reporter
+from admrl.methods.sizes import MethodSizes
+from admrl.methods.state import MethodState
+from admrl.methods.tasks import test_tasks
 from admrl.offline.adapter import MacawAdapter
 from admrl.offline.agent import MacawAgent
 from admrl.offline.buffers import Batch, Buffers, OfflineData, joined
@@ -45,7 +46,7 @@ from task_families.family import TaskFamily
 
 NUM_COPIES, NUM_PASSES = 4, 8
 """Numbers of an outer update that are kept: of every task for each parameter, of every row for each unit; fitted to
-peaks that a profiler saw, see `tests/admrl/devices/test_method_sizes.py`."""
+peaks that a profiler saw, see `tests/admrl/methods/test_sizes.py`."""
 OnStep = Callable[["MacawState"], None]
 
 
@@ -127,6 +128,19 @@ class MacawState(MethodState):
             of_data=("config.num_buffer_samples", "config.num_tasks"),
         )
 
+    def take_step(self, reporter: Reporter, num_threads: int) -> dict[str, float]:
+        """See `MethodState`."""
+        if not self.has_all_data:
+            if self.config.data:
+                return _read(self, reporter)
+            return _record_some(self, reporter, num_threads)
+        reporter.phase(f"update {self.num_updates + 1}/{self.config.num_iterations}")
+        return _update(self)
+
+    def take_test(self, num_threads: int) -> dict[str, float]:
+        """See `MethodState`."""
+        return _test(self, num_threads)
+
 
 def new_macaw(family: TaskFamily, algorithm: str, config: MacawConfig, seed: int) -> MacawState:
     """The beginning of a training.
@@ -160,30 +174,6 @@ def make_optimizer(agent: MacawAgent) -> torch.optim.Adam:
     named = [{"params": parameters, "lr": rate} for parameters, rate in groups]
     records = agent.advantage_weight.device.type in RECORDERS
     return torch.optim.Adam(named, fused=True, capturable=records)
-
-
-def train_macaw(
-    state: MacawState,
-    *,
-    reporter: Reporter | None = None,
-    num_threads: int = 1,
-    on_step: OnStep | None = None,
-) -> None:
-    """Go on until the training is finished; calls on_step after every step.
-
-    Raises:
-        ValueError: the files with the data are no longer what they were.
-        FloatingPointError: a loss is no longer finite.
-    """
-    shown = reporter or Silent()
-
-    def step() -> dict[str, float]:
-        if not state.has_all_data:
-            return _read(state, shown) if state.config.data else _record_some(state, shown, num_threads)
-        shown.phase(f"update {state.num_updates + 1}/{state.config.num_iterations}")
-        return _update(state)
-
-    train_steps(state, step, lambda: _test(state, num_threads), shown, on_step)
 
 
 def _read(state: MacawState, reporter: Reporter) -> dict[str, float]:

@@ -13,10 +13,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
-from torch.special import log_ndtr
 
-from policy_opt.gaussian_policy import gaussian_log_prob
+from policy_opt.categorical_policy import Categoricals, gumbel, one_hot
+from policy_opt.gaussian_policy import Gaussians
+from policy_opt.policy import ActionDistribution
 from task_families.family import TaskFamily
 
 
@@ -26,11 +26,8 @@ class Head(Protocol):
     def sample(self, output: Tensor, noise: Tensor) -> Tensor:
         """An action in units of the policy for standard normal noise (..., A)."""
 
-    def log_prob(self, output: Tensor, act: Tensor) -> Tensor:
-        """log pi of an action in units of the policy (...)."""
-
-    def entropy(self, output: Tensor) -> Tensor:
-        """Nats (...)."""
+    def distribution(self, output: Tensor) -> ActionDistribution:
+        """Of actions in units of the policy; any number of sample axes."""
 
     def to_unit(self, act: Tensor) -> Tensor:
         """An action of the family in units of the policy."""
@@ -56,14 +53,9 @@ class GaussianHead(nn.Module):
         """See `Head`."""
         return output + self.log_std.exp() * noise
 
-    def log_prob(self, output: Tensor, act: Tensor) -> Tensor:
-        """See `Head`; a density of unit actions."""
-        return gaussian_log_prob(output, self.log_std, act)
-
-    def entropy(self, output: Tensor) -> Tensor:
-        """See `Head`: sum_i log_std_i + A (1 + log 2 pi) / 2."""
-        each = 0.5 * (1 + torch.log(self.log_std.new_full((), 2 * torch.pi)))
-        return (self.log_std + each).sum().expand(output.shape[:-1])
+    def distribution(self, output: Tensor) -> Gaussians:
+        """See `Head`; densities are of unit actions."""
+        return Gaussians(output, self.log_std.expand_as(output))
 
     def to_unit(self, act: Tensor) -> Tensor:
         """See `Head`."""
@@ -78,22 +70,16 @@ class CategoricalHead(nn.Module):
     """Without parameters of its own."""
 
     def sample(self, output: Tensor, noise: Tensor) -> Tensor:
-        """See `Head`: argmax_i (output_i + g_i), g_i = -log(-log Phi(noise_i)) standard Gumbel."""
-        gumbel = -torch.log(-log_ndtr(noise))
-        return one_hot((output + gumbel).argmax(-1), output.shape[-1]).to(output)
+        """See `Head`."""
+        return one_hot(output + gumbel(noise))
 
-    def log_prob(self, output: Tensor, act: Tensor) -> Tensor:
-        """See `Head`: log softmax(output)_i of the largest number of act."""
-        return output.log_softmax(-1).gather(-1, act.argmax(-1, keepdim=True))[..., 0]
-
-    def entropy(self, output: Tensor) -> Tensor:
-        """See `Head`: -sum_i p_i log p_i."""
-        log_p = output.log_softmax(-1)
-        return -(log_p.exp() * log_p).sum(-1)
+    def distribution(self, output: Tensor) -> Categoricals:
+        """See `Head`."""
+        return Categoricals(output.log_softmax(-1))
 
     def to_unit(self, act: Tensor) -> Tensor:
         """See `Head`: the one-hot vector of the largest number."""
-        return one_hot(act.argmax(-1), act.shape[-1]).to(act)
+        return one_hot(act)
 
     def from_unit(self, unit: Tensor) -> Tensor:
         """See `Head`."""

@@ -69,7 +69,7 @@ def trial_batch(agent: RecurrentAgent, sequence: Sequence, gae_lambda: float) ->
     return TrialBatch(
         sequence.inputs,
         sequence.act,
-        agent.head.log_prob(output, sequence.act),
+        agent.head.distribution(output).log_prob(sequence.act),
         normalized(advantage, sequence.sound),
         advantage + value,
         sequence.sound,
@@ -93,7 +93,8 @@ def ppo_objective(
     """The objective of the head of this page, differentiable in the agent's parameters; and its parts."""
     states = agent.unroll(batch.inputs, agent.empty_memory(batch.inputs.shape[1]).hidden)
     output, value = agent.outputs(states)
-    log_prob = agent.head.log_prob(output, batch.act)
+    distribution = agent.head.distribution(output)
+    log_prob = distribution.log_prob(batch.act)
     weight = batch.sound.to(value) / batch.sound.sum()
 
     def mean(x: Tensor) -> Tensor:
@@ -101,7 +102,7 @@ def ppo_objective(
 
     surrogate = mean(clipped_surrogate(torch.exp(log_prob - batch.log_prob), batch.advantage, config.clip))
     error = mean((value - batch.target).square())
-    entropy = mean(agent.head.entropy(output))
+    entropy = mean(distribution.entropy())
     objective = (
         surrogate - config.value_weight * error / agent.value_scale.square() + config.entropy_weight * entropy
     )

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Adapter
-from admrl.evaluation.method_run import MethodInfo, MethodRun, OnStep
 from admrl.jobs.reporter import Reporter
+from admrl.methods.run import MethodInfo, MethodRun
 from admrl.recurrent.adapter import RecurrentAdapter
 from admrl.recurrent.config import TITLES, RecurrentConfig, check_recurrent
-from admrl.recurrent.training import RecurrentState, new_recurrent, train_recurrent
-from admrl.runs.folder import RECURRENT
+from admrl.recurrent.training import RecurrentState, new_recurrent
+from admrl.runs.config_file import RECURRENT
 from admrl.solving.solution_file import dump_networks, load_networks
 from task_families.family import TaskFamily
 
@@ -56,10 +56,6 @@ class RecurrentRun(MethodRun[RecurrentState]):
     ) -> RecurrentState:
         """See `MethodRun`."""
         return new_recurrent(family, algorithm, config, seed)
-
-    def continue_training(self, reporter: Reporter, num_threads: int, on_step: OnStep) -> None:
-        """See `MethodRun`."""
-        train_recurrent(self.state, reporter=reporter, num_threads=num_threads, on_step=on_step)
 
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `MethodRun`."""

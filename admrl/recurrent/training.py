@@ -20,9 +20,11 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from admrl.devices.method_sizes import MethodSizes
-from admrl.evaluation.method_run import MethodState, TrainingTasks, horizon_rollout, test_tasks, train_steps
-from admrl.jobs.reporter import Reporter, Silent
+from admrl.jobs.reporter import Reporter
+from admrl.methods.sampling import horizon_rollout
+from admrl.methods.sizes import MethodSizes
+from admrl.methods.state import MethodState
+from admrl.methods.tasks import TrainingTasks, test_tasks
 from admrl.recurrent.adapter import RecurrentAdapter
 from admrl.recurrent.agent import RecurrentAgent, Sequence, joined
 from admrl.recurrent.config import TITLES, RecurrentConfig, check_recurrent
@@ -38,7 +40,7 @@ SCALE_RATE = 0.1  # with which value_scale^2 follows the mean square of returns 
 SMALLEST_SCALE = 1e-6
 NUM_GATES, NUM_OUTPUTS = 14, 20
 """Numbers of a step that are kept, for every unit and every output; fitted to peaks that a profiler saw, see
-`tests/admrl/devices/test_method_sizes.py`."""
+`tests/admrl/methods/test_sizes.py`."""
 OnStep = Callable[["RecurrentState"], None]
 
 
@@ -73,6 +75,16 @@ class RecurrentState(MethodState):
             of_data=("config.meta_batch", "config.num_trials"),
         )
 
+    def take_step(self, reporter: Reporter, num_threads: int) -> dict[str, float]:
+        """See `MethodState`."""
+        reporter.phase(f"iteration {self.step + 1}/{self.num_steps}")
+        trials, metrics = sample_trials(self, num_threads)
+        return metrics | _update(self, trials)
+
+    def take_test(self, num_threads: int) -> dict[str, float]:
+        """See `MethodState`."""
+        return _test(self, num_threads)
+
 
 def new_recurrent(family: TaskFamily, algorithm: str, config: RecurrentConfig, seed: int) -> RecurrentState:
     """The beginning of a training.
@@ -93,28 +105,6 @@ def new_recurrent(family: TaskFamily, algorithm: str, config: RecurrentConfig, s
         generator=stream(seed, Purpose.BASELINE),
         test_psi=test_tasks(family, config.num_test_tasks),
     )
-
-
-def train_recurrent(
-    state: RecurrentState,
-    *,
-    reporter: Reporter | None = None,
-    num_threads: int = 1,
-    on_step: OnStep | None = None,
-) -> None:
-    """Go on until the training is finished; calls on_step after every iteration.
-
-    Raises:
-        FloatingPointError: the network is no longer finite.
-    """
-    shown = reporter or Silent()
-
-    def step() -> dict[str, float]:
-        shown.phase(f"iteration {state.step + 1}/{state.num_steps}")
-        trials, metrics = sample_trials(state, num_threads)
-        return metrics | _update(state, trials)
-
-    train_steps(state, step, lambda: _test(state, num_threads), shown, on_step)
 
 
 def sample_trials(state: RecurrentState, num_threads: int = 1) -> tuple[Sequence, dict[str, float]]:

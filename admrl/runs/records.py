@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from admrl.runs.folder import GAP_MAP, TASKS, read_config
+from admrl.runs.config_file import GAP_MAP, TASKS, read_config
 from admrl.storage.files import parse_json, plain_number
 
 METRICS_FILE = "metrics.csv"

@@ -19,8 +19,8 @@ from admrl.config.plain_data import from_dict
 from admrl.evaluation.adapter import Adapter
 from admrl.evaluation.evaluable_run import UntrainedRun
 from admrl.jobs.reporter import Reporter
+from admrl.runs.config_file import CONFIG, INFERRED, create_run
 from admrl.runs.families import NamedFamily
-from admrl.runs.folder import CONFIG, INFERRED, create_run
 from admrl.runs.versions import versions
 from admrl.storage.files import DamagedFileError, legible
 from admrl.training.adapter import num_steps

@@ -29,6 +29,7 @@ from admrl.evaluation.evaluable_run import EvaluableRun
 from admrl.evaluation.scoring import SCORING
 from admrl.jobs.reporter import Reporter
 from admrl.runs.checkpoints import Checkpoint
+from admrl.runs.config_file import GAP_MAP, SELECTOR_SOURCE, TASKS
 from admrl.runs.families import (
     LONGEST_PATH,
     NOBODY,
@@ -40,7 +41,6 @@ from admrl.runs.families import (
     origin_in,
     source_of,
 )
-from admrl.runs.folder import GAP_MAP, SELECTOR_SOURCE, TASKS
 from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS, Saver, writing
 from admrl.runs.versions import versions, weights_digest
 from admrl.search.own import OwnSearch, checked_search, kept_search, named_search

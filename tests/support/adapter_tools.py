@@ -14,9 +14,10 @@ from admrl.inner_loop.adapter import InnerLoopAdapter
 from admrl.inner_loop.config import preset_config as inner_loop_preset
 from admrl.inner_loop.training import new_inner_loop
 from admrl.jobs.reporter import Silent
+from admrl.methods.state import train
 from admrl.mql.adapter import MqlAdapter
 from admrl.mql.config import preset_config as mql_preset
-from admrl.mql.training import new_mql, train_mql
+from admrl.mql.training import new_mql
 from admrl.offline.adapter import MacawAdapter
 from admrl.offline.config import preset_config as offline_preset
 from admrl.offline.training import new_macaw
@@ -117,7 +118,7 @@ def _mql(path):
     with torch.no_grad():
         for parameter in state.agent.actor.net.last.parameters():
             parameter.mul_(100)
-    train_mql(state)
+    train(state)
     return MqlAdapter(state.agent, state.replay, config)
 
 

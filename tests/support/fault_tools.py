@@ -26,7 +26,7 @@ from admrl.config.training import (
     VirtualTrainingConfig,
 )
 from admrl.jobs.reporter import Silent
-from admrl.runs.folder import create_run
+from admrl.runs.config_file import create_run
 from admrl.runs.lock import RunLock
 from admrl.runs.versions import versions
 from admrl.storage.files import StorageError

@@ -9,10 +9,10 @@ import torch
 from fault_tools import CONTEXT, SignalAt
 
 from admrl.config.methods import ALGORITHMS, METHODS
-from admrl.evaluation.method_run import MethodRun
 from admrl.jobs.reporter import Silent
+from admrl.methods.run import MethodRun
 from admrl.run_kinds import METHOD_RUNS
-from admrl.runs.folder import read_config
+from admrl.runs.config_file import read_config
 
 BANDIT = "bernoulli_bandit_5"
 CASES = [*((name, "point_robot") for name in ALGORITHMS), ("macaw", BANDIT), ("rl2", BANDIT)]

@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from admrl.baselines.config import ALGORITHMS, preset_config
 from admrl.baselines.replay import MultiTaskReplay
-from admrl.baselines.training import new_baseline, train_baseline
+from admrl.baselines.training import new_baseline
+from admrl.methods.state import train
 from admrl.solving.sac import Optimizers
 from task_families import make
 
@@ -28,7 +29,7 @@ def test_contexts_of_so_many_episodes_reach_encoder_and_adapter_network(monkeypa
     for episodes, expected in ((2, (40, 20)), (None, None)):
         asked.clear()
         settings = replace(config, num_iterations=1, context=replace(config.context, num_episodes=episodes))
-        train_baseline(new_baseline(make("point_robot"), "crl", settings, 0))
+        train(new_baseline(make("point_robot"), "crl", settings, 0))
         steps = 2 * settings.num_updates  # encoder and adapter network
         assert asked.count(expected) >= steps
         assert episodes is None or len(asked) - asked.count(expected) == asked.count(None) < steps

@@ -15,9 +15,10 @@ from admrl import evaluate_gaps
 from admrl.baselines import open_baseline
 from admrl.baselines.config import PUBLISHED, paper_config, preset_config
 from admrl.baselines.run import BaselineRun
-from admrl.baselines.training import make_adapter, new_baseline, train_baseline
+from admrl.baselines.training import make_adapter, new_baseline
 from admrl.evaluation.evaluator import adapt_and_score
 from admrl.jobs.interruption import Interrupted, deferred_signals
+from admrl.methods.state import train
 from task_families import make, names
 
 
@@ -74,7 +75,7 @@ def test_learning_rate_falls_to_zero_over_the_training():
     config = preset_config("smoke", "point_robot", "pearl")
     config = replace(config, num_updates=70, sac=replace(config.sac, learning_rate_decay="linear"))
     state, rates = new_baseline(make("point_robot"), "pearl", config, 0), []
-    train_baseline(state, on_step=lambda s: rates.append(s.optimizers.adam["actor"].param_groups[0]["lr"]))
+    train(state, on_step=lambda s: rates.append(s.optimizers.adam["actor"].param_groups[0]["lr"]))
     first = config.sac.learning_rate
     shares = [1, 1, 1, 1 - 50 / 140, 1 - 50 / 140, 1 - 70 / 140, 1 - 120 / 140]  # sampling keeps the last
     assert rates == pytest.approx([first * share for share in shares])
@@ -85,7 +86,7 @@ def test_first_episodes_may_hold_one_action_and_contexts_may_stay():
     for initial, clear in (("constant", False), ("policy", True)):
         settings = replace(config, initial_actions=initial, clear_context=clear)
         state = new_baseline(make("sparse_point_robot"), "pearl", settings, 0)
-        train_baseline(state)
+        train(state)
         horizon, num_initial = state.family.horizon, config.num_initial_steps
         act = state.replay.columns()["rows"][: 3 * num_initial, 2:4].unflatten(0, (-1, horizon))
         held = bool((act == act[:, :1]).all())

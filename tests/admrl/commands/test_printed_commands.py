@@ -27,7 +27,7 @@ from admrl.evaluation.task_lists import grid_tasks
 from admrl.evaluation.worst_gap import replay_command
 from admrl.jobs.display import Display, TextConsole
 from admrl.jobs.interruption import Interrupted
-from admrl.runs.folder import resume_command
+from admrl.runs.config_file import resume_command
 from admrl.search.factory import make_search
 from admrl.search.worst import find_worst
 from admrl.training.run import load_run, prepare_run

@@ -6,8 +6,9 @@ import torch
 from admrl.config.presets import PRESETS
 from admrl.devices import choice
 from admrl.devices.choice import FREE, Choice, check_memory, choose, seconds_of_a_step
+from admrl.devices.demand import num_bytes
 from admrl.devices.names import AVAILABLE
-from admrl.devices.sizes import Spaces, num_bytes, training_sizes
+from admrl.solving.sizes import Spaces, training_sizes
 
 SIZES = training_sizes(PRESETS["paper"], "adversarial", Spaces(111, 8, 200, 2), uses_gradient=True)
 SMALL = training_sizes(PRESETS["smoke"], "uniform", Spaces(4, 2, 20, 2), uses_gradient=False)

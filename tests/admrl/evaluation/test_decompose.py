@@ -18,7 +18,7 @@ from admrl.evaluation.evaluable_run import EvaluableRun
 from admrl.evaluation.evaluate_runs import check_runs, evaluate_gaps
 from admrl.evaluation.gap_files import check_same_settings
 from admrl.evaluation.gap_table import GapTable
-from admrl.evaluation.parallel import evaluate_in_parallel, lock_runs
+from admrl.evaluation.parallel import Plan, evaluate_in_parallel, lock_runs
 from admrl.evaluation.provenance import Provenance
 from admrl.reports.comparison import compare_tables
 from admrl.reports.heatmap import plot_gap_heatmap
@@ -41,14 +41,10 @@ def evaluate(path, decompose=True):
     lock_runs([run])
     (table,) = evaluate_in_parallel(
         [run],
-        tasks,
-        EVALUATION,
-        0,
+        Plan(tasks, EVALUATION, 0, load_any_run, decompose),
         1,
         Console(file=printed, width=10_000),
         name="parts" if decompose else "whole",
-        load=load_any_run,
-        decompose=decompose,
     )
     return table, printed.getvalue()
 

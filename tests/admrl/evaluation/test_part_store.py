@@ -8,7 +8,7 @@ from fault_tools import EVALUATION
 from rich.console import Console
 
 from admrl.evaluation.evaluate_runs import check_runs
-from admrl.evaluation.parallel import evaluate_in_parallel, lock_runs
+from admrl.evaluation.parallel import Plan, evaluate_in_parallel, lock_runs
 from admrl.run_kinds import load_any_run
 from admrl.runs.lock import RunLock
 from admrl.training.run import Run
@@ -26,8 +26,8 @@ def test_damaged_parts_of_an_evaluation_are_reported_and_computed_again(tmp_path
         with pytest.raises(ValueError, match="is in use"):
             RunLock(path)
         console = Console(file=printed, width=10_000)
-        settings = {"name": "grid", "load": load_any_run}
-        (table,) = evaluate_in_parallel([run], tasks, EVALUATION, 0, 1, console, **settings)
+        plan = Plan(tasks, EVALUATION, 0, load_any_run)
+        (table,) = evaluate_in_parallel([run], plan, 1, console, name="grid")
         RunLock(path).release()
         return table, printed.getvalue()
 

@@ -9,7 +9,8 @@ from admrl.baselines import check_adapter
 from admrl.inner_loop.config import ALGORITHMS, preset_config
 from admrl.inner_loop.maml_trpo import gradient_and_metric
 from admrl.inner_loop.meta_problem import MetaProblem
-from admrl.inner_loop.training import make_adapter, new_inner_loop, sample_problem, train_inner_loop
+from admrl.inner_loop.training import make_adapter, new_inner_loop, sample_problem
+from admrl.methods.state import train
 from policy_opt import CategoricalPolicy
 from task_families import make
 
@@ -26,7 +27,7 @@ def state_of(algorithm, **settings):
 def test_every_method_trains_on_a_bandit(algorithm):
     state = state_of(algorithm, num_adapt_samples=20)
     before = state.agent.meta.detach().clone()
-    train_inner_loop(state)
+    train(state)
     assert isinstance(state.agent.policy, CategoricalPolicy) and not torch.equal(state.agent.meta, before)
     assert len(state.curve) == 2 and state.real_samples == 2 * 3 * 2 * 20
     assert len(check_adapter(make_adapter(algorithm, state.agent, algorithm), BANDIT)) == 7

@@ -13,7 +13,8 @@ from admrl.baselines import AdapterError, adapt_and_score, check_adapter
 from admrl.evaluation.adapter import tasks_for
 from admrl.inner_loop.adaptation import gradients, policy_loss
 from admrl.inner_loop.config import ALGORITHMS, paper_config, preset_config
-from admrl.inner_loop.training import make_adapter, new_inner_loop, sample_problem, train_inner_loop
+from admrl.inner_loop.training import make_adapter, new_inner_loop, sample_problem
+from admrl.methods.state import train
 
 
 def adapter_of(algorithm="maml-trpo", **settings):
@@ -103,7 +104,7 @@ def test_a_training_that_diverges_says_what_to_change():
     config = preset_config("smoke", "point_robot", "promp")
     config = replace(config, clip=replace(config.clip, learning_rate=1.0), step_size=1e3, num_iterations=50)
     with pytest.raises((FloatingPointError, ValueError), match=r"Try a smaller|not finite"):
-        train_inner_loop(new_inner_loop(FAMILY, "promp", config, 0))
+        train(new_inner_loop(FAMILY, "promp", config, 0))
 
 
 @pytest.mark.parametrize(

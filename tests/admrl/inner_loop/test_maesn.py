@@ -14,7 +14,8 @@ from admrl.inner_loop.config import LatentConfig, OuterTrpoConfig, preset_config
 from admrl.inner_loop.maesn import LatentBatch, LatentProblem, latent_loss
 from admrl.inner_loop.maesn_policy import LanePolicy, LatentPolicy, MaesnAdapter
 from admrl.inner_loop.maml_trpo import gradient_and_metric, maml_trpo_step, surrogate_and_kl
-from admrl.inner_loop.training import new_inner_loop, sample_problem, train_inner_loop
+from admrl.inner_loop.training import new_inner_loop, sample_problem
+from admrl.methods.state import train
 from policy_opt import GaussianPolicy
 from task_families import make
 
@@ -201,7 +202,7 @@ def test_training_moves_what_was_drawn_and_dense_rewards_train_sparse_tests():
     state = state_of(sparse, num_iterations=1)
     assert state.config.train_on_dense
     before = state.agent.meta.detach().clone()
-    train_inner_loop(state)
+    train(state)
     p = state.agent.policy.num_params
     own = (state.agent.meta.detach() - before)[2 * p + 4 :].view(-1, 4)
     assert int(own.any(1).sum()) == 3 and len(own) == 80

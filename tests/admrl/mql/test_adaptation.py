@@ -10,12 +10,13 @@ from admrl.baselines.conformance import check_adapter
 from admrl.evaluation.adapter import AdapterError, Experience, tasks_for
 from admrl.evaluation.evaluator import adapt_and_score
 from admrl.evaluation.scoring import action_noise, simulate
+from admrl.methods.state import train
 from admrl.mql.adaptation import OwnData, adapt
 from admrl.mql.adapter import MqlAdapter
 from admrl.mql.config import MqlConfig, preset_config
 from admrl.mql.policy import policy_of
 from admrl.mql.replay import rows_of
-from admrl.mql.training import new_mql, train_mql
+from admrl.mql.training import new_mql
 
 PSI = torch.tensor([[0.5, 0.5], [-0.7, 0.2], [0.1, -0.9]])
 
@@ -27,7 +28,7 @@ def state():
     with torch.no_grad():
         for parameter in new.agent.actor.net.last.parameters():
             parameter.mul_(100)
-    train_mql(new)
+    train(new)
     return new
 
 

@@ -11,8 +11,9 @@ from method_tools import prepared, trained
 from admrl.config.methods import PUBLISHED
 from admrl.evaluation.evaluator import adapt_and_score
 from admrl.jobs.reporter import Silent
+from admrl.methods.state import train
 from admrl.mql.config import paper_config, preset_config
-from admrl.mql.training import UniformActions, new_mql, train_mql
+from admrl.mql.training import UniformActions, new_mql
 from admrl.run_kinds import load_any_run
 from task_families import make
 
@@ -49,7 +50,7 @@ def test_steps_draw_from_the_newest_rows_alone():
         return seen[-1][0]
 
     state.replay.draw = spied
-    train_mql(state)
+    train(state)
     assert seen and all(bool((index == size - 1).all()) for index, size in seen)
 
 

@@ -18,12 +18,13 @@ from admrl.evaluation.adapter import Experience, tasks_for
 from admrl.evaluation.scoring import simulate
 from admrl.jobs.interruption import Interrupted, deferred_signals
 from admrl.jobs.reporter import Silent
+from admrl.methods.state import train
 from admrl.offline.adapter import MacawAdapter
 from admrl.offline.buffers import Batch
 from admrl.offline.config import paper_config, preset_config
 from admrl.offline.recording import training_tasks
 from admrl.offline.run import MacawRun
-from admrl.offline.training import new_macaw, train_macaw
+from admrl.offline.training import new_macaw
 from task_families import make
 from task_families.rollout import Rollout
 
@@ -196,7 +197,7 @@ def test_it_learns_bandits_it_has_not_seen():
     config = replace(preset_config("laptop", "bernoulli_bandit_5", "macaw"), num_buffer_samples=1000)
     config = replace(config, num_iterations=150, test_every=150, num_adapt_samples=500)
     state = new_macaw(BANDIT, "macaw", config, 0)
-    train_macaw(state)
+    train(state)
     best, mean = (10 * float(x.mean()) for x in (state.test_psi.max(1).values, state.test_psi))
     (point,) = state.curve
     assert point.adapted_return > 0.9 * best > mean
@@ -227,7 +228,7 @@ def test_mistakes_are_answered_clearly_and_leave_nothing(tmp_path, monkeypatch, 
 def test_a_training_that_diverges_says_what_to_change():
     config = replace(preset_config("smoke", "point_robot", "macaw"), inner_rate=1e3, policy_rate=1.0)
     with pytest.raises(FloatingPointError, match=r"Try a smaller `config\.inner_rate`"):
-        train_macaw(new_macaw(FAMILY, "macaw", config, 0))
+        train(new_macaw(FAMILY, "macaw", config, 0))
 
 
 def test_the_papers_numbers():

@@ -158,8 +158,8 @@ def test_the_gaussian_head_against_torch():
         head.log_std.copy_(normal(6))
     output, act = normal(4, 6, seed=1), normal(4, 6, seed=2)
     d = torch.distributions.Independent(torch.distributions.Normal(output, head.log_std.exp()), 1)
-    torch.testing.assert_close(head.log_prob(output, act), d.log_prob(act))
-    torch.testing.assert_close(head.entropy(output), d.entropy())
+    torch.testing.assert_close(head.distribution(output).log_prob(act), d.log_prob(act))
+    torch.testing.assert_close(head.distribution(output).entropy(), d.entropy())
     torch.testing.assert_close(head.to_unit(head.from_unit(act)), act)
     assert torch.allclose(head.from_unit(torch.full((6,), 10.0).double()), family.action_bounds.high)
 
@@ -169,8 +169,8 @@ def test_the_categorical_head_against_torch_and_by_counting():
     d = torch.distributions.Categorical(logits=output)
     for i in range(3):
         act = torch.nn.functional.one_hot(torch.tensor(i), 3).double()
-        torch.testing.assert_close(head.log_prob(output, act), d.log_prob(torch.tensor(i)))
-    torch.testing.assert_close(head.entropy(output), d.entropy())
+        torch.testing.assert_close(head.distribution(output).log_prob(act), d.log_prob(torch.tensor(i)))
+    torch.testing.assert_close(head.distribution(output).entropy(), d.entropy())
     num = 40_000
     drawn = head.sample(output.expand(num, 3), normal(num, 3))
     assert drawn.sum(-1).eq(1).all()

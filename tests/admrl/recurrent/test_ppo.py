@@ -28,7 +28,7 @@ def random_batch(agent, T=5, B=4, seed=0, spread=0.15):
     inputs, act = normal(T, B, I, seed=seed), agent.head.to_unit(normal(T, B, A, seed=seed + 1))
     with torch.no_grad():
         output, _ = agent.outputs(agent.unroll(inputs, agent.empty_memory(B).hidden))
-        log_prob = agent.head.log_prob(output, act) + spread * normal(T, B, seed=seed + 2)
+        log_prob = agent.head.distribution(output).log_prob(act) + spread * normal(T, B, seed=seed + 2)
     sound = torch.ones(T, B, dtype=torch.bool)
     sound[3, 1] = False
     rest = (normal(T, B, seed=seed + 3), normal(T, B, seed=seed + 4))
@@ -150,7 +150,9 @@ def test_advantages_run_over_the_whole_trial():
     torch.testing.assert_close(batch.target, advantage + value, rtol=0, atol=1e-12)
     centered = (advantage - advantage.mean()) / advantage.std(correction=0)
     torch.testing.assert_close(batch.advantage, centered, rtol=0, atol=1e-6)
-    torch.testing.assert_close(batch.log_prob, agent.head.log_prob(output, act), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        batch.log_prob, agent.head.distribution(output).log_prob(act), rtol=0, atol=1e-12
+    )
 
 
 def test_advantages_are_normalised_over_what_counts():

@@ -13,10 +13,11 @@ from method_tools import prepared, trained
 from admrl.baselines import AdapterError, adapt_and_score, check_adapter
 from admrl.evaluation.adapter import Experience
 from admrl.evaluation.scoring import score_policy
+from admrl.methods.state import train
 from admrl.recurrent.adapter import RecurrentAdapter
 from admrl.recurrent.agent import Memory
 from admrl.recurrent.config import paper_config, preset_config
-from admrl.recurrent.training import new_recurrent, train_recurrent
+from admrl.recurrent.training import new_recurrent
 from task_families import make
 
 BANDIT = make("bernoulli_bandit_5")
@@ -133,7 +134,7 @@ def test_a_training_that_diverges_says_what_to_change():
     family = make("point_robot")
     family.reward = lambda psi, obs, act, next_obs: 1e30 * act.square().sum(-1)
     with pytest.raises(FloatingPointError, match=r"Try a smaller `config\.ppo\.learning_rate`"):
-        train_recurrent(new_recurrent(family, "rl2", config, 0))
+        train(new_recurrent(family, "rl2", config, 0))
 
 
 @pytest.mark.slow
@@ -142,7 +143,7 @@ def test_a_bandit_is_learned_in_a_minute(seed):
     """Above Thompson sampling's 5.83 of 10 pulls, and far above the 5 of every fixed arm."""
     config = replace(preset_config("laptop", "bernoulli_bandit_5"), num_iterations=80, test_every=80)
     state = new_recurrent(BANDIT, "rl2", config, seed)
-    train_recurrent(state)
+    train(state)
     assert state.curve[-1].first_return > 6.1
 
 

@@ -225,7 +225,7 @@ def folders(tmp_path):
 
 def write_run(path, t):
     from admrl.config.presets import PRESETS
-    from admrl.runs.folder import create_run
+    from admrl.runs.config_file import create_run
     from admrl.training.run import TrainInfo
 
     info = TrainInfo(

@@ -12,7 +12,7 @@ from fault_tools import EVALUATION
 from admrl import evaluate_gaps, load_run
 from admrl.cli import main
 from admrl.config.earlier import KEY, SETTINGS
-from admrl.runs.folder import read_config
+from admrl.runs.config_file import read_config
 from admrl.storage.files import DamagedFileError
 from admrl.training.run import Run
 

@@ -16,7 +16,7 @@ from admrl.evaluation.gap_table import GapTable
 from admrl.jobs.interruption import Interrupted, deferred_signals
 from admrl.jobs.reporter import Silent
 from admrl.reports.comparison import compare_tables
-from admrl.runs.folder import read_config
+from admrl.runs.config_file import read_config
 from admrl.runs.lock import RunLock
 from admrl.runs.versions import versions
 from admrl.storage.files import StorageError

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from admrl.config.presets import PRESETS
+from admrl.runs.config_file import read_config
 from admrl.runs.families import CODE, NamedFamily
-from admrl.runs.folder import read_config
 from admrl.training.run import Run, prepare_run
 from task_families import make
 

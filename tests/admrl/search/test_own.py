@@ -13,8 +13,8 @@ from admrl.commands.search_worst import SearchWorst
 from admrl.commands.train import Train
 from admrl.config.presets import PRESETS
 from admrl.jobs.reporter import Silent
+from admrl.runs.config_file import read_config
 from admrl.runs.families import NamedFamily
-from admrl.runs.folder import read_config
 from admrl.search.own import KeptSearch
 from admrl.training.run import Run, load_run, prepare_run, train_run
 from task_families import make

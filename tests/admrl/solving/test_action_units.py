@@ -9,16 +9,17 @@ import torch
 from unit_tools import UNITS, PointMass
 
 from admrl.baselines.config import preset_config
-from admrl.baselines.training import new_baseline, train_baseline
+from admrl.baselines.training import new_baseline
 from admrl.config.presets import PRESETS
 from admrl.inner_loop.config import preset_config as inner_loop_preset
-from admrl.inner_loop.training import new_inner_loop, train_inner_loop
+from admrl.inner_loop.training import new_inner_loop
+from admrl.methods.state import train
 from admrl.mql.config import preset_config as mql_preset
-from admrl.mql.training import new_mql, train_mql
+from admrl.mql.training import new_mql
 from admrl.offline.config import preset_config as offline_preset
-from admrl.offline.training import new_macaw, train_macaw
+from admrl.offline.training import new_macaw
 from admrl.recurrent.config import preset_config as rl2_preset
-from admrl.recurrent.training import new_recurrent, train_recurrent
+from admrl.recurrent.training import new_recurrent
 from admrl.training.meta_training import meta_train
 from admrl.training.state import new_state
 
@@ -71,7 +72,7 @@ def baseline(algorithm, limits, **settings):
         **settings,
     )
     state = new_baseline(PointMass(**limits), algorithm, config, 0)
-    train_baseline(state)
+    train(state)
     return np.array([state.curve[-1].first_return, state.curve[-1].adapted_return])
 
 
@@ -88,7 +89,7 @@ def inner_loop(algorithm, limits):
     # conjugate gradients with the papers' damping would magnify float32's rounding, of so few samples
     config = replace(config, num_iterations=1, trpo=replace(config.trpo, cg_damping=0.1))
     state = new_inner_loop(PointMass(**limits), algorithm, config, 0)
-    train_inner_loop(state)
+    train(state)
     return np.array([state.curve[-1].first_return, state.curve[-1].adapted_return])
 
 
@@ -102,7 +103,7 @@ def test_inner_loops_do_not_depend_on_the_unit_of_actions(algorithm, unit):
 def macaw(unit):
     config = replace(offline_preset("smoke", "point_robot", "macaw"), num_iterations=10, num_test_tasks=2)
     state = new_macaw(PointMass(**UNITS.get(unit, {})), "macaw", config, 0)
-    train_macaw(state)
+    train(state)
     return np.array([state.curve[-1].first_return, state.curve[-1].adapted_return])
 
 
@@ -113,7 +114,7 @@ def test_macaw_does_not_depend_on_the_unit_of_actions(unit):
 
 def mql(limits):
     state = new_mql(PointMass(**limits), "mql", mql_preset("smoke", "point_robot"), 0)
-    train_mql(state)
+    train(state)
     return np.array([state.curve[-1].first_return, state.curve[-1].adapted_return])
 
 
@@ -127,7 +128,7 @@ def test_rl2_does_not_depend_on_the_unit_of_actions(unit):
     def curve(limits):
         config = replace(rl2_preset("smoke", "point_robot"), num_iterations=1)
         state = new_recurrent(PointMass(**limits), "rl2", config, 0)
-        train_recurrent(state)
+        train(state)
         return np.array([state.curve[-1].first_return, state.curve[-1].adapted_return])
 
     np.testing.assert_allclose(curve(UNITS[unit]), curve({}), rtol=1e-4)

@@ -6,17 +6,18 @@ import pytest
 import torch
 
 from admrl.baselines.config import ALGORITHMS, preset_config
-from admrl.baselines.training import new_baseline, train_baseline
+from admrl.baselines.training import new_baseline
 from admrl.config.presets import PRESETS
 from admrl.inner_loop.config import ALGORITHMS as INNER_ALGORITHMS
 from admrl.inner_loop.config import preset_config as inner_loop_preset
-from admrl.inner_loop.training import new_inner_loop, train_inner_loop
+from admrl.inner_loop.training import new_inner_loop
+from admrl.methods.state import train
 from admrl.mql.config import preset_config as mql_preset
-from admrl.mql.training import new_mql, train_mql
+from admrl.mql.training import new_mql
 from admrl.offline.config import preset_config as offline_preset
-from admrl.offline.training import new_macaw, train_macaw
+from admrl.offline.training import new_macaw
 from admrl.recurrent.config import preset_config as rl2_preset
-from admrl.recurrent.training import new_recurrent, train_recurrent
+from admrl.recurrent.training import new_recurrent
 from admrl.training.meta_training import meta_train
 from admrl.training.state import new_state
 from task_families import make
@@ -34,7 +35,7 @@ def double_by_default():
 def test_baselines_train_in_float32(algorithm, double_by_default):
     config = replace(preset_config("smoke", "point_robot", algorithm), num_iterations=1)
     state = new_baseline(make("point_robot"), algorithm, config, 0)
-    train_baseline(state)
+    train(state)
     weights = [p for p in state.agent.parameters() if p.is_floating_point()]
     assert {p.dtype for p in weights} == {torch.float32}
     assert all(bool(p.isfinite().all()) for p in weights)
@@ -44,21 +45,21 @@ def test_baselines_train_in_float32(algorithm, double_by_default):
 def test_inner_loops_train_in_float32(algorithm, double_by_default):
     config = replace(inner_loop_preset("smoke", "point_robot", algorithm), learn_step_sizes=True)
     state = new_inner_loop(make("point_robot"), algorithm, config, 0)
-    train_inner_loop(state)
+    train(state)
     meta = state.agent.meta
     assert meta.dtype == torch.float32 and bool(meta.isfinite().all())
 
 
 def test_mql_trains_and_adapts_in_float32(double_by_default):
     state = new_mql(make("point_robot"), "mql", mql_preset("smoke", "point_robot"), 0)
-    train_mql(state)
+    train(state)
     assert {p.dtype for p in state.agent.parameters()} == {torch.float32}
     assert all(bool(p.isfinite().all()) for p in state.agent.parameters())
 
 
 def test_macaw_trains_in_float32(double_by_default):
     state = new_macaw(make("point_robot"), "macaw", offline_preset("smoke", "point_robot", "macaw"), 0)
-    train_macaw(state)
+    train(state)
     assert {p.dtype for p in state.agent.parameters()} == {torch.float32}
     assert all(bool(p.isfinite().all()) for p in state.agent.parameters())
 
@@ -66,7 +67,7 @@ def test_macaw_trains_in_float32(double_by_default):
 @pytest.mark.parametrize("family", ["point_robot", "bernoulli_bandit_5"])
 def test_rl2_trains_in_float32(family, double_by_default):
     state = new_recurrent(make(family), "rl2", rl2_preset("smoke", family), 0)
-    train_recurrent(state)
+    train(state)
     tensors = [*state.agent.parameters(), *state.agent.buffers()]
     assert {x.dtype for x in tensors} == {torch.float32}
     assert all(bool(x.isfinite().all()) for x in tensors)

@@ -23,7 +23,7 @@ from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.part_store import PartStore
 from admrl.jobs.interruption import Interrupted, deferred_signals
 from admrl.jobs.reporter import Silent
-from admrl.runs.folder import create_run
+from admrl.runs.config_file import create_run
 from admrl.runs.lock import RunLock
 from admrl.runs.log import RunLog
 from admrl.storage.files import StorageError, write_bytes

@@ -9,7 +9,7 @@ from fault_tools import SMALL, SignalAt, assert_same_run, fingerprint, small_run
 from admrl.commands.train import Train
 from admrl.jobs.interruption import Interrupted, deferred_signals
 from admrl.jobs.reporter import Silent
-from admrl.runs.folder import CONFIG
+from admrl.runs.config_file import CONFIG
 from admrl.training.probing import standard_error
 from admrl.training.run import Run, train_run
 from admrl.training.state import new_state

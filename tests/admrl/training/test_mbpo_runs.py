@@ -12,7 +12,7 @@ from admrl.config.presets import PRESETS
 from admrl.config.search import SearchConfig
 from admrl.config.training import MbpoConfig
 from admrl.jobs.reporter import Silent
-from admrl.runs.folder import create_run
+from admrl.runs.config_file import create_run
 from admrl.runs.versions import versions
 from admrl.solving.mbpo import Agents
 from admrl.solving.rollouts import SolutionPolicy

@@ -19,7 +19,7 @@ from admrl.config.training import (
     num_gradient_episodes,
 )
 from admrl.gradient import gap_gradient
-from admrl.runs.folder import create_run
+from admrl.runs.config_file import create_run
 from admrl.runs.versions import versions
 from admrl.training.meta_training import meta_train
 from admrl.training.run import Run, TrainInfo, load_run

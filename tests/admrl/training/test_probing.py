@@ -11,7 +11,7 @@ from fault_tools import SMALL, SignalAt, assert_same_run, fingerprint, kill_at, 
 from admrl.config.presets import PRESETS
 from admrl.config.training import num_gradient_episodes
 from admrl.jobs.interruption import Interrupted, deferred_signals
-from admrl.runs.folder import GAP_MAP
+from admrl.runs.config_file import GAP_MAP
 from admrl.solving.hindsight import hindsight_bound, stored_returns
 from admrl.solving.rollouts import episode_returns
 from admrl.storage.files import DamagedFileError

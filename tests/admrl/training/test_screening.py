@@ -11,7 +11,7 @@ from admrl.config.presets import PRESETS
 from admrl.config.search import SCREEN_SCORES, SearchConfig
 from admrl.config.training import DynamicsConfig, FitConfig, TaskGradientConfig, VirtualTrainingConfig
 from admrl.jobs.reporter import Silent
-from admrl.runs.folder import create_run
+from admrl.runs.config_file import create_run
 from admrl.runs.versions import versions
 from admrl.solving.samples import SampleCounts
 from admrl.solving.solution import make_policy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from admrl.devices.sizes import FLOAT, Part
+from admrl.devices.demand import FLOAT, Part
 
 NETWORK_COPIES = 5
 """Of parameters: they, their gradient, Adam's two moments, temporaries."""

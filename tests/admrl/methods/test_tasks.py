@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from admrl.config.checks import check_training_tasks
-from admrl.evaluation.method_run import TrainingTasks
 from admrl.inner_loop.config import check_inner_loop
 from admrl.inner_loop.config import preset_config as inner_loop_preset
 from admrl.inner_loop.training import new_inner_loop, sample_problem
+from admrl.methods.tasks import TrainingTasks
 from admrl.recurrent.config import preset_config as recurrent_preset
 from admrl.recurrent.training import new_recurrent, sample_trials
 from task_families import make

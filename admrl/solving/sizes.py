@@ -1,7 +1,7 @@
-"""How much is computed at once, and how many bytes that takes. Free of torch.
+"""How much trainings and evaluations compute at once, and how many bytes that takes. Free of torch.
 
 The bytes are estimated from what a virtual training keeps. The factors were fitted to peaks that a profiler saw on
-the CPU, which they exceed by a quarter to the same again (`tests/admrl/devices/test_sizes.py`): a GPU keeps masks and
+the CPU, which they exceed by a quarter to the same again (`tests/admrl/solving/test_sizes.py`): a GPU keeps masks and
 copies more, and its allocator wastes some.
 """
 
@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.training import MetaTrainConfig, num_gradient_episodes
+from admrl.devices.demand import FLOAT, Part, num_bytes
 
 if TYPE_CHECKING:
     from task_families.family import TaskFamily
 
-FLOAT = 4  # bytes
 MODEL_COPIES = 13
 """Of a model's parameters: they, their gradient and Adam's two moments; the state that a fit may go back to (3);
 that of a step (3); the model before SLBO; that of recorded rollouts; what a step puts together."""
@@ -42,35 +42,6 @@ class Batch:
     def num_steps(self) -> int:
         """Of all policies together."""
         return self.num_policies * self.num_samples
-
-
-@dataclass(frozen=True)
-class Part:
-    """Of the memory."""
-
-    what: str
-    num_bytes: int
-    settings: tuple[str, ...]
-    """That make it smaller."""
-
-
-class Demand(Protocol):
-    """What a process wants of its device."""
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Widths of its largest network: inputs, hidden, outputs."""
-
-    @property
-    def num_networks(self) -> int:
-        """Of those, in a product."""
-
-    @property
-    def rows_of_a_product(self) -> int:
-        """Rows in each network at once."""
-
-    def parts(self) -> list[Part]:
-        """What needs memory, the largest first."""
 
 
 @dataclass(frozen=True)
@@ -213,11 +184,6 @@ def check_sizes(config: MetaTrainConfig, num_replicates: int, num_rows: int, spa
     resolve = replace(config.gradient.resolve, num_replicates=num_replicates, num_directions=spaces.psi_size)
     config = replace(config, gradient=replace(config.gradient, resolve=resolve))
     return _sizes(config, spaces, _resolve_batch(config, 1, spaces, "truth_replicates"), num_rows=num_rows)
-
-
-def num_bytes(demand: Demand) -> int:
-    """All parts together."""
-    return sum(part.num_bytes for part in demand.parts())
 
 
 def _resolve_batch(config: MetaTrainConfig, num_tasks: int, spaces: Spaces, setting: str) -> Batch:

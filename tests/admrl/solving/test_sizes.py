@@ -11,15 +11,15 @@ from admrl.config.evaluation import EvaluationConfig
 from admrl.config.presets import PRESETS
 from admrl.config.search import SearchConfig
 from admrl.config.training import MetaTrainConfig, VirtualTrainingConfig
-from admrl.devices.sizes import (
+from admrl.devices.demand import num_bytes
+from admrl.solving.rollouts import real_rollout
+from admrl.solving.sizes import (
     Batch,
     Spaces,
     check_sizes,
     evaluation_sizes,
-    num_bytes,
     training_sizes,
 )
-from admrl.solving.rollouts import real_rollout
 from admrl.solving.solution import make_policy, new_solution
 from admrl.solving.virtual_training import virtual_update
 from dynamics import DynamicsConfig, ModelLearner

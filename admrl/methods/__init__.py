@@ -1,0 +1,1 @@
+"""What the methods of `admrl train-baseline` share: state, run folder, tasks and episodes."""
