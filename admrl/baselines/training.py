@@ -19,7 +19,7 @@ simulated at once; the released code clears the first.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,6 @@ Agent = Pearl | MultiTaskSac
 NUM_PASSES = 7
 """Of a gradient step through networks of the size of Q, whose activations are kept; fitted to peaks that a profiler
 saw, see `tests/admrl/methods/test_sizes.py`."""
-OnStep = Callable[["BaselineState"], None]
 
 
 def make_agent(

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from admrl.inner_loop.adaptation import LinearAdaptation, gradients, linearize
 from admrl.inner_loop.config import OuterTrpoConfig
-from admrl.inner_loop.meta_problem import MetaProblem
+from admrl.inner_loop.meta_problem import MetaProblem, captured
+from policy_opt.capture import Newest, Tensors
 from policy_opt.linear_solve import conjugate_gradient
 
 
@@ -35,19 +36,24 @@ class TrustRegionReport:
 
 @torch.no_grad()
 def maml_trpo_step(
-    meta: Tensor, problem: MetaProblem, config: OuterTrpoConfig
+    meta: Tensor, problem: MetaProblem, config: OuterTrpoConfig, recorded: Newest | None = None
 ) -> tuple[Tensor, TrustRegionReport]:
-    """New meta-parameters (P,) and a report; those given, where no step is accepted."""
-    g, product = gradient_and_metric(meta, problem)
+    """New meta-parameters (P,) and a report; those given, where no step is accepted. recorded: see `captured`."""
 
-    def metric(v: Tensor) -> Tensor:
-        return torch.stack([product(row) for row in v])
+    def direction(meta: Tensor, problem: MetaProblem) -> Tensors:
+        """x (P,) and x'(F + damping I)x ()."""
+        g, product = gradient_and_metric(meta, problem)
 
-    solve = conjugate_gradient(
-        metric, g[None], damping=config.cg_damping, rtol=1e-10, max_steps=config.cg_steps
-    )
-    x = solve.solution[0]
-    curvature = x @ (product(x) + config.cg_damping * x)
+        def metric(v: Tensor) -> Tensor:
+            return torch.stack([product(row) for row in v])
+
+        solve = conjugate_gradient(
+            metric, g[None], damping=config.cg_damping, rtol=1e-10, max_steps=config.cg_steps
+        )
+        x = solve.solution[0]
+        return x, x @ (product(x) + config.cg_damping * x)
+
+    x, curvature = captured("the direction of a MAML step", direction, meta, problem, recorded)
     step = x * torch.sqrt(2 * config.max_kl / curvature)
     if not bool(curvature > 0) or not bool(step.isfinite().all()):
         return meta, TrustRegionReport(0.0, 0.0, 0.0)

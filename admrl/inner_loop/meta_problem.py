@@ -9,15 +9,16 @@ the cache (`policy_opt.trpo.task_blocks`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from admrl.inner_loop.adaptation import Batch, Loss, adapt, policy_loss
 from admrl.inner_loop.config import InnerLoss, Order
+from policy_opt.capture import RECORDERS, Captured, Newest, Tensors, layouts
 from policy_opt.policy import ActionDistribution, Policy
 from policy_opt.trpo import task_blocks
 
@@ -50,6 +51,15 @@ class MetaProblem:
     def tasks(self, rows: slice) -> Self:
         """The problem of some tasks."""
         return replace(self, batches=[batch.tasks(rows) for batch in self.batches])
+
+    def tensors(self) -> Tensors:
+        """All in which problems of one training differ: samples, and of which tasks they are."""
+        return tuple(_held(self))
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> Self:
+        """The problem with these in place of `tensors`."""
+        new: Self = _holding(self, iter(tensors))
+        return new
 
     # -- meta-parameters and where the tasks' inner loops start, which depends on them linearly ---------------------
 
@@ -109,3 +119,48 @@ class MetaProblem:
     def fisher_product(self, adapted: Tensor) -> Callable[[Tensor], Tensor]:
         """v (M, p) -> H v, the Hessian of KL' of every task where its samples come from."""
         return self.policy.fisher_product(adapted, self.batches[-1].obs)
+
+
+def captured(
+    name: str,
+    compute: Callable[[Tensor, MetaProblem], Tensors],
+    meta: Tensor,
+    problem: MetaProblem,
+    recorded: Newest | None,
+) -> Tensors:
+    """compute(meta, problem), which a GPU records.
+
+    Args:
+        name: of what is computed, for the message, too.
+        recorded: where it is kept, of one training. None: nothing is recorded.
+    """
+    if recorded is None or meta.device.type not in RECORDERS:
+        return compute(meta, problem)
+    inputs = (meta.detach(), *problem.tensors())
+
+    def make() -> Captured:
+        shape = problem.with_tensors([torch.empty(0)] * (len(inputs) - 1))  # its samples are not kept
+        return Captured(name, lambda meta, *tensors: compute(meta, shape.with_tensors(tensors)))
+
+    return recorded.get((name, layouts(inputs)), make)(*inputs)
+
+
+def _held(x: Any) -> list[Tensor]:
+    """Tensors in dataclasses and lists, in order; a policy has none of the problem's."""
+    if isinstance(x, Tensor):
+        return [x]
+    if is_dataclass(x) and not isinstance(x, Policy):
+        x = [getattr(x, field.name) for field in fields(x)]
+    return [tensor for part in x for tensor in _held(part)] if isinstance(x, list | tuple) else []
+
+
+def _holding(x: Any, tensors: Iterator[Tensor]) -> Any:
+    """The same with other tensors."""
+    if isinstance(x, Tensor):
+        return next(tensors)
+    if isinstance(x, list | tuple):
+        return [_holding(part, tensors) for part in x]
+    if is_dataclass(x) and not isinstance(x, Policy):
+        new = {field.name: _holding(getattr(x, field.name), tensors) for field in fields(x)}
+        return replace(x, **new)  # type: ignore[type-var]
+    return x

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from admrl.inner_loop.adaptation import kl_from_old
 from admrl.inner_loop.config import ClipConfig
-from admrl.inner_loop.meta_problem import MetaProblem
+from admrl.inner_loop.meta_problem import MetaProblem, captured
+from policy_opt.capture import Newest, Tensors
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,26 @@ def promp_objective(meta: Tensor, problem: MetaProblem, config: ClipConfig) -> t
 
 
 def promp_step(
-    meta: nn.Parameter, optimizer: torch.optim.Optimizer, problem: MetaProblem, config: ClipConfig
+    meta: nn.Parameter,
+    optimizer: torch.optim.Optimizer,
+    problem: MetaProblem,
+    config: ClipConfig,
+    recorded: Newest | None = None,
 ) -> ClipReport:
-    """`num_epochs` steps of the optimiser of meta (P,), which changes."""
-    blocks = problem.blocks()
+    """`num_epochs` steps of the optimiser of meta (P,), which changes; recorded: see `captured`."""
+
+    def gradient(meta: Tensor, problem: MetaProblem) -> Tensors:
+        """Of the loss (P,); objective and KL, summed over tasks."""
+        leaf = meta.detach().requires_grad_()
+        found: list[Tensors] = []
+        for block in problem.blocks():
+            value, divergence = promp_objective(leaf, block, config)
+            (g,) = torch.autograd.grad(-value.sum() / problem.num_tasks, leaf)
+            found.append((g, value.detach().sum().double(), divergence.detach().sum().double()))
+        g, objective, kl = (torch.stack(column).sum(0) for column in zip(*found, strict=True))
+        return g, objective, kl
+
     for _ in range(config.num_epochs):
-        optimizer.zero_grad()
-        objective = kl = torch.zeros((), dtype=torch.float64, device=meta.device)
-        for block in blocks:
-            value, divergence = promp_objective(meta, block, config)
-            (-value.sum() / problem.num_tasks).backward()
-            objective = objective + value.detach().sum()
-            kl = kl + divergence.detach().sum()
+        meta.grad, objective, kl = captured("a gradient of ProMP", gradient, meta, problem, recorded)
         optimizer.step()
     return ClipReport(float(objective) / problem.num_tasks, float(kl) / problem.num_tasks)

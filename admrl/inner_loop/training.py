@@ -16,8 +16,7 @@ two directions that is the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -39,13 +38,14 @@ from admrl.methods.state import MethodState
 from admrl.methods.tasks import TrainingTasks, test_tasks
 from admrl.solving.rollouts import brought, episode_returns
 from admrl.streams import Purpose, stream
+from policy_opt.capture import Newest
 from task_families.family import TaskFamily
 
 CLIPPED = ("promp", "maml-ppo")  # the others have a trust region
+KEPT = 2  # recorded outer updates
 NUM_PASSES = 7
 """Of a phase through the policy, whose activations are kept until the outer update; fitted to peaks that a profiler
 saw, see `tests/admrl/methods/test_sizes.py`."""
-OnStep = Callable[["InnerLoopState"], None]
 
 
 @dataclass(kw_only=True)
@@ -56,6 +56,8 @@ class InnerLoopState(MethodState):
     agent: MetaPolicy | MaesnPolicy
     optimizer: torch.optim.Adam
     """Unused by a trust region."""
+    recorded: Newest = field(default_factory=lambda: Newest(KEPT))
+    """What a GPU has recorded of outer updates."""
 
     def renew_optimizers(self) -> None:
         """See `MethodState`."""
@@ -161,10 +163,10 @@ def _update(state: InnerLoopState, problem: MetaProblem) -> dict[str, float]:
     """One outer update; what it reports."""
     agent, config = state.agent, state.config
     if state.algorithm in CLIPPED:
-        report = asdict(promp_step(agent.meta, state.optimizer, problem, config.clip))
+        report = asdict(promp_step(agent.meta, state.optimizer, problem, config.clip, state.recorded))
         state.num_updates += config.clip.num_epochs
     else:
-        new, trust = maml_trpo_step(agent.meta.detach(), problem, config.trpo)
+        new, trust = maml_trpo_step(agent.meta.detach(), problem, config.trpo, state.recorded)
         with torch.no_grad():
             agent.meta.copy_(new)
         report = asdict(trust)

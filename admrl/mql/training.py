@@ -15,7 +15,7 @@ policy after 1e4 of them; and every iteration has num_updates steps, where it ha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +42,6 @@ from task_families.simulator import ActionBounds, spawn_generators
 NUM_GATES, NUM_TUPLES, NUM_PASSES = 16, 6, 8
 """Numbers of a gradient step that are kept: of every tuple for each unit of the GRU and each of its inputs, of every
 row for each unit of the critics; fitted to peaks that a profiler saw (`tests/admrl/methods/test_sizes.py`)."""
-OnStep = Callable[["MqlState"], None]
 
 
 @dataclass(kw_only=True)

@@ -16,7 +16,6 @@ number of all training tasks, which Adam does not see; D_ts never has transition
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import ceil
 
@@ -47,7 +46,6 @@ from task_families.family import TaskFamily
 NUM_COPIES, NUM_PASSES = 4, 8
 """Numbers of an outer update that are kept: of every task for each parameter, of every row for each unit; fitted to
 peaks that a profiler saw, see `tests/admrl/methods/test_sizes.py`."""
-OnStep = Callable[["MacawState"], None]
 
 
 @dataclass(kw_only=True)

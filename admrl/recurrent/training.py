@@ -15,7 +15,6 @@ two directions that is the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -41,7 +40,6 @@ SMALLEST_SCALE = 1e-6
 NUM_GATES, NUM_OUTPUTS = 14, 20
 """Numbers of a step that are kept, for every unit and every output; fitted to peaks that a profiler saw, see
 `tests/admrl/methods/test_sizes.py`."""
-OnStep = Callable[["RecurrentState"], None]
 
 
 @dataclass(kw_only=True)

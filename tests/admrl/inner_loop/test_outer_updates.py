@@ -9,8 +9,9 @@ import torch
 from admrl.inner_loop.adaptation import Batch, adapt
 from admrl.inner_loop.config import ClipConfig, OuterTrpoConfig
 from admrl.inner_loop.maml_trpo import gradient_and_metric, maml_trpo_step, surrogate_and_kl
-from admrl.inner_loop.meta_problem import MetaProblem
+from admrl.inner_loop.meta_problem import MetaProblem, captured
 from admrl.inner_loop.promp import promp_objective, promp_step
+from policy_opt.capture import RECORDERS, Newest
 from policy_opt.gaussian_policy import GaussianPolicy, Gaussians
 
 LINE = GaussianPolicy(
@@ -177,3 +178,25 @@ def test_step_sizes_are_learned_with_theta():
     theta, alpha = problem.parts(new)
     expected = adapt(theta.expand(2, -1), alpha, problem.start(new)[2])[-1]
     assert torch.equal(problem.path(new)[-1], expected)
+
+
+def test_samples_of_one_problem_in_another_of_its_shape_are_that_problem():
+    meta, problem = random_problem(2, "second", learned=False)
+    moved = problem.with_tensors(x + 0.1 for x in problem.tensors())
+    assert len(problem.tensors()) == 3 * 7 + 1, "seven tensors a phase, and alpha"
+    again = moved.with_tensors(problem.tensors())
+    assert (again.policy, again.inner_loss, again.order) == (TANH, problem.inner_loss, "second")
+    assert surrogate_and_kl(meta, again) == surrogate_and_kl(meta, problem) != surrogate_and_kl(meta, moved)
+
+
+def test_nothing_is_recorded_on_the_cpu_and_the_newest_samples_count_elsewhere(monkeypatch):
+    kept, recorded = Newest(2), []
+    meta, problem = random_problem(1, "second", learned=False)
+    assert captured("sum", lambda meta, p: (p.batches[0].obs.sum(),), meta, problem, kept)[0].isfinite()
+    assert len(kept) == 0
+    monkeypatch.setitem(RECORDERS, "cpu", lambda function, device: (recorded.append(device), function)[1])
+    for i in range(4):
+        other = problem.with_tensors(x + i for x in problem.tensors())
+        (found,) = captured("sum", lambda meta, p: (p.batches[0].obs.sum(),), meta, other, kept)
+        assert torch.equal(found, other.batches[0].obs.sum())
+    assert len(kept) == len(recorded) == 1
