@@ -18,7 +18,6 @@ simulated at once; the released code clears the first.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +30,6 @@ from admrl.baselines.crl import Crl, CrlAdapter
 from admrl.baselines.multitask import MultiTaskSac, multitask_adapter
 from admrl.baselines.pearl import Pearl, PearlAdapter
 from admrl.baselines.replay import MultiTaskReplay
-from admrl.devices.transfer import on_host
 from admrl.evaluation.adapter import Act, Adapter, Policy
 from admrl.methods.sampling import horizon_rollout
 from admrl.methods.sizes import MethodSizes
@@ -83,6 +81,8 @@ class BaselineState(ReplayState):
     agent: Agent
     optimizers: Optimizers
     replay: MultiTaskReplay
+    unit = "gradient steps"
+    remedy = "a smaller `config.sac.learning_rate` or `config.sac.reward_scale`"
 
     def renew_optimizers(self) -> None:
         """See `MethodState`."""
@@ -117,19 +117,54 @@ class BaselineState(ReplayState):
 
     def sample_all(self, num_threads: int) -> dict[str, float]:
         """See `ReplayState`."""
-        return _sample_everything(self, num_threads)
+        num_lanes = self.config.num_initial_steps // self.family.horizon
+        tasks = torch.arange(len(self.train_psi))
+        if self.config.initial_actions == "constant":
+            returns = _record(
+                self,
+                tasks,
+                num_lanes,
+                num_threads,
+                ConstantActions(self.family.action_bounds),
+                to_context=True,
+            )
+        else:
+            returns = _episodes(self, tasks, num_lanes, num_threads, use_posterior=False)
+        return {"return_real_noisy": returns}
 
     def sample_some(self, num_threads: int) -> dict[str, float]:
         """See `ReplayState`."""
-        return _sample_iteration(self, num_threads)
+        config, horizon = self.config, self.family.horizon
+        tasks = torch.randint(len(self.train_psi), (config.tasks_per_iteration,), generator=self.generator)
+        if config.clear_context:
+            for task in tasks.tolist():
+                self.replay.context.clear(task)
+        returns = _episodes(self, tasks, config.num_prior_steps // horizon, num_threads, use_posterior=False)
+        # one after the other, since each enters the context of the next
+        for _ in range(config.num_posterior_steps // horizon):
+            returns = _episodes(self, tasks, 1, num_threads, use_posterior=True)
+        num_extra = config.num_extra_steps // horizon
+        if num_extra:  # they leave the context as it is, so they may run together
+            returns = _episodes(self, tasks, num_extra, num_threads, use_posterior=True, to_context=False)
+        return {"return_real_noisy": returns}
 
     def update(self, num_updates: int) -> dict[str, float]:
         """See `ReplayState`."""
-        return _update(self, num_updates)
+        if self.config.sac.learning_rate_decay == "linear":
+            # at the resolution of a step, so that a training that goes on is the same
+            left = 1 - self.num_updates / (self.config.num_iterations * self.config.num_updates)
+            self.optimizers.set_learning_rate(left * self.config.sac.learning_rate)
+        return super().update(num_updates)
+
+    def gradient_step(self) -> dict[str, Tensor]:
+        """See `ReplayState`."""
+        return self.agent.update(self.replay, self.optimizers, self.generator)
 
     def take_test(self, num_threads: int) -> dict[str, float]:
         """See `MethodState`."""
-        return _test(self, num_threads)
+        num_samples = max(2, self.config.context.num_prior_episodes) * self.family.horizon
+        psi = self.train_psi if self.config.task_input == "onehot" else self.test_psi
+        return self.test(make_adapter(self.acting_agent(), self.algorithm), psi, num_samples, num_threads)
 
 
 def new_baseline(family: TaskFamily, algorithm: str, config: BaselineConfig, seed: int) -> BaselineState:
@@ -160,32 +195,6 @@ def new_baseline(family: TaskFamily, algorithm: str, config: BaselineConfig, see
     )
 
 
-def _update(state: BaselineState, num: int) -> dict[str, float]:
-    """Some gradient steps; the metrics of the last."""
-    metrics: dict[str, Tensor] = {}
-    if state.config.sac.learning_rate_decay == "linear":
-        # at the resolution of a step, so that a training that goes on is the same
-        left = 1 - state.num_updates / (state.config.num_iterations * state.config.num_updates)
-        state.optimizers.set_learning_rate(left * state.config.sac.learning_rate)
-    for _ in range(num):
-        metrics = state.agent.update(state.replay, state.optimizers, state.generator)
-    state.num_updates += num
-    values = {name: float(value) for name, value in on_host(metrics).items()}
-    if broken := [name for name, value in values.items() if not math.isfinite(value)]:
-        raise FloatingPointError(
-            f"{broken[0]} is not finite after {state.num_updates} gradient steps; the last checkpoint is sound. Try "
-            "a smaller `config.sac.learning_rate` or `config.sac.reward_scale`"
-        )
-    return values
-
-
-def _test(state: BaselineState, num_threads: int) -> dict[str, float]:
-    """A point of the learning curve."""
-    num_samples = max(2, state.config.context.num_prior_episodes) * state.family.horizon
-    psi = state.train_psi if state.config.task_input == "onehot" else state.test_psi
-    return state.test(make_adapter(state.acting_agent(), state.algorithm), psi, num_samples, num_threads)
-
-
 class ConstantActions:
     """A policy that holds one random action through each episode."""
 
@@ -198,36 +207,6 @@ class ConstantActions:
 
 
 # -- sampling -----------------------------------------------------------------------------------------------------
-
-
-def _sample_everything(state: BaselineState, num_threads: int) -> dict[str, float]:
-    """The first samples of every training task."""
-    num_lanes = state.config.num_initial_steps // state.family.horizon
-    tasks = torch.arange(len(state.train_psi))
-    if state.config.initial_actions == "constant":
-        returns = _record(
-            state, tasks, num_lanes, num_threads, ConstantActions(state.family.action_bounds), to_context=True
-        )
-    else:
-        returns = _episodes(state, tasks, num_lanes, num_threads, use_posterior=False)
-    return {"return_real_noisy": returns}
-
-
-def _sample_iteration(state: BaselineState, num_threads: int) -> dict[str, float]:
-    """The samples of an iteration."""
-    config, horizon = state.config, state.family.horizon
-    tasks = torch.randint(len(state.train_psi), (config.tasks_per_iteration,), generator=state.generator)
-    if config.clear_context:
-        for task in tasks.tolist():
-            state.replay.context.clear(task)
-    returns = _episodes(state, tasks, config.num_prior_steps // horizon, num_threads, use_posterior=False)
-    # one after the other, since each enters the context of the next
-    for _ in range(config.num_posterior_steps // horizon):
-        returns = _episodes(state, tasks, 1, num_threads, use_posterior=True)
-    num_extra = config.num_extra_steps // horizon
-    if num_extra:  # they leave the context as it is, so they may run together
-        returns = _episodes(state, tasks, num_extra, num_threads, use_posterior=True, to_context=False)
-    return {"return_real_noisy": returns}
 
 
 def _episodes(

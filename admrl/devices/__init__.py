@@ -1,1 +1,1 @@
-"""Where policies are solved: devices by name, speed and memory; transfers; recorded functions. Imports networks."""
+"""Where policies are solved: devices by name, speed and memory; transfers. Imports networks."""

@@ -89,7 +89,9 @@ class InnerLoopState(MethodState):
 
     def take_test(self, num_threads: int) -> dict[str, float]:
         """See `MethodState`."""
-        return _test(self, num_threads)
+        adapter = make_adapter(self.algorithm, self.acting_agent(), TITLES[self.algorithm])
+        num_samples = self.config.num_steps * self.config.num_adapt_samples
+        return self.test(adapter, self.test_psi, num_samples, num_threads)
 
 
 def new_inner_loop(family: TaskFamily, algorithm: str, config: InnerLoopConfig, seed: int) -> InnerLoopState:
@@ -178,10 +180,3 @@ def _update(state: InnerLoopState, problem: MetaProblem) -> dict[str, float]:
             "checkpoint is sound. Try a smaller `config.step_size` or `config.clip.learning_rate`"
         )
     return report
-
-
-def _test(state: InnerLoopState, num_threads: int) -> dict[str, float]:
-    """A point of the learning curve: as many inner steps as are trained."""
-    adapter = make_adapter(state.algorithm, state.acting_agent(), TITLES[state.algorithm])
-    num_samples = state.config.num_steps * state.config.num_adapt_samples
-    return state.test(adapter, state.test_psi, num_samples, num_threads)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from math import ceil
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -165,6 +166,10 @@ class ReplayState(MethodState):
     """(K, k)."""
     is_announced: bool = False
     """Whether the reporter knows of the iteration."""
+    unit: ClassVar[str]
+    """What its gradient steps are called, for messages."""
+    remedy: ClassVar[str]
+    """What to try where they diverge."""
 
     @property
     def steps_per_iteration(self) -> int:
@@ -196,8 +201,22 @@ class ReplayState(MethodState):
         """The samples of an iteration; what to report."""
 
     @abstractmethod
+    def gradient_step(self) -> dict[str, Tensor]:
+        """One; what to report of it, detached."""
+
     def update(self, num_updates: int) -> dict[str, float]:
         """So many gradient steps; what to report of the last."""
+        metrics: dict[str, Tensor] = {}
+        for _ in range(num_updates):
+            metrics |= self.gradient_step()
+            self.num_updates += 1
+        values = {name: float(value) for name, value in on_host(metrics).items()}
+        if broken := [name for name, value in values.items() if not math.isfinite(value)]:
+            raise FloatingPointError(
+                f"{broken[0]} is not finite after {self.num_updates} {self.unit}; the last checkpoint is sound. Try "
+                f"{self.remedy}"
+            )
+        return values
 
     def take_step(self, reporter: Reporter, num_threads: int) -> dict[str, float]:
         """See `MethodState`."""

@@ -14,14 +14,12 @@ policy after 1e4 of them; and every iteration has num_updates steps, where it ha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from admrl.devices.transfer import on_host
 from admrl.evaluation.adapter import Act, Policy
 from admrl.evaluation.scoring import action_noise, simulate
 from admrl.methods.sizes import MethodSizes
@@ -52,6 +50,8 @@ class MqlState(ReplayState):
     agent: Agent
     optimizers: Optimizers
     replay: PooledReplay
+    unit = "TD3 steps"
+    remedy = "a smaller `config.td3.learning_rate`"
 
     def renew_optimizers(self) -> None:
         """See `MethodState`."""
@@ -79,19 +79,35 @@ class MqlState(ReplayState):
 
     def sample_all(self, num_threads: int) -> dict[str, float]:
         """See `ReplayState`."""
-        return _sample_everything(self, num_threads)
+        num_lanes = self.config.num_initial_steps // self.family.horizon
+        policy = UniformActions(self.family.action_bounds)
+        return _record(self, torch.arange(len(self.train_psi)), num_lanes, policy, num_threads)
 
     def sample_some(self, num_threads: int) -> dict[str, float]:
         """See `ReplayState`."""
-        return _sample_iteration(self, num_threads)
+        config = self.config
+        tasks = torch.randint(len(self.train_psi), (config.tasks_per_iteration,), generator=self.generator)
+        policy = policy_of(self.acting_agent(), config.td3.exploration_noise)
+        return _record(self, tasks, 1, policy, num_threads)
 
-    def update(self, num_updates: int) -> dict[str, float]:
-        """See `ReplayState`."""
-        return _update(self, num_updates)
+    def gradient_step(self) -> dict[str, Tensor]:
+        """See `ReplayState`; recorded where the device can, with the actor and without it."""
+        config, agent, optimizers = self.config, self.agent, self.optimizers
+        index = self.replay.draw(config.td3.batch_size, config.replay_size, self.generator)
+        batch = self.replay.episodes.batch(index[None], config.td3.history_length)  # all tasks as one
+        noise = torch.randn(batch.act.shape, generator=self.generator, dtype=torch.float32).to(self.device)
+        moves_actor = (self.num_updates + 1) % config.td3.policy_delay == 0
+
+        def step(noise: Tensor, *batch: Tensor) -> dict[str, Tensor]:
+            return td3_step(agent, optimizers, Batch(*batch), noise, moves_actor=moves_actor)
+
+        name = f"a TD3 step {'with' if moves_actor else 'without'} the actor"
+        return optimizers.captured(name, agent, step, noise, *batch.tensors())
 
     def take_test(self, num_threads: int) -> dict[str, float]:
         """See `MethodState`."""
-        return _test(self, num_threads)
+        adapter = MqlAdapter(self.acting_agent(), self.replay, self.config)
+        return self.test(adapter, self.test_psi, self.config.num_test_samples, num_threads)
 
 
 def new_mql(family: TaskFamily, algorithm: str, config: MqlConfig, seed: int) -> MqlState:
@@ -119,44 +135,6 @@ def new_mql(family: TaskFamily, algorithm: str, config: MqlConfig, seed: int) ->
     )
 
 
-def _update(state: MqlState, num: int) -> dict[str, float]:
-    """Some TD3 steps; the metrics of the last."""
-    metrics: dict[str, Tensor] = {}
-    config, replay = state.config, state.replay
-    for _ in range(num):
-        index = replay.draw(config.td3.batch_size, config.replay_size, state.generator)
-        batch = replay.episodes.batch(index[None], config.td3.history_length)  # all tasks as one
-        noise = torch.randn(batch.act.shape, generator=state.generator, dtype=torch.float32).to(state.device)
-        state.num_updates += 1
-        metrics |= _gradient_step(state.agent, state.optimizers, batch, noise, state.num_updates)
-    values = {name: float(value) for name, value in on_host(metrics).items()}
-    if broken := [name for name, value in values.items() if not math.isfinite(value)]:
-        raise FloatingPointError(
-            f"{broken[0]} is not finite after {state.num_updates} TD3 steps; the last checkpoint is sound. Try a "
-            "smaller `config.td3.learning_rate`"
-        )
-    return values
-
-
-def _gradient_step(
-    agent: Agent, optimizers: Optimizers, batch: Batch, noise: Tensor, number: int
-) -> dict[str, Tensor]:
-    """The TD3 step of that number, recorded where the device can, with the actor and without it."""
-    moves_actor = number % agent.config.policy_delay == 0
-
-    def step(noise: Tensor, *batch: Tensor) -> dict[str, Tensor]:
-        return td3_step(agent, optimizers, Batch(*batch), noise, moves_actor=moves_actor)
-
-    name = f"a TD3 step {'with' if moves_actor else 'without'} the actor"
-    return optimizers.captured(name, agent, step, noise, *batch.tensors())
-
-
-def _test(state: MqlState, num_threads: int) -> dict[str, float]:
-    """A point of the learning curve: the test protocol on the test tasks."""
-    adapter = MqlAdapter(state.acting_agent(), state.replay, state.config)
-    return state.test(adapter, state.test_psi, state.config.num_test_samples, num_threads)
-
-
 # -- sampling -----------------------------------------------------------------------------------------------------
 
 
@@ -169,21 +147,6 @@ class UniformActions:
     def actor(self, noise: Tensor, generators: Sequence[torch.Generator]) -> Act:
         """See `Policy.actor`: the noise is standard normal, so that its distribution function is uniform."""
         return lambda t, obs: self.bounds.from_unit(2 * torch.special.ndtr(noise[t]) - 1)
-
-
-def _sample_everything(state: MqlState, num_threads: int) -> dict[str, float]:
-    """The first samples of every training task."""
-    num_lanes = state.config.num_initial_steps // state.family.horizon
-    policy = UniformActions(state.family.action_bounds)
-    return _record(state, torch.arange(len(state.train_psi)), num_lanes, policy, num_threads)
-
-
-def _sample_iteration(state: MqlState, num_threads: int) -> dict[str, float]:
-    """The samples of an iteration."""
-    config = state.config
-    tasks = torch.randint(len(state.train_psi), (config.tasks_per_iteration,), generator=state.generator)
-    policy = policy_of(state.acting_agent(), config.td3.exploration_noise)
-    return _record(state, tasks, 1, policy, num_threads)
 
 
 def _record(

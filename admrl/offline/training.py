@@ -137,7 +137,8 @@ class MacawState(MethodState):
 
     def take_test(self, num_threads: int) -> dict[str, float]:
         """See `MethodState`."""
-        return _test(self, num_threads)
+        adapter = MacawAdapter(self.acting_agent(), name=TITLES[self.algorithm])
+        return self.test(adapter, self.test_psi, self.config.num_adapt_samples, num_threads)
 
 
 def new_macaw(family: TaskFamily, algorithm: str, config: MacawConfig, seed: int) -> MacawState:
@@ -234,9 +235,3 @@ def _finite(state: MacawState, losses: dict[str, Tensor]) -> dict[str, float]:
             "smaller `config.inner_rate`, `config.policy_rate` or `config.rate_rate`"
         )
     return values
-
-
-def _test(state: MacawState, num_threads: int) -> dict[str, float]:
-    """A point of the learning curve."""
-    adapter = MacawAdapter(state.acting_agent(), name=TITLES[state.algorithm])
-    return state.test(adapter, state.test_psi, state.config.num_adapt_samples, num_threads)

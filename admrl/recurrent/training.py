@@ -81,7 +81,9 @@ class RecurrentState(MethodState):
 
     def take_test(self, num_threads: int) -> dict[str, float]:
         """See `MethodState`."""
-        return _test(self, num_threads)
+        num_samples = (self.config.trial_episodes - 1) * self.family.horizon
+        adapter = RecurrentAdapter(self.acting_agent(), name=TITLES[self.algorithm])
+        return self.test(adapter, self.test_psi, num_samples, num_threads)
 
 
 def new_recurrent(family: TaskFamily, algorithm: str, config: RecurrentConfig, seed: int) -> RecurrentState:
@@ -156,10 +158,3 @@ def _follow_scale(state: RecurrentState, trials: Sequence) -> None:
     agent.value_scale.copy_(
         (agent.value_scale.square() + rate * (square - agent.value_scale.square())).sqrt()
     )
-
-
-def _test(state: RecurrentState, num_threads: int) -> dict[str, float]:
-    """A point of the learning curve: the first and the last episode of a trial of the trained length."""
-    num_samples = (state.config.trial_episodes - 1) * state.family.horizon
-    adapter = RecurrentAdapter(state.acting_agent(), name=TITLES[state.algorithm])
-    return state.test(adapter, state.test_psi, num_samples, num_threads)

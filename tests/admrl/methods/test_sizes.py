@@ -11,7 +11,7 @@ from admrl.baselines import training as baselines
 from admrl.commands.train_baseline import TrainBaseline
 from admrl.inner_loop import training as inner_loop
 from admrl.jobs.reporter import Silent
-from admrl.mql import training as mql
+from admrl.methods.state import ReplayState
 from admrl.offline import training as offline
 from admrl.recurrent import training as recurrent
 from admrl.run_kinds import METHOD_RUNS
@@ -39,17 +39,14 @@ def changed(config, algorithm, scale):
 
 def gradient_step(state, monkeypatch):
     """What an iteration's gradient steps are, of a state with data."""
-    if isinstance(state, baselines.BaselineState):
-        baselines._sample_everything(state, 1)
-        return lambda: baselines._update(state, 1)
+    if isinstance(state, ReplayState):
+        state.sample_all(1)
+        return lambda: state.update(1)
     if isinstance(state, inner_loop.InnerLoopState):
         return lambda: inner_loop._update(state, inner_loop.sample_problem(state)[0])
     if isinstance(state, recurrent.RecurrentState):
         trials, _ = recurrent.sample_trials(state)
         return lambda: recurrent._update(state, trials)
-    if isinstance(state, mql.MqlState):
-        mql._sample_everything(state, 1)
-        return lambda: mql._update(state, 1)
     offline._record_some(state, Silent(), 1)
     monkeypatch.setattr(admrl.offline.training, "UPDATES_PER_STEP", 1)
     return lambda: offline._update(state)
