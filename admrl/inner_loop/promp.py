@@ -52,13 +52,14 @@ def promp_step(
     def gradient(meta: Tensor, problem: MetaProblem) -> Tensors:
         """Of the loss (P,); objective and KL, summed over tasks."""
         leaf = meta.detach().requires_grad_()
-        found: list[Tensors] = []
+        objective = kl = torch.zeros((), dtype=torch.float64, device=meta.device)
         for block in problem.blocks():
             value, divergence = promp_objective(leaf, block, config)
-            (g,) = torch.autograd.grad(-value.sum() / problem.num_tasks, leaf)
-            found.append((g, value.detach().sum().double(), divergence.detach().sum().double()))
-        g, objective, kl = (torch.stack(column).sum(0) for column in zip(*found, strict=True))
-        return g, objective, kl
+            (-value.sum() / problem.num_tasks).backward()
+            objective = objective + value.detach().sum()
+            kl = kl + divergence.detach().sum()
+        assert leaf.grad is not None
+        return leaf.grad, objective, kl
 
     for _ in range(config.num_epochs):
         meta.grad, objective, kl = captured("a gradient of ProMP", gradient, meta, problem, recorded)
