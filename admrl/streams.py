@@ -48,6 +48,7 @@ class Purpose(IntEnum):
     REFERENCE_MODEL = 32
     REFERENCE = 33
     REFERENCE_SAC = 34
+    REFERENCE_TRPO = 35
     # search-worst
     WORST_SEARCH = 40
     WORST_PROBES = 41

@@ -2,10 +2,10 @@
 
     python benchmarks/learners.py OUT [--families hopper2d ant2d] [--learners slbo slbo-gaussian mbpo] [--seeds 0 1 2]
 
-Each job solves the family's first task by stages: real samples of the present policies, then fits of the model and
-policy updates in it (Alg. 1, lines 5-7). After every stage the policy is tested in the simulator as its method is
-tested (SLBO: its stochastic policy, MBPO: the mean), with episodes that are not counted. OUT holds a file for every
-job; those that are there are not done again. A table of all follows.
+Each job solves one task (--psi, or the family's first) by stages: real samples of the present policies, then fits of
+the model and policy updates in it (Alg. 1, lines 5-7). After every stage the policy is tested in the simulator as its
+method is tested (SLBO: its stochastic policy, MBPO: the mean), with episodes that are not counted. OUT holds a file
+for every job; those that are there are not done again. A table of all follows.
 
     slbo           TRPO on episodes in the model, members that predict the mean
     slbo-gaussian  the same with members that predict mean and variance
@@ -44,6 +44,9 @@ def parse_arguments():
     parser.add_argument("--families", nargs="+", default=["hopper2d", "ant2d"])
     parser.add_argument("--learners", nargs="+", default=["slbo", "slbo-gaussian", "mbpo"], choices=LEARNERS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--psi", nargs="+", type=float, help="the task; the family's first task if it is left out"
+    )
     parser.add_argument("--stages", type=int, default=5)
     parser.add_argument("--iterations", type=int, default=4, help="of Alg. 2 in a stage")
     parser.add_argument("--samples", type=int, default=2000, help="real samples of a stage")
@@ -56,6 +59,7 @@ def configuration(name, arguments):
     learner, predicts = LEARNERS[name]
     return MetaTrainConfig(
         learner=learner,
+        first_psi=None if arguments.psi is None else tuple(arguments.psi),
         slbo=SlboConfig(1, arguments.iterations, arguments.samples),
         mbpo=MbpoConfig(num_gradient_steps=arguments.gradient_steps, batch_size=128),
         virtual=VirtualTrainingConfig(num_model_steps=100, num_policy_updates=10, num_samples=4000),
@@ -81,7 +85,8 @@ def job(family, config, arguments, seed):
     model_generator, *generators = spawn_generators(torch.Generator().manual_seed(seed), 2)
     learner = ModelLearner.make(family, config.dynamics, config.fit, model_generator)
     method, samples = make_method(family, config), SampleCounts()
-    solution = method.begin(learner.model, family.first_psi[None], generators)
+    psi = family.first_psi if config.first_psi is None else family.box.check(torch.tensor(config.first_psi))
+    solution = method.begin(learner.model, psi[None], generators)
     rows, begin = [], time.perf_counter()
     for stage in range(arguments.stages + 1):
         if stage:

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 class ReferenceReturns(Command):
     """Compute or extend a file of reference returns A*: long training on the test tasks themselves.
 
-    SLBO trains all tasks together on one model; SAC (needs admrl[sac]) trains each task alone on the simulator.
-    Every candidate is kept with its method, seed and samples; the best counts. Interrupted, the same command goes on.
+    SLBO trains all tasks together on one model; TRPO and SAC (needs admrl[sac]) train each task alone in the
+    simulator. Every candidate is kept with its method, seed and samples; the best counts. Interrupted, the same
+    command goes on.
     """
 
     family: str = "hopper2d"
@@ -40,9 +41,9 @@ class ReferenceReturns(Command):
     allow_outside: bool = False
     """Accept tasks of a file that lie outside the box."""
     methods: tuple[str, ...] = ("slbo",)
-    """slbo, sac, or both."""
+    """slbo, trpo, sac, or several of them."""
     seeds: tuple[int, ...] = (0,)
-    """One training for each (SAC: for each task and seed)."""
+    """One training for each (TRPO, SAC: for each task and seed)."""
     variant: str = "released"
     """The family's variant."""
     num_workers: int = 2
@@ -76,6 +77,7 @@ class ReferenceReturns(Command):
         units = {
             "num_samples": Whole(family.horizon),
             "num_virtual_samples": Whole(family.horizon * DynamicsConfig().num_members),
+            "trpo_samples": Whole(family.horizon),
         }
         config, notes = round_counts(self.config, ReferenceConfig(), units, f"horizon {family.horizon}")
         for note in notes:

@@ -8,7 +8,7 @@ from admrl.config.training import (
     VirtualTrainingConfig,
 )
 
-REFERENCE_METHODS = ("slbo", "sac")
+REFERENCE_METHODS = ("slbo", "trpo", "sac")
 PARTS = ("gap", "optimisation", "model")
 """The gap and what it is the sum of; see `admrl.evaluation.gap_table`."""
 
@@ -47,7 +47,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class ReferenceConfig:
-    """Long training on the test tasks themselves, for A*: SLBO on all of them together, SAC on each alone."""
+    """Long training on the test tasks themselves, for A*: SLBO on all together, TRPO and SAC on each alone."""
 
     num_stages: int = field(default=10, metadata={"range": (1, 10_000)})
     """SLBO: stages, the first from nothing."""
@@ -61,6 +61,12 @@ class ReferenceConfig:
     """SLBO: TRPO updates per iteration."""
     num_virtual_samples: int = field(default=4000, metadata={"range": (1, 10_000_000)})
     """SLBO: virtual steps per update and task; a multiple of horizon x ensemble members."""
+    trpo_stages: int = field(default=10, metadata={"range": (1, 10_000)})
+    """TRPO: times that its policies are kept; more of them go on where an earlier training stopped."""
+    trpo_updates: int = field(default=20, metadata={"range": (1, 100_000)})
+    """TRPO: updates per stage."""
+    trpo_samples: int = field(default=4000, metadata={"range": (1, 10_000_000)})
+    """TRPO: real steps per update and task; a multiple of the horizon."""
     sac_steps: int = field(default=50_000, metadata={"range": (200, 100_000_000)})
     """SAC: real steps per task and seed, with stable-baselines3's own settings."""
     num_episodes: int = field(default=40, metadata={"range": (2, 100_000)})

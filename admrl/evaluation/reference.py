@@ -36,10 +36,10 @@ class Candidate:
 
     psi: tuple[float, ...]
     method: str
-    """slbo or sac"""
+    """slbo, trpo or sac"""
     seed: int
     stage: int
-    """SLBO stages that it was trained for; 1 for sac."""
+    """Stages that it was trained for; 1 for sac."""
     real_samples: int
     """What the policy was trained on; for slbo, of all tasks that trained together."""
     virtual_samples: int
@@ -161,7 +161,7 @@ class Reference:
         """Behind the file: the largest count of every training; slbo trains all tasks together."""
         trainings: dict[tuple[Any, ...], int] = {}
         for c in self.candidates:
-            key = (c.method, c.seed, digest(c.settings), c.psi if c.method == "sac" else None)
+            key = (c.method, c.seed, digest(c.settings), c.psi if c.method != "slbo" else None)
             trainings[key] = max(trainings.get(key, 0), c.real_samples)
         return sum(trainings.values())
 

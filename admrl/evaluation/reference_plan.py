@@ -10,12 +10,21 @@ from typing import Any
 from admrl.config.evaluation import ReferenceConfig
 from admrl.evaluation.reference import Candidate, Reference, read_candidates, training_folder
 from admrl.evaluation.reference_sac import load_sac, sac_job, sac_settings
-from admrl.evaluation.reference_slbo import check_reference, slbo_job, slbo_settings
+from admrl.evaluation.reference_training import (
+    check_reference,
+    slbo_job,
+    slbo_settings,
+    trpo_job,
+    trpo_settings,
+)
 from admrl.evaluation.task_lists import TaskList
 from admrl.jobs.pool import Job
 from admrl.runs.families import CODE, code_key
 from task_families.family import TaskFamily
 from task_families.registry import sendable
+
+TASKS_PER_JOB = 8
+"""Tasks of a TRPO training that one process updates together: a batch costs less than its tasks one by one."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,20 @@ class Plan:
         arguments = (sendable(self.family), self.family.variant, part, config, seed, folder)
         return [Job(f"SLBO seed {seed}", slbo_job, arguments, steps)]
 
+    def trpo_jobs(self, seed: int) -> list[Job]:
+        """The tasks that lack it, some at a time."""
+        config, settings = self.config, trpo_settings(self.config, self.family)
+        missing, jobs = self._missing("trpo", seed, settings, config.trpo_stages), []
+        for begin in range(0, len(missing), TASKS_PER_JOB):
+            part = replace(self.tasks, psi=self.tasks.psi[missing[begin : begin + TASKS_PER_JOB]])
+            unit = self.family.box.to_unit(part.psi)
+            folder = training_folder(self.work, "trpo", seed, settings, unit.tolist())
+            num_done = len(list(folder.glob("stage-*.json")))
+            steps = (config.trpo_stages - num_done) * config.trpo_updates + (num_done == 0)
+            arguments = (sendable(self.family), self.family.variant, part, config, seed, folder)
+            jobs.append(Job(f"TRPO seed {seed}", trpo_job, arguments, steps))
+        return jobs
+
     def sac_jobs(self, seed: int) -> list[Job]:
         """A training for every task that lacks it."""
         config, tasks, settings, jobs = self.config, self.tasks, sac_settings(self.config, self.family), []
@@ -99,7 +122,7 @@ def plan_reference(
     if family.psi_changes_dynamics and "slbo" in methods:
         raise ValueError(
             f"methods: slbo learns one model for all tasks, but the dynamics of {family.name} depend on the task; "
-            "use sac alone"
+            "use trpo or sac"
         )
     check_reference(config, family)
     reference = Reference(family.name, family.variant)
@@ -116,6 +139,8 @@ def plan_reference(
     for seed in seeds:
         if "slbo" in methods:
             plan.jobs.extend(plan.slbo_jobs(seed))
+        if "trpo" in methods:
+            plan.jobs.extend(plan.trpo_jobs(seed))
         if "sac" in methods:
             plan.jobs.extend(plan.sac_jobs(seed))
     return plan

@@ -114,7 +114,7 @@ class Slbo:
 
     def refreshed(self, solution: Solution, model: DynamicsEnsemble) -> Solution:
         """See `InnerMethod`."""
-        return refresh_normalizer(solution, model)
+        return refresh_normalizer(solution, model.obs_normalizer)
 
 
 def make_method(

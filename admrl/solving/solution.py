@@ -12,6 +12,7 @@ from torch import Tensor
 from admrl.config.training import MetaTrainConfig, VirtualTrainingConfig
 from admrl.solving.lanes import Lanes
 from dynamics.ensemble import DynamicsEnsemble
+from dynamics.normalizer import Normalizer
 from policy_opt.gaussian_policy import GaussianPolicy
 from policy_opt.value import ValueFunction
 from task_families.family import TaskFamily
@@ -105,12 +106,26 @@ def new_solution(
     config: VirtualTrainingConfig,
     generators: Sequence[torch.Generator],
 ) -> Solution:
-    """Random policies (Alg. 1, line 3) and zero value functions, with the model's present normaliser.
+    """`untrained` with the model's present normaliser and its action bounds (Alg. 1, line 3)."""
+    return untrained(model.obs_normalizer, model.action_bounds, psi, policy, config, generators)
 
-    The policies act in units of the model's action bounds.
+
+def untrained(
+    normalizer: Normalizer,
+    bounds: ActionBounds,
+    psi: Tensor,
+    policy: GaussianPolicy,
+    config: VirtualTrainingConfig,
+    generators: Sequence[torch.Generator],
+) -> Solution:
+    """Random policies and zero value functions for tasks psi (M, k).
+
+    Args:
+        normalizer: of observations, for all tasks or for each of the M its own.
+        bounds: the policies act in their units.
     """
-    mean, std = _normalizer(model)
-    policy = with_actions(policy.with_normalizer(mean, std), model.action_bounds, mean)
+    mean, std = _moments(normalizer)
+    policy = with_actions(policy.with_normalizer(mean, std), bounds, mean)
     value = ValueFunction.make(mean, std, config.value)
     theta = policy.init(generators, dtype=mean.dtype).to(mean.device)
     return Solution(psi.to(mean), policy, theta, value, value.init(len(psi)))
@@ -123,17 +138,17 @@ def with_actions(policy: GaussianPolicy, bounds: ActionBounds, like: Tensor) -> 
     return policy.with_action_units(bounds.center.to(like), bounds.scale.to(like))
 
 
-def refresh_normalizer(solution: Solution, model: DynamicsEnsemble) -> Solution:
-    """The same parameters with the model's present normaliser, after new data has moved it."""
-    mean, std = _normalizer(model)
+def refresh_normalizer(solution: Solution, normalizer: Normalizer) -> Solution:
+    """The same parameters with the present normaliser, after new data has moved it."""
+    mean, std = _moments(normalizer)
     value = replace(solution.value, obs_mean=mean, obs_std=std)
     return replace(solution, policy=solution.policy.with_normalizer(mean, std), value=value)
 
 
-def _normalizer(model: DynamicsEnsemble) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the observations: (S,) for one model, (K, S) for one per task."""
-    mean, std = model.obs_normalizer.mean, model.obs_normalizer.std
-    return (mean[0].clone(), std[0].clone()) if model.num_models == 1 else (mean.clone(), std.clone())
+def _moments(normalizer: Normalizer) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the observations: (S,) for all tasks, or (M, S) for one each."""
+    mean, std = normalizer.mean, normalizer.std
+    return (mean[0].clone(), std[0].clone()) if len(mean) == 1 else (mean.clone(), std.clone())
 
 
 def make_policy(family: TaskFamily, config: MetaTrainConfig) -> GaussianPolicy:

@@ -52,13 +52,14 @@ def load_solution(
     num_tasks: int,
     dtype: torch.dtype,
 ) -> Solution:
-    """Inverse of `dump_solution`, for one shared model.
+    """Inverse of `dump_solution`, for one normaliser of observations or one for each task.
 
     Raises:
         ValueError: names what is missing or has another shape or type.
     """
-    size = (family.obs_size,)
-    mean, std = (check_tensor(tensors, f"{prefix}.{k}", size, dtype) for k in ("obs_mean", "obs_std"))
+    found = tensors.get(f"{prefix}.obs_mean")
+    shape = (num_tasks, family.obs_size) if found is not None and found.dim() == 2 else (family.obs_size,)
+    mean, std = (check_tensor(tensors, f"{prefix}.{k}", shape, dtype) for k in ("obs_mean", "obs_std"))
     policy = with_actions(policy.with_normalizer(mean, std), family.action_bounds, mean)
     value = ValueFunction.make(mean, std, config)
     name = f"{prefix}.{PATIENCE}"

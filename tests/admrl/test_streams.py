@@ -8,7 +8,7 @@ import torch
 
 from admrl.config.evaluation import ReferenceConfig
 from admrl.config.presets import PRESETS
-from admrl.evaluation.reference_slbo import _SlboTraining
+from admrl.evaluation.reference_training import _SlboTraining
 from admrl.evaluation.task_lists import TaskList
 from admrl.streams import Purpose, derived_seed, stream, task_streams
 from admrl.training.run import Run, prepare_run

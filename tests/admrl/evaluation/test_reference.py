@@ -13,13 +13,14 @@ from admrl.commands.reference import ReferenceReturns
 from admrl.config.evaluation import ReferenceConfig
 from admrl.evaluation.reference import Candidate, Reference, read_candidates
 from admrl.evaluation.reference_sac import load_sac, sac_job
-from admrl.evaluation.reference_slbo import slbo_job
+from admrl.evaluation.reference_training import slbo_job, trpo_job
+from admrl.evaluation.scoring import closed_form
 from admrl.evaluation.task_lists import TaskList
 from task_families import make
 
 SMALL = ReferenceConfig(
     num_stages=2, num_samples=400, num_iterations=1, num_model_steps=3, num_updates=2,
-    num_virtual_samples=800, sac_steps=300, num_episodes=4,
+    num_virtual_samples=800, trpo_stages=2, trpo_updates=2, trpo_samples=400, sac_steps=300, num_episodes=4,
 )  # fmt: skip
 
 
@@ -111,6 +112,66 @@ def test_an_interrupted_slbo_training_goes_on_bit_identically(tmp_path):
         slbo_job(*arguments, SMALL, 0, tmp_path / "parts", Quiet())
 
 
+def test_an_interrupted_trpo_training_goes_on_bit_identically(tmp_path):
+    """And a task's numbers do not depend on its neighbours."""
+    tasks = hopper_tasks([0.5, 1.3], [1.0, 1.5])
+    trpo_job("hopper2d", "released", tasks, SMALL, 0, tmp_path / "whole", Quiet())
+    for config in (replace(SMALL, trpo_stages=1), SMALL):
+        trpo_job("hopper2d", "released", tasks, config, 0, tmp_path / "parts", Quiet())
+    others = hopper_tasks([1.0, 1.5], [1.5, 1.3], [0.0, 1.4])
+    trpo_job("hopper2d", "released", others, SMALL, 0, tmp_path / "others", Quiet())
+    whole, parts, others = (
+        json.loads((tmp_path / name / "stage-0002.json").read_text()) for name in ("whole", "parts", "others")
+    )
+    assert whole == parts and len(whole) == 2 and whole[1] == others[0]
+    assert whole[0]["real_samples"] == (1 + 2 * 2) * 400 and whole[0]["virtual_samples"] == 0
+    first = json.loads((tmp_path / "whole" / "stage-0001.json").read_text())
+    assert first[0]["episode_return"] != whole[0]["episode_return"]
+    (tmp_path / "parts" / "training.ckpt").write_bytes(b"half")
+    with pytest.raises(ValueError, match="delete its folder"):
+        trpo_job("hopper2d", "released", tasks, SMALL, 0, tmp_path / "parts", Quiet())
+
+
+def test_trpo_comes_close_to_the_optimal_policy(tmp_path):
+    """Linear dynamics and quadratic costs, where the optimum is known; more stages go on from where it stopped."""
+    family = make("linear_quadratic")
+    tasks = TaskList("three", family.box.grid((3, 1)))
+    config = replace(
+        SMALL, trpo_stages=1, trpo_updates=30, trpo_samples=50 * family.horizon, num_episodes=200
+    )
+    for stages in (1, 2):
+        more = replace(config, trpo_stages=stages)
+        trpo_job(family, family.variant, tasks, more, 0, tmp_path / "a", Quiet())
+    best = closed_form(family, tasks.psi, 1, 200, 0).returns
+    half, whole = (
+        best
+        - [
+            np.mean(c["episode_return"])
+            for c in json.loads((tmp_path / "a" / f"stage-000{k}.json").read_text())
+        ]
+        for k in (1, 2)
+    )
+    assert (half > 1).all() and (whole > 0).all() and (whole < 0.45).all(), (half, whole)
+
+
+def test_trpo_trains_where_dynamics_depend_on_the_task(tmp_path):
+    """Which no single model could serve; some tasks to a process."""
+    family = make("hopper2d_params")
+    psi = family.box.sample(9, "uniform", torch.Generator().manual_seed(0))
+    np.savetxt(tmp_path / "tasks.csv", psi.numpy(), delimiter=",")
+    asked = ReferenceReturns(
+        family="hopper2d_params", out=tmp_path / "a.json", methods=("trpo",), tasks=str(tmp_path / "tasks.csv"),
+        config=replace(SMALL, trpo_stages=1),
+    )  # fmt: skip
+    plan = prepared(asked)
+    assert [len(j.arguments[2].psi) for j in plan.jobs] == [8, 1] and plan.jobs[0].num_steps == 1 + 2
+    (rest,) = plan.jobs[1:]
+    rest.function(*rest.arguments, Quiet())
+    assert [len(j.arguments[2].psi) for j in prepared(asked).jobs] == [8]
+    (found,) = read_candidates(plan.work)
+    assert found.method == "trpo" and found.real_samples == (1 + 2) * 400
+
+
 def test_only_what_is_missing_is_trained(tmp_path):
     """Jobs of the command: none twice, new tasks apart, more stages from where the training stopped."""
     (tmp_path / "tasks.csv").write_text("0.5 1.3")
@@ -140,7 +201,7 @@ def test_only_what_is_missing_is_trained(tmp_path):
         ({"seeds": ()}, "seeds: expected at least one"),
         ({"seeds": (1, 1)}, "each once"),
         ({"methods": ()}, "methods: expected at least one"),
-        ({"family": "hopper2d_params"}, "use sac alone"),
+        ({"family": "hopper2d_params"}, "use trpo or sac"),
         ({"config": replace(SMALL, num_virtual_samples=400)}, "multiple of 800"),
         ({"grid": (6,)}, "expected 2 positive counts"),
     ],

@@ -62,7 +62,9 @@ def changing_rollouts(device, precision):
         found.append(virtual_rollout(family, learner.model, now, 4, seeds, precision=precision))
         learner.add(real_rollout(family, solution, 2, generators(20 + i)))  # moves the normalisers
         learner.fit(2)
-        solution = refresh_normalizer(replace(solution, theta=solution.theta + 0.01), learner.model)
+        solution = refresh_normalizer(
+            replace(solution, theta=solution.theta + 0.01), learner.model.obs_normalizer
+        )
     return found
 
 
