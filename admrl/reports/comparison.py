@@ -125,7 +125,8 @@ class Comparison:
         )
         if negative:
             notes.append(
-                f"{counted(negative, 'mean gap')} below 0: A* is too weak there. Negative gaps are not clamped."
+                f"{counted(negative, 'mean gap')} below 0: A* is too weak there; more of `admrl reference` (methods, "
+                "seeds, stages) mends that. Negative gaps are not clamped."
             )
         if min(len(m.tables) for m in self.methods) < 2:
             notes.append("A method with one training seed has no interval.")
