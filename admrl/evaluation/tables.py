@@ -116,12 +116,17 @@ def _method(run: EvaluableRun, adapted: Adapted, label: str, config: EvaluationC
 
 
 def method_labels(runs: Sequence[EvaluableRun]) -> list[str]:
-    """The shortest names that tell the runs apart: selector, selector and seed, or the folder."""
-    short = [run.info.selector for run in runs]
-    long = [f"{run.info.selector}, seed {run.info.seed}" for run in runs]
+    """The shortest names that tell the runs apart: selector, selector and seed, the folder's name, or its path."""
+    selectors = [run.info.selector for run in runs]
+    choices = (
+        selectors,
+        [f"{run.info.selector}, seed {run.info.seed}" for run in runs],
+        # a folder that is called like a selector would be taken for it
+        [str(run.path) if run.path.name in selectors else run.path.name for run in runs],
+    )
     return [
-        s if short.count(s) == 1 else l if long.count(l) == 1 else legible(str(run.path))
-        for s, l, run in zip(short, long, runs, strict=True)
+        legible(next((names[i] for names in choices if names.count(names[i]) == 1), str(run.path)))
+        for i, run in enumerate(runs)
     ]
 
 

@@ -1,11 +1,15 @@
 """What is saved is loaded, however large."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from table_tools import toy_table
 
 from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.reference import Candidate, Reference
+from admrl.evaluation.tables import method_labels
 from admrl.storage.files import DamagedFileError
 
 
@@ -37,3 +41,24 @@ def test_what_no_writer_writes_is_refused(tmp_path, number):
     file.write_text(file.read_text().replace("123.5", number))
     with pytest.raises(DamagedFileError, match="not a gap table"):
         GapTable.load(file)
+
+
+def test_runs_have_the_shortest_names_that_tell_them_apart():
+    """Two methods of one selector, in folders of their own: whole paths once filled the tables."""
+
+    def labels(*runs):
+        return method_labels(
+            [SimpleNamespace(path=Path(p), info=SimpleNamespace(selector=s, seed=n)) for p, s, n in runs]
+        )
+
+    population, random = ("a/b/population-0", "population", 0), ("a/b/random-0", "population", 0)
+    assert labels(population) == ["population"]
+    assert labels(population, ("a/b/uniform-3", "uniform", 3)) == ["population", "uniform"]
+    assert labels(population, ("a/b/population-1", "population", 1)) == [
+        "population, seed 0",
+        "population, seed 1",
+    ]
+    assert labels(population, random) == ["population-0", "random-0"]
+    assert labels(population, ("c/population-0", "population", 0)) == ["a/b/population-0", "c/population-0"]
+    twice = [("a/uniform", "population", 0), ("a/x", "population", 0), ("a/y", "uniform", 0)]
+    assert labels(*twice) == ["a/uniform", "x", "uniform"], "a folder that is called like another's selector"
