@@ -35,7 +35,7 @@ from admrl.methods.sampling import horizon_rollout
 from admrl.methods.sizes import MethodSizes
 from admrl.methods.state import ReplayState
 from admrl.methods.tasks import task_sets
-from admrl.solving.rollouts import episode_returns
+from admrl.solving.rollouts import mean_return, rewards
 from admrl.solving.sac import Optimizers
 from admrl.streams import Purpose, stream
 from task_families.family import TaskFamily
@@ -231,10 +231,8 @@ def _record(
     """Real episodes of tasks (M,) into the replay; their mean return."""
     psi = state.train_psi[tasks]
     rollout = horizon_rollout(state.family, policy, psi, num_lanes, state.generator, num_threads)
-    at = psi.to(rollout.obs)[:, None, None]
-    transitions = at, rollout.obs, rollout.act, rollout.next_obs
-    shown = state.family.reward(*transitions)
-    reward = shown if state.rl_family is state.family else state.rl_family.reward(*transitions)
+    shown = rewards(state.family, psi, rollout)
+    reward = shown if state.rl_family is state.family else rewards(state.rl_family, psi, rollout)
     unit = state.family.action_bounds.to_unit(rollout.act)
     for m, task in enumerate(tasks.tolist()):
         columns = [
@@ -245,5 +243,4 @@ def _record(
         obs, act, next_obs, r, c, terminated = (x[sound] for x in columns)
         state.replay.add(task, obs, act, next_obs, r, c, terminated, to_context=to_context)
     state.real_samples += rollout.num_samples
-    returns = episode_returns(state.family, psi, rollout)
-    return float(returns[returns.isfinite()].mean())
+    return mean_return(state.family, psi, rollout)

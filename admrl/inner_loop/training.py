@@ -36,7 +36,7 @@ from admrl.methods.sampling import horizon_rollout
 from admrl.methods.sizes import MethodSizes
 from admrl.methods.state import MethodState
 from admrl.methods.tasks import TrainingTasks, test_tasks
-from admrl.solving.rollouts import brought, episode_returns
+from admrl.solving.rollouts import brought, mean_return, rewards
 from admrl.streams import Purpose, stream
 from policy_opt.capture import Newest
 from task_families.family import TaskFamily
@@ -139,11 +139,8 @@ def sample_problem(state: InnerLoopState, num_threads: int = 1) -> tuple[MetaPro
         rollout = horizon_rollout(
             family, here, psi, config.num_episodes, state.generator, num_threads, here.theta
         )  # `make_batch` computes the log-probabilities from the actions
-        of_task = psi.to(rollout.obs)[:, None, None]
-        reward = rewarding.reward(of_task, rollout.obs, rollout.act, rollout.next_obs)
-        scored = episode_returns(family, psi, rollout)
-        returns.append(float(scored[scored.isfinite()].mean()))
-        there = on_device({"reward": reward}, state.device)["reward"]
+        returns.append(mean_return(family, psi, rollout))
+        there = on_device({"reward": rewards(rewarding, psi, rollout)}, state.device)["reward"]
         batches.append(agent.batch(acting, brought(rollout, state.device), there))
         if j < config.num_steps:
             at = at - alpha * gradients(agent.problem([], drawn).loss(batches[-1]))(at)

@@ -31,7 +31,7 @@ from admrl.mql.networks import Agent
 from admrl.mql.policy import policy_of
 from admrl.mql.replay import Batch, PooledReplay, rows_of
 from admrl.mql.td3 import td3_step
-from admrl.solving.rollouts import episode_returns
+from admrl.solving.rollouts import mean_return, rewards
 from admrl.solving.sac import Optimizers
 from admrl.streams import Purpose, stream
 from task_families.family import TaskFamily
@@ -157,12 +157,9 @@ def _record(
     generators = spawn_generators(state.generator, len(tasks))
     act = policy.actor(action_noise(family, shape, generators), generators)
     rollout = simulate(family, psi, shape, act, generators, num_threads, sees=frozenset({"rewards"}))
-    at = psi.to(rollout.obs)[:, None, None]
-    reward = family.reward(at, rollout.obs, rollout.act, rollout.next_obs)
-    rows = rows_of(rollout, reward, family.action_bounds)
+    rows = rows_of(rollout, rewards(family, psi, rollout), family.action_bounds)
     for task, row, position, is_sound in zip(tasks.tolist(), *rows, strict=True):
         # the last step of a simulation that broke down is left out
         state.replay.add(task, row[is_sound], position[is_sound])
     state.real_samples += rollout.num_samples
-    returns = episode_returns(family, psi, rollout)
-    return {"return_real_noisy": float(returns[returns.isfinite()].mean())}
+    return {"return_real_noisy": mean_return(family, psi, rollout)}

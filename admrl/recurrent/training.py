@@ -29,7 +29,7 @@ from admrl.recurrent.agent import RecurrentAgent, Sequence, joined
 from admrl.recurrent.config import TITLES, RecurrentConfig, check_recurrent
 from admrl.recurrent.policy import RecurrentPolicy
 from admrl.recurrent.ppo import AGENT, ppo_update, trial_batch
-from admrl.solving.rollouts import episode_returns
+from admrl.solving.rollouts import mean_return, rewards
 from admrl.solving.sac import Optimizers
 from admrl.streams import Purpose, stream
 from policy_opt.advantage import gae
@@ -118,13 +118,10 @@ def sample_trials(state: RecurrentState, num_threads: int = 1) -> tuple[Sequence
     for _ in range(config.trial_episodes):
         policy = RecurrentPolicy(agent, memory)
         rollout = horizon_rollout(family, policy, psi, 1, state.generator, num_threads)
-        told = psi.to(rollout.obs)[:, None, None]
-        reward = family.reward(told, rollout.obs, rollout.act, rollout.next_obs)
-        parts.append(agent.sequence(memory, rollout, reward))
+        parts.append(agent.sequence(memory, rollout, rewards(family, psi, rollout)))
         with torch.no_grad():
             memory = agent.after(memory, parts[-1])
-        scored = episode_returns(family, psi, rollout)
-        returns.append(float(scored[scored.isfinite()].mean()))
+        returns.append(mean_return(family, psi, rollout))
         state.real_samples += rollout.num_samples
     return joined(parts).to(state.device), {
         "return_real_noisy": returns[-1],
