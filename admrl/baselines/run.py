@@ -12,9 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from admrl.baselines.config import TITLES, BaselineConfig, check_baseline
-from admrl.baselines.training import BaselineState, make_adapter, new_baseline
-from admrl.config.evaluation import EvaluationConfig
-from admrl.evaluation.adapter import Adapter
+from admrl.baselines.training import BaselineState, new_baseline
 from admrl.jobs.reporter import Reporter
 from admrl.methods.run import MethodInfo, MethodRun
 from admrl.runs.families import NOBODY, NamedFamily
@@ -49,6 +47,7 @@ class BaselineRun(MethodRun[BaselineState]):
         "head_variance",
         "real_samples",
     )
+    new_training = staticmethod(new_baseline)
 
     @classmethod
     def check_settings(cls, config: BaselineConfig, algorithm: str, family: TaskFamily) -> None:
@@ -64,13 +63,6 @@ class BaselineRun(MethodRun[BaselineState]):
                 f"{info.config.num_iterations} iterations (`config.sac.learning_rate_decay` {decay}); train again "
                 "with more of them"
             )
-
-    @classmethod
-    def new_training(
-        cls, family: TaskFamily, algorithm: str, config: BaselineConfig, seed: int
-    ) -> BaselineState:
-        """See `MethodRun`."""
-        return new_baseline(family, algorithm, config, seed)
 
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `MethodRun`."""
@@ -90,22 +82,6 @@ class BaselineRun(MethodRun[BaselineState]):
     def position(self) -> str:
         """See `RunFolder`."""
         return f"{self.progress}, {self.state.num_updates} gradient steps"
-
-    # -- as the evaluation sees it (`admrl.evaluation.evaluable_run`) -----------------------------------------------
-
-    def adapter(
-        self,
-        config: EvaluationConfig | None = None,
-        *,
-        name: str | None = None,
-        reporter: Reporter | None = None,
-    ) -> Adapter:
-        """The trained agent's test protocol, which needs no setting and reports nothing of its own."""
-        return make_adapter(self.state.agent, self.info.algorithm, name=name, provenance=self.provenance())
-
-    def num_steps(self, config: EvaluationConfig) -> int:
-        """Steps of an evaluation are episodes."""
-        return config.num_stages * config.num_stage_samples // self.family.horizon
 
 
 def prepare_baseline(

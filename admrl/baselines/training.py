@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from admrl.baselines.config import TITLES, BaselineConfig, check_baseline
+from admrl.baselines.config import BaselineConfig, check_baseline
 from admrl.baselines.crl import Crl, CrlAdapter
 from admrl.baselines.multitask import MultiTaskSac, multitask_adapter
 from admrl.baselines.pearl import Pearl, PearlAdapter
@@ -57,18 +57,6 @@ def make_agent(
     if algorithm == "crl":
         return Crl(family, config, psi, generator)
     return MultiTaskSac(family, config, psi, generator)
-
-
-def make_adapter(
-    agent: Agent, algorithm: str, *, name: str | None = None, provenance: dict[str, Any] | None = None
-) -> Adapter:
-    """The agent's test protocol."""
-    name = name or TITLES[algorithm]
-    if isinstance(agent, Crl):
-        return CrlAdapter(agent, name=name, provenance=provenance)
-    if isinstance(agent, Pearl):
-        return PearlAdapter(agent, name=name, provenance=provenance)
-    return multitask_adapter(agent, name, provenance)
 
 
 @dataclass(kw_only=True)
@@ -164,7 +152,15 @@ class BaselineState(ReplayState):
         """See `MethodState`."""
         num_samples = max(2, self.config.context.num_prior_episodes) * self.family.horizon
         psi = self.train_psi if self.config.task_input == "onehot" else self.test_psi
-        return self.test(make_adapter(self.acting_agent(), self.algorithm), psi, num_samples, num_threads)
+        return self.test(psi, num_samples, num_threads)
+
+    def adapter(self, agent: Agent, *, name: str, provenance: dict[str, Any] | None = None) -> Adapter:
+        """See `MethodState`."""
+        if isinstance(agent, Crl):
+            return CrlAdapter(agent, name=name, provenance=provenance)
+        if isinstance(agent, Pearl):
+            return PearlAdapter(agent, name=name, provenance=provenance)
+        return multitask_adapter(agent, name, provenance)
 
 
 def new_baseline(family: TaskFamily, algorithm: str, config: BaselineConfig, seed: int) -> BaselineState:

@@ -13,7 +13,7 @@ from torch import Tensor
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Adapter
 from admrl.inner_loop.config import TITLES, InnerLoopConfig, check_budget, check_inner_loop
-from admrl.inner_loop.training import InnerLoopState, make_adapter, new_inner_loop
+from admrl.inner_loop.training import InnerLoopState, new_inner_loop
 from admrl.jobs.reporter import Reporter
 from admrl.methods.run import MethodInfo, MethodRun
 from admrl.runs.config_file import INNER_LOOP
@@ -46,18 +46,12 @@ class InnerLoopRun(MethodRun[InnerLoopState]):
         "step_fraction",
         "real_samples",
     )
+    new_training = staticmethod(new_inner_loop)
 
     @classmethod
     def check_settings(cls, config: InnerLoopConfig, algorithm: str, family: TaskFamily) -> None:
         """See `MethodRun`."""
         check_inner_loop(config, family, algorithm)
-
-    @classmethod
-    def new_training(
-        cls, family: TaskFamily, algorithm: str, config: InnerLoopConfig, seed: int
-    ) -> InnerLoopState:
-        """See `MethodRun`."""
-        return new_inner_loop(family, algorithm, config, seed)
 
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `MethodRun`."""
@@ -89,15 +83,14 @@ class InnerLoopRun(MethodRun[InnerLoopState]):
         name: str | None = None,
         reporter: Reporter | None = None,
     ) -> Adapter:
-        """The policy's test protocol, which reports nothing of its own.
+        """See `MethodRun`.
 
         Raises:
             ValueError: the stages of config are no whole inner steps.
         """
         if config is not None:
             check_budget(self.info.config, config.num_stages, config.num_stage_samples)
-        title = name or TITLES[self.info.algorithm]
-        return make_adapter(self.info.algorithm, self.state.agent, title, self.provenance())
+        return super().adapter(config, name=name, reporter=reporter)
 
     def num_steps(self, config: EvaluationConfig) -> int:
         """Steps of an evaluation are inner steps."""

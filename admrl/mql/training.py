@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from admrl.evaluation.adapter import Act, Policy
+from admrl.evaluation.adapter import Act, Adapter, Policy
 from admrl.evaluation.scoring import action_noise, simulate
 from admrl.methods.sizes import MethodSizes
 from admrl.methods.state import ReplayState
@@ -106,8 +107,11 @@ class MqlState(ReplayState):
 
     def take_test(self, num_threads: int) -> dict[str, float]:
         """See `MethodState`."""
-        adapter = MqlAdapter(self.acting_agent(), self.replay, self.config)
-        return self.test(adapter, self.test_psi, self.config.num_test_samples, num_threads)
+        return self.test(self.test_psi, self.config.num_test_samples, num_threads)
+
+    def adapter(self, agent: Agent, *, name: str, provenance: dict[str, Any] | None = None) -> Adapter:
+        """See `MethodState`."""
+        return MqlAdapter(agent, self.replay, self.config, name=name, provenance=provenance)
 
 
 def new_mql(family: TaskFamily, algorithm: str, config: MqlConfig, seed: int) -> MqlState:

@@ -7,23 +7,17 @@ were recorded or read from files, whose names and checksums stand in the setting
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
 
 import torch
 from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
-from admrl.evaluation.adapter import Adapter
-from admrl.jobs.reporter import Reporter
 from admrl.methods.run import MethodInfo, MethodRun
-from admrl.offline.adapter import MacawAdapter
 from admrl.offline.buffers import OfflineData
 from admrl.offline.config import TITLES, MacawConfig, check_macaw, check_size
 from admrl.offline.data_files import read_all, with_checksums
 from admrl.offline.training import MacawState, new_macaw
 from admrl.runs.config_file import OFFLINE
-from admrl.runs.families import new_family
 from admrl.solving.solution_file import AGENT, OPTIMIZER, like
 from admrl.storage.sealed_file import check_tensor
 from task_families.family import TaskFamily
@@ -50,6 +44,7 @@ class MacawRun(MethodRun[MacawState]):
         "reward_real_noisy",
         "real_samples",
     )
+    new_training = staticmethod(new_macaw)
 
     @classmethod
     def check_settings(cls, config: MacawConfig, algorithm: str, family: TaskFamily) -> None:
@@ -57,30 +52,12 @@ class MacawRun(MethodRun[MacawState]):
         check_macaw(config, family)
 
     @classmethod
-    def new_training(cls, family: TaskFamily, algorithm: str, config: MacawConfig, seed: int) -> MacawState:
-        """See `MethodRun`."""
-        return new_macaw(family, algorithm, config, seed)
-
-    @classmethod
-    def prepare(
-        cls,
-        path: Path | str,
-        *,
-        algorithm: str,
-        family: str | TaskFamily,
-        variant: str,
-        preset: str,
-        seed: int,
-        config: MacawConfig,
-    ) -> Self:
-        """See `MethodRun`; the data that the settings name is read before, and its checksums are filled in."""
+    def complete_settings(cls, config: MacawConfig, family: TaskFamily) -> MacawConfig:
+        """See `MethodRun`: with the checksums of the data that they name, which is read before."""
         if config.data:
-            made = new_family(family, variant)
-            config = with_checksums(config, made)
-            check_size("config.data", config, int(read_all(config, made).task_sizes().min()))
-        return super().prepare(
-            path, algorithm=algorithm, family=family, variant=variant, preset=preset, seed=seed, config=config
-        )
+            config = with_checksums(config, family)
+            check_size("config.data", config, int(read_all(config, family).task_sizes().min()))
+        return config
 
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `MethodRun`."""
@@ -110,21 +87,8 @@ class MacawRun(MethodRun[MacawState]):
         """As many as for the learning curve."""
         return self.info.config.num_adapt_samples
 
-    # -- as the evaluation sees it (`admrl.evaluation.evaluable_run`) -----------------------------------------------
-
-    def adapter(
-        self,
-        config: EvaluationConfig | None = None,
-        *,
-        name: str | None = None,
-        reporter: Reporter | None = None,
-    ) -> Adapter:
-        """The test protocol, which needs no setting and reports nothing of its own."""
-        title = name or TITLES[self.info.algorithm]
-        return MacawAdapter(self.state.agent, name=title, provenance=self.provenance())
-
     def num_steps(self, config: EvaluationConfig) -> int:
         """Steps of an evaluation are a learner's episodes, or the policy's stages."""
         if self.info.config.test_data == "online":
             return config.num_stages
-        return config.num_stages * config.num_stage_samples // self.family.horizon
+        return super().num_steps(config)
