@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
@@ -17,11 +16,10 @@ from admrl.inner_loop.training import InnerLoopState, new_inner_loop
 from admrl.jobs.reporter import Reporter
 from admrl.methods.run import MethodInfo, MethodRun
 from admrl.runs.config_file import INNER_LOOP
-from admrl.solving.solution_file import like
-from admrl.storage.sealed_file import check_tensor
+from admrl.solving.solution_file import dump_moments, dump_weights, load_moments, load_weights
 from task_families.family import TaskFamily
 
-META, OPTIMIZER, MOMENTS = "agent.meta", "optimizer.", ("exp_avg", "exp_avg_sq")
+OPTIMIZER = "optimizer"  # of one parameter, so that no name follows
 
 
 @dataclass(frozen=True)
@@ -55,19 +53,16 @@ class InnerLoopRun(MethodRun[InnerLoopState]):
 
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `MethodRun`."""
-        meta = self.state.agent.meta.detach()
-        moments = self.state.optimizer.state.get(self.state.agent.meta, {})
-        return {META: meta, **{f"{OPTIMIZER}{name}": tensor for name, tensor in moments.items()}}, {}
+        state = self.state
+        return dump_weights("", state.agent) | dump_moments(
+            state.optimizer, {OPTIMIZER: state.agent.meta}
+        ), {}
 
     def set_learned(self, tensors: dict[str, Tensor], rows: dict[str, Tensor]) -> None:
         """See `MethodRun`."""
-        meta = self.state.agent.meta
-        with torch.no_grad():
-            meta.copy_(like(tensors, META, meta.detach()))
-        if f"{OPTIMIZER}step" in tensors:
-            moments = {name: like(tensors, OPTIMIZER + name, meta.detach()) for name in MOMENTS}
-            moments["step"] = check_tensor(tensors, f"{OPTIMIZER}step", (), torch.float32)
-            self.state.optimizer.state[meta] = moments
+        state = self.state
+        load_weights("", tensors, state.agent)
+        load_moments(tensors, state.optimizer, {OPTIMIZER: state.agent.meta})
 
     @property
     def stage_samples(self) -> int:

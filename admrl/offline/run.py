@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
@@ -18,11 +17,8 @@ from admrl.offline.config import TITLES, MacawConfig, check_macaw, check_size
 from admrl.offline.data_files import read_all, with_checksums
 from admrl.offline.training import MacawState, new_macaw
 from admrl.runs.config_file import OFFLINE
-from admrl.solving.solution_file import AGENT, OPTIMIZER, like
-from admrl.storage.sealed_file import check_tensor
+from admrl.solving.solution_file import OPTIMIZER, dump_moments, dump_weights, load_moments, load_weights
 from task_families.family import TaskFamily
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -62,23 +58,14 @@ class MacawRun(MethodRun[MacawState]):
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `MethodRun`."""
         state = self.state
-        tensors = {f"{AGENT}{k}": v.detach() for k, v in state.agent.named_parameters()}
-        for name, parameter in state.agent.named_parameters():
-            for kind, moment in state.optimizer.state.get(parameter, {}).items():
-                tensors[f"{OPTIMIZER}{name}.{kind}"] = moment
+        tensors = dump_weights("", state.agent) | dump_moments(state.optimizer, _trained(state))
         return tensors, {} if state.data is None else state.data.columns()
 
     def set_learned(self, tensors: dict[str, Tensor], rows: dict[str, Tensor]) -> None:
         """See `MethodRun`."""
         state, family = self.state, self.family
-        for name, parameter in state.agent.named_parameters():
-            with torch.no_grad():
-                parameter.copy_(like(tensors, f"{AGENT}{name}", parameter.detach()))
-            own = f"{OPTIMIZER}{name}."
-            if f"{own}step" in tensors:
-                moments = {kind: like(tensors, own + kind, parameter.detach()) for kind in MOMENTS}
-                moments["step"] = check_tensor(tensors, f"{own}step", (), torch.float32)
-                state.optimizer.state[parameter] = moments
+        load_weights("", tensors, state.agent)
+        load_moments(tensors, state.optimizer, _trained(state))
         if rows:
             state.set_data(OfflineData.from_columns(rows, family.obs_size, family.act_size))
 
@@ -92,3 +79,8 @@ class MacawRun(MethodRun[MacawState]):
         if self.info.config.test_data == "online":
             return config.num_stages
         return super().num_steps(config)
+
+
+def _trained(state: MacawState) -> dict[str, Tensor]:
+    """Parameters by what the names of their moments begin with."""
+    return {f"{OPTIMIZER}{name}": p for name, p in state.agent.named_parameters()}
