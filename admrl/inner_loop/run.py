@@ -53,16 +53,14 @@ class InnerLoopRun(MethodRun[InnerLoopState]):
 
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `MethodRun`."""
-        state = self.state
-        return dump_weights("", state.agent) | dump_moments(
-            state.optimizer, {OPTIMIZER: state.agent.meta}
-        ), {}
+        agent, adam = self.state.agent, self.state.optimizer
+        return dump_weights("", agent) | dump_moments(adam, {OPTIMIZER: agent.meta}), {}
 
     def set_learned(self, tensors: dict[str, Tensor], rows: dict[str, Tensor]) -> None:
         """See `MethodRun`."""
-        state = self.state
-        load_weights("", tensors, state.agent)
-        load_moments(tensors, state.optimizer, {OPTIMIZER: state.agent.meta})
+        agent, adam = self.state.agent, self.state.optimizer
+        load_weights("", tensors, agent)
+        load_moments(tensors, adam, {OPTIMIZER: agent.meta})
 
     @property
     def stage_samples(self) -> int:

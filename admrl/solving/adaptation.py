@@ -15,11 +15,7 @@ from admrl.config.checks import check_lanes
 from admrl.config.training import SlboConfig, VirtualTrainingConfig
 from admrl.jobs.reporter import Reporter, Silent
 from admrl.solving.inner_method import InnerMethod, S, Slbo
-from admrl.solving.rollouts import (
-    mean_return,
-    real_rollout,
-    report_unstable,
-)
+from admrl.solving.rollouts import mean_return, real_rollout, report_unstable
 from admrl.solving.samples import SampleCounts
 from admrl.solving.solution import Policies, Solution, new_solution
 from admrl.solving.virtual_training import OnStep, virtual_training
