@@ -42,7 +42,6 @@ from admrl.baselines import Adapter, StaticAdapter
 from admrl.baselines.crl import Crl
 from admrl.baselines.pearl import Pearl, PearlAdapter
 from admrl.baselines.run import BaselineRun
-from admrl.baselines.training import make_adapter
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Experience
 from admrl.evaluation.evaluator import adapt_and_score
@@ -160,12 +159,12 @@ def judge(run: BaselineRun, args: argparse.Namespace) -> Numbers:
     by_task: dict[str, np.ndarray] = {}
     for head, one in agents.items():
         suffix = f", {head} head" if head else ""
-        table = returns(run, make_adapter(one, run.info.algorithm), episodes, args)
+        table = returns(run, run.state.adapter(one, name=run.info.algorithm), episodes, args)
         by_task[head] = table[:, 1]
         found[f"A_0{suffix}"], found[f"A_n{suffix}"] = table.mean(0).tolist()
         if family.name == "half_cheetah_fwd_back":
             found[f"A_n by task{suffix}"] = table[:, 1].tolist()
-            more = returns(run, make_adapter(one, run.info.algorithm), 2 * episodes, args)
+            more = returns(run, run.state.adapter(one, name=run.info.algorithm), 2 * episodes, args)
             found[f"A_2n by task{suffix}"] = more[:, 1].tolist()
         if family.name == "point_robot":
             low, high = bounds(run, args)

@@ -26,7 +26,7 @@ import resource
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,8 +173,31 @@ class Short(LinearQuadratic):
     horizon = 20
 
 
-def lq(num_draws: int) -> list[Row]:
-    """Cosine of the implicit part with the exact one; theta_hat by Newton's method on the exact return."""
+@dataclass(frozen=True)
+class LqProblem:
+    """A task of `Short`, a model that is wrong, and the policy that is optimal in it."""
+
+    family: Short
+    model: DynamicsEnsemble
+    theta_hat: Solution
+    exact: torch.Tensor  # (k,), the implicit part of the task gradient
+
+    def sample(self, in_model: bool, num_lanes: int, seed: int) -> Any:
+        """Trajectories of the policy."""
+        generators = spawn_generators(torch.Generator().manual_seed(seed), 1)
+        shape = (1, num_lanes)
+        simulator = (
+            VirtualEnv(self.model, self.family, shape)
+            if in_model
+            else self.family.make_simulator(shape, dtype=torch.float64)
+        )
+        actor = stochastic_actor(self.theta_hat, shape, 20, generators)
+        with torch.no_grad():
+            return collect(simulator, self.family, actor, 20, generators)
+
+
+def lq_problem() -> LqProblem:
+    """theta_hat is found by Newton's method on the exact return."""
     family, sigma, psi = Short(), 0.3, torch.tensor([[0.5, -0.8]], dtype=torch.float64)
     generator = torch.Generator().manual_seed(3)
 
@@ -206,20 +229,12 @@ def lq(num_draws: int) -> list[Row]:
     value = ValueFunction.make(
         family.start_mean, torch.ones(4, dtype=torch.float64), ValueConfig(num_features=32, ridge=1e-6)
     )
-    theta_hat = Solution(psi, policy, theta[None], value, value.init(1))
+    return LqProblem(family, model, Solution(psi, policy, theta[None], value, value.init(1)), exact)
 
-    def sample(in_model: bool, num_lanes: int, seed: int) -> Any:
-        generators = spawn_generators(torch.Generator().manual_seed(seed), 1)
-        shape = (1, num_lanes)
-        simulator = (
-            VirtualEnv(model, family, shape)
-            if in_model
-            else family.make_simulator(shape, dtype=torch.float64)
-        )
-        actor = stochastic_actor(theta_hat, shape, 20, generators)
-        with torch.no_grad():
-            return collect(simulator, family, actor, 20, generators)
 
+def lq(num_draws: int) -> list[Row]:
+    """Cosine of the implicit part with the exact one."""
+    problem = lq_problem()
     config = TaskGradientConfig(
         damping=0.0,
         max_steps=20,
@@ -232,27 +247,29 @@ def lq(num_draws: int) -> list[Row]:
     )
     found: dict[str, list[float]] = {name: [] for name in ESTIMATOR_NAMES}
     for draw in range(num_draws):
-        real = sample(False, 40_000, 1000 + draw)  # v is nearly exact, as in facts: H and B are compared
+        real = problem.sample(
+            False, 40_000, 1000 + draw
+        )  # v is nearly exact, as in facts: H and B are compared
         data = Evidence(
-            family,
-            theta_hat,
-            theta_hat,
-            sample(True, 500, draw),
+            problem.family,
+            problem.theta_hat,
+            problem.theta_hat,
+            problem.sample(True, 500, draw),
             real,
             real,
-            model,
+            problem.model,
             config,
             VirtualTrainingConfig(num_samples=10_000),
         )
         for name in ESTIMATOR_NAMES:
             if name == "resolve":
-                few = sample(False, 8, draw)
+                few = problem.sample(False, 8, draw)
                 small = replace(data, hat_in_model=few, hat_in_simulator=few, star_in_simulator=few)
                 generators = spawn_generators(torch.Generator().manual_seed(draw), 1)
                 value_found = task_gradient(small, generators).implicit
             else:
                 value_found = ESTIMATORS[name](data).value
-            found[name].append(float(torch.cosine_similarity(value_found[0], exact, dim=0)))
+            found[name].append(float(torch.cosine_similarity(value_found[0], problem.exact, dim=0)))
     return [
         row(
             f"lq: {name}, cosine with the exact implicit part",

@@ -120,10 +120,6 @@ class OutsideRun(UntrainedRun[OutsideInfo, Outside]):
         """See `EvaluableRun`."""
         return self.state.make()
 
-    def num_steps(self, config: EvaluationConfig) -> int:
-        """Steps of an evaluation are episodes."""
-        return config.num_stages * config.num_stage_samples // self.family.horizon
-
     def fingerprint(self, config: EvaluationConfig, seed: int) -> dict[str, Any]:
         """See `EvaluableRun`."""
         return {

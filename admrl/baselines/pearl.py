@@ -24,7 +24,8 @@ from admrl.baselines.actor_policy import ActorPolicy
 from admrl.baselines.config import TITLES, BaselineConfig
 from admrl.baselines.context import Encoder, Posterior
 from admrl.baselines.replay import MultiTaskReplay, context_rows
-from admrl.evaluation.adapter import AdapterError, Experience, Exploration, Policy, Tasks
+from admrl.evaluation.adapter import Experience, Exploration, Policy, Tasks
+from admrl.methods.adapter import MethodAdapter
 from admrl.solving.sac import Batch, Optimizers, Sac
 from task_families.family import TaskFamily
 
@@ -155,19 +156,20 @@ class Pearl(nn.Module):
         )
 
 
-class PearlAdapter:
+class PearlAdapter(MethodAdapter):
     """PEARL's test protocol.
 
     Episodes with z from the prior come first; from then on z is drawn from the posterior of everything seen, before
     every episode. All actions are deterministic. Scoring draws a z for every episode, too (or takes the mean).
     """
 
+    _agent: Pearl
+
     def __init__(
         self, agent: Pearl, *, name: str = TITLES["pearl"], provenance: dict[str, Any] | None = None
     ) -> None:
-        self.name, self._agent, self._provenance = name, agent, provenance or {}
+        super().__init__(agent, name=name, provenance=provenance)
         self.sees = frozenset({"rewards", "psi"} if agent.sees_psi else {"rewards"})
-        self._tasks: Tasks | None = None
 
     def begin(self, tasks: Tasks) -> None:
         """See `Adapter`: an empty context."""
@@ -189,9 +191,7 @@ class PearlAdapter:
 
     def observe(self, experience: Experience) -> None:
         """See `Adapter`: the context grows."""
-        rollout, reward = experience.rollout, experience.reward
-        if reward is None:
-            raise AdapterError(f"{self.name}: needs rewards")
+        rollout, reward = experience.rollout, self._rewards(experience)
         next_obs = rollout.next_obs if self._agent.config.context.has_next_obs else None
         act = self._agent.bounds.to_unit(rollout.act)
         rows = context_rows(rollout.obs, act, reward[..., None], next_obs).flatten(1, 2).float()
@@ -242,11 +242,3 @@ class PearlAdapter:
     def _heads(self) -> Tensor | None:
         """Output layers of the test tasks; PEARL has one for all."""
         return None
-
-    def spent(self) -> dict[str, Any]:
-        """See `Adapter`."""
-        return {}
-
-    def provenance(self) -> dict[str, Any]:
-        """See `Adapter`."""
-        return self._provenance

@@ -5,20 +5,15 @@ A checkpoint holds networks and optimisers; the replay lies in the parts that ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from admrl.baselines.config import TITLES, BaselineConfig, check_baseline
-from admrl.baselines.training import BaselineState, make_adapter, new_baseline
-from admrl.config.evaluation import EvaluationConfig
-from admrl.evaluation.adapter import Adapter
-from admrl.jobs.reporter import Reporter
+from admrl.baselines.training import BaselineState, new_baseline
 from admrl.methods.run import MethodInfo, MethodRun
 from admrl.runs.families import NOBODY, NamedFamily
-from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS
 from admrl.solving.solution_file import dump_networks, load_networks
 from task_families.family import TaskFamily
 
@@ -49,6 +44,7 @@ class BaselineRun(MethodRun[BaselineState]):
         "head_variance",
         "real_samples",
     )
+    new_training = staticmethod(new_baseline)
 
     @classmethod
     def check_settings(cls, config: BaselineConfig, algorithm: str, family: TaskFamily) -> None:
@@ -64,13 +60,6 @@ class BaselineRun(MethodRun[BaselineState]):
                 f"{info.config.num_iterations} iterations (`config.sac.learning_rate_decay` {decay}); train again "
                 "with more of them"
             )
-
-    @classmethod
-    def new_training(
-        cls, family: TaskFamily, algorithm: str, config: BaselineConfig, seed: int
-    ) -> BaselineState:
-        """See `MethodRun`."""
-        return new_baseline(family, algorithm, config, seed)
 
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `MethodRun`."""
@@ -91,38 +80,6 @@ class BaselineRun(MethodRun[BaselineState]):
         """See `RunFolder`."""
         return f"{self.progress}, {self.state.num_updates} gradient steps"
 
-    # -- as the evaluation sees it (`admrl.evaluation.evaluable_run`) -----------------------------------------------
-
-    def adapter(
-        self,
-        config: EvaluationConfig | None = None,
-        *,
-        name: str | None = None,
-        reporter: Reporter | None = None,
-    ) -> Adapter:
-        """The trained agent's test protocol, which needs no setting and reports nothing of its own."""
-        return make_adapter(self.state.agent, self.info.algorithm, name=name, provenance=self.provenance())
-
-    def num_steps(self, config: EvaluationConfig) -> int:
-        """Steps of an evaluation are episodes."""
-        return config.num_stages * config.num_stage_samples // self.family.horizon
-
-
-def prepare_baseline(
-    path: Path | str,
-    *,
-    algorithm: str,
-    family: str | TaskFamily,
-    variant: str,
-    preset: str,
-    seed: int,
-    config: BaselineConfig,
-) -> BaselineRun:
-    """Check everything, then make the run folder; see `MethodRun.prepare`."""
-    return BaselineRun.prepare(
-        path, algorithm=algorithm, family=family, variant=variant, preset=preset, seed=seed, config=config
-    )
-
 
 def open_baseline(path: Path | str, named: NamedFamily = NOBODY) -> BaselineRun:
     """A run at its newest sound checkpoint, or at its beginning if it has none; see `RunFolder.open`.
@@ -133,20 +90,4 @@ def open_baseline(path: Path | str, named: NamedFamily = NOBODY) -> BaselineRun:
     return BaselineRun.open(Path(path), named=named)
 
 
-def train_baseline_run(
-    run: BaselineRun,
-    reporter: Reporter,
-    *,
-    num_threads: int = 1,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    keep_checkpoints: int = KEEP_CHECKPOINTS,
-    trackers: Sequence[str] = (),
-) -> None:
-    """Train until the run is finished, saving between steps; see `MethodRun.train`."""
-    run.train(
-        reporter,
-        num_threads=num_threads,
-        checkpoint_seconds=checkpoint_seconds,
-        keep_checkpoints=keep_checkpoints,
-        trackers=trackers,
-    )
+prepare_baseline, train_baseline_run = BaselineRun.prepare, BaselineRun.train

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from admrl.baselines.config import TITLES, BaselineConfig, check_baseline
+from admrl.baselines.config import BaselineConfig, check_baseline
 from admrl.baselines.crl import Crl, CrlAdapter
 from admrl.baselines.multitask import MultiTaskSac, multitask_adapter
 from admrl.baselines.pearl import Pearl, PearlAdapter
@@ -35,7 +35,7 @@ from admrl.methods.sampling import horizon_rollout
 from admrl.methods.sizes import MethodSizes
 from admrl.methods.state import ReplayState
 from admrl.methods.tasks import task_sets
-from admrl.solving.rollouts import episode_returns
+from admrl.solving.rollouts import mean_return, rewards
 from admrl.solving.sac import Optimizers
 from admrl.streams import Purpose, stream
 from task_families.family import TaskFamily
@@ -57,18 +57,6 @@ def make_agent(
     if algorithm == "crl":
         return Crl(family, config, psi, generator)
     return MultiTaskSac(family, config, psi, generator)
-
-
-def make_adapter(
-    agent: Agent, algorithm: str, *, name: str | None = None, provenance: dict[str, Any] | None = None
-) -> Adapter:
-    """The agent's test protocol."""
-    name = name or TITLES[algorithm]
-    if isinstance(agent, Crl):
-        return CrlAdapter(agent, name=name, provenance=provenance)
-    if isinstance(agent, Pearl):
-        return PearlAdapter(agent, name=name, provenance=provenance)
-    return multitask_adapter(agent, name, provenance)
 
 
 @dataclass(kw_only=True)
@@ -164,7 +152,15 @@ class BaselineState(ReplayState):
         """See `MethodState`."""
         num_samples = max(2, self.config.context.num_prior_episodes) * self.family.horizon
         psi = self.train_psi if self.config.task_input == "onehot" else self.test_psi
-        return self.test(make_adapter(self.acting_agent(), self.algorithm), psi, num_samples, num_threads)
+        return self.test(psi, num_samples, num_threads)
+
+    def adapter(self, agent: Agent, *, name: str, provenance: dict[str, Any] | None = None) -> Adapter:
+        """See `MethodState`."""
+        if isinstance(agent, Crl):
+            return CrlAdapter(agent, name=name, provenance=provenance)
+        if isinstance(agent, Pearl):
+            return PearlAdapter(agent, name=name, provenance=provenance)
+        return multitask_adapter(agent, name, provenance)
 
 
 def new_baseline(family: TaskFamily, algorithm: str, config: BaselineConfig, seed: int) -> BaselineState:
@@ -231,10 +227,8 @@ def _record(
     """Real episodes of tasks (M,) into the replay; their mean return."""
     psi = state.train_psi[tasks]
     rollout = horizon_rollout(state.family, policy, psi, num_lanes, state.generator, num_threads)
-    at = psi.to(rollout.obs)[:, None, None]
-    transitions = at, rollout.obs, rollout.act, rollout.next_obs
-    shown = state.family.reward(*transitions)
-    reward = shown if state.rl_family is state.family else state.rl_family.reward(*transitions)
+    shown = rewards(state.family, psi, rollout)
+    reward = shown if state.rl_family is state.family else rewards(state.rl_family, psi, rollout)
     unit = state.family.action_bounds.to_unit(rollout.act)
     for m, task in enumerate(tasks.tolist()):
         columns = [
@@ -245,5 +239,4 @@ def _record(
         obs, act, next_obs, r, c, terminated = (x[sound] for x in columns)
         state.replay.add(task, obs, act, next_obs, r, c, terminated, to_context=to_context)
     state.real_samples += rollout.num_samples
-    returns = episode_returns(state.family, psi, rollout)
-    return float(returns[returns.isfinite()].mean())
+    return mean_return(state.family, psi, rollout)

@@ -113,9 +113,9 @@ class EvaluableRun(RunFolder[Info, State]):
         number = None if self.checkpoint is None else self.checkpoint.number
         return {"training_progress": self.position, "training_checkpoint": number}
 
-    @abstractmethod
     def num_steps(self, config: EvaluationConfig) -> int:
-        """Calls of `Reporter.advance` in the evaluation of one batch of tasks, for progress bars."""
+        """Calls of `Reporter.advance` in the evaluation of one batch of tasks, for progress bars: its episodes."""
+        return config.num_stages * config.num_stage_samples // self.family.horizon
 
 
 class UntrainedRun(EvaluableRun[Info, State]):

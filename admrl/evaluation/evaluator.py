@@ -35,6 +35,7 @@ from admrl.evaluation.scoring import (
 )
 from admrl.evaluation.task_lists import TaskList
 from admrl.jobs.reporter import Reporter, Silent
+from admrl.solving.rollouts import rewards
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout
 
@@ -186,15 +187,10 @@ def _adapt(
         shape, generators = (len(tasks), exploration.num_episodes), tasks.generators
         act = exploration.policy.actor(action_noise(family, shape, generators, dtype), generators)
         rollout = simulate(family, psi, shape, act, generators, num_threads, dtype, sees=sees)
-        reward = _reward(family, psi, rollout) if "rewards" in sees else None
+        reward = rewards(family, psi, rollout) if "rewards" in sees else None
         adapter.observe(Experience(rollout, reward))
         num_seen += num_samples
         reporter.advance(real_samples=num_seen * len(tasks))
-
-
-def _reward(family: TaskFamily, psi: Tensor, rollout: Rollout) -> Tensor:
-    """(M, N, T) for adapters that declare rewards."""
-    return family.reward(psi.to(rollout.obs)[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
 
 
 def _costs(adapter: Adapter, num_rows: int, n: int, num_scored: int) -> np.ndarray:

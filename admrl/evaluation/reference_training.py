@@ -25,7 +25,7 @@ from admrl.jobs.reporter import Reporter
 from admrl.runs.families import code_key
 from admrl.runs.versions import versions
 from admrl.solving.adaptation import slbo_adapt
-from admrl.solving.rollouts import SolutionPolicy, episode_returns, real_rollout
+from admrl.solving.rollouts import SolutionPolicy, mean_return, real_rollout
 from admrl.solving.samples import SampleCounts
 from admrl.solving.solution import Solution, make_policy, new_solution, refresh_normalizer, untrained
 from admrl.solving.solution_file import (
@@ -279,8 +279,7 @@ class _TrpoTraining(_Training):
     def _sample(self, reporter: Reporter) -> Rollout:
         rollout = real_rollout(self.family, self.solution, self.num_lanes, self.generators)
         self.samples.real += rollout.num_samples
-        returns = episode_returns(self.family, self.solution.psi, rollout)
-        mean = float(returns[returns.isfinite()].mean())
+        mean = mean_return(self.family, self.solution.psi, rollout)
         reporter.advance(return_real_noisy=mean, real_samples=self.samples.real)
         return rollout
 

@@ -11,21 +11,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from admrl.evaluation.adapter import AdapterError, Experience, Exploration, Tasks
 from admrl.inner_loop.adaptation import gradients, policy_loss
 from admrl.inner_loop.config import InnerLoopConfig, check_budget
 from admrl.inner_loop.meta_policy import AdaptedPolicy, MetaPolicy
+from admrl.methods.adapter import MethodAdapter
 
 
-class InnerLoopAdapter:
+class InnerLoopAdapter(MethodAdapter):
     """See the head of this page."""
 
+    _agent: MetaPolicy
+
     def __init__(self, agent: MetaPolicy, *, name: str, provenance: dict[str, Any] | None = None) -> None:
-        self.name, self._agent, self._provenance = name, agent, provenance or {}
+        super().__init__(agent, name=name, provenance=provenance)
         self.sees = frozenset({"rewards", "psi"} if agent.sees_psi else {"rewards"})
-        self._theta: Tensor | None = None
 
     def begin(self, tasks: Tasks) -> None:
         """See `Adapter`: the meta-learned policy for every task.
@@ -34,6 +35,7 @@ class InnerLoopAdapter:
             AdapterError: policies would be scored in the middle of a step.
         """
         check_stages(self._agent.config, tasks)
+        self._tasks = tasks
         self._num_episodes = self._agent.config.num_adapt_samples // tasks.family.horizon
         known = torch.zeros(len(tasks), 0, dtype=torch.float32)
         self._known = self._agent.known(tasks.psi) if self._agent.sees_psi else known
@@ -45,31 +47,16 @@ class InnerLoopAdapter:
 
     def observe(self, experience: Experience) -> None:
         """See `Adapter`: one gradient step."""
-        theta = self._present()
-        if experience.reward is None:
-            raise AdapterError(f"{self.name}: needs rewards")
-        batch = self._agent.batch(self.adapted(), experience.rollout, experience.reward)
+        batch = self._agent.batch(self.adapted(), experience.rollout, self._rewards(experience))
         loss = policy_loss(self._agent.policy.in_units(), batch, "log_likelihood")
         factor = 1.0 if self._num_steps == 0 else self._agent.config.later_step_factor
-        self._theta = theta - factor * self._alpha * gradients(loss)(theta)
+        self._theta = self._theta - factor * self._alpha * gradients(loss)(self._theta)
         self._num_steps += 1
 
     def adapted(self) -> AdaptedPolicy:
         """See `Adapter`."""
-        return AdaptedPolicy(self._agent.policy, self._present(), self._known)
-
-    def _present(self) -> Tensor:
-        if self._theta is None:
-            raise AdapterError(f"{self.name}: begin(tasks) comes first")
-        return self._theta
-
-    def spent(self) -> dict[str, Any]:
-        """See `Adapter`."""
-        return {}
-
-    def provenance(self) -> dict[str, Any]:
-        """See `Adapter`."""
-        return self._provenance
+        self._begun()
+        return AdaptedPolicy(self._agent.policy, self._theta, self._known)
 
 
 def check_stages(config: InnerLoopConfig, tasks: Tasks) -> None:

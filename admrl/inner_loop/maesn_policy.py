@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from admrl.evaluation.adapter import Act, AdapterError, Experience, Exploration, Tasks
+from admrl.evaluation.adapter import Act, Experience, Exploration, Tasks
 from admrl.inner_loop.adaptation import gradients
 from admrl.inner_loop.adapter import check_stages
 from admrl.inner_loop.advantages import advantages
 from admrl.inner_loop.config import InnerLoopConfig
 from admrl.inner_loop.maesn import LatentBatch, LatentProblem, latent_loss
 from admrl.inner_loop.meta_policy import AdaptedPolicy, make_policy
+from admrl.methods.adapter import MethodAdapter
 from admrl.methods.tasks import TASK_SEED
 from policy_opt.policy import Policy
 from task_families.family import TaskFamily
@@ -140,14 +140,10 @@ class LatentPolicy:
         return self.with_latents(noise.shape[2], generators).actor(noise, generators)
 
 
-class MaesnAdapter:
+class MaesnAdapter(MethodAdapter):
     """See the head of this page."""
 
-    sees = frozenset({"rewards"})
-
-    def __init__(self, agent: MaesnPolicy, *, name: str, provenance: dict[str, Any] | None = None) -> None:
-        self.name, self._agent, self._provenance = name, agent, provenance or {}
-        self._tasks: Tasks | None = None
+    _agent: MaesnPolicy
 
     def begin(self, tasks: Tasks) -> None:
         """See `Adapter`: z ~ N(0, I) in every task.
@@ -170,10 +166,8 @@ class MaesnAdapter:
     def observe(self, experience: Experience) -> None:
         """See `Adapter`: one step of mu and log sigma."""
         self._begun()
-        if experience.reward is None:
-            raise AdapterError(f"{self.name}: needs rewards")
         config = self._agent.config
-        batch = self._agent.batch(self._acting, experience.rollout, experience.reward)
+        batch = self._agent.batch(self._acting, experience.rollout, self._rewards(experience))
         late = max(0, self._num_steps + 1 - config.latent.num_full_steps)
         alpha = config.later_step_factor**late * self._agent.alpha()[self._agent.policy.num_params :]
         size = self._agent.size
@@ -185,16 +179,3 @@ class MaesnAdapter:
         """See `Adapter`."""
         self._begun()
         return LatentPolicy(self._agent.policy, self._theta, *self._latent.chunk(2, dim=1))
-
-    def _begun(self) -> Tasks:
-        if self._tasks is None:
-            raise AdapterError(f"{self.name}: begin(tasks) comes first")
-        return self._tasks
-
-    def spent(self) -> dict[str, Any]:
-        """See `Adapter`."""
-        return {}
-
-    def provenance(self) -> dict[str, Any]:
-        """See `Adapter`."""
-        return self._provenance

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Adapter
 from admrl.inner_loop.config import TITLES, InnerLoopConfig, check_budget, check_inner_loop
-from admrl.inner_loop.training import InnerLoopState, make_adapter, new_inner_loop
+from admrl.inner_loop.training import InnerLoopState, new_inner_loop
 from admrl.jobs.reporter import Reporter
 from admrl.methods.run import MethodInfo, MethodRun
 from admrl.runs.config_file import INNER_LOOP
-from admrl.solving.solution_file import like
-from admrl.storage.sealed_file import check_tensor
+from admrl.solving.solution_file import dump_moments, dump_weights, load_moments, load_weights
 from task_families.family import TaskFamily
 
-META, OPTIMIZER, MOMENTS = "agent.meta", "optimizer.", ("exp_avg", "exp_avg_sq")
+OPTIMIZER = "optimizer"  # of one parameter, so that no name follows
 
 
 @dataclass(frozen=True)
@@ -46,34 +44,23 @@ class InnerLoopRun(MethodRun[InnerLoopState]):
         "step_fraction",
         "real_samples",
     )
+    new_training = staticmethod(new_inner_loop)
 
     @classmethod
     def check_settings(cls, config: InnerLoopConfig, algorithm: str, family: TaskFamily) -> None:
         """See `MethodRun`."""
         check_inner_loop(config, family, algorithm)
 
-    @classmethod
-    def new_training(
-        cls, family: TaskFamily, algorithm: str, config: InnerLoopConfig, seed: int
-    ) -> InnerLoopState:
-        """See `MethodRun`."""
-        return new_inner_loop(family, algorithm, config, seed)
-
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `MethodRun`."""
-        meta = self.state.agent.meta.detach()
-        moments = self.state.optimizer.state.get(self.state.agent.meta, {})
-        return {META: meta, **{f"{OPTIMIZER}{name}": tensor for name, tensor in moments.items()}}, {}
+        agent, adam = self.state.agent, self.state.optimizer
+        return dump_weights("", agent) | dump_moments(adam, {OPTIMIZER: agent.meta}), {}
 
     def set_learned(self, tensors: dict[str, Tensor], rows: dict[str, Tensor]) -> None:
         """See `MethodRun`."""
-        meta = self.state.agent.meta
-        with torch.no_grad():
-            meta.copy_(like(tensors, META, meta.detach()))
-        if f"{OPTIMIZER}step" in tensors:
-            moments = {name: like(tensors, OPTIMIZER + name, meta.detach()) for name in MOMENTS}
-            moments["step"] = check_tensor(tensors, f"{OPTIMIZER}step", (), torch.float32)
-            self.state.optimizer.state[meta] = moments
+        agent, adam = self.state.agent, self.state.optimizer
+        load_weights("", tensors, agent)
+        load_moments(tensors, adam, {OPTIMIZER: agent.meta})
 
     @property
     def stage_samples(self) -> int:
@@ -89,15 +76,14 @@ class InnerLoopRun(MethodRun[InnerLoopState]):
         name: str | None = None,
         reporter: Reporter | None = None,
     ) -> Adapter:
-        """The policy's test protocol, which reports nothing of its own.
+        """See `MethodRun`.
 
         Raises:
             ValueError: the stages of config are no whole inner steps.
         """
         if config is not None:
             check_budget(self.info.config, config.num_stages, config.num_stage_samples)
-        title = name or TITLES[self.info.algorithm]
-        return make_adapter(self.info.algorithm, self.state.agent, title, self.provenance())
+        return super().adapter(config, name=name, reporter=reporter)
 
     def num_steps(self, config: EvaluationConfig) -> int:
         """Steps of an evaluation are inner steps."""

@@ -25,7 +25,7 @@ from admrl.devices.transfer import on_device
 from admrl.evaluation.adapter import Adapter
 from admrl.inner_loop.adaptation import gradients
 from admrl.inner_loop.adapter import InnerLoopAdapter
-from admrl.inner_loop.config import TITLES, InnerLoopConfig, check_inner_loop
+from admrl.inner_loop.config import InnerLoopConfig, check_inner_loop
 from admrl.inner_loop.maesn_policy import MaesnAdapter, MaesnPolicy
 from admrl.inner_loop.maml_trpo import maml_trpo_step
 from admrl.inner_loop.meta_policy import MetaPolicy
@@ -36,7 +36,7 @@ from admrl.methods.sampling import horizon_rollout
 from admrl.methods.sizes import MethodSizes
 from admrl.methods.state import MethodState
 from admrl.methods.tasks import TrainingTasks, test_tasks
-from admrl.solving.rollouts import brought, episode_returns
+from admrl.solving.rollouts import brought, mean_return, rewards
 from admrl.streams import Purpose, stream
 from policy_opt.capture import Newest
 from task_families.family import TaskFamily
@@ -89,9 +89,16 @@ class InnerLoopState(MethodState):
 
     def take_test(self, num_threads: int) -> dict[str, float]:
         """See `MethodState`."""
-        adapter = make_adapter(self.algorithm, self.acting_agent(), TITLES[self.algorithm])
         num_samples = self.config.num_steps * self.config.num_adapt_samples
-        return self.test(adapter, self.test_psi, num_samples, num_threads)
+        return self.test(self.test_psi, num_samples, num_threads)
+
+    def adapter(
+        self, agent: MetaPolicy | MaesnPolicy, *, name: str, provenance: dict[str, Any] | None = None
+    ) -> Adapter:
+        """See `MethodState`."""
+        if isinstance(agent, MaesnPolicy):
+            return MaesnAdapter(agent, name=name, provenance=provenance)
+        return InnerLoopAdapter(agent, name=name, provenance=provenance)
 
 
 def new_inner_loop(family: TaskFamily, algorithm: str, config: InnerLoopConfig, seed: int) -> InnerLoopState:
@@ -139,26 +146,14 @@ def sample_problem(state: InnerLoopState, num_threads: int = 1) -> tuple[MetaPro
         rollout = horizon_rollout(
             family, here, psi, config.num_episodes, state.generator, num_threads, here.theta
         )  # `make_batch` computes the log-probabilities from the actions
-        of_task = psi.to(rollout.obs)[:, None, None]
-        reward = rewarding.reward(of_task, rollout.obs, rollout.act, rollout.next_obs)
-        scored = episode_returns(family, psi, rollout)
-        returns.append(float(scored[scored.isfinite()].mean()))
-        there = on_device({"reward": reward}, state.device)["reward"]
+        returns.append(mean_return(family, psi, rollout))
+        there = on_device({"reward": rewards(rewarding, psi, rollout)}, state.device)["reward"]
         batches.append(agent.batch(acting, brought(rollout, state.device), there))
         if j < config.num_steps:
             at = at - alpha * gradients(agent.problem([], drawn).loss(batches[-1]))(at)
         state.real_samples += rollout.num_samples
     problem = agent.problem(batches, drawn)
     return problem, {"return_real_noisy": returns[-1], "return_first_noisy": returns[0]}
-
-
-def make_adapter(
-    algorithm: str, agent: MetaPolicy | MaesnPolicy, name: str, provenance: dict[str, Any] | None = None
-) -> Adapter:
-    """The method's test protocol."""
-    kind: Any = MaesnAdapter if algorithm == "maesn" else InnerLoopAdapter
-    adapter: Adapter = kind(agent, name=name, provenance=provenance)
-    return adapter
 
 
 def _update(state: InnerLoopState, problem: MetaProblem) -> dict[str, float]:

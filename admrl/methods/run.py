@@ -21,6 +21,7 @@ from admrl.config.evaluation import EvaluationConfig
 from admrl.config.plain_data import from_dict
 from admrl.devices.names import CPU, begin_on, described
 from admrl.devices.transfer import on_host
+from admrl.evaluation.adapter import Adapter
 from admrl.evaluation.evaluable_run import EvaluableRun
 from admrl.jobs.reporter import Reporter
 from admrl.methods.state import CurvePoint, S, train
@@ -80,14 +81,19 @@ class MethodRun(EvaluableRun[MethodInfo, S]):
             ValueError: names the setting, what was expected and what came.
         """
 
-    @classmethod
+    @staticmethod
     @abstractmethod
-    def new_training(cls, family: TaskFamily, algorithm: str, config: Any, seed: int) -> S:
+    def new_training(family: TaskFamily, algorithm: str, config: Any, seed: int) -> S:
         """The beginning of such a training.
 
         Raises:
             ValueError: see `check_settings`.
         """
+
+    @classmethod
+    def complete_settings(cls, config: Any, family: TaskFamily) -> Any:
+        """The settings of a new run, with what they do not say themselves."""
+        return config
 
     @abstractmethod
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -174,6 +180,21 @@ class MethodRun(EvaluableRun[MethodInfo, S]):
 
     # -- as the evaluation sees it (`admrl.evaluation.evaluable_run`) -----------------------------------------------
 
+    def adapter(
+        self,
+        config: EvaluationConfig | None = None,
+        *,
+        name: str | None = None,
+        reporter: Reporter | None = None,
+    ) -> Adapter:
+        """The test protocol of what was trained, which reports nothing of its own.
+
+        Args:
+            name: in tables; None: the method's.
+        """
+        title = name or self.titles[self.info.algorithm]
+        return self.state.adapter(self.state.agent, name=title, provenance=self.provenance())
+
     def fingerprint(self, config: EvaluationConfig, seed: int) -> dict[str, Any]:
         """See `EvaluableRun`."""
         return {
@@ -227,6 +248,7 @@ class MethodRun(EvaluableRun[MethodInfo, S]):
         check_name("algorithm", algorithm, tuple(cls.titles))
         check_seed(seed)
         new = new_family(family, variant)
+        config = cls.complete_settings(config, new)
         assert cls.kind is not None
         info = cls.info_type(
             cls.kind, new.name, new.variant, algorithm, preset, seed, config, versions(), source_of(new)

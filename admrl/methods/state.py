@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
+from admrl.config.methods import TITLES
 from admrl.devices.names import CPU
 from admrl.devices.transfer import on_host
 from admrl.evaluation.adapter import Adapter
@@ -74,7 +75,11 @@ class MethodState:
 
     @abstractmethod
     def take_test(self, num_threads: int) -> dict[str, float]:
-        """`test` by the method's own protocol."""
+        """`test` with the method's own number of samples."""
+
+    @abstractmethod
+    def adapter(self, agent: Any, *, name: str, provenance: dict[str, Any] | None = None) -> Adapter:
+        """The test protocol of its agent, or of the agent's twin."""
 
     @abstractmethod
     def renew_optimizers(self) -> None:
@@ -135,7 +140,7 @@ class MethodState:
         """Whether a point of the learning curve follows the step that was just done."""
         return bool(self.step % self.config.test_every == 0)
 
-    def test(self, adapter: Adapter, psi: Tensor, num_samples: int, num_threads: int) -> dict[str, float]:
+    def test(self, psi: Tensor, num_samples: int, num_threads: int) -> dict[str, float]:
         """A point of the learning curve: the method's test protocol with so many samples of each of psi (K, k).
 
         Without samples, the first return is the adapted one.
@@ -143,6 +148,7 @@ class MethodState:
         config = EvaluationConfig(num_policy_seeds=1, num_episodes=NUM_TEST_EPISODES, num_stages=0)
         if num_samples:
             config = replace(config, num_stages=1, num_stage_samples=num_samples)
+        adapter = self.adapter(self.acting_agent(), name=TITLES[self.algorithm])
         adapted = adapt_and_score(self.family, adapter, psi, config, self.seed, num_threads=num_threads)
         returns = np.nanmean(adapted.episode_return, axis=(0, 1, 3))
         point = CurvePoint(

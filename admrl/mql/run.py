@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
-from admrl.evaluation.adapter import Adapter
-from admrl.jobs.reporter import Reporter
 from admrl.methods.run import MethodInfo, MethodRun
-from admrl.mql.adapter import MqlAdapter
 from admrl.mql.config import TITLES, MqlConfig, check_mql
 from admrl.mql.training import MqlState, new_mql
 from admrl.solving.solution_file import dump_networks, load_networks
@@ -40,16 +37,12 @@ class MqlRun(MethodRun[MqlState]):
         "actor_loss",
         "real_samples",
     )
+    new_training = staticmethod(new_mql)
 
     @classmethod
     def check_settings(cls, config: MqlConfig, algorithm: str, family: TaskFamily) -> None:
         """See `MethodRun`."""
         check_mql(config, family)
-
-    @classmethod
-    def new_training(cls, family: TaskFamily, algorithm: str, config: MqlConfig, seed: int) -> MqlState:
-        """See `MethodRun`."""
-        return new_mql(family, algorithm, config, seed)
 
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `MethodRun`."""
@@ -71,19 +64,6 @@ class MqlRun(MethodRun[MqlState]):
     def stage_samples(self) -> int:
         """Those of the learning curve."""
         return self.info.config.num_test_samples
-
-    # -- as the evaluation sees it (`admrl.evaluation.evaluable_run`) -----------------------------------------------
-
-    def adapter(
-        self,
-        config: EvaluationConfig | None = None,
-        *,
-        name: str | None = None,
-        reporter: Reporter | None = None,
-    ) -> Adapter:
-        """The test protocol, which reports nothing of its own."""
-        state, title = self.state, name or TITLES[self.info.algorithm]
-        return MqlAdapter(state.agent, state.replay, state.config, name=title, provenance=self.provenance())
 
     def num_steps(self, config: EvaluationConfig) -> int:
         """Steps of an evaluation are explorations, one for each stage."""

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from admrl.evaluation.adapter import Act, Policy
+from admrl.evaluation.adapter import Act, Adapter, Policy
 from admrl.evaluation.scoring import action_noise, simulate
 from admrl.methods.sizes import MethodSizes
 from admrl.methods.state import ReplayState
@@ -31,7 +32,7 @@ from admrl.mql.networks import Agent
 from admrl.mql.policy import policy_of
 from admrl.mql.replay import Batch, PooledReplay, rows_of
 from admrl.mql.td3 import td3_step
-from admrl.solving.rollouts import episode_returns
+from admrl.solving.rollouts import mean_return, rewards
 from admrl.solving.sac import Optimizers
 from admrl.streams import Purpose, stream
 from task_families.family import TaskFamily
@@ -106,8 +107,11 @@ class MqlState(ReplayState):
 
     def take_test(self, num_threads: int) -> dict[str, float]:
         """See `MethodState`."""
-        adapter = MqlAdapter(self.acting_agent(), self.replay, self.config)
-        return self.test(adapter, self.test_psi, self.config.num_test_samples, num_threads)
+        return self.test(self.test_psi, self.config.num_test_samples, num_threads)
+
+    def adapter(self, agent: Agent, *, name: str, provenance: dict[str, Any] | None = None) -> Adapter:
+        """See `MethodState`."""
+        return MqlAdapter(agent, self.replay, self.config, name=name, provenance=provenance)
 
 
 def new_mql(family: TaskFamily, algorithm: str, config: MqlConfig, seed: int) -> MqlState:
@@ -157,12 +161,9 @@ def _record(
     generators = spawn_generators(state.generator, len(tasks))
     act = policy.actor(action_noise(family, shape, generators), generators)
     rollout = simulate(family, psi, shape, act, generators, num_threads, sees=frozenset({"rewards"}))
-    at = psi.to(rollout.obs)[:, None, None]
-    reward = family.reward(at, rollout.obs, rollout.act, rollout.next_obs)
-    rows = rows_of(rollout, reward, family.action_bounds)
+    rows = rows_of(rollout, rewards(family, psi, rollout), family.action_bounds)
     for task, row, position, is_sound in zip(tasks.tolist(), *rows, strict=True):
         # the last step of a simulation that broke down is left out
         state.replay.add(task, row[is_sound], position[is_sound])
     state.real_samples += rollout.num_samples
-    returns = episode_returns(family, psi, rollout)
-    return {"return_real_noisy": float(returns[returns.isfinite()].mean())}
+    return {"return_real_noisy": mean_return(family, psi, rollout)}

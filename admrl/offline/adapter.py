@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from admrl.evaluation.adapter import AdapterError, Experience, Exploration, Policy, Tasks
+from admrl.methods.adapter import MethodAdapter
 from admrl.offline.agent import MacawAgent
 from admrl.offline.behaviour import Learner
 from admrl.offline.buffers import Buffers, OfflineData, joined
@@ -25,14 +26,15 @@ from admrl.offline.networks import Layers
 LEARNER, BATCH = 0, 1  # of `Tasks.fresh_generators`
 
 
-class MacawAdapter:
+class MacawAdapter(MethodAdapter):
     """See the head of this page."""
 
+    _agent: MacawAgent
+
     def __init__(self, agent: MacawAgent, *, name: str, provenance: dict[str, Any] | None = None) -> None:
-        self.name, self._agent, self._provenance = name, agent, provenance or {}
+        super().__init__(agent, name=name, provenance=provenance)
         self._is_offline = agent.config.test_data == "offline"
         self.sees = frozenset({"rewards", "offline data"} if self._is_offline else {"rewards"})
-        self._tasks: Tasks | None = None
 
     def begin(self, tasks: Tasks) -> None:
         """See `Adapter`."""
@@ -53,13 +55,11 @@ class MacawAdapter:
 
     def observe(self, experience: Experience) -> None:
         """See `Adapter`."""
-        tasks, rollout = self._begun(), experience.rollout
-        if experience.reward is None:
-            raise AdapterError(f"{self.name}: needs rewards")
+        tasks, rollout, reward = self._begun(), experience.rollout, self._rewards(experience)
         number = torch.arange(len(tasks))
-        self._parts.append(OfflineData.of_rollout(rollout, experience.reward, self._agent.units, number))
+        self._parts.append(OfflineData.of_rollout(rollout, reward, self._agent.units, number))
         if self._learner is not None:
-            self._learner.learn(rollout, experience.reward)
+            self._learner.learn(rollout, reward)
         self._num_seen += rollout.num_samples // len(tasks)
         if self._num_seen in tasks.sample_counts:
             self._layers = self._inner_step(tasks)
@@ -82,16 +82,3 @@ class MacawAdapter:
 
     def _acting(self, *, is_stochastic: bool) -> Policy:
         return self._agent.act_as(self._layers, is_stochastic=is_stochastic)
-
-    def _begun(self) -> Tasks:
-        if self._tasks is None:
-            raise AdapterError(f"{self.name}: begin(tasks) comes first")
-        return self._tasks
-
-    def spent(self) -> dict[str, Any]:
-        """See `Adapter`."""
-        return {}
-
-    def provenance(self) -> dict[str, Any]:
-        """See `Adapter`."""
-        return self._provenance

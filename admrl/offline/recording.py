@@ -10,6 +10,7 @@ from admrl.jobs.reporter import Reporter
 from admrl.methods.tasks import TASK_SEED
 from admrl.offline.behaviour import Recorder
 from admrl.offline.buffers import OfflineData, joined
+from admrl.solving.rollouts import rewards
 from task_families.family import TaskFamily
 from task_families.simulator import spawn_generators
 
@@ -42,7 +43,7 @@ def record(
             reporter.phase(f"recording {len(psi)} buffers: episode {n + 1}/{num_episodes}")
         act = learner.policy().actor(action_noise(family, shape, generators), generators)
         rollout = simulate(family, psi, shape, act, generators, num_threads)
-        reward = family.reward(psi.to(rollout.obs)[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
+        reward = rewards(family, psi, rollout)
         parts.append(OfflineData.of_rollout(rollout, reward, recorder.units, task))
         learner.learn(rollout, reward)
     return joined(parts, len(psi))

@@ -7,28 +7,18 @@ were recorded or read from files, whose names and checksums stand in the setting
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
 
-import torch
 from torch import Tensor
 
 from admrl.config.evaluation import EvaluationConfig
-from admrl.evaluation.adapter import Adapter
-from admrl.jobs.reporter import Reporter
 from admrl.methods.run import MethodInfo, MethodRun
-from admrl.offline.adapter import MacawAdapter
 from admrl.offline.buffers import OfflineData
 from admrl.offline.config import TITLES, MacawConfig, check_macaw, check_size
 from admrl.offline.data_files import read_all, with_checksums
 from admrl.offline.training import MacawState, new_macaw
 from admrl.runs.config_file import OFFLINE
-from admrl.runs.families import new_family
-from admrl.solving.solution_file import AGENT, OPTIMIZER, like
-from admrl.storage.sealed_file import check_tensor
+from admrl.solving.solution_file import OPTIMIZER, dump_moments, dump_weights, load_moments, load_weights
 from task_families.family import TaskFamily
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -50,6 +40,7 @@ class MacawRun(MethodRun[MacawState]):
         "reward_real_noisy",
         "real_samples",
     )
+    new_training = staticmethod(new_macaw)
 
     @classmethod
     def check_settings(cls, config: MacawConfig, algorithm: str, family: TaskFamily) -> None:
@@ -57,51 +48,24 @@ class MacawRun(MethodRun[MacawState]):
         check_macaw(config, family)
 
     @classmethod
-    def new_training(cls, family: TaskFamily, algorithm: str, config: MacawConfig, seed: int) -> MacawState:
-        """See `MethodRun`."""
-        return new_macaw(family, algorithm, config, seed)
-
-    @classmethod
-    def prepare(
-        cls,
-        path: Path | str,
-        *,
-        algorithm: str,
-        family: str | TaskFamily,
-        variant: str,
-        preset: str,
-        seed: int,
-        config: MacawConfig,
-    ) -> Self:
-        """See `MethodRun`; the data that the settings name is read before, and its checksums are filled in."""
+    def complete_settings(cls, config: MacawConfig, family: TaskFamily) -> MacawConfig:
+        """See `MethodRun`: with the checksums of the data that they name, which is read before."""
         if config.data:
-            made = new_family(family, variant)
-            config = with_checksums(config, made)
-            check_size("config.data", config, int(read_all(config, made).task_sizes().min()))
-        return super().prepare(
-            path, algorithm=algorithm, family=family, variant=variant, preset=preset, seed=seed, config=config
-        )
+            config = with_checksums(config, family)
+            check_size("config.data", config, int(read_all(config, family).task_sizes().min()))
+        return config
 
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `MethodRun`."""
         state = self.state
-        tensors = {f"{AGENT}{k}": v.detach() for k, v in state.agent.named_parameters()}
-        for name, parameter in state.agent.named_parameters():
-            for kind, moment in state.optimizer.state.get(parameter, {}).items():
-                tensors[f"{OPTIMIZER}{name}.{kind}"] = moment
+        tensors = dump_weights("", state.agent) | dump_moments(state.optimizer, _trained(state))
         return tensors, {} if state.data is None else state.data.columns()
 
     def set_learned(self, tensors: dict[str, Tensor], rows: dict[str, Tensor]) -> None:
         """See `MethodRun`."""
         state, family = self.state, self.family
-        for name, parameter in state.agent.named_parameters():
-            with torch.no_grad():
-                parameter.copy_(like(tensors, f"{AGENT}{name}", parameter.detach()))
-            own = f"{OPTIMIZER}{name}."
-            if f"{own}step" in tensors:
-                moments = {kind: like(tensors, own + kind, parameter.detach()) for kind in MOMENTS}
-                moments["step"] = check_tensor(tensors, f"{own}step", (), torch.float32)
-                state.optimizer.state[parameter] = moments
+        load_weights("", tensors, state.agent)
+        load_moments(tensors, state.optimizer, _trained(state))
         if rows:
             state.set_data(OfflineData.from_columns(rows, family.obs_size, family.act_size))
 
@@ -110,21 +74,13 @@ class MacawRun(MethodRun[MacawState]):
         """As many as for the learning curve."""
         return self.info.config.num_adapt_samples
 
-    # -- as the evaluation sees it (`admrl.evaluation.evaluable_run`) -----------------------------------------------
-
-    def adapter(
-        self,
-        config: EvaluationConfig | None = None,
-        *,
-        name: str | None = None,
-        reporter: Reporter | None = None,
-    ) -> Adapter:
-        """The test protocol, which needs no setting and reports nothing of its own."""
-        title = name or TITLES[self.info.algorithm]
-        return MacawAdapter(self.state.agent, name=title, provenance=self.provenance())
-
     def num_steps(self, config: EvaluationConfig) -> int:
         """Steps of an evaluation are a learner's episodes, or the policy's stages."""
         if self.info.config.test_data == "online":
             return config.num_stages
-        return config.num_stages * config.num_stage_samples // self.family.horizon
+        return super().num_steps(config)
+
+
+def _trained(state: MacawState) -> dict[str, Tensor]:
+    """Parameters by what the names of their moments begin with."""
+    return {f"{OPTIMIZER}{name}": p for name, p in state.agent.named_parameters()}

@@ -18,10 +18,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from admrl.evaluation.adapter import Adapter
 from admrl.jobs.reporter import Reporter
 from admrl.methods.sizes import MethodSizes
 from admrl.methods.state import MethodState
@@ -31,7 +33,6 @@ from admrl.offline.agent import MacawAgent
 from admrl.offline.buffers import Batch, Buffers, OfflineData, joined
 from admrl.offline.config import (
     BUFFERS_PER_STEP,
-    TITLES,
     UPDATES_PER_STEP,
     MacawConfig,
     check_macaw,
@@ -137,8 +138,11 @@ class MacawState(MethodState):
 
     def take_test(self, num_threads: int) -> dict[str, float]:
         """See `MethodState`."""
-        adapter = MacawAdapter(self.acting_agent(), name=TITLES[self.algorithm])
-        return self.test(adapter, self.test_psi, self.config.num_adapt_samples, num_threads)
+        return self.test(self.test_psi, self.config.num_adapt_samples, num_threads)
+
+    def adapter(self, agent: MacawAgent, *, name: str, provenance: dict[str, Any] | None = None) -> Adapter:
+        """See `MethodState`."""
+        return MacawAdapter(agent, name=name, provenance=provenance)
 
 
 def new_macaw(family: TaskFamily, algorithm: str, config: MacawConfig, seed: int) -> MacawState:

@@ -17,61 +17,43 @@ With trial_episodes = 1, as for bandits, the second is an empty memory at every 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from admrl.evaluation.adapter import AdapterError, Experience, Exploration, Policy, Tasks
+from admrl.evaluation.adapter import Experience, Exploration, Policy, Tasks
+from admrl.methods.adapter import MethodAdapter
 from admrl.recurrent.agent import Memory, RecurrentAgent
 from admrl.recurrent.policy import RecurrentPolicy
 
 
-class RecurrentAdapter:
+class RecurrentAdapter(MethodAdapter):
     """See the head of this page."""
 
-    def __init__(self, agent: RecurrentAgent, *, name: str, provenance: dict[str, Any] | None = None) -> None:
-        self.name, self._agent, self._provenance = name, agent, provenance or {}
-        self.sees = frozenset({"rewards"})
-        self._memory: Memory | None = None
+    _agent: RecurrentAgent
 
     def begin(self, tasks: Tasks) -> None:
         """See `Adapter`: an empty memory for every task."""
-        self._memory = self._agent.empty_memory(len(tasks))
+        self._tasks, self._memory = tasks, self._agent.empty_memory(len(tasks))
         self._kept: Memory | None = None  # for scoring, in place of the present one
         self._num_episodes = 0  # of the present trial
 
     def explore(self) -> Exploration:
         """See `Adapter`: the next episode of the trial."""
-        return Exploration(RecurrentPolicy(self._agent, self._present()), 1)
+        self._begun()
+        return Exploration(RecurrentPolicy(self._agent, self._memory), 1)
 
     @torch.no_grad()
     def observe(self, experience: Experience) -> None:
         """See `Adapter`: the memory after the episode."""
-        memory, config = self._present(), self._agent.config
-        if experience.reward is None:
-            raise AdapterError(f"{self.name}: needs rewards")
-        sequence = self._agent.sequence(memory, experience.rollout, experience.reward)
-        self._memory = self._agent.after(memory, sequence)
+        tasks, config = self._begun(), self._agent.config
+        sequence = self._agent.sequence(self._memory, experience.rollout, self._rewards(experience))
+        self._memory = self._agent.after(self._memory, sequence)
         self._num_episodes += 1
         if config.beyond_trial == "restart" and self._num_episodes >= config.trial_episodes - 1:
-            empty = self._agent.empty_memory(len(memory.reward))
+            empty = self._agent.empty_memory(len(tasks))
             self._kept = self._memory if config.trial_episodes > 1 else empty
             self._memory, self._num_episodes = empty, 0
 
     def adapted(self) -> Policy:
         """See `Adapter`."""
-        present = self._present()
-        return RecurrentPolicy(self._agent, present if self._kept is None else self._kept)
-
-    def _present(self) -> Memory:
-        if self._memory is None:
-            raise AdapterError(f"{self.name}: begin(tasks) comes first")
-        return self._memory
-
-    def spent(self) -> dict[str, Any]:
-        """See `Adapter`."""
-        return {}
-
-    def provenance(self) -> dict[str, Any]:
-        """See `Adapter`."""
-        return self._provenance
+        self._begun()
+        return RecurrentPolicy(self._agent, self._memory if self._kept is None else self._kept)

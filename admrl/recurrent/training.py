@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
+from admrl.evaluation.adapter import Adapter
 from admrl.jobs.reporter import Reporter
 from admrl.methods.sampling import horizon_rollout
 from admrl.methods.sizes import MethodSizes
@@ -26,10 +28,10 @@ from admrl.methods.state import MethodState
 from admrl.methods.tasks import TrainingTasks, test_tasks
 from admrl.recurrent.adapter import RecurrentAdapter
 from admrl.recurrent.agent import RecurrentAgent, Sequence, joined
-from admrl.recurrent.config import TITLES, RecurrentConfig, check_recurrent
+from admrl.recurrent.config import RecurrentConfig, check_recurrent
 from admrl.recurrent.policy import RecurrentPolicy
 from admrl.recurrent.ppo import AGENT, ppo_update, trial_batch
-from admrl.solving.rollouts import episode_returns
+from admrl.solving.rollouts import mean_return, rewards
 from admrl.solving.sac import Optimizers
 from admrl.streams import Purpose, stream
 from policy_opt.advantage import gae
@@ -82,8 +84,13 @@ class RecurrentState(MethodState):
     def take_test(self, num_threads: int) -> dict[str, float]:
         """See `MethodState`."""
         num_samples = (self.config.trial_episodes - 1) * self.family.horizon
-        adapter = RecurrentAdapter(self.acting_agent(), name=TITLES[self.algorithm])
-        return self.test(adapter, self.test_psi, num_samples, num_threads)
+        return self.test(self.test_psi, num_samples, num_threads)
+
+    def adapter(
+        self, agent: RecurrentAgent, *, name: str, provenance: dict[str, Any] | None = None
+    ) -> Adapter:
+        """See `MethodState`."""
+        return RecurrentAdapter(agent, name=name, provenance=provenance)
 
 
 def new_recurrent(family: TaskFamily, algorithm: str, config: RecurrentConfig, seed: int) -> RecurrentState:
@@ -118,13 +125,10 @@ def sample_trials(state: RecurrentState, num_threads: int = 1) -> tuple[Sequence
     for _ in range(config.trial_episodes):
         policy = RecurrentPolicy(agent, memory)
         rollout = horizon_rollout(family, policy, psi, 1, state.generator, num_threads)
-        told = psi.to(rollout.obs)[:, None, None]
-        reward = family.reward(told, rollout.obs, rollout.act, rollout.next_obs)
-        parts.append(agent.sequence(memory, rollout, reward))
+        parts.append(agent.sequence(memory, rollout, rewards(family, psi, rollout)))
         with torch.no_grad():
             memory = agent.after(memory, parts[-1])
-        scored = episode_returns(family, psi, rollout)
-        returns.append(float(scored[scored.isfinite()].mean()))
+        returns.append(mean_return(family, psi, rollout))
         state.real_samples += rollout.num_samples
     return joined(parts).to(state.device), {
         "return_real_noisy": returns[-1],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from scipy.stats import t as student_t
 from torch import Tensor
 
 from admrl.number_text import counted, number, to_error, with_error
-from admrl.search.base import Search, TaskSearch, project_unit, unit_scale
+from admrl.search.base import Search, project_unit, unit_scale
 from admrl.storage.files import write_json
 from task_families.choices import whole_number
 from task_families.task_space import TaskSpace
@@ -196,20 +196,11 @@ def find_worst(
     if (num_probes := whole_number("num_probes", num_probes, 0)) > budget:
         raise ValueError(f"num_probes: expected at most {budget}, the budget, got {num_probes}")
     check_min_gain(min_gain, search)
-    probes = space.sample(num_probes, "uniform", generator) if num_probes else None
-    record = _Record(space, search)
-    if probes is not None:
-        for part in probes.split(batch):
-            mean, gradient, error = record.evaluate(gap, part)
-            search.add(part, mean, gradient, {"standard_error": error})
-            if on_batch is not None:
-                on_batch(search)
-    remaining = budget - num_probes
-    while remaining > 0 and (min_gain is None or expected_improvement(search) >= min_gain):
-        psi = search.ask(min(batch, remaining))
+    probes = space.sample(num_probes, "uniform", generator).split(batch) if num_probes else ()
+    record = _Record(space)
+    for psi, tell in _batches(search, probes, budget, batch, min_gain):
         mean, gradient, error = record.evaluate(gap, psi)
-        search.tell(psi, mean, gradient, {"standard_error": error})
-        remaining -= len(psi)
+        tell(psi, mean, gradient, {"standard_error": error})
         if on_batch is not None:
             on_batch(search)
     bound = mass_bound(record.mean[:num_probes], confidence) if num_probes else None
@@ -230,6 +221,19 @@ def find_worst(
         min_gain=min_gain,
         expected_improvement=expected if math.isfinite(expected) else None,
     )
+
+
+def _batches(
+    search: Search, probes: Sequence[Tensor], budget: int, batch: int, min_gain: float | None
+) -> Iterator[tuple[Tensor, Callable[..., None]]]:
+    """Tasks to evaluate, and who is told of them: the probes, then what the search asks for."""
+    for part in probes:
+        yield part, search.add
+    remaining = budget - sum(len(part) for part in probes)
+    while remaining > 0 and (min_gain is None or expected_improvement(search) >= min_gain):
+        psi = search.ask(min(batch, remaining))
+        yield psi, search.tell
+        remaining -= len(psi)
 
 
 def check_min_gain(min_gain: float | None, search: Search) -> None:
@@ -263,7 +267,7 @@ def expected_improvement(search: Search) -> float:
 class _Record:
     """All evaluations of one search with their replicates."""
 
-    def __init__(self, space: TaskSpace, search: TaskSearch) -> None:
+    def __init__(self, space: TaskSpace) -> None:
         self.space = space
         self.psi = torch.zeros(0, space.size, dtype=torch.float64)
         self.mean = torch.zeros(0, dtype=torch.float64)

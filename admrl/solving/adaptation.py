@@ -15,11 +15,7 @@ from admrl.config.checks import check_lanes
 from admrl.config.training import SlboConfig, VirtualTrainingConfig
 from admrl.jobs.reporter import Reporter, Silent
 from admrl.solving.inner_method import InnerMethod, S, Slbo
-from admrl.solving.rollouts import (
-    episode_returns,
-    real_rollout,
-    report_unstable,
-)
+from admrl.solving.rollouts import mean_return, real_rollout, report_unstable
 from admrl.solving.samples import SampleCounts
 from admrl.solving.solution import Policies, Solution, new_solution
 from admrl.solving.virtual_training import OnStep, virtual_training
@@ -177,9 +173,8 @@ def _learn_from(
     """Real samples join the data."""
     learner.add(rollout)
     report_unstable(rollout, reporter)
-    returns = episode_returns(family, solution.psi, rollout)
     reporter.advance(
-        return_real_noisy=float(returns[returns.isfinite()].mean()),
+        return_real_noisy=mean_return(family, solution.psi, rollout),
         real_samples=samples.real,
         virtual_samples=samples.virtual,
         held_out_loss=float(learner.held_out_loss().mean()),  # the old model on the new states, too

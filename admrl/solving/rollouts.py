@@ -247,14 +247,25 @@ def ornstein_uhlenbeck(config: SlboConfig, drive: Tensor) -> Callable[[int], Ten
     return step
 
 
+def rewards(family: TaskFamily, psi: Tensor, rollout: Rollout) -> Tensor:
+    """Of every step: psi (M, k) -> (M, N, T)."""
+    return family.reward(psi.to(rollout.obs)[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
+
+
 def episode_returns(family: TaskFamily, psi: Tensor, rollout: Rollout) -> Tensor:
     """Undiscounted return of the first episode of every lane: psi (M, k) -> (M, N)."""
-    reward = family.reward(psi.to(rollout.obs)[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
+    reward = rewards(family, psi, rollout)
     return torch.where(rollout.first_episode(), reward, 0.0).sum(-1)
+
+
+def mean_return(family: TaskFamily, psi: Tensor, rollout: Rollout) -> float:
+    """Of `episode_returns`, without simulations that broke down."""
+    returns = episode_returns(family, psi, rollout)
+    return float(returns[returns.isfinite()].mean())
 
 
 def discounted_returns(family: TaskFamily, psi: Tensor, rollout: Rollout) -> Tensor:
     """Discounted return of the first episode of every lane: psi (M, k) -> (M, N)."""
-    reward = family.reward(psi.to(rollout.obs)[:, None, None], rollout.obs, rollout.act, rollout.next_obs)
+    reward = rewards(family, psi, rollout)
     discount = family.gamma ** torch.arange(reward.shape[-1], device=reward.device).to(reward)
     return torch.where(rollout.first_episode(), discount * reward, 0.0).sum(-1)

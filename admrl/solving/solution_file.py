@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -113,10 +113,10 @@ def load_agents(prefix: str, tensors: dict[str, Tensor], fresh: Agents) -> Agent
 
 def dump_networks(prefix: str, agent: nn.Module, optimizers: Optimizers) -> dict[str, Tensor]:
     """Weights and buffers of an agent, and the moments of what trains it."""
-    return {
-        **{f"{prefix}{AGENT}{k}": v for k, v in agent.state_dict().items()},
-        **{f"{prefix}{OPTIMIZER}{k}": v for k, v in optimizers.state_dict().items()},
-    }
+    tensors = dump_weights(prefix, agent)
+    for group, adam in optimizers.adam.items():
+        tensors |= dump_moments(adam, _of_group(prefix, optimizers, group))
+    return tensors
 
 
 def load_networks(prefix: str, tensors: dict[str, Tensor], agent: nn.Module, optimizers: Optimizers) -> None:
@@ -125,27 +125,51 @@ def load_networks(prefix: str, tensors: dict[str, Tensor], agent: nn.Module, opt
     Raises:
         ValueError: names what is missing or has another shape or type.
     """
+    load_weights(prefix, tensors, agent)
+    for group, adam in optimizers.adam.items():
+        load_moments(tensors, adam, _of_group(prefix, optimizers, group))
+
+
+def _of_group(prefix: str, optimizers: Optimizers, group: str) -> dict[str, nn.Parameter]:
+    return {f"{prefix}{OPTIMIZER}{group}.{i}": p for i, p in enumerate(optimizers.groups[group])}
+
+
+def dump_weights(prefix: str, agent: nn.Module) -> dict[str, Tensor]:
+    """Weights and buffers."""
+    return {f"{prefix}{AGENT}{k}": v for k, v in agent.state_dict().items()}
+
+
+def load_weights(prefix: str, tensors: dict[str, Tensor], agent: nn.Module) -> None:
+    """Inverse of `dump_weights`, into an agent of the same shapes.
+
+    Raises:
+        ValueError: names what is missing or has another shape or type.
+    """
     pattern = agent.state_dict()
     agent.load_state_dict({k: like(tensors, f"{prefix}{AGENT}{k}", v) for k, v in pattern.items()})
-    optimizers.load_state_dict(load_moments(f"{prefix}{OPTIMIZER}", tensors, optimizers))
 
 
-def load_moments(prefix: str, tensors: dict[str, Tensor], optimizers: Optimizers) -> dict[str, Tensor]:
-    """Adam's state for `Optimizers.load_state_dict`, every tensor checked; a group that has made no step has none.
+def dump_moments(adam: torch.optim.Adam, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Adam's state of parameters, by what its names begin with; one that has made no step has none."""
+    return {f"{name}.{k}": v for name, p in parameters.items() for k, v in adam.state.get(p, {}).items()}
+
+
+def load_moments(
+    tensors: dict[str, Tensor], adam: torch.optim.Adam, parameters: Mapping[str, Tensor]
+) -> None:
+    """Inverse of `dump_moments`, for all parameters of an Adam.
 
     Raises:
         ValueError: names what has another shape or type.
     """
-    found: dict[str, Tensor] = {}
-    for group, parameters in optimizers.groups.items():
-        for i, parameter in enumerate(parameters):
-            name = f"{group}.{i}."
-            if f"{prefix}{name}step" not in tensors:
-                continue
-            found[f"{name}step"] = check_tensor(tensors, f"{prefix}{name}step", (), torch.float32)
-            for kind in ("exp_avg", "exp_avg_sq"):
-                found[name + kind] = like(tensors, f"{prefix}{name}{kind}", parameter)
-    return found
+    names = {p: name for name, p in parameters.items()}
+    state = {}
+    for i, p in enumerate(p for group in adam.param_groups for p in group["params"]):
+        name = names[p]
+        if f"{name}.step" in tensors:
+            state[i] = {k: like(tensors, f"{name}.{k}", p) for k in ("exp_avg", "exp_avg_sq")}
+            state[i]["step"] = check_tensor(tensors, f"{name}.step", (), torch.float32)
+    adam.load_state_dict({**adam.state_dict(), "state": state})
 
 
 def dump_generators(name: str, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
@@ -167,9 +191,7 @@ def load_generators(name: str, tensors: dict[str, Tensor], generators: Sequence[
 def dump_learner(learner: ModelLearner) -> dict[str, Tensor]:
     """All but the data."""
     tensors = {f"model.{k}": v for k, v in learner.model.state_dict().items()}
-    for i, moments in learner.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": v for k, v in moments.items()}
-    return tensors
+    return tensors | dump_moments(learner.optimizer, _of_learner(learner))
 
 
 def load_learner(learner: ModelLearner, tensors: dict[str, Tensor]) -> None:
@@ -180,16 +202,11 @@ def load_learner(learner: ModelLearner, tensors: dict[str, Tensor]) -> None:
     """
     model = learner.model.state_dict()
     learner.model.load_state_dict({k: like(tensors, f"model.{k}", v) for k, v in model.items()})
-    moments = {
-        i: {
-            "step": check_tensor(tensors, f"optimizer.{i}.step", (), torch.float32),
-            "exp_avg": like(tensors, f"optimizer.{i}.exp_avg", p),
-            "exp_avg_sq": like(tensors, f"optimizer.{i}.exp_avg_sq", p),
-        }
-        for i, p in enumerate(learner.model.parameters())
-        if f"optimizer.{i}.step" in tensors
-    }
-    learner.optimizer.load_state_dict({**learner.optimizer.state_dict(), "state": moments})
+    load_moments(tensors, learner.optimizer, _of_learner(learner))
+
+
+def _of_learner(learner: ModelLearner) -> dict[str, nn.Parameter]:
+    return {f"{OPTIMIZER}{i}": p for i, p in enumerate(learner.model.parameters())}
 
 
 def load_rows(learner: ModelLearner, rows: dict[str, Tensor]) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from admrl.baselines import ModelBasedAdapter, StaticAdapter
 from admrl.baselines.config import preset_config
-from admrl.baselines.training import make_adapter, new_baseline
+from admrl.baselines.training import new_baseline
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.presets import PRESETS
 from admrl.inner_loop.adapter import InnerLoopAdapter
@@ -94,7 +94,7 @@ def _baseline(algorithm, **settings):
                 state.agent.own.normal_(generator=torch.Generator().manual_seed(0))
             if algorithm in ("pearl", "crl", "pearl-mt"):
                 state.agent.encoder.net.last.weight.mul_(100)
-        return make_adapter(state.agent, algorithm)
+        return state.adapter(state.agent, name=algorithm)
 
     return make_it
 

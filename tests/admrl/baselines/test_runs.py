@@ -15,7 +15,7 @@ from admrl import evaluate_gaps
 from admrl.baselines import open_baseline
 from admrl.baselines.config import PUBLISHED, paper_config, preset_config
 from admrl.baselines.run import BaselineRun
-from admrl.baselines.training import make_adapter, new_baseline
+from admrl.baselines.training import new_baseline
 from admrl.evaluation.evaluator import adapt_and_score
 from admrl.jobs.interruption import Interrupted, deferred_signals
 from admrl.methods.state import train
@@ -55,8 +55,8 @@ def test_what_cannot_be_extended_is_refused(tmp_path):
 def test_exploration_alone_may_be_stochastic(exploration):
     config = preset_config("smoke", "point_robot", "pearl")
     config = replace(config, context=replace(config.context, test_exploration=exploration))
-    agent = new_baseline(make("point_robot"), "pearl", config, 0).agent
-    adapter, seen = make_adapter(agent, "pearl"), []
+    state = new_baseline(make("point_robot"), "pearl", config, 0)
+    adapter, seen = state.adapter(state.agent, name="pearl"), []
 
     def noticed(explore):
         exploration = explore()

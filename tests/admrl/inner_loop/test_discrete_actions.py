@@ -9,7 +9,7 @@ from admrl.baselines import check_adapter
 from admrl.inner_loop.config import ALGORITHMS, preset_config
 from admrl.inner_loop.maml_trpo import gradient_and_metric
 from admrl.inner_loop.meta_problem import MetaProblem
-from admrl.inner_loop.training import make_adapter, new_inner_loop, sample_problem
+from admrl.inner_loop.training import new_inner_loop, sample_problem
 from admrl.methods.state import train
 from policy_opt import CategoricalPolicy
 from task_families import make
@@ -30,7 +30,7 @@ def test_every_method_trains_on_a_bandit(algorithm):
     train(state)
     assert isinstance(state.agent.policy, CategoricalPolicy) and not torch.equal(state.agent.meta, before)
     assert len(state.curve) == 2 and state.real_samples == 2 * 3 * 2 * 20
-    assert len(check_adapter(make_adapter(algorithm, state.agent, algorithm), BANDIT)) == 7
+    assert len(check_adapter(state.adapter(state.agent, name=algorithm), BANDIT)) == 7
 
 
 def test_samples_are_choices_of_the_policies_that_acted():

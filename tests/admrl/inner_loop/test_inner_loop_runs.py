@@ -13,7 +13,7 @@ from admrl.baselines import AdapterError, adapt_and_score, check_adapter
 from admrl.evaluation.adapter import tasks_for
 from admrl.inner_loop.adaptation import gradients, policy_loss
 from admrl.inner_loop.config import ALGORITHMS, paper_config, preset_config
-from admrl.inner_loop.training import make_adapter, new_inner_loop, sample_problem
+from admrl.inner_loop.training import new_inner_loop, sample_problem
 from admrl.methods.state import train
 
 
@@ -22,7 +22,8 @@ def adapter_of(algorithm="maml-trpo", **settings):
     config = replace(
         preset_config("smoke", "point_robot", algorithm), step_size=2.0, action_scale=1.0, **settings
     )
-    return make_adapter(algorithm, new_inner_loop(FAMILY, algorithm, config, 0).agent, algorithm)
+    state = new_inner_loop(FAMILY, algorithm, config, 0)
+    return state.adapter(state.agent, name=algorithm)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
