@@ -30,7 +30,7 @@ COMMANDS = {  # name: (page, class, what `admrl --help` says)
         "Two trainings, by default on Hopper2D, and one figure with the gaps of both.",
     ),
     "train": ("train", "Train", "Meta-train on a family of tasks (Alg. 1)."),
-    "train-baseline": ("train_baseline", "TrainBaseline", "Meta-train PEARL, CRL, SAC, MAML or ProMP."),
+    "train-baseline": ("train_baseline", "TrainBaseline", "Meta-train PEARL, MAML, RL2 or another baseline."),
     "evaluate": ("evaluate", "Evaluate", "Sub-optimality gaps of runs on a set of tasks."),
     "heatmap": ("heatmap", "Heatmap", "Draw the gap heat maps of evaluated runs side by side."),
     "compare": ("compare", "Compare", "Compare evaluated runs: intervals, all figures, one HTML report."),

@@ -164,9 +164,8 @@ def _split(argument: str, word: str) -> tuple[str, str]:
     """Module or file, and the name within it."""
     where, _, name = word.rpartition(":")
     if not where or not name.isidentifier():
-        example = word if word.endswith(".py") else "tasks.py"
         raise ValueError(
-            f"{argument}: expected FILE.py:NAME or MODULE:NAME, e.g. {example}:CartPole, got {word!r}"
+            f"{argument}: expected FILE.py:NAME or MODULE:NAME, NAME a class or function in it, got {word!r}"
         )
     if where.endswith(".py") and not Path(where).is_file():
         raise ValueError(f"{argument}: no such file: {where}")
@@ -229,6 +228,12 @@ def _import(argument: str, name: str, shown: str) -> ModuleType:
             f"{argument}: {shown} does not import: {type(error).__name__}: {error!s:.300}"
             f"{'' if isinstance(error, SyntaxError) else at}"
         ) from error
+
+
+def said(error: BaseException) -> str:
+    """What a stranger's code raised, in one line: its type, unless that is ValueError, and its text."""
+    text = f"{' '.join(str(error).split()):.300}"
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
 
 
 def _distribution(module: str) -> str:

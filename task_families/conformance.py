@@ -98,7 +98,10 @@ def shapes(family: TaskFamily) -> None:
         unstable = bool(family.terminated(torch.full_like(next_obs, torch.nan)).all())
         expect(unstable, "terminated: false for nan observations, expected that an unstable simulation ends")
     first = family.reset(7, seeded(0))
-    expect(first.shape == (7, family.obs_size), f"reset: shape {tuple(first.shape)}")
+    expect(
+        first.shape == (7, family.obs_size),
+        f"reset: shape {tuple(first.shape)}, expected {(7, family.obs_size)} (obs_size)",
+    )
 
 
 def simulator_shapes(family: TaskFamily) -> None:

@@ -32,7 +32,7 @@ def run_checks(
     """Run every check on the subject; the names of those that passed. A check that cannot be made warns.
 
     Raises:
-        ConformanceError: lists every check that failed, with expected and found.
+        ConformanceError: lists every check that failed, with expected and found; a check that raises ends the list.
     """
     failures, passed = [], []
     for title, check in checks.items():
@@ -44,7 +44,8 @@ def run_checks(
         except ConformanceError as error:
             failures.append(f"{title}: {error}")
         except Exception as error:
-            raise ConformanceError(f"{name}: {title} stopped with {error!r}") from error
+            earlier = "; before it:\n  " + "\n  ".join(failures) if failures else ""
+            raise ConformanceError(f"{name}: {title} stopped with {error!r}{earlier}") from error
     if failures:
         raise ConformanceError(f"{name}:\n  " + "\n  ".join(failures))
     return tuple(passed)

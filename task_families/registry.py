@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from task_families.choices import Origin, check_named, is_own_package, load_named, origin
+from task_families.choices import Origin, check_named, is_own_package, load_named, origin, said
 
 if TYPE_CHECKING:
     from task_families.family import TaskFamily
@@ -143,7 +143,5 @@ def _called(name: str, value: Any, variant: str) -> Any:
     try:
         parameters = inspect.signature(value).parameters
         return value(variant=variant) if "variant" in parameters else value()
-    except ValueError:
-        raise  # a variant that it does not have, or what it refuses itself
     except Exception as error:  # whatever a stranger's code raises is the user's to see
-        raise ValueError(f"family: {name} cannot be made: {type(error).__name__}: {error!s:.300}") from error
+        raise ValueError(f"family: {name} cannot be made: {said(error)}") from error

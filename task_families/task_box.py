@@ -124,7 +124,7 @@ class TaskBox:
             low, high, more = self.low.to(psi), self.high.to(psi), slack(psi, self.low, self.high)
             bad = ~((psi >= low - more) & (psi <= high + more))
             remedy = (
-                "use box.project(psi) for the nearest task, or allow_outside=True to evaluate "
+                "use box.project(psi) for the nearest task, or `allow_outside` to evaluate "
                 "out of distribution"
             )
         if bool(bad.any()):

@@ -257,7 +257,7 @@ class _Space(ABC):
             near = ", ".join(f"{x:g}" for x in self.project(psi[row]).tolist())
             raise ValueError(
                 f"psi: task {row} = ({where}) is not in {self.description}; the nearest task is ({near}); use "
-                "project(psi), or allow_outside=True for finite tasks to evaluate out of distribution"
+                "project(psi), or `allow_outside` for finite tasks to evaluate out of distribution"
             )
         return psi
 

@@ -47,7 +47,11 @@ class Subject:
         noise = torch.zeros(self.family.horizon, 2, 1, self.family.act_size)
         generators = [torch.Generator().manual_seed(5) for _ in self.psi]
         obs = self.family.reset(1, torch.Generator().manual_seed(6)).float().expand(2, 1, -1).clone()
-        return policy.actor(noise, generators)(0, obs)[:, 0]
+        act = policy.actor(noise, generators)(0, obs)[:, 0]
+        expect(
+            bool(act.isfinite().all()), f"actions in a start state: expected finite, got {act[0].tolist()}"
+        )
+        return act
 
 
 def check_adapter(

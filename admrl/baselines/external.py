@@ -36,11 +36,12 @@ def check_spaces(name: str, function: Function, family: TaskFamily, *, sees_psi:
     size = family.obs_size + (family.box.size if sees_psi else 0)
     inputs = f"{family.obs_size} numbers" + (f" and {family.box.size} of psi" if sees_psi else "")
     expected = f"{family.name} has observations of {inputs} and actions of {family.act_size} numbers"
+    remedy = "" if sees_psi else "; for one that takes psi behind the observation, set `sees_psi`"
     try:
         action = torch.as_tensor(function(torch.zeros(2, size, dtype=torch.float32)))
     except Exception as error:  # whatever a stranger's function raises is the user's to see
         raise ValueError(
-            f"{name}: it fails on two observations of zeros: {error!s:.300}; {expected}"
+            f"{name}: it fails on two observations of zeros: {error!s:.300}; {expected}{remedy}"
         ) from error
     if tuple(action.shape) != (2, family.act_size):
         raise ValueError(

@@ -27,7 +27,7 @@ from admrl.baselines.subprocess_policy import SubprocessPolicy
 from admrl.evaluation.adapter import Adapter, check_sees
 from admrl.runs.families import NamedMethod
 from admrl.storage.files import digest
-from task_families.choices import Origin, file_digest, is_path, load_named
+from task_families.choices import Origin, file_digest, is_path, load_named, said
 from task_families.family import TaskFamily
 
 GROUP = "admrl_adapters"  # of entry points, for methods
@@ -146,12 +146,8 @@ def _own_method(named: NamedMethod, family: TaskFamily) -> Outside:
     def made() -> Adapter:
         try:
             adapter = make(family)
-        except (ValueError, ImportError):
-            raise  # what it refuses itself
         except Exception as error:  # whatever a stranger's code raises is the user's to see
-            raise ValueError(
-                f"method: {named.word} cannot be made: {type(error).__name__}: {error!s:.300}"
-            ) from error
+            raise ValueError(f"method: {named.word} cannot be made: {said(error)}") from error
         if all(hasattr(adapter, name) for name in ("begin", "explore", "observe", "adapted", "sees")):
             return adapter
         if not callable(adapter):

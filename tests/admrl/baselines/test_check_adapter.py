@@ -118,3 +118,9 @@ def test_looking_at_what_is_not_declared_is_found(look):
     adapter = StaticAdapter("curious", lambda tasks: look(tasks))
     with pytest.raises(ConformanceError, match="the adapter asked for"):
         check_adapter(adapter, FAMILY, config=CONFIG, psi=OPPOSITE)
+
+
+def test_actions_that_are_not_finite_are_said_to_be_that():
+    adapter = StaticAdapter.of_function("nan", lambda obs: go_right(obs) * torch.nan)
+    with pytest.raises(ConformanceError, match="actions in a start state: expected finite, got"):
+        check_adapter(adapter, FAMILY, config=CONFIG, psi=OPPOSITE)

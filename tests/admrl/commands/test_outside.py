@@ -179,7 +179,7 @@ def prepared_and_released(command):
         ({"policy": ("nowhere.zip",)}, "policy: no such file: nowhere.zip"),
         ({"policy": ("no-such-program --x",)}, "policy: got 'no-such-program --x', expected a file of"),
         ({"policy": ("{}:far",)}, r"it answers two observations with \(2, 3\)"),
-        ({"policy": ("{}:to_psi",)}, "fails on two observations|it answers"),
+        ({"policy": ("{}:to_psi",)}, "fails on two observations.*takes psi .* set `sees_psi`"),
         ({"policy": ("{}:CODE",)}, "has no 'CODE'"),
         ({"policy": ("a={}:right", "a={}:far")}, "two of the name a"),
         ({"method": ("{}:fails",)}, "cannot be made: ZeroDivisionError"),
