@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from task_families.choices import check_name, whole_number
-from task_families.task_space import KINDS, TaskSet, real, slack, unit_grid
+from task_families.task_space import KINDS, TaskSet, as_tasks, real, slack, unit_grid
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,9 @@ class TaskBox:
         Raises:
             ValueError: wrong shape, not finite, or outside the box; names the coordinate.
         """
-        psi = torch.atleast_2d(real(psi, self.low))
-        if psi.dim() != 2 or psi.shape[-1] != self.size:
-            raise ValueError(
-                f"psi: expected shape (M, {self.size}) for ({', '.join(self.names)}), got {tuple(psi.shape)}"
-            )
+        psi = as_tasks(psi, self.low, self.names)
         if allow_outside:
-            bad, remedy = ~psi.isfinite(), "even allow_outside=True needs finite numbers"
+            bad, remedy = ~psi.isfinite(), "even `allow_outside` needs finite numbers"
         else:
             low, high, more = self.low.to(psi), self.high.to(psi), slack(psi, self.low, self.high)
             bad = ~((psi >= low - more) & (psi <= high + more))

@@ -242,11 +242,7 @@ class _Space(ABC):
         Raises:
             ValueError: wrong shape, not finite, or outside the set; names the nearest task.
         """
-        psi = torch.atleast_2d(real(psi, self.low))
-        if psi.dim() != 2 or psi.shape[-1] != self.size:
-            raise ValueError(
-                f"psi: expected shape (M, {self.size}) for ({', '.join(self.names)}), got {tuple(psi.shape)}"
-            )
+        psi = as_tasks(psi, self.low, self.names)
         bad = ~psi.isfinite().all(-1)
         if not allow_outside:
             distance = (psi - self.project(psi)).abs()
@@ -260,6 +256,23 @@ class _Space(ABC):
                 "project(psi), or `allow_outside` for finite tasks to evaluate out of distribution"
             )
         return psi
+
+
+def as_tasks(psi: Tensor, like: Tensor, names: tuple[str, ...]) -> Tensor:
+    """psi as (M, k), whole numbers as real ones; one task may be (k,).
+
+    Raises:
+        ValueError: another shape.
+    """
+    psi = torch.atleast_2d(real(psi, like))
+    if psi.dim() == 2 and psi.shape[1] != len(names):
+        plural = "s" if len(names) > 1 else ""
+        raise ValueError(
+            f"psi: expected {len(names)} number{plural} a task ({', '.join(names)}), got {psi.shape[1]}"
+        )
+    if psi.dim() != 2:
+        raise ValueError(f"psi: expected shape (M, {len(names)}) or ({len(names)},), got {tuple(psi.shape)}")
+    return psi
 
 
 def unit_grid(shape: Sequence[int], names: tuple[str, ...]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -68,8 +69,11 @@ def check_own_family(family: str | None) -> None:
         check_family_name(family)
 
 
-def check_own_search(argument: str, name: str) -> None:
+def check_own_search(argument: str, name: str, without: Sequence[str] = ()) -> None:
     """Refuse what names no search, as far as that shows without importing anything.
+
+    Args:
+        without: searches of this package that are none here.
 
     Raises:
         ValueError: says what was expected.
@@ -77,7 +81,7 @@ def check_own_search(argument: str, name: str) -> None:
     from admrl.config.search import GROUP, SEARCHES
     from task_families.choices import check_named
 
-    check_named(argument, name, SEARCHES, GROUP)
+    check_named(argument, name, tuple(s for s in SEARCHES if s not in without), GROUP)
 
 
 def file_name(word: str) -> str:

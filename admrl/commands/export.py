@@ -58,7 +58,10 @@ class Export(Command):
         check_seed(self.seed)
         suffix = FORMATS[self.format]
         if self.out is not None and self.out.suffix != suffix:
-            raise ValueError(f"out: expected a file ending in {suffix}, got {self.out}")
+            raise ValueError(
+                f"out: expected a file ending in {suffix} for format {self.format}, got {self.out}; the formats are "
+                + ", ".join(f"{name} ({end})" for name, end in FORMATS.items())
+            )
         if self.out is not None and not self.out.parent.is_dir():
             raise ValueError(f"out: the folder {self.out.parent} does not exist; make it first")
         missing = [p for p in ("onnx", "onnxruntime") if find_spec(p) is None]

@@ -174,18 +174,31 @@ def print_notes(tables: Sequence[GapTable], console: Console) -> None:
     names = first.task_names if len(first.task_names) <= 3 else ("the task's number on the list",)
     # a task's A* may come from two policies, half from each
     halves = Counter(part for source in first.optimal_source for part in (source.split(" / ") * 2)[:2])
+    best = (
+        f"A* averages {number(_mean_known(first.optimal_return))}, best from: "
+        + ", ".join(f"{name} ({half / 2:g} tasks)" for name, half in halves.most_common(6))
+        + ("" if len(halves) <= 6 else f" and {len(halves) - 6} more")
+        if np.isfinite(first.optimal_return).any()
+        else "A* is unknown"
+    )
     console.print(
         f"± is the standard error: {_covered(first)}; corrected: the worst task is chosen on one half of the seeds "
         "and its gap measured on the other (worst gap is too large, corrected too small); at: "
         + ", ".join(names)
         + "; A_n: mean return; real, virtual: training samples. "
-        f"A* averages {number(_mean_known(first.optimal_return))}, best from: "
-        + ", ".join(f"{name} ({half / 2:g} tasks)" for name, half in halves.most_common(6))
-        + ("" if len(halves) <= 6 else f" and {len(halves) - 6} more")
-        + "; the methods may see of a task: "
-        + "; ".join(f"{t.method}: {t.provenance.sees or 'not recorded'}" for t in tables)
-        + f"; reference: {'unknown' if drawn is None else f'{drawn:,}'} real samples.",
+        + f"{best}; the methods may see of a task: {_seen(tables)}"
+        + ("." if drawn is None else f"; reference: {drawn:,} real samples."),
     )
+
+
+def _seen(tables: Sequence[GapTable]) -> str:
+    """What the methods may see of a task, together where it is the same."""
+    of: dict[str, list[str]] = {}
+    for table in tables:
+        of.setdefault(table.provenance.sees or "not recorded", []).append(table.method)
+    if len(of) == 1:
+        return next(iter(of))
+    return "; ".join(f"{' and '.join(methods)}: {sees}" for sees, methods in of.items())
 
 
 def _mean_known(values: np.ndarray) -> float:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from admrl.streams import Purpose
 
 REPORT, STATE, BATCHES = "worst.json", "search.safetensors", "batches"
+IN_TRAININGS = ("screened", "population")  # searches that choose the tasks of a training
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,11 @@ class SearchWorst(Command):
     def check(self) -> None:
         """See `Command`."""
         check_own_family(self.family)
-        check_own_search("search", self.search)
+        if self.search in IN_TRAININGS:
+            raise ValueError(
+                f"search: {self.search} chooses tasks in a training; expected another, e.g. default"
+            )
+        check_own_search("search", self.search, IN_TRAININGS)
         check_name("scale", self.scale, SCALES)
         check_seed(self.seed)
         check_config(self.config)
@@ -119,10 +124,6 @@ class SearchWorst(Command):
             raise ValueError(
                 "config.num_reference_stages: expected 1 or more, got 0: without a reference every gap compares a "
                 "policy with itself"
-            )
-        if self.search in ("screened", "population"):
-            raise ValueError(
-                f"search: {self.search} chooses tasks in a training; expected another, e.g. default"
             )
 
     def folder(self, subject: EvaluableRun) -> Path:

@@ -96,7 +96,10 @@ def test_a_reader_that_leaves_is_no_error_to_report():
         (["train", "--config.slbo.num-samples", "-200"], "--config.slbo.num-samples: expected"),
         (["train", "--config.slbo.num-samples", "4001"], "nearest: 4000"),
         (["train", "--config.first-psi", "3", "1.5"], "target velocity = 3 m/s"),
-        (["train", "--config.first-psi", "1", "1.5", "1"], "expected shape (M, 2)"),
+        (
+            ["train", "--config.first-psi", "1", "1.5", "1"],
+            "expected 2 numbers a task (target velocity, target height), got 3",
+        ),
         (["train", "--num-threads", "0"], "--num-threads: expected 1 or more"),
         (["train", "--config.search.objective", "cvr"], "did you mean 'cvar'"),
         (
@@ -115,7 +118,11 @@ def test_a_reader_that_leaves_is_no_error_to_report():
         (["evaluate", "nowhere", "--objective", "wrst"], "did you mean 'worst'"),
         (["evaluate", "nowhere", "--alpha", "0"], "alpha in (0, 1], got 0"),
         (["search-worst", "nowhere"], "not a run folder"),
-        (["search-worst", "nowhere", "--search", "defalt"], "did you mean 'default'"),
+        (
+            ["search-worst", "nowhere", "--search", "defalt"],
+            "replay, mixture, default (did you mean 'default'",
+        ),
+        (["search-worst", "nowhere", "--search", "screened"], "chooses tasks in a training"),
         (["search-worst", "nowhere", "--scale", "rato"], "did you mean 'ratio'"),
         (
             ["search-worst", "nowhere", "--budget", "5"],

@@ -40,7 +40,7 @@ def test_render_writes_film_and_strip(slow_motion, shown, tmp_path, monkeypatch,
     [
         ("--family hoper2d", "did you mean 'hopper2d'"),
         ("--family hopper2d --psi 9 1.3", "target velocity = 9 m/s of task 0 is outside"),
-        ("--family hopper2d --psi 1", r"expected shape \(M, 2\)"),
+        ("--family hopper2d --psi 1", "expected 2 numbers a task"),
         ("--family hopper2d --out film.avi", "expected a file ending in .mp4 or .gif"),
         ("--family hopper2d --out nowhere/film.gif", "nowhere does not exist"),
         ("--family tabular", "tabular has no MuJoCo body"),

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,6 +77,22 @@ def test_one_number_and_the_notes():
     text = printed(show)
     assert f"a, seed 0: cvar 0.2 of the absolute gap {with_error(value, error)}" in text
     assert "A* averages 0.01," in text
+
+
+def test_the_notes_say_once_what_all_methods_see_and_that_nothing_is_known_of_a_star():
+    tables = any_tables(["a", "b"], num_seeds=1)
+    seen = [
+        replace(t, provenance=replace(t.provenance, sees=sees))
+        for t, sees in zip(tables, ("psi", "rewards"), strict=True)
+    ]
+    same = [replace(t, provenance=replace(t.provenance, sees="psi")) for t in tables]
+    unknown = [replace(t, optimal_return=np.full_like(t.optimal_return, np.nan)) for t in same]
+    end = "the methods may see of a task: "
+    assert f"{end}a, seed 0: psi; b, seed 0: rewards" in printed(
+        lambda console: print_notes(seen, console), width=400
+    )
+    assert f"{end}psi." in printed(lambda console: print_notes(same, console), width=400)
+    assert f"A* is unknown; {end}psi." in printed(lambda console: print_notes(unknown, console), width=400)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -82,7 +82,7 @@ def test_zero_shot_refuses_tasks_outside_the_box():
     learner, policy = learner_with_data(family)
     with pytest.raises(ValueError, match=r"target velocity = 3 m/s of task 0 is outside \[-2, 2\]"):
         zero_shot(family, learner.model, torch.tensor([[3.0, 1.5]]), policy, 1, CONFIG, generators_for(1))
-    with pytest.raises(ValueError, match=r"expected shape \(M, 2\)"):
+    with pytest.raises(ValueError, match="expected 2 numbers a task"):
         zero_shot(family, learner.model, torch.zeros(1, 3), policy, 1, CONFIG, generators_for(1))
 
 
