@@ -91,8 +91,8 @@ def test_the_notes_say_once_what_all_methods_see_and_that_nothing_is_known_of_a_
     assert f"{end}a, seed 0: psi; b, seed 0: rewards" in printed(
         lambda console: print_notes(seen, console), width=400
     )
-    assert f"{end}psi." in printed(lambda console: print_notes(same, console), width=400)
-    assert f"A* is unknown; {end}psi." in printed(lambda console: print_notes(unknown, console), width=400)
+    assert f"{end}psi." in printed(lambda console: print_notes(same, console), width=4000)
+    assert f"A* is unknown; {end}psi." in printed(lambda console: print_notes(unknown, console), width=4000)
 
 
 @pytest.mark.parametrize("size", SIZES)
