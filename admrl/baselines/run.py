@@ -5,6 +5,7 @@ A checkpoint holds networks and optimisers; the replay lies in the parts that ch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from admrl.baselines.config import TITLES, BaselineConfig, check_baseline
 from admrl.baselines.training import BaselineState, new_baseline
+from admrl.jobs.reporter import Reporter
 from admrl.methods.run import MethodInfo, MethodRun
 from admrl.runs.families import NOBODY, NamedFamily
+from admrl.runs.saver import CHECKPOINT_SECONDS, KEEP_CHECKPOINTS
 from admrl.solving.solution_file import dump_networks, load_networks
 from task_families.family import TaskFamily
 
@@ -81,6 +84,22 @@ class BaselineRun(MethodRun[BaselineState]):
         return f"{self.progress}, {self.state.num_updates} gradient steps"
 
 
+def prepare_baseline(
+    path: Path | str,
+    *,
+    algorithm: str,
+    family: str | TaskFamily,
+    variant: str,
+    preset: str,
+    seed: int,
+    config: BaselineConfig,
+) -> BaselineRun:
+    """Check everything, then make the run folder; see `MethodRun.prepare`."""
+    return BaselineRun.prepare(
+        path, algorithm=algorithm, family=family, variant=variant, preset=preset, seed=seed, config=config
+    )
+
+
 def open_baseline(path: Path | str, named: NamedFamily = NOBODY) -> BaselineRun:
     """A run at its newest sound checkpoint, or at its beginning if it has none; see `RunFolder.open`.
 
@@ -90,4 +109,20 @@ def open_baseline(path: Path | str, named: NamedFamily = NOBODY) -> BaselineRun:
     return BaselineRun.open(Path(path), named=named)
 
 
-prepare_baseline, train_baseline_run = BaselineRun.prepare, BaselineRun.train
+def train_baseline_run(
+    run: BaselineRun,
+    reporter: Reporter,
+    *,
+    num_threads: int = 1,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    keep_checkpoints: int = KEEP_CHECKPOINTS,
+    trackers: Sequence[str] = (),
+) -> None:
+    """Train until the run is finished, saving between steps; see `MethodRun.train`."""
+    run.train(
+        reporter,
+        num_threads=num_threads,
+        checkpoint_seconds=checkpoint_seconds,
+        keep_checkpoints=keep_checkpoints,
+        trackers=trackers,
+    )

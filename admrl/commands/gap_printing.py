@@ -196,8 +196,8 @@ def _seen(tables: Sequence[GapTable]) -> str:
     of: dict[str, list[str]] = {}
     for table in tables:
         of.setdefault(table.provenance.sees or "not recorded", []).append(table.method)
-    if len(of) == 1:
-        return next(iter(of))
+    if len(of) == 1 < len(tables):
+        return f"all: {next(iter(of))}"
     return "; ".join(f"{' and '.join(methods)}: {sees}" for sees, methods in of.items())
 
 

@@ -90,8 +90,9 @@ def test_the_notes_say_once_what_all_methods_see_and_that_nothing_is_known_of_a_
     end = "the methods may see of a task: "
     for shown, note in (
         (seen, f"{end}a, seed 0: psi; b, seed 0: rewards"),
-        (same, f"{end}psi."),
-        (unknown, f"A* is unknown; {end}psi."),
+        (same, f"{end}all: psi."),
+        (same[:1], f"{end}a, seed 0: psi."),
+        (unknown, f"A* is unknown; {end}all: psi."),
     ):
         assert note in " ".join(printed(print_notes, shown).split())
 

@@ -68,7 +68,7 @@ def test_methods_of_several_rooms_are_evaluated_together(tmp_path, monkeypatch, 
     for run in runs:
         assert run_cli(monkeypatch, "train-baseline", run.name, "--preset", "smoke", "--out", run) == 0
     assert run_cli(monkeypatch, "evaluate", *runs, "--grid", "2", "2", *SMALL) == 0
-    assert "pearl: rewards; mt-joint: psi; promp: rewards; maml-mt: rewards, psi" in printed(capsys)
+    assert "pearl and promp: rewards; mt-joint: psi; maml-mt: rewards, psi" in printed(capsys)
     heat_map = ["--out", tmp_path / "gap.png", "--num-samples", "40"]
     assert run_cli(monkeypatch, "heatmap", *runs, *heat_map) == 0
     assert run_cli(monkeypatch, "compare", *runs, "--out", tmp_path / "report") == 0
