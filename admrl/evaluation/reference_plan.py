@@ -12,9 +12,8 @@ from admrl.evaluation.reference import Candidate, Reference, read_candidates, tr
 from admrl.evaluation.reference_sac import load_sac, sac_job, sac_settings
 from admrl.evaluation.reference_training import (
     check_reference,
-    slbo_job,
     slbo_settings,
-    trpo_job,
+    training_job,
     trpo_settings,
 )
 from admrl.evaluation.task_lists import TaskList
@@ -66,8 +65,8 @@ class Plan:
         folder = training_folder(self.work, "slbo", seed, settings, unit.tolist())
         num_left = config.num_stages - len(list(folder.glob("stage-*.json")))
         steps = num_left * (1 + config.num_iterations * config.num_updates)
-        arguments = (sendable(self.family), self.family.variant, part, config, seed, folder)
-        return [Job(f"SLBO seed {seed}", slbo_job, arguments, steps)]
+        arguments = ("slbo", sendable(self.family), self.family.variant, part, config, seed, folder)
+        return [Job(f"SLBO seed {seed}", training_job, arguments, steps)]
 
     def trpo_jobs(self, seed: int) -> list[Job]:
         """The tasks that lack it, some at a time."""
@@ -79,8 +78,8 @@ class Plan:
             folder = training_folder(self.work, "trpo", seed, settings, unit.tolist())
             num_done = len(list(folder.glob("stage-*.json")))
             steps = (config.trpo_stages - num_done) * config.trpo_updates + (num_done == 0)
-            arguments = (sendable(self.family), self.family.variant, part, config, seed, folder)
-            jobs.append(Job(f"TRPO seed {seed}", trpo_job, arguments, steps))
+            arguments = ("trpo", sendable(self.family), self.family.variant, part, config, seed, folder)
+            jobs.append(Job(f"TRPO seed {seed}", training_job, arguments, steps))
         return jobs
 
     def sac_jobs(self, seed: int) -> list[Job]:

@@ -7,6 +7,7 @@ again goes on from there.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ def trpo_settings(config: ReferenceConfig, family: TaskFamily) -> dict[str, Any]
     return own | code_key(family)
 
 
-def slbo_job(
+def training_job(
+    method: str,
     name: str | TaskFamily,
     variant: str,
     tasks: TaskList,
@@ -90,41 +92,27 @@ def slbo_job(
     folder: Path,
     reporter: Reporter,
 ) -> None:
-    """SLBO from nothing on all tasks together: one model, pooled data; candidates after every stage into folder."""
-    _run(_SlboTraining(made(name, variant), tasks, config, seed), config.num_stages, folder, reporter)
-
-
-def trpo_job(
-    name: str | TaskFamily,
-    variant: str,
-    tasks: TaskList,
-    config: ReferenceConfig,
-    seed: int,
-    folder: Path,
-    reporter: Reporter,
-) -> None:
-    """TRPO in the simulator on each of the tasks; candidates after every stage into folder."""
-    _run(_TrpoTraining(made(name, variant), tasks, config, seed), config.trpo_stages, folder, reporter)
-
-
-def _run(training: _Training, num_stages: int, folder: Path, reporter: Reporter) -> None:
+    """A training of some test tasks by "slbo" or "trpo"; candidates after every stage into folder."""
+    of_method = {kind.method: kind for kind in (_SlboTraining, _TrpoTraining)}[method]
+    training = of_method(made(name, variant), tasks, config, seed)
     make_folder(folder)
     checkpoint = folder / "training.ckpt"
     if checkpoint.exists():
         training.restore(checkpoint)
-    for stage in range(training.num_done, num_stages):
-        reporter.phase(f"{training.method.upper()} stage {stage + 1}/{num_stages}, {len(training.psi)} tasks")
+    for stage in range(training.num_done, training.num_stages):
+        reporter.phase(f"{method.upper()} stage {stage + 1}/{training.num_stages}, {len(training.psi)} tasks")
         training.run_stage(reporter)
         training.num_done += 1
         write_json(folder / f"stage-{stage + 1:04d}.json", [asdict(c) for c in training.candidates()])
         training.save(checkpoint)
 
 
-class _Training:
+class _Training(ABC):
     """A long training on test tasks, one stage at a time."""
 
     method: str
     settings: dict[str, Any]
+    num_stages: int
     virtual: VirtualTrainingConfig
     solution: Solution
 
@@ -136,21 +124,21 @@ class _Training:
         self.generators = task_streams(seed, purpose, 1, family.box.to_unit(self.psi))
         self.num_done, self.samples = 0, SampleCounts()
 
+    @abstractmethod
     def run_stage(self, reporter: Reporter) -> None:
         """One stage more; counts its samples."""
-        raise NotImplementedError
 
+    @abstractmethod
     def charged(self) -> SampleCounts:
         """The samples behind the policy of a task."""
-        raise NotImplementedError
 
+    @abstractmethod
     def dump(self) -> dict[str, Tensor]:
         """What a restart needs beyond the solution and the counts."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of `dump`."""
-        raise NotImplementedError
 
     def candidates(self) -> list[Candidate]:
         """The present policies, scored on the start states of evaluations with seed 0."""
@@ -204,7 +192,7 @@ class _SlboTraining(_Training):
 
     def __init__(self, family: TaskFamily, tasks: TaskList, config: ReferenceConfig, seed: int) -> None:
         super().__init__(family, tasks, config, seed, Purpose.REFERENCE)
-        self.settings = slbo_settings(config, family)
+        self.settings, self.num_stages = slbo_settings(config, family), config.num_stages
         self.virtual = VirtualTrainingConfig(
             num_model_steps=config.num_model_steps,
             num_policy_updates=config.num_updates,
@@ -258,7 +246,7 @@ class _TrpoTraining(_Training):
 
     def __init__(self, family: TaskFamily, tasks: TaskList, config: ReferenceConfig, seed: int) -> None:
         super().__init__(family, tasks, config, seed, Purpose.REFERENCE_TRPO)
-        self.settings = trpo_settings(config, family)
+        self.settings, self.num_stages = trpo_settings(config, family), config.trpo_stages
         self.virtual = VirtualTrainingConfig(num_samples=config.trpo_samples, trpo=TRPO)
         self.num_lanes = config.trpo_samples // family.horizon
         self.normalizer = Normalizer(len(self.psi), family.obs_size, torch.float32)

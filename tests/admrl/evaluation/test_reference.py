@@ -13,7 +13,7 @@ from admrl.commands.reference import ReferenceReturns
 from admrl.config.evaluation import ReferenceConfig
 from admrl.evaluation.reference import Candidate, Reference, read_candidates
 from admrl.evaluation.reference_sac import load_sac, sac_job
-from admrl.evaluation.reference_training import slbo_job, trpo_job
+from admrl.evaluation.reference_training import training_job
 from admrl.evaluation.scoring import closed_form
 from admrl.evaluation.task_lists import TaskList
 from task_families import make
@@ -98,9 +98,9 @@ def test_a_file_that_is_no_reference_is_refused(tmp_path, content):
 def test_an_interrupted_slbo_training_goes_on_bit_identically(tmp_path):
     tasks = hopper_tasks([0.5, 1.3], [1.0, 1.5])
     arguments = ("hopper2d", "released", tasks)
-    slbo_job(*arguments, SMALL, 0, tmp_path / "whole", Quiet())
-    slbo_job(*arguments, replace(SMALL, num_stages=1), 0, tmp_path / "parts", Quiet())
-    slbo_job(*arguments, SMALL, 0, tmp_path / "parts", Quiet())
+    training_job("slbo", *arguments, SMALL, 0, tmp_path / "whole", Quiet())
+    training_job("slbo", *arguments, replace(SMALL, num_stages=1), 0, tmp_path / "parts", Quiet())
+    training_job("slbo", *arguments, SMALL, 0, tmp_path / "parts", Quiet())
     whole, parts = (
         json.loads((tmp_path / name / "stage-0002.json").read_text()) for name in ("whole", "parts")
     )
@@ -109,17 +109,17 @@ def test_an_interrupted_slbo_training_goes_on_bit_identically(tmp_path):
     assert whole[0]["versions"]["mujoco"] and whole[0]["settings"]["num_iterations"] == 1
     (tmp_path / "parts" / "training.ckpt").write_bytes(b"half")
     with pytest.raises(ValueError, match="delete its folder"):
-        slbo_job(*arguments, SMALL, 0, tmp_path / "parts", Quiet())
+        training_job("slbo", *arguments, SMALL, 0, tmp_path / "parts", Quiet())
 
 
 def test_an_interrupted_trpo_training_goes_on_bit_identically(tmp_path):
     """And a task's numbers do not depend on its neighbours."""
     tasks = hopper_tasks([0.5, 1.3], [1.0, 1.5])
-    trpo_job("hopper2d", "released", tasks, SMALL, 0, tmp_path / "whole", Quiet())
+    training_job("trpo", "hopper2d", "released", tasks, SMALL, 0, tmp_path / "whole", Quiet())
     for config in (replace(SMALL, trpo_stages=1), SMALL):
-        trpo_job("hopper2d", "released", tasks, config, 0, tmp_path / "parts", Quiet())
+        training_job("trpo", "hopper2d", "released", tasks, config, 0, tmp_path / "parts", Quiet())
     others = hopper_tasks([1.0, 1.5], [1.5, 1.3], [0.0, 1.4])
-    trpo_job("hopper2d", "released", others, SMALL, 0, tmp_path / "others", Quiet())
+    training_job("trpo", "hopper2d", "released", others, SMALL, 0, tmp_path / "others", Quiet())
     whole, parts, others = (
         json.loads((tmp_path / name / "stage-0002.json").read_text()) for name in ("whole", "parts", "others")
     )
@@ -129,7 +129,7 @@ def test_an_interrupted_trpo_training_goes_on_bit_identically(tmp_path):
     assert first[0]["episode_return"] != whole[0]["episode_return"]
     (tmp_path / "parts" / "training.ckpt").write_bytes(b"half")
     with pytest.raises(ValueError, match="delete its folder"):
-        trpo_job("hopper2d", "released", tasks, SMALL, 0, tmp_path / "parts", Quiet())
+        training_job("trpo", "hopper2d", "released", tasks, SMALL, 0, tmp_path / "parts", Quiet())
 
 
 def test_trpo_comes_close_to_the_optimal_policy(tmp_path):
@@ -141,7 +141,7 @@ def test_trpo_comes_close_to_the_optimal_policy(tmp_path):
     )
     for stages in (1, 2):
         more = replace(config, trpo_stages=stages)
-        trpo_job(family, family.variant, tasks, more, 0, tmp_path / "a", Quiet())
+        training_job("trpo", family, family.variant, tasks, more, 0, tmp_path / "a", Quiet())
     best = closed_form(family, tasks.psi, 1, 200, 0).returns
     half, whole = (
         best
@@ -164,10 +164,10 @@ def test_trpo_trains_where_dynamics_depend_on_the_task(tmp_path):
         config=replace(SMALL, trpo_stages=1),
     )  # fmt: skip
     plan = prepared(asked)
-    assert [len(j.arguments[2].psi) for j in plan.jobs] == [8, 1] and plan.jobs[0].num_steps == 1 + 2
+    assert [len(j.arguments[3].psi) for j in plan.jobs] == [8, 1] and plan.jobs[0].num_steps == 1 + 2
     (rest,) = plan.jobs[1:]
     rest.function(*rest.arguments, Quiet())
-    assert [len(j.arguments[2].psi) for j in prepared(asked).jobs] == [8]
+    assert [len(j.arguments[3].psi) for j in prepared(asked).jobs] == [8]
     (found,) = read_candidates(plan.work)
     assert found.method == "trpo" and found.real_samples == (1 + 2) * 400
 
@@ -191,7 +191,7 @@ def test_only_what_is_missing_is_trained(tmp_path):
     assert [j.num_steps for j in more.jobs] == [3], "one stage is left"
     (tmp_path / "tasks.csv").write_text("0.5 1.3\n1.0 1.5")
     (new,) = prepared(asked).jobs
-    assert new.arguments[2].psi.tolist() == [[1.0, 1.5]]
+    assert new.arguments[3].psi.tolist() == [[1.0, 1.5]]
     assert len(prepared(replace(asked, seeds=(0, 1))).jobs) == 2
 
 
