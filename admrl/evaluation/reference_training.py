@@ -262,7 +262,7 @@ class _TrpoTraining(_Training):
             rollout = self._sample(reporter)
             self.solution, report = policy_update(self.family, None, self.solution, rollout, self.virtual)
             if trouble := report.describe():
-                reporter.event(f"in the simulator: {trouble}".replace(" in the model", ""))
+                reporter.event(f"in the simulator: {trouble}")
 
     def _sample(self, reporter: Reporter) -> Rollout:
         rollout = real_rollout(self.family, self.solution, self.num_lanes, self.generators)

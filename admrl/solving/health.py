@@ -74,7 +74,7 @@ class UpdateReport:
         """What went wrong, in a sentence, or None."""
         parts = []
         if lanes := int(self.cut_lanes.sum()):
-            parts.append(f"{lanes} lanes in the model broke down and were cut short")
+            parts.append(f"{lanes} lanes broke down and were cut short")
         if skipped := int(self.skipped.sum()):
             parts.append(f"{skipped} updates skipped, too few steps were left")
         if kept := int(self.value_kept.sum()):

@@ -63,7 +63,7 @@ class OracleAdapter:
         for _ in range(virtual.num_policy_updates):
             solution, report = update(solution)
             if trouble := report.describe():
-                self._reporter.event(f"in the simulator: {trouble}".replace(" in the model", ""))
+                self._reporter.event(f"in the simulator: {trouble}")
             self._reporter.advance(rejected=int((~report.accepted).sum()))
         self._solution = replace(solution, lanes=None)
 
