@@ -157,9 +157,13 @@ def parse(arguments: list[str]) -> Command:
     """
     import tyro
 
+    from admrl.commands.flags import describe
+
     kind, rest = command_class(arguments[0]), arguments[1:]
     default = kind.defaults(rest)
     if default is not None:
         kind = type(default)
-    options = {} if default is None else {"default": default}
+    options: dict[str, object] = {} if default is None else {"default": default}
+    if {"-h", "--help"} & set(rest):
+        options["description"] = describe(kind)
     return tyro.cli(kind, args=rest, prog=f"admrl {arguments[0]}", **options)  # type: ignore[call-overload]

@@ -28,7 +28,9 @@ class Compare(Command):
     metrics of the run folders; nothing is computed again. The report opens from the disk, without network.
     """
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")] = ()
+    runs: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS", help_behavior_hint="")
+    ] = ()
     """Run folders of one family that `admrl evaluate` has been given together, or with one --reference."""
     out: Path = Path("report")
     """Folder to write into; files of the same names are replaced."""

@@ -44,7 +44,9 @@ class Evaluate(Command):
     Interrupted, the same command goes on after the last finished batch.
     """
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")] = ()
+    runs: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS", help_behavior_hint="")
+    ] = ()
     """Run folders of one family; evaluated together they share one reference A*."""
     tasks: str = "paper"
     """Test tasks: "paper" (6 x 6, 4 x 4 x 3, or 20 on the boundary), "ood" (Ant2D, around the box), or a file."""

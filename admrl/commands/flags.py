@@ -3,14 +3,21 @@
 A message names an argument where a line of it begins with it ("seed: expected ...") or writes it in backticks. If the
 command has a field of that name, also within its configuration, the flag takes its place; a positional one is in
 capitals.
+
+`--help` shows the docstrings of the fields as wide as the terminal, whatever lines they have in the source.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
+import shutil
+import textwrap
+from collections.abc import Iterator
 from dataclasses import is_dataclass
 from typing import Annotated, get_args, get_origin, get_type_hints
 
+import docstring_parser
 import tyro
 
 NAME = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
@@ -53,3 +60,29 @@ def _hints(owner: type) -> dict[str, object]:
 
 def _is_positional(hint: object) -> bool:
     return get_origin(hint) is Annotated and tyro.conf.Positional in get_args(hint)
+
+
+def describe(command: type) -> str:
+    """What `--help` prints above the options: the docstring of a command, as wide as the terminal.
+
+    The docstrings of its fields, and of those of its configuration, lose their line breaks on the way: tyro keeps
+    what is indented on a line of its own. (So are the lines here.)
+    """
+    for owner in set(_dataclasses_in(command)):
+        for entry in docstring_parser.parse_from_object(owner).params:
+            field = owner.__dataclass_fields__.get(entry.arg_name)  # type: ignore[attr-defined]
+            if field is not None and entry.description:
+                field.metadata = {**field.metadata, "help": " ".join(entry.description.split())}
+    paragraphs = [" ".join(text.split()) for text in (inspect.getdoc(command) or "").split("\n\n")]
+    width = shutil.get_terminal_size().columns
+    return "\n\n".join(textwrap.fill(text, width, subsequent_indent="  ") for text in paragraphs)
+
+
+def _dataclasses_in(hint: object) -> Iterator[type]:
+    """A dataclass and its bases, those of its fields and of theirs, also where a hint says Optional or Annotated."""
+    if is_dataclass(hint) and isinstance(hint, type):
+        yield from (base for base in hint.__mro__ if is_dataclass(base))
+        for inner in _hints(hint).values():
+            yield from _dataclasses_in(inner)
+    for inner in get_args(hint):
+        yield from _dataclasses_in(inner)

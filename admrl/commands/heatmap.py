@@ -23,7 +23,9 @@ FORMATS = (".png", ".pdf", ".svg")
 class Heatmap(Command):
     """Draw the gap heat maps of evaluated runs side by side on one colour scale."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")] = ()
+    runs: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS", help_behavior_hint="")
+    ] = ()
     """Run folders (or table files) that `admrl evaluate` has been given together."""
     out: Path = Path("gap.png")
     """Figure to write: .png, .pdf or .svg."""

@@ -51,7 +51,9 @@ class SearchWorst(Command):
     Interrupted, the same command goes on after the last finished batch.
     """
 
-    run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = None
+    run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = (
+        None
+    )
     """Run folder. With --policy or --method: of whose model the reference A* is made."""
     search: str = "default"
     """How tasks are searched: default, gp, multistart, cem, uniform, grid, ..., see docs/search.md; or your own:

@@ -55,7 +55,9 @@ ALLOWED_WITH_RESUME = (
 class BaselineOptions(Command):
     """What every baseline is told."""
 
-    algorithm: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="ALGORITHM")] = None
+    algorithm: Annotated[
+        str | None, tyro.conf.Positional, tyro.conf.arg(metavar="ALGORITHM", help_behavior_hint="")
+    ] = None
     """pearl, crl, sac, mt-joint, pearl-mt; maml-trpo, maml-ppo, promp, maml-mt, maesn; macaw; rl2; mql.
     Settings follow the name."""
     family: str = "point_robot"

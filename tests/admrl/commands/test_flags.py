@@ -1,8 +1,12 @@
 """The library names arguments, the command line shows flags."""
 
+import textwrap
+from dataclasses import fields, is_dataclass
+
+import docstring_parser
 import pytest
 
-from admrl.cli import COMMANDS, command_class
+from admrl.cli import COMMANDS, command_class, parse
 from admrl.commands.flags import flag, in_flags
 
 
@@ -33,10 +37,6 @@ def test_without_a_command_nothing_is_translated():
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_field_of_every_command_has_its_flag(name, capsys):
     """As its --help prints it."""
-    from dataclasses import fields
-
-    from admrl.cli import parse
-
     kind = command_class(name)
     with pytest.raises(SystemExit):
         parse([name, "--help"])
@@ -44,6 +44,34 @@ def test_every_field_of_every_command_has_its_flag(name, capsys):
     for f in fields(kind):
         word = flag(f.name, kind)
         assert word is not None and (word == "--config" or word in shown), f.name
+
+
+@pytest.mark.parametrize(
+    "arguments", [*([name] for name in COMMANDS), ["train-baseline", "pearl"]], ids=" ".join
+)
+def test_help_is_filled_to_the_width_of_the_terminal(arguments, capsys, monkeypatch):
+    """At 80 columns nothing is wider, and no docstring keeps the lines that it has in the source."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        parse([*arguments, "--help"])
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    default = command_class(arguments[0]).defaults(arguments[1:])
+    kind = command_class(arguments[0]) if default is None else type(default)
+    texts = [
+        entry.description
+        for owner in kind.__mro__
+        if is_dataclass(owner)
+        for entry in docstring_parser.parse_from_object(owner).params
+        if f" {flag(entry.arg_name, kind)} " in shown
+    ]
+    assert [
+        text for text in texts if not any(_is_filled(text, width, shown) for width in range(40, 77))
+    ] == []
+
+
+def _is_filled(text: str, width: int, shown: str) -> bool:
+    return all(line in shown for line in textwrap.wrap(" ".join(text.split()), width)[:-1])
 
 
 def test_the_table_of_commands_is_what_their_pages_say():
