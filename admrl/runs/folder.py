@@ -210,10 +210,8 @@ class RunFolder(ABC, Generic[Info, State]):
         if kind != cls.kind:
             of = COMMANDS.get(kind) if isinstance(kind, str | None) else None
             raise DamagedFileError(
-                f"{path / CONFIG} is of another kind: "
-                + (f"a run of `admrl {of}`" if of else f"kind {kind!r:.40}")
-                + f", not of `admrl {COMMANDS[cls.kind]}`"
-                + (f"; it goes on with: {resume_command(path, kind)}" if of else "")
+                f"{path / CONFIG} is of another kind: expected a run of `admrl {COMMANDS[cls.kind]}`, got "
+                + (f"one of `admrl {of}` (to train it on: {resume_command(path, kind)})" if of else f"{kind!r:.40}")
             )
         try:
             config, filled = complete(cls.settings, data.get("config"), data.get("versions"))
