@@ -137,9 +137,9 @@ class Reference:
             num = min(
                 len(c.episode_return) for c in candidates
             )  # a file may be extended with more episodes each
-            best.append(
-                best_known({c.name: _episodes(c)[..., :num] for c in candidates}, None, num_policy_seeds)
-            )
+            episodes = [_episodes(c)[..., :num] for c in candidates]
+            named = dict(zip(_names(candidates), episodes, strict=True))
+            best.append(best_known(named, None, num_policy_seeds))
         origin = {
             "kind": "file",
             "digest": self.digest,
@@ -216,6 +216,15 @@ def read_candidate(data: Any) -> Candidate:
 
 def _identity(c: Candidate) -> tuple[Any, ...]:
     return c.psi, c.method, c.seed, c.real_samples, digest(c.settings)
+
+
+def _names(candidates: Sequence[Candidate]) -> list[str]:
+    """Of a task's candidates, each its own: those that differ in their settings alone are numbered."""
+    names = [c.name for c in candidates]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: i + 1].count(name)})"
+        for i, name in enumerate(names)
+    ]
 
 
 def _episodes(c: Candidate) -> np.ndarray:

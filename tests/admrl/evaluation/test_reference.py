@@ -64,6 +64,16 @@ def test_the_best_candidate_is_chosen_on_other_episodes_than_it_is_reported_from
     )
 
 
+@pytest.mark.parametrize("best_first", [True, False])
+def test_candidates_that_differ_in_their_settings_alone_all_count(best_first):
+    family, psi = make("hopper2d"), hopper_tasks([0.0, 1.5]).psi
+    both = [candidate(returns=(9.0, 9.0)), candidate(returns=(1.0, 1.0), settings={"x": 2})]
+    reference = Reference("hopper2d", "released").extended(both if best_first else both[::-1])
+    number = 1 if best_first else 2
+    best, source = reference.optimal_returns(family, psi)
+    assert best.tolist() == [9.0] and source == (f"slbo seed 0, 100 real samples ({number})",)
+
+
 def test_extending_keeps_everything_and_counts_revisions(tmp_path):
     reference = Reference("hopper2d", "released").extended([candidate()])
     assert reference.revision == 1 and reference.extended([candidate()]) is reference
