@@ -50,6 +50,14 @@ def test_smoothed_abs_is_the_pseudo_huber_function():
     torch.testing.assert_close(x.abs().detach(), torch.tensor([2.0, 0.0, 1.0], dtype=double))
 
 
+def test_smoothing_of_a_task_knows_nothing_of_its_neighbours():
+    x = torch.randn(3, 2, 50, generator=torch.Generator().manual_seed(0), dtype=double)
+    x = x * torch.tensor([0.1, 1.0, 10.0], dtype=double)[:, None, None]
+    with smoothed_abs(0.5):
+        together, alone = x.abs(), torch.cat([row[None].abs() for row in x])
+    torch.testing.assert_close(together, alone, rtol=0, atol=0)
+
+
 def test_smoothing_gives_the_mixed_derivative_that_the_kink_hides():
     """E|x - psi| for x ~ N(theta, 1): d2/dtheta dpsi = -2 phi(psi - theta). Without smoothing it is 0 (negative
     control); its bias falls with the width."""
