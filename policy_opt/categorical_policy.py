@@ -107,8 +107,10 @@ class Categoricals(ActionDistribution):
         return (self.log_p * act).sum(-1)
 
     def kl(self, new: Self) -> Tensor:
-        """See `ActionDistribution`."""
-        return (self.log_p.exp() * (self.log_p - new.log_p)).sum(-1)
+        """See `ActionDistribution`; sum_i p_i (d_i + exp(-d_i) - 1) with d = log p - log p', because both sum to 1: no
+        term is negative, where those of sum_i p_i d_i nearly cancel for policies that are close."""
+        d = self.log_p - new.log_p
+        return (self.log_p.exp() * (d + torch.expm1(-d))).sum(-1)
 
     def entropy(self) -> Tensor:
         """See `ActionDistribution`."""
