@@ -41,6 +41,13 @@ def test_the_kl_of_policies_that_are_close_survives_single_precision():
     assert 1e-7 < float(exact.mean()) < 1e-6
     torch.testing.assert_close(single.double().mean(), exact.mean(), rtol=1e-2, atol=0)
     assert float(single.min()) >= 0
+    # and of policies that are far apart, whose ratios of probabilities have no float32
+    far = torch.tensor([[[0.0, -200.0, -5.0]]])
+    turned = Categoricals(far.flip(-1).log_softmax(-1))
+    expected = kl_divergence(Categorical(logits=far), Categorical(logits=far.flip(-1)))
+    torch.testing.assert_close(Categoricals(far.log_softmax(-1)).kl(turned), expected)
+    middle = Categoricals(torch.tensor([[[-200.0, 0.0, -5.0]]]).log_softmax(-1))
+    assert float(Categoricals(far.log_softmax(-1)).kl(middle)) == pytest.approx(200.0, rel=0.02)
 
 
 def test_logits_are_the_network_on_normalised_observations():
