@@ -5,6 +5,7 @@ points.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,6 +91,13 @@ def test_a_shorter_horizon_bootstraps(problem):
     discount = family.gamma ** torch.arange(20, dtype=double) / 20
     expected = (reward * discount)[:, :, :5].sum(-1).mean(-1)
     torch.testing.assert_close(short(theta_hat.theta, psi), expected)
+    # V = 3 in every state counts as gamma^5 3, five steps later
+    weights = theta_hat.value.init(len(psi))
+    weights[:, 0] = 3.0
+    valued = pathwise_return(
+        family, model, replace(theta_hat, weights=weights), rollout, smoothing=0.0, horizon=5
+    )
+    torch.testing.assert_close(valued(theta_hat.theta, psi), expected + family.gamma**5 * 3.0 / 20)
     torch.testing.assert_close(full(theta_hat.theta, psi), (reward * discount).sum(-1).mean(-1))
 
 
