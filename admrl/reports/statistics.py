@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
+from scipy.special import stdtr, stdtrit  # of Student's t: as scipy.stats.t, a hundred times faster
 from scipy.stats import mannwhitneyu, trim_mean
-from scipy.stats import t as student_t
 
 CONFIDENCE = 0.95
 SMALLEST = 1e-100  # p-value
@@ -141,10 +141,10 @@ def _student(value: float, parts: Sequence[tuple[float, int]], confidence: float
 
     def quantile(p: float) -> float:
         """Standard errors from the estimate to either end of an interval that misses the truth with probability p."""
-        return float(sum(v * student_t.isf(p / 2, degrees) for v, degrees in parts) / variance)
+        return float(sum(-v * stdtrit(degrees, p / 2) for v, degrees in parts) / variance)
 
     half, size = quantile(1 - confidence) * error, abs(value) / error
-    p_values = [2 * float(student_t.sf(size, degrees)) for v, degrees in parts if v > 0]
+    p_values = [2 * float(stdtr(degrees, -size)) for v, degrees in parts if v > 0]
     p_value = _root(lambda p: quantile(p) - size, max(min(p_values), SMALLEST), max(p_values))
     return Interval(value, value - half, value + half, error, p_value)
 
