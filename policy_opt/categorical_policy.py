@@ -107,8 +107,18 @@ class Categoricals(ActionDistribution):
         return (self.log_p * act).sum(-1)
 
     def kl(self, new: Self) -> Tensor:
-        """See `ActionDistribution`."""
-        return (self.log_p.exp() * (self.log_p - new.log_p)).sum(-1)
+        """See `ActionDistribution`.
+
+            sum_i p_i d_i = sum_i p_i d_i + p'_i - p_i = sum_i p_i (d_i + exp(-d_i) - 1),  d = log p - log p'
+
+        because both sum to 1: no term is negative, where those of the first sum nearly cancel for policies that are
+        close. The last form is that of small d, where it is exact; beyond, exp(-d) may be infinite.
+        """
+        d, p = self.log_p - new.log_p, self.log_p.exp()
+        small = d.clamp(-1, 1)
+        return torch.where(d.abs() < 1, p * (small + torch.expm1(-small)), p * d + new.log_p.exp() - p).sum(
+            -1
+        )
 
     def entropy(self) -> Tensor:
         """See `ActionDistribution`."""

@@ -193,10 +193,15 @@ def gaussian_log_prob(mean: Tensor, log_std: Tensor, act: Tensor) -> Tensor:
 
 
 def gaussian_kl(mean_old: Tensor, log_std_old: Tensor, mean_new: Tensor, log_std_new: Tensor) -> Tensor:
-    """KL(old || new) of diagonal Gaussians, summed over the last axis."""
-    ratio = torch.exp(2 * (log_std_old - log_std_new))
+    """KL(old || new) of diagonal Gaussians, summed over the last axis.
+
+        KL = (exp(2 d) - 1) / 2 - d + distance / 2,  d = log_std_old - log_std_new
+
+    with exp(2 d) - 1 by expm1: near 0, where trust regions are, the difference is of the order d^2.
+    """
+    d = log_std_old - log_std_new
     distance = ((mean_old - mean_new) * torch.exp(-log_std_new)).square()
-    return (0.5 * (ratio + distance - 1) + log_std_new - log_std_old).sum(-1)
+    return (0.5 * torch.expm1(2 * d) - d + 0.5 * distance).sum(-1)
 
 
 def _align(per_task: Tensor, obs: Tensor) -> Tensor:

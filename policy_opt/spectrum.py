@@ -100,8 +100,8 @@ def extreme_eigenpairs(
     theta, s = torch.linalg.eigh(square_tridiagonal(alphas, betas[..., :-1]))
     is_full = num_steps == size  # the whole space: T is A
     last_beta = torch.zeros_like(betas[..., -1]) if is_full else betas[..., -1]
-    most = theta.abs().amax(-1, keepdim=True)
-    rounding = torch.finfo(vectors.dtype).eps * size**0.5 * most.clamp_min(torch.finfo(torch.float64).tiny)
+    most = theta.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)  # of 0, too
+    rounding = torch.finfo(vectors.dtype).eps * size**0.5 * most
     errors = last_beta[..., None] * s[..., -1, :].abs() + rounding
     key = {"smallest": theta, "largest": -theta, "magnitude": -theta.abs()}[end]
     order = key.argsort(-1)[..., :k]

@@ -23,6 +23,7 @@ MAX_REJECTIONS = 10_000  # draws per wanted task before a condition counts as un
 
 
 TOLERANCE = 1e-6  # of the enclosing box's half-range: how far outside a task may lie and still be accepted
+SAME_PLACE = 1e-5  # embedded coordinates: what rounding may move a task by that is projected onto itself
 
 
 def real(psi: Tensor, low: Tensor) -> Tensor:
@@ -273,6 +274,14 @@ def as_tasks(psi: Tensor, like: Tensor, names: tuple[str, ...]) -> Tensor:
     if psi.dim() != 2:
         raise ValueError(f"psi: expected shape (M, {len(names)}) or ({len(names)},), got {tuple(psi.shape)}")
     return psi
+
+
+def unwrapped(space: TaskSpace, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The tasks (..., k) nearest to the wanted ones, and where these lie without the whole turns that a circle's
+    projection takes off: differences of the latter are ways that were gone."""
+    nearest = space.project(wanted)
+    distance = (space.embed(nearest) - space.embed(wanted)).abs().amax(-1, keepdim=True)
+    return nearest, torch.where(distance <= SAME_PLACE, wanted, nearest)
 
 
 def unit_grid(shape: Sequence[int], names: tuple[str, ...]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +11,7 @@ from scipy.stats import t as student_t
 
 from admrl.commands.text_table import print_table
 from admrl.evaluation.gap_table import GapTable, WorstCase
+from admrl.evaluation.scoring import tasks_by_source
 from admrl.number_text import UNKNOWN, Scale, count, counted, interval, number, with_error
 from admrl.search.objective import Objective
 
@@ -172,12 +172,11 @@ def print_notes(tables: Sequence[GapTable], console: Console) -> None:
     """What the columns of `print_tables` mean, and where A* comes from."""
     first, drawn = tables[0], tables[0].provenance.reference_real_samples
     names = first.task_names if len(first.task_names) <= 3 else ("the task's number on the list",)
-    # a task's A* may come from two policies, half from each
-    halves = Counter(part for source in first.optimal_source for part in (source.split(" / ") * 2)[:2])
+    tasks = tasks_by_source(first.optimal_source)
     best = (
         f"A* averages {number(_mean_known(first.optimal_return))}, best from: "
-        + ", ".join(f"{name} ({half / 2:g} tasks)" for name, half in halves.most_common(6))
-        + ("" if len(halves) <= 6 else f" and {len(halves) - 6} more")
+        + ", ".join(f"{name} ({round(share, 2):g} tasks)" for name, share in list(tasks.items())[:6])
+        + ("" if len(tasks) <= 6 else f" and {len(tasks) - 6} more")
         if np.isfinite(first.optimal_return).any()
         else "A* is unknown"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,6 +92,7 @@ class ReferenceReturns(Command):
 
     def execute(self, plan: Plan) -> None:
         """Train what is missing and write the file; what is finished is kept when interrupted."""
+        from admrl.evaluation.scoring import tasks_by_source
         from admrl.jobs.display import TextConsole
         from admrl.jobs.interruption import Interrupted
         from admrl.jobs.pool import run_jobs
@@ -111,12 +111,17 @@ class ReferenceReturns(Command):
             ) from None
         reference = plan.merge()
         returns, source = reference.optimal_returns(plan.family, plan.tasks.psi)
-        methods = Counter(part.split()[0] for s in source for part in (s.split(" / ") * 2)[:2])
+        methods = dict[str, float]()
+        for name, share in tasks_by_source(source).items():
+            methods[name.split()[0]] = methods.get(name.split()[0], 0.0) + share
         mean, least, largest = (number(float(x)) for x in (returns.mean(), returns.min(), returns.max()))
         console.print(
             f"{plan.file}, revision {reference.revision}: {len(reference.candidates)} candidates. A* of these "
             f"{counted(len(returns), 'task')}: mean {mean}, from {least} to {largest}, "
             "best from "
-            + ", ".join(f"{name} ({count / 2:g} tasks)" for name, count in methods.most_common())
+            + ", ".join(
+                f"{name} ({round(methods[name], 2):g} tasks)"
+                for name in sorted(methods, key=lambda m: -methods[m])
+            )
             + f"\nnext: admrl evaluate RUN... {shlex.join(['--reference', str(plan.file)])}",
         )

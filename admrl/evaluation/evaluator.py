@@ -4,8 +4,8 @@
     for every stage: until n samples are counted
       explore -> real episodes -> observe                A_n = return of adapted()
 
-Every method is judged here, our own included. Exploration depends on the evaluation's seed, the task and the policy
-seed; scoring does not depend on the policy seed (`admrl.evaluation.scoring`).
+Every method is judged here, our own included. Exploration and scoring depend on the evaluation's seed, the task and
+the policy seed (`admrl.evaluation.scoring`).
 """
 
 from __future__ import annotations

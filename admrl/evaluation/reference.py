@@ -137,9 +137,9 @@ class Reference:
             num = min(
                 len(c.episode_return) for c in candidates
             )  # a file may be extended with more episodes each
-            best.append(
-                best_known({c.name: _episodes(c)[..., :num] for c in candidates}, None, num_policy_seeds)
-            )
+            episodes = [_episodes(c)[..., :num] for c in candidates]
+            named = dict(zip(_names(candidates), episodes, strict=True))
+            best.append(best_known(named, None, num_policy_seeds))
         origin = {
             "kind": "file",
             "digest": self.digest,
@@ -158,11 +158,13 @@ class Reference:
 
     @property
     def real_samples(self) -> int:
-        """Behind the file: the largest count of every training; slbo trains all tasks together."""
+        """Behind the file: the largest count of every training. The tasks of slbo train together, and each is charged
+        with the samples of all: they count once."""
         trainings: dict[tuple[Any, ...], int] = {}
         for c in self.candidates:
-            key = (c.method, c.seed, digest(c.settings), c.psi if c.method != "slbo" else None)
-            trainings[key] = max(trainings.get(key, 0), c.real_samples)
+            num = _num_together(c)
+            key = (c.method, c.seed, digest(c.settings), num, c.psi if num else None)
+            trainings[key] = max(trainings.get(key, 0), c.real_samples // (num or 1))
         return sum(trainings.values())
 
     def save(self, path: Path | str) -> None:
@@ -216,6 +218,27 @@ def read_candidate(data: Any) -> Candidate:
 
 def _identity(c: Candidate) -> tuple[Any, ...]:
     return c.psi, c.method, c.seed, c.real_samples, digest(c.settings)
+
+
+def _num_together(c: Candidate) -> int | None:
+    """Tasks that trained together with this one, itself included; None where the settings do not say it.
+
+    slbo counts stages x tasks x samples; a file that was extended with tasks has several such trainings.
+    """
+    if c.method != "slbo":
+        return 1
+    samples = c.settings.get("num_samples")
+    alone = c.stage * samples if isinstance(samples, int) else 0
+    return c.real_samples // alone if 0 < alone <= c.real_samples else None
+
+
+def _names(candidates: Sequence[Candidate]) -> list[str]:
+    """Of a task's candidates, each its own: those that differ in their settings alone are numbered."""
+    names = [c.name for c in candidates]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: i + 1].count(name)})"
+        for i, name in enumerate(names)
+    ]
 
 
 def _episodes(c: Candidate) -> np.ndarray:

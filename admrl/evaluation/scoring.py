@@ -27,6 +27,7 @@ from task_families.family import TaskFamily
 from task_families.rollout import OnStep, Rollout, collect
 
 NUM_FOLDS = 4  # of the episodes, in `best_known`
+BETWEEN = " / "  # the names of the candidates that A* of one task comes from
 SCORING = 2
 """Version of what is scored: parts of evaluations that were scored otherwise are not mixed with these.
 2: start states by policy seed."""
@@ -227,9 +228,20 @@ def best_known(
         columns.append(column)
         known = [names[c] for c in sorted(set(chosen[m][usual].tolist()))]
         known += [stored[s].name for s in sorted(set(by[m][~usual].tolist()))]
-        sources.append(" / ".join(dict.fromkeys(known)))
+        sources.append(BETWEEN.join(dict.fromkeys(known)))
     by_seed = np.stack(columns, axis=1)
     return BestKnown(by_seed.mean(0), by_seed, tuple(sources))
+
+
+def tasks_by_source(sources: Sequence[str]) -> dict[str, float]:
+    """How many of some tasks each candidate gave A* of, from `BestKnown.source`, most first; several share a task
+    alike."""
+    tasks: dict[str, float] = {}
+    for source in sources:
+        names = source.split(BETWEEN)
+        for name in names:
+            tasks[name] = tasks.get(name, 0.0) + 1 / len(names)
+    return dict(sorted(tasks.items(), key=lambda item: -item[1]))
 
 
 def _stored_folds(stored: Sequence[StoredCandidate], rivals: np.ndarray, folds: np.ndarray) -> np.ndarray:

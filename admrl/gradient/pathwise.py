@@ -8,7 +8,7 @@ less variance than score functions, but see only what is smooth:
 
 * a kink of the reward such as |v - psi| has a point mass as second derivative, which automatic differentiation drops
   (the mixed derivative of the bare |.| is 0). `smoothing` replaces |x| by sqrt(x^2 + w^2) - w with w = smoothing x
-  the root mean square of x over the batch, inside this estimator only;
+  the root mean square of x over a task's lanes, inside this estimator only;
 * the same is true of the model's ReLU units and of the clipping of actions, which stay as they are: H misses the
   curvature of the model itself;
 * a termination is a jump: its time is taken as fixed, so its part of every derivative is missing (on Hopper2D, 2 % of
@@ -42,7 +42,8 @@ from task_families.rollout import Rollout
 
 
 class smoothed_abs(TorchFunctionMode):
-    """Inside, torch's |x| is sqrt(x^2 + w^2) - w with w = width x the root mean square of x."""
+    """Inside, torch's |x| is sqrt(x^2 + w^2) - w with w = width x the root mean square of x; of x (M, ..., N) that of
+    each task, so that a task's return knows nothing of its neighbours."""
 
     def __init__(self, width: float) -> None:
         super().__init__()
@@ -51,7 +52,9 @@ class smoothed_abs(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.abs, torch.Tensor.abs, torch.Tensor.__abs__, torch.absolute):
             x = args[0]
-            w2 = (self.width**2 * x.detach().square().mean()).clamp(min=torch.finfo(x.dtype).tiny)
+            own = tuple(range(1, x.dim())) or None
+            square = x.detach().square().mean(own, keepdim=own is not None)
+            w2 = (self.width**2 * square).clamp(min=torch.finfo(x.dtype).tiny)
             return (x.square() + w2).sqrt() - w2.sqrt()
         return func(*args, **(kwargs or {}))
 

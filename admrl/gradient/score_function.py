@@ -34,7 +34,7 @@ from admrl.solving.adaptation import Solution
 from policy_opt.advantage import gae
 from task_families.family import TaskFamily
 from task_families.rollout import Rollout
-from task_families.task_space import TaskSpace
+from task_families.task_space import TaskSpace, unwrapped
 
 HALF_STEP = 0.1  # of the half-range of a task parameter, where a reward is differed instead of differentiated
 Values = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -200,8 +200,8 @@ def _difference(
     """(r(up) - r(down)) / |up - down| along an axis, with tasks of the space at up to HALF_STEP of its half-range to
     both sides of psi; 0 where the space has no two such tasks."""
     step = HALF_STEP * (space.high - space.low).to(psi) / 2 * direction
-    up, down = (space.project(psi + sign * step) for sign in (1, -1))
-    width = ((up - down) * direction).sum(-1)
+    (up, ahead), (down, behind) = (unwrapped(space, psi + sign * step) for sign in (1, -1))
+    width = ((ahead - behind) * direction).sum(-1)
     change = reward(up) - reward(down)
     return torch.where(width[:, None, None] > 0, change / width[:, None, None], 0.0)
 

@@ -228,11 +228,11 @@ def _draw_path(axis: plt.Axes, run: RunRecords, low: np.ndarray, high: np.ndarra
 
 
 def _draw_agreement(axis: plt.Axes, cosine: np.ndarray) -> None:
-    """Cosine of the gradients of two halves of the data, a bar for every task (n,)."""
+    """Cosine of the gradients of two halves of the data, a bar for every task (n,) where it is known."""
     number = np.arange(1, len(cosine) + 1)
     colour = ["#0072b2" if c > 0 else "white" for c in cosine]
     axis.axhline(0, color="0.5", linewidth=0.8)
-    axis.bar(number, np.nan_to_num(cosine), color=colour, edgecolor="#0072b2")
+    axis.bar(number, cosine, color=colour, edgecolor="#0072b2")
     axis.set_ylim(-1.05, 1.05)
     axis.set_xlim(0.3, len(cosine) + 0.7)
     axis.set_xticks(number if len(number) <= 12 else number[:: len(number) // 6])
@@ -338,7 +338,7 @@ def _errorbar(
     value = np.array([r["value"] for r in rows])
     ends = np.abs(np.array([[r["low"] for r in rows], [r["high"] for r in rows]]) - value)
     return axis.errorbar(
-        n + shift, value, np.nan_to_num(ends), color=colour, marker=marker, linestyle=line, capsize=3,
+        n + shift, value, ends, color=colour, marker=marker, linestyle=line, capsize=3,
         markerfacecolor=colour if filled else "white", linewidth=1.6 if filled else 1.0,
     )  # fmt: skip
 

@@ -188,7 +188,7 @@ def _dots(panels: Sequence[Panel], table: GapTable, label: str) -> plt.Figure:
     x = np.arange(1, num_tasks + 1)
     for axis, panel in zip(axes[:, 0], panels, strict=True):
         axis.axhline(0, color="0.6", linewidth=0.8)
-        axis.errorbar(x, panel.gap, np.nan_to_num(panel.error), fmt="o", color="#0072b2", ms=4, capsize=2)
+        axis.errorbar(x, panel.gap, panel.error, fmt="o", color="#0072b2", ms=4, capsize=2)
         worst = int(np.nanargmax(panel.gap))
         axis.plot(x[worst], panel.gap[worst], "s", ms=11, fillstyle="none", color=WORST, markeredgewidth=2)
         for m in np.flatnonzero(~np.isfinite(panel.gap)):

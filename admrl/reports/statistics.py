@@ -20,10 +20,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.special import stdtr, stdtrit  # of Student's t: as scipy.stats.t, a hundred times faster
 from scipy.stats import mannwhitneyu, trim_mean
-from scipy.stats import t as student_t
 
 CONFIDENCE = 0.95
+SMALLEST = 1e-100  # p-value
 CVAR_SHARE = 0.1  # of the tasks, the worst ones
 Statistic = Callable[[np.ndarray], np.ndarray]  # (..., S, M) -> (...)
 
@@ -37,7 +39,7 @@ class Interval:
     high: float
     standard_error: float
     p_value: float = math.nan
-    """Two-sided, that the truth is 0."""
+    """Two-sided, that the truth is 0: of the interval whose end is 0."""
 
 
 @dataclass(frozen=True)
@@ -137,11 +139,23 @@ def _student(value: float, parts: Sequence[tuple[float, int]], confidence: float
     if not variance > 0:  # nan, too
         return Interval(value, value - error, value + error, error)
 
-    def mixed(function: Callable[..., float], x: float) -> float:
-        return float(sum(v * function(x, degrees) for v, degrees in parts) / variance)
+    def quantile(p: float) -> float:
+        """Standard errors from the estimate to either end of an interval that misses the truth with probability p."""
+        return float(sum(-v * stdtrit(degrees, p / 2) for v, degrees in parts) / variance)
 
-    half = mixed(student_t.isf, (1 - confidence) / 2) * error
-    return Interval(value, value - half, value + half, error, 2 * mixed(student_t.sf, abs(value) / error))
+    half, size = quantile(1 - confidence) * error, abs(value) / error
+    p_values = [2 * float(stdtr(degrees, -size)) for v, degrees in parts if v > 0]
+    p_value = _root(lambda p: quantile(p) - size, max(min(p_values), SMALLEST), max(p_values))
+    return Interval(value, value - half, value + half, error, p_value)
+
+
+def _root(falling: Callable[[float], float], low: float, high: float) -> float:
+    """Between low and high, positive; the end next to it where rounding hides it."""
+    if low >= high or falling(high) >= 0:
+        return high
+    if falling(low) <= 0:
+        return low
+    return math.exp(brentq(lambda x: falling(math.exp(x)), math.log(low), math.log(high)))
 
 
 def _variance(pseudo: np.ndarray) -> float:

@@ -188,7 +188,7 @@ class GaussianProcessSearch(Search):
         return torch.einsum("hkd,hk->hd", torch.linalg.pinv(jacobian), slope)
 
     def _fit_part(self, data: Data) -> Data:
-        """All values and as many gradients as MAX_FIT_ROWS allows, those of the largest gaps and the latest."""
+        """All values and as many gradients as MAX_FIT_ROWS allows: of the largest gaps, and as many of the rest."""
         rows = int((~data.slope.isnan()).sum()) + len(data.y)
         if rows <= MAX_FIT_ROWS:
             return data

@@ -172,10 +172,11 @@ class MixtureSearch(Search):
 def _pass_on(search: Search, one: Observations, *, asked: bool) -> None:
     """Tell a search of one observation of the outer one."""
     gradient = None if bool(one.gradient.isnan().any()) else one.gradient
+    info = {"standard_error": one.standard_error}
     if asked:
-        search.tell(one.psi, one.gap, gradient, {"standard_error": one.standard_error})
+        search.tell(one.psi, one.gap, gradient, info)
     else:
-        search.add(one.psi, one.gap, gradient)
+        search.add(one.psi, one.gap, gradient, info)
 
 
 def _load_inner(search: Search, prefix: str, state: Mapping[str, Tensor]) -> None:

@@ -17,7 +17,7 @@ from admrl.number_text import counted, number, to_error, with_error
 from admrl.search.base import Search, project_unit, unit_scale
 from admrl.storage.files import write_json
 from task_families.choices import whole_number
-from task_families.task_space import TaskSpace
+from task_families.task_space import TaskSpace, unwrapped
 
 POOLED_DEGREES = 6  # see _Record._standard_error
 Gap = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
@@ -384,17 +384,18 @@ def central_difference(gap: Gap, space: TaskSpace, psi: Tensor, step: float) -> 
     """
     unit, eye = space.to_unit(psi.double())[:, None], torch.eye(space.size, dtype=torch.float64)
     neighbours = torch.cat([unit + step * eye, unit - step * eye], dim=1)  # (n, 2 k, k)
-    points = project_unit(space, neighbours.flatten(0, 1))
-    replicates, _ = evaluate(gap, space.from_unit(points).to(psi.dtype))
+    nearest, reached = unwrapped(space, space.from_unit(neighbours.flatten(0, 1)))
+    replicates, _ = evaluate(gap, nearest.to(psi.dtype))
     shape = (len(psi), 2, space.size)
     up, down = replicates.unflatten(0, shape).unbind(1)  # (n, k, R)
-    ahead, behind = points.unflatten(0, shape).unbind(1)
+    ahead, behind = space.to_unit(reached).unflatten(0, shape).unbind(1)
     distance = (ahead - behind).diagonal(dim1=1, dim2=2)
-    slope = torch.where(distance > 0, (up.mean(-1) - down.mean(-1)) / distance, 0.0)
+    is_apart = distance > 0  # a finite set may have no neighbour that way
+    slope = torch.where(is_apart, (up.mean(-1) - down.mean(-1)) / distance, 0.0)
     if replicates.shape[1] < 2:
         return slope, None
     variance = (up.var(-1) + down.var(-1)) / replicates.shape[1]
-    return slope, (variance.sqrt() / distance.clamp_min(1e-12)).amax(-1)
+    return slope, torch.where(is_apart, variance.sqrt() / distance, 0.0).amax(-1)
 
 
 def projected_norm(space: TaskSpace, unit: Tensor, slope: Tensor) -> float:
@@ -403,4 +404,5 @@ def projected_norm(space: TaskSpace, unit: Tensor, slope: Tensor) -> float:
     if norm == 0:
         return 0.0
     t = 1e-4 / norm
-    return float((project_unit(space, unit + t * slope) - unit).norm()) / t
+    here, there = (space.embed(space.from_unit(u)) for u in (unit, project_unit(space, unit + t * slope)))
+    return float((there - here).norm()) / t  # embedded: the ends of a circle are one place

@@ -8,7 +8,7 @@ from solver_tools import normals
 from torch.distributions import Categorical, OneHotCategorical, kl_divergence
 
 from policy_opt import CategoricalPolicy, TrpoConfig, fisher_vp, gae, policy_hessian, trpo_step
-from policy_opt.categorical_policy import gumbel, one_hot
+from policy_opt.categorical_policy import Categoricals, gumbel, one_hot
 from policy_opt.trpo import fisher_product
 from task_families import make
 
@@ -30,6 +30,24 @@ def test_log_prob_kl_and_entropy_are_torchs():
     torch.testing.assert_close(POLICY.kl(THETA, 0.7 * THETA, OBS), kl_divergence(old, new), **EXACT)
     torch.testing.assert_close(POLICY.entropy(THETA, OBS), old.entropy(), **EXACT)
     assert float(POLICY.kl(THETA, 0.7 * THETA, OBS).min()) > 0
+
+
+def test_the_kl_of_policies_that_are_close_survives_single_precision():
+    z, step = normals(1, 200, 5, seed=1), normals(1, 200, 5, seed=2)
+    exact, single = (
+        Categoricals(x.log_softmax(-1)).kl(Categoricals((x + 1e-3 * step.to(x)).log_softmax(-1)))
+        for x in (z, z.float())
+    )
+    assert 1e-7 < float(exact.mean()) < 1e-6
+    torch.testing.assert_close(single.double().mean(), exact.mean(), rtol=1e-2, atol=0)
+    assert float(single.min()) >= 0
+    # and of policies that are far apart, whose ratios of probabilities have no float32
+    far = torch.tensor([[[0.0, -200.0, -5.0]]])
+    turned = Categoricals(far.flip(-1).log_softmax(-1))
+    expected = kl_divergence(Categorical(logits=far), Categorical(logits=far.flip(-1)))
+    torch.testing.assert_close(Categoricals(far.log_softmax(-1)).kl(turned), expected)
+    middle = Categoricals(torch.tensor([[[-200.0, 0.0, -5.0]]]).log_softmax(-1))
+    assert float(Categoricals(far.log_softmax(-1)).kl(middle)) == pytest.approx(200.0, rel=0.02)
 
 
 def test_logits_are_the_network_on_normalised_observations():

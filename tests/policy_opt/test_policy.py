@@ -117,6 +117,17 @@ def test_log_prob_kl_and_entropy_are_torchs(policy, batch):
     torch.testing.assert_close(policy.entropy(theta), old.entropy()[:, 0, 0], **exact)
 
 
+def test_the_kl_of_policies_that_are_close_survives_single_precision(policy, batch):
+    """Of 1e-7 nats: the terms of order d cancel, and their rounding must not stay."""
+    theta, obs, _ = batch
+    other = theta + 5e-5 * randn(*theta.shape, seed=4)
+    exact = policy.kl(theta.float().double(), other.float().double(), obs.float().double())
+    single = policy.kl(theta.float(), other.float(), obs.float())
+    assert 1e-9 < float(exact.mean()) < 1e-6
+    torch.testing.assert_close(single.double().mean(), exact.mean(), rtol=1e-2, atol=0)
+    assert float(single.min()) > -1e-10
+
+
 def test_sample_reports_its_own_log_prob(policy, batch):
     theta, obs, noise = batch
     act, log_prob = policy.sample(theta, obs, noise)

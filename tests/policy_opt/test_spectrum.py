@@ -76,6 +76,14 @@ def test_multiple_eigenvalues_are_found_by_new_starts():
     assert few.values[9:].isnan().all() and few.vectors.shape == (12, 9)
 
 
+@pytest.mark.parametrize(
+    ("num_steps", "status"), [(6, SpectrumStatus.CONVERGED), (3, SpectrumStatus.EXHAUSTED)]
+)
+def test_the_operator_0_has_the_eigenvalue_0(num_steps, status):
+    found = extreme_eigenpairs(lambda v: 0 * v, torch.zeros(6), k=3, num_steps=num_steps)
+    assert found.values.tolist() == [0.0] * 3 and found.status is status and (found.errors > 0).all()
+
+
 def test_pytrees_and_nonfinite_operators():
     like = {"a": torch.zeros(3).double(), "b": torch.zeros(2, 2).double()}
     found = extreme_eigenpairs(lambda t: {"a": 2 * t["a"], "b": -3 * t["b"]}, like, k=2, generator=seeded())

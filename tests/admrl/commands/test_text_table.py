@@ -66,6 +66,14 @@ def test_a_missing_task_does_not_hide_the_mean_return():
     assert "1 task without a gap" in text and "?" not in text.splitlines()[-1][:-20]
 
 
+def test_the_notes_count_every_candidate_that_a_task_owes_its_reference_to():
+    (table,) = any_tables(["a"], num_seeds=1)
+    num = len(table.psi)
+    sources = ("x / y / z", "x", *["z"] * (num - 2))
+    text = " ".join(printed(print_notes, [replace(table, optimal_source=sources)]).split())
+    assert f"z ({num - 2}.33 tasks), x (1.33 tasks), y (0.33 tasks)" in text
+
+
 def test_one_number_and_the_notes():
     tables = any_tables(["a", "b"], size=1e-4, num_seeds=1)
     value, error = tables[0].objective(Objective("cvar", 0.2, 0.5), 0, scale="absolute")

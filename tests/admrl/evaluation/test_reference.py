@@ -64,6 +64,35 @@ def test_the_best_candidate_is_chosen_on_other_episodes_than_it_is_reported_from
     )
 
 
+@pytest.mark.parametrize("best_first", [True, False])
+def test_candidates_that_differ_in_their_settings_alone_all_count(best_first):
+    family, psi = make("hopper2d"), hopper_tasks([0.0, 1.5]).psi
+    both = [candidate(returns=(9.0, 9.0)), candidate(returns=(1.0, 1.0), settings={"x": 2})]
+    reference = Reference("hopper2d", "released").extended(both if best_first else both[::-1])
+    number = 1 if best_first else 2
+    best, source = reference.optimal_returns(family, psi)
+    assert best.tolist() == [9.0] and source == (f"slbo seed 0, 100 real samples ({number})",)
+
+
+def test_the_samples_behind_a_file_are_those_of_all_its_trainings():
+    """Two tasks that SLBO trained together, two that a later training added, one of SAC; the last stage counts."""
+    ns = {"num_samples": 400}
+    together = [
+        candidate(psi=psi, stage=stage, samples=2 * 400 * stage, settings=ns)
+        for psi in ((0.0, 1.5), (1.0, 1.5), (0.5, 1.5), (1.5, 1.5))
+        for stage in (1, 2)
+    ]
+    one = candidate(psi=(2.0, 1.5), stage=2, samples=800, settings=ns)  # alone
+    sac = candidate(method="sac", samples=300)
+    for candidates, expected in (
+        (together[:4], 1600),
+        (together, 3200),
+        ([*together, one, sac], 3200 + 800 + 300),
+        ([candidate(), candidate(psi=(1.0, 1.5))], 100),  # settings that do not say it: one training
+    ):
+        assert Reference("hopper2d", "released").extended(candidates).real_samples == expected
+
+
 def test_extending_keeps_everything_and_counts_revisions(tmp_path):
     reference = Reference("hopper2d", "released").extended([candidate()])
     assert reference.revision == 1 and reference.extended([candidate()]) is reference

@@ -5,6 +5,7 @@ points.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,6 +51,14 @@ def test_smoothed_abs_is_the_pseudo_huber_function():
     torch.testing.assert_close(x.abs().detach(), torch.tensor([2.0, 0.0, 1.0], dtype=double))
 
 
+def test_smoothing_of_a_task_knows_nothing_of_its_neighbours():
+    x = torch.randn(3, 2, 50, generator=torch.Generator().manual_seed(0), dtype=double)
+    x = x * torch.tensor([0.1, 1.0, 10.0], dtype=double)[:, None, None]
+    with smoothed_abs(0.5):
+        together, alone = x.abs(), torch.cat([row[None].abs() for row in x])
+    torch.testing.assert_close(together, alone, rtol=0, atol=0)
+
+
 def test_smoothing_gives_the_mixed_derivative_that_the_kink_hides():
     """E|x - psi| for x ~ N(theta, 1): d2/dtheta dpsi = -2 phi(psi - theta). Without smoothing it is 0 (negative
     control); its bias falls with the width."""
@@ -82,6 +91,13 @@ def test_a_shorter_horizon_bootstraps(problem):
     discount = family.gamma ** torch.arange(20, dtype=double) / 20
     expected = (reward * discount)[:, :, :5].sum(-1).mean(-1)
     torch.testing.assert_close(short(theta_hat.theta, psi), expected)
+    # V = 3 in every state counts as gamma^5 3, five steps later
+    weights = theta_hat.value.init(len(psi))
+    weights[:, 0] = 3.0
+    valued = pathwise_return(
+        family, model, replace(theta_hat, weights=weights), rollout, smoothing=0.0, horizon=5
+    )
+    torch.testing.assert_close(valued(theta_hat.theta, psi), expected + family.gamma**5 * 3.0 / 20)
     torch.testing.assert_close(full(theta_hat.theta, psi), (reward * discount).sum(-1).mean(-1))
 
 

@@ -1,6 +1,7 @@
 """Score functions: exact expectations by enumerating all trajectories of the tabular family, then samples."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ from admrl.gradient.score_function import (
     Trajectories,
     causal_return,
     per_step_return,
+    reward_and_slopes,
     trajectories,
     whole_trajectory_return,
     with_baseline,
 )
-from task_families import make
+from task_families import TaskCircle, make
 
 STEPS = 3
 
@@ -140,3 +142,10 @@ def test_the_baseline_removes_variance(problem):
     free, plain = spread(True), spread(False)
     assert float(free[:10].norm()) < 0.5 * float(plain[:10].norm()), "H"
     assert float(free[10:].norm()) < 0.5 * float(plain[10:].norm()), "B"
+
+
+def test_a_differed_reward_has_its_slope_at_the_ends_of_a_circle():
+    family = SimpleNamespace(reward_has_gradient=False, box=TaskCircle(dtype=double))
+    psi = torch.tensor([[0.0], [0.1], [2.0], [6.28]], dtype=double)
+    _, slope = reward_and_slopes(family, lambda p: p.sin()[:, :, None].expand(-1, 2, 3), psi)
+    torch.testing.assert_close(slope, psi.cos()[:, :, None].expand(-1, 2, 3), atol=0, rtol=0.02)  # step^2 / 6

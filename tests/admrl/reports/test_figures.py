@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 import warnings
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -166,6 +167,43 @@ def test_labels_of_a_3d_panel_are_not_covered_by_the_next(tmp_path, monkeypatch)
             box = axis.label.get_window_extent()
             assert box.x0 >= place.x0 and box.x1 <= place.x1 and box.y0 >= place.y0 and box.y1 <= place.y1
     plt.close(figure)
+
+
+@pytest.mark.parametrize("plot", ["lines", "dots"])
+def test_an_unknown_error_is_no_bar_of_length_0(tmp_path, monkeypatch, plot):
+    """Of one training, and of one policy seed: a bar without length says that a number is exact."""
+    figures = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    for known in (False, True):
+        file = tmp_path / f"{known}.pdf"
+        if plot == "lines":
+            comparison = any_comparison(("a",), num_seeds=2 if known else 1)
+            charts.plot_average_return(comparison, summary_rows(comparison), file)
+        else:
+            (table,) = any_tables(("a",), num_seeds=1)
+            episodes = table.episode_return if known else table.episode_return[:1]
+            heatmap.plot_gap_heatmap([replace(table, episode_return=episodes, grid_shape=None)], file)
+    monkeypatch.undo()
+    bars = []
+    for figure in figures:
+        (container,) = figure.axes[0].containers
+        bars.append(sum(len(segment) > 0 for segment in container.lines[2][0].get_segments()))
+        plt.close(figure)
+    assert bars[0] == 0 < bars[1]
+
+
+def test_an_unknown_agreement_is_no_agreement_of_0(tmp_path, monkeypatch):
+    (run,) = any_records(("a",))
+    for task in run.tasks[::3]:
+        task["split_half_cosine"] = None
+    figures = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    charts.plot_paths([run], any_comparison(("a",)), tmp_path / "figure.pdf")
+    monkeypatch.undo()
+    heights = [bar.get_height() for bar in figures[0].axes[1].patches]
+    np.testing.assert_array_equal(heights, run.split_half)
+    assert np.isnan(heights).tolist() == [True, False, False, True, False]
+    plt.close(figures[0])
 
 
 def test_every_method_looks_different():

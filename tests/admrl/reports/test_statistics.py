@@ -131,7 +131,19 @@ def test_paired_intervals_and_their_p_values_are_calibrated(num_runs):
     assert 0.90 <= covered.mean() <= 0.985
     p_values = np.array([d.p_value for d in found])
     assert 0.015 <= np.mean(p_values < 0.05) <= 0.10
-    assert np.mean((p_values >= 0.05) == covered) > 0.97, "a p-value and an interval say the same"
+    assert ((p_values >= 0.05) == covered).all(), "a p-value and an interval say the same"
+
+
+def test_a_p_value_is_that_of_the_interval_whose_end_is_0():
+    """Two variances of unequal degrees of freedom, from no difference to one of 1e6 standard errors."""
+    scores = np.array([[[0.0], [2.0], [1.0]], [[4.0], [10.0], [3.0]]])
+    for shift in (-1e6, -30.0, 0.0, 5.0, 60.0):
+        answer = interval(scores + shift, mean)
+        again = interval(scores + shift, mean, confidence=1 - answer.p_value)
+        nearest = again.low if answer.value > 0 else again.high
+        assert nearest == pytest.approx(0.0, abs=1e-6 * abs(answer.value))
+    answer = interval(scores - scores.mean(), mean)
+    assert answer.p_value == pytest.approx(1.0)
 
 
 def test_one_run_has_no_interval_and_equal_runs_have_an_empty_one():

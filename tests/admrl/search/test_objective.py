@@ -50,9 +50,10 @@ def test_a_missing_gap_makes_the_objective_missing():
 
 
 def test_ratio_and_its_gradient():
-    """A* = 4 + x, A = 1 + 3 x y: the quotient rule against autograd."""
-    x = torch.tensor([[0.3, 0.7]], dtype=DOUBLE, requires_grad=True)
-    optimal, adapted = 4 + x[:, 0], 1 + 3 * x[:, 0] * x[:, 1]
+    """A* = +-4 + x, A = 1 + 3 x y: the quotient rule against autograd, for returns of either sign."""
+    x = torch.tensor([[0.3, 0.7], [0.3, 0.7]], dtype=DOUBLE, requires_grad=True)
+    optimal = torch.tensor([4.0, -4.0], dtype=DOUBLE) + x[:, 0]
+    adapted = 1 + 3 * x[:, 0] * x[:, 1]
     slopes = [torch.autograd.grad(r.sum(), x, retain_graph=True)[0] for r in (optimal, optimal - adapted)]
     for scale in ("absolute", "ratio"):
         gap = scaled_gap(optimal, adapted, scale)

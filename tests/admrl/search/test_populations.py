@@ -132,6 +132,16 @@ def test_mixture_has_its_shares_and_tells_everybody():
     assert all(len(component.history) == 400 for component in search.components)
 
 
+@pytest.mark.parametrize("name", ["mixture", "replay"])
+def test_inner_searches_are_told_how_noisy_every_gap_is(name):
+    """Also of the tasks that another one proposed: a gap without an error counts as exact."""
+    search = make_search(name, BOX, generator=generator())
+    for i in range(8):
+        search.tell(search.ask(), float(i), None, {"standard_error": [0.1 * (1 + i)]})
+    for inner in search.components if isinstance(search, MixtureSearch) else (search.inner,):
+        assert torch.equal(inner.history.standard_error, search.history.standard_error)
+
+
 def test_grid_covers_before_it_repeats():
     search = GridSearch(BOX, generator(), shape=(3, 4))
     first, again = search.ask(12), search.ask(24)[12:]

@@ -9,7 +9,7 @@ from search_tools import BOX, DOUBLE, generator, two_hills
 
 from admrl.search import RandomSearch, find_worst, make_search, mass_bound
 from admrl.search.worst import central_difference, mean_interval, projected_norm
-from task_families import TaskBall, make
+from task_families import TaskBall, TaskChoice, TaskCircle, TaskProduct, make
 
 
 def test_mass_bound_by_hand_and_in_practice():
@@ -158,6 +158,36 @@ def test_differences_at_the_border_are_one_sided():
     torch.testing.assert_close(slope, torch.tensor([[1.5, 0.0], [1.5, 0.0]]).double())
     # variance 2 of two replicates on either side: a difference has a standard error of sqrt 2, over 0.1 and 0.2
     torch.testing.assert_close(error, 2**0.5 / torch.tensor([0.1, 0.2]).double())
+
+
+def test_a_circle_has_no_border():
+    """Near the ends of the turn, too, the slope of sin is cos, and nothing of a gradient is projected away."""
+    circle = TaskCircle(dtype=DOUBLE)
+    psi = torch.tensor([[0.0], [0.1], [3.0], [6.28]]).double()
+
+    def replicates(p):
+        return p.sin() + torch.tensor([0.0, 0.1]).double()
+
+    slope, error = central_difference(replicates, circle, psi, 0.01)
+    # per unit of pi rad, up to step^2 / 6
+    torch.testing.assert_close(slope, math.pi * psi.cos(), atol=1e-3, rtol=0)
+    assert float(error.max()) == pytest.approx(0.005**0.5 / 0.02)  # variance 0.005 on either side
+    for sign in (1.0, -1.0):
+        gradient = torch.tensor([sign]).double()
+        assert projected_norm(circle, circle.to_unit(psi[0]), gradient) == pytest.approx(1.0)
+    both = TaskProduct((circle, BOX))
+    psi = torch.cat([torch.zeros(1, dtype=DOUBLE), BOX.high.double()])[None]  # at its seam and in its corner
+    slope, _ = central_difference(lambda p: p[:, 0].sin() + 3 * p[:, 1] + p[:, 2], both, psi, 0.01)
+    torch.testing.assert_close(slope, torch.tensor([[math.pi, 1.5, 2.0]]).double(), atol=1e-3, rtol=0)
+
+
+def test_a_finite_set_has_no_slope():
+    """Its tasks have no neighbours within the step: not a slope of 0 with an error of 1e11."""
+    space = TaskChoice(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 3.0]]), ("x", "y"), ("m", "m"))
+    slope, error = central_difference(
+        lambda p: p.sum(1, keepdim=True) + torch.tensor([0.0, 0.1]), space, space.tasks, 0.05
+    )
+    assert slope.abs().max() == 0 and error.abs().max() == 0
 
 
 def test_intervals_of_the_mean_by_hand():
