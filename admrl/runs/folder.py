@@ -211,7 +211,11 @@ class RunFolder(ABC, Generic[Info, State]):
             of = COMMANDS.get(kind) if isinstance(kind, str | None) else None
             raise DamagedFileError(
                 f"{path / CONFIG} is of another kind: expected a run of `admrl {COMMANDS[cls.kind]}`, got "
-                + (f"one of `admrl {of}` (to train it on: {resume_command(path, kind)})" if of else f"{kind!r:.40}")
+                + (
+                    f"one of `admrl {of}` (to train it on: {resume_command(path, kind)})"
+                    if of
+                    else f"{kind!r:.40}"
+                )
             )
         try:
             config, filled = complete(cls.settings, data.get("config"), data.get("versions"))

@@ -213,7 +213,10 @@ def ours(tmp_path_factory):
 @every_algorithm
 def test_folders_of_the_other_kind_are_refused_by_name(whole, ours, algorithm):
     run = whole((algorithm, "point_robot"))
-    with pytest.raises(ValueError, match=r"expected a run of `admrl train`, got one of `admrl train-baseline` \(to train it on: "):
+    with pytest.raises(
+        ValueError,
+        match=r"expected a run of `admrl train`, got one of `admrl train-baseline` \(to train it on: ",
+    ):
         Run.read_info(run.path)
     with pytest.raises(ValueError, match="admrl train --resume"):
         kind_of(algorithm).resume(ours.path)
