@@ -275,8 +275,8 @@ def as_tasks(psi: Tensor, like: Tensor, names: tuple[str, ...]) -> Tensor:
     return psi
 
 
-def unit_grid(shape: Sequence[int], names: tuple[str, ...]) -> Tensor:
-    """Regular points (prod(shape), k) of [-1, 1]^k in float64, corners included, the last coordinate fastest.
+def grid_counts(shape: Sequence[int], names: tuple[str, ...]) -> list[int]:
+    """Points of a grid along each task parameter.
 
     Raises:
         ValueError: not one count per task parameter, or a count below 1.
@@ -285,6 +285,15 @@ def unit_grid(shape: Sequence[int], names: tuple[str, ...]) -> Tensor:
         raise ValueError(
             f"grid: expected {len(names)} positive counts, one for each of {', '.join(names)}; got {tuple(shape)}"
         )
-    counts = [whole_number("grid", n) for n in shape]
+    return [whole_number("grid", n) for n in shape]
+
+
+def unit_grid(shape: Sequence[int], names: tuple[str, ...]) -> Tensor:
+    """Regular points (prod(shape), k) of [-1, 1]^k in float64, corners included, the last coordinate fastest.
+
+    Raises:
+        ValueError: see `grid_counts`.
+    """
+    counts = grid_counts(shape, names)
     axes = [torch.linspace(-1, 1, n, dtype=torch.float64).tolist() if n > 1 else [0.0] for n in counts]
     return torch.tensor(list(itertools.product(*axes)), dtype=torch.float64)
