@@ -94,6 +94,7 @@ def _run(arguments: list[str]) -> None:
     from admrl.commands.command import CommandFailed
     from admrl.commands.flags import in_flags
     from admrl.config.environment import check_environment
+    from admrl.jobs.pool import WorkerDied
     from admrl.storage.files import StorageError
 
     kind: type[Command] | None = None
@@ -108,7 +109,7 @@ def _run(arguments: list[str]) -> None:
         except (ValueError, ImportError) as error:
             _fail(in_flags(str(error), kind), USAGE_ERROR)
         command.execute(prepared)
-    except (StorageError, FloatingPointError, CommandFailed) as error:
+    except (StorageError, FloatingPointError, CommandFailed, WorkerDied) as error:
         _fail(in_flags(str(error), kind), FAILED)
 
 
