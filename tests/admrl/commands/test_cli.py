@@ -116,7 +116,11 @@ def test_a_reader_that_leaves_is_no_error_to_report():
         ),
         (["evaluate", "nowhere"], "not a run folder"),
         (["evaluate", "nowhere", "--objective", "wrst"], "did you mean 'worst'"),
-        (["evaluate", "nowhere", "--alpha", "0"], "alpha in (0, 1], got 0"),
+        (["evaluate", "nowhere", "--alpha", "0"], "--alpha: expected above 0 and at most 1, got 0"),
+        (
+            ["evaluate", "nowhere", "--temperature", "nan"],
+            "--temperature: expected a positive number, got nan",
+        ),
         (["search-worst", "nowhere"], "not a run folder"),
         (
             ["search-worst", "nowhere", "--search", "defalt"],
