@@ -100,7 +100,9 @@ def test_a_reader_that_leaves_is_no_error_to_report():
             ["train", "--config.first-psi", "1", "1.5", "1"],
             "expected 2 numbers a task (target velocity, target height), got 3",
         ),
-        (["train", "--num-threads", "0"], "--num-threads: expected 1 or more"),
+        (["train", "--num-threads", "0"], "--num-threads: expected 1 to 1024, got 0"),
+        (["train", "--num-threads", "100000"], "--num-threads: expected 1 to 1024, got 100000"),
+        (["train-baseline", "rl2", "--num-threads", "100000"], "--num-threads: expected 1 to 1024"),
         (["train", "--config.search.objective", "cvr"], "did you mean 'cvar'"),
         (
             [
