@@ -342,7 +342,7 @@ class _Record:
                 high=high,
                 num_replicates=len(replicates[i]),
                 gradient_norm=norm,
-                gradient_error=None if errors is None else float(errors[i]),
+                gradient_error=None if errors is None or norm is None else float(errors[i]),
             )
             tasks.append(task)
         return sorted(tasks, key=lambda task: -task.gap)
@@ -380,7 +380,8 @@ def central_difference(gap: Gap, space: TaskSpace, psi: Tensor, step: float) -> 
     """d gap / d unit at psi (n, k) from 2 k neighbours each, one-sided at the border, all in one call.
 
     Returns:
-        slopes (n, k), and the largest standard error of each (n,) if there are replicates.
+        slopes (n, k), 0 where the step leads to no other task (kinds, whole numbers), nan if it does so in no
+        coordinate; and the largest standard error of each (n,) if there are replicates.
     """
     unit, eye = space.to_unit(psi.double())[:, None], torch.eye(space.size, dtype=torch.float64)
     neighbours = torch.cat([unit + step * eye, unit - step * eye], dim=1)  # (n, 2 k, k)
@@ -390,11 +391,13 @@ def central_difference(gap: Gap, space: TaskSpace, psi: Tensor, step: float) -> 
     up, down = replicates.unflatten(0, shape).unbind(1)  # (n, k, R)
     ahead, behind = points.unflatten(0, shape).unbind(1)
     distance = (ahead - behind).diagonal(dim1=1, dim2=2)
-    slope = torch.where(distance > 0, (up.mean(-1) - down.mean(-1)) / distance, 0.0)
+    moves = distance > 0
+    slope = torch.where(moves, (up.mean(-1) - down.mean(-1)) / distance, 0.0)
+    slope[~moves.any(-1)] = torch.nan
     if replicates.shape[1] < 2:
         return slope, None
     variance = (up.var(-1) + down.var(-1)) / replicates.shape[1]
-    return slope, (variance.sqrt() / distance.clamp_min(1e-12)).amax(-1)
+    return slope, torch.where(moves, variance.sqrt() / distance, 0.0).amax(-1)
 
 
 def projected_norm(space: TaskSpace, unit: Tensor, slope: Tensor) -> float:

@@ -9,7 +9,7 @@ from search_tools import BOX, DOUBLE, generator, two_hills
 
 from admrl.search import RandomSearch, find_worst, make_search, mass_bound
 from admrl.search.worst import central_difference, mean_interval, projected_norm
-from task_families import TaskBall, make
+from task_families import TaskBall, TaskBox, TaskChoice, TaskProduct, make
 
 
 def test_mass_bound_by_hand_and_in_practice():
@@ -158,6 +158,22 @@ def test_differences_at_the_border_are_one_sided():
     torch.testing.assert_close(slope, torch.tensor([[1.5, 0.0], [1.5, 0.0]]).double())
     # variance 2 of two replicates on either side: a difference has a standard error of sqrt 2, over 0.1 and 0.2
     torch.testing.assert_close(error, 2**0.5 / torch.tensor([0.1, 0.2]).double())
+
+
+def test_differences_of_kinds_and_whole_numbers_are_left_out():
+    """A step to the same task was divided by 1e-12: a standard error of 1e12."""
+    floors = TaskChoice(torch.arange(5.0)[:, None].double(), ("floor",), ("1",))
+    slope = TaskBox(torch.zeros(1).double(), torch.ones(1).double(), ("slope",), ("1",))
+
+    def replicates(p):
+        return p.sum(-1, keepdim=True) + torch.tensor([-1.0, 1.0]).double()
+
+    psi = torch.tensor([[3.0, 0.5]]).double()
+    found, error = central_difference(replicates, TaskProduct((floors, slope)), psi, 0.1)
+    torch.testing.assert_close(found, torch.tensor([[0.0, 0.5]]).double())
+    torch.testing.assert_close(error, 2**0.5 / torch.tensor([0.2]).double())
+    assert central_difference(replicates, floors, psi[:, :1], 0.1)[0].isnan().all(), "no step, no slope"
+    torch.testing.assert_close(central_difference(replicates, floors, psi[:, :1], 0.5)[0].item(), 2.0)
 
 
 def test_intervals_of_the_mean_by_hand():
