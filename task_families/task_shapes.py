@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from task_families.task_space import TaskSpace, _Space, grid_counts, real, slack
+from task_families.task_space import TaskSpace, _Space, check_real, grid_counts, real, slack
 
 
 @dataclass(frozen=True)
@@ -198,6 +198,7 @@ class TaskChoice(_Space):
     description = "the finite set of tasks"
 
     def __post_init__(self) -> None:
+        check_real("TaskChoice", "tasks", self.tasks)
         if self.tasks.dim() != 2 or not self.tasks.numel() or not bool(self.tasks.isfinite().all()):
             raise ValueError(
                 f"TaskChoice: expected finite tasks of shape (n, k) with n, k >= 1, got {tuple(self.tasks.shape)}"

@@ -30,6 +30,19 @@ def real(psi: Tensor, low: Tensor) -> Tensor:
     return psi if psi.is_floating_point() else psi.to(low.dtype)
 
 
+def check_real(space: str, name: str, value: object) -> None:
+    """Refuse what a space cannot be made of.
+
+    Raises:
+        ValueError: a list, or a tensor of whole numbers, whose dtype would be that of all tasks.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        what = f"one of {value.dtype}" if isinstance(value, Tensor) else f"{value!r:.60}"
+        raise ValueError(
+            f"{space}: expected {name} as a tensor of real numbers, as in torch.tensor([0.0, 1.0]), got {what}"
+        )
+
+
 def slack(psi: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """(k,) how far outside [low, high] a coordinate of psi may lie: TOLERANCE, and what rounding may have done.
 
