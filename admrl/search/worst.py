@@ -188,7 +188,8 @@ def find_worst(
 
     Raises:
         ValueError: a budget below 1 or below num_probes, a top below 1, gaps of a wrong shape, no gap known, or a
-            min_gain that is not positive or of a search that cannot state an expected improvement.
+            min_gain, difference, min_distance or confidence out of range, or a min_gain of a search that cannot state
+            an expected improvement.
     """
     budget, batch, top = (
         whole_number(name, n) for name, n in (("budget", budget), ("batch", batch), ("top", top))
@@ -196,6 +197,14 @@ def find_worst(
     if (num_probes := whole_number("num_probes", num_probes, 0)) > budget:
         raise ValueError(f"num_probes: expected at most {budget}, the budget, got {num_probes}")
     check_min_gain(min_gain, search)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence:g}")
+    if not math.isfinite(min_distance):
+        raise ValueError(f"min_distance: expected a finite number, got {min_distance:g}")
+    if difference is not None and not 0 < difference <= 1:
+        raise ValueError(
+            f"difference: expected above 0 and at most 1, or None (no gradient), got {difference:g}"
+        )
     probes = space.sample(num_probes, "uniform", generator).split(batch) if num_probes else ()
     record = _Record(space)
     for psi, tell in _batches(search, probes, budget, batch, min_gain):
@@ -356,6 +365,10 @@ def evaluate(gap: Gap, psi: Tensor) -> tuple[Tensor, Tensor | None]:
     """
     answer = gap(psi)
     value, gradient = answer if isinstance(answer, tuple) else (answer, None)
+    if value is None:
+        raise ValueError(
+            f"gap: expected numbers for {len(psi)} tasks, got None; does the function return them?"
+        )
     value = torch.as_tensor(value).detach().double()
     if value.dim() == 1:
         value = value[:, None]

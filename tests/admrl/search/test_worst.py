@@ -176,6 +176,35 @@ def test_differences_of_kinds_and_whole_numbers_are_left_out():
     torch.testing.assert_close(central_difference(replicates, floors, psi[:, :1], 0.5)[0].item(), 2.0)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"confidence": 95}, "confidence: expected a number between 0 and 1, got 95"),
+        ({"min_distance": math.nan}, "min_distance: expected a finite number, got nan"),
+        ({"difference": -0.1}, r"difference: expected above 0 and at most 1, or None .*, got -0\.1"),
+    ],
+)
+def test_options_are_refused_before_the_search(options, message):
+    """The confidence was refused after the whole budget, the others not at all."""
+    search = make_search("uniform", BOX, generator=generator())
+    with pytest.raises(ValueError, match=message):
+        find_worst(
+            lambda psi: psi.sum(-1), BOX, search, budget=4, num_probes=2, generator=generator(), **options
+        )
+    assert len(search.history) == 0
+
+
+def test_a_gap_that_returns_nothing_is_named():
+    with pytest.raises(ValueError, match=r"gap: expected numbers for 1 tasks, got None"):
+        find_worst(
+            lambda psi: None,
+            BOX,
+            make_search("uniform", BOX, generator=generator()),
+            budget=1,
+            generator=generator(),
+        )
+
+
 def test_intervals_of_the_mean_by_hand():
     """Two replicates, 1 and 3: mean 2, standard error 1, t with one degree of freedom 12.706."""
     assert mean_interval(np.array([1.0, 3.0]), 0.95) == pytest.approx((2 - 12.7062, 2 + 12.7062), rel=1e-5)
