@@ -95,10 +95,14 @@ def test_a_reader_that_leaves_is_no_error_to_report():
         (["train", "--config.num-tasks", "-3"], "--config.num-tasks: expected 1 to 100000, got -3"),
         (["train", "--config.slbo.num-samples", "-200"], "--config.slbo.num-samples: expected"),
         (["train", "--config.slbo.num-samples", "4001"], "nearest: 4000"),
-        (["train", "--config.first-psi", "3", "1.5"], "target velocity = 3 m/s"),
+        (["train", "--config.first-psi", "3", "1.5"], "--config.first-psi: target velocity = 3 m/s"),
         (
             ["train", "--config.first-psi", "1", "1.5", "1"],
-            "expected 2 numbers a task (target velocity, target height), got 3",
+            "--config.first-psi: expected 2 numbers a task (target velocity, target height), got 3",
+        ),
+        (
+            ["train", "--config.tasks-per-round", "7"],
+            "--config.num-tasks: expected a multiple of --config.tasks-per-round (7)",
         ),
         (["train", "--num-threads", "0"], "--num-threads: expected 1 to 1024, got 0"),
         (["train", "--num-threads", "100000"], "--num-threads: expected 1 to 1024, got 100000"),
