@@ -94,6 +94,7 @@ def _run(arguments: list[str]) -> None:
     from admrl.commands.command import CommandFailed
     from admrl.commands.flags import in_flags
     from admrl.config.environment import check_environment
+    from admrl.jobs.pool import WorkerDied
     from admrl.storage.files import StorageError
 
     kind: type[Command] | None = None
@@ -107,14 +108,26 @@ def _run(arguments: list[str]) -> None:
             prepared = command.prepare()
         except (ValueError, ImportError) as error:
             _fail(in_flags(str(error), kind), USAGE_ERROR)
+        except OSError as error:
+            _fail_at_path(error, USAGE_ERROR)
         command.execute(prepared)
-    except (StorageError, FloatingPointError, CommandFailed) as error:
+    except (StorageError, FloatingPointError, CommandFailed, WorkerDied) as error:
         _fail(in_flags(str(error), kind), FAILED)
+    except OSError as error:
+        _fail_at_path(error, FAILED)
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(exit_code)
+
+
+def _fail_at_path(error: OSError, exit_code: int) -> NoReturn:
+    """What the system says of a path that it refuses: a name that is too long, a folder that is somebody else's."""
+    if error.filename is None:
+        raise error
+    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
+    _fail(f"{path}: {error.strerror}; choose another path", exit_code)
 
 
 def overview() -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from task_families.choices import check_name, whole_number
-from task_families.task_space import KINDS, TaskSet, as_tasks, real, slack, unit_grid
+from task_families.task_space import KINDS, TaskSet, as_tasks, check_real, real, slack, unit_grid
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class TaskBox:
     units: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        check_real("TaskBox", "low", self.low)
+        check_real("TaskBox", "high", self.high)
         shapes = self.low.shape == self.high.shape and self.low.dim() == 1 and len(self.low) > 0
         finite = bool(self.low.isfinite().all() and self.high.isfinite().all())
         if not shapes or not finite or not bool((self.low < self.high).all()):

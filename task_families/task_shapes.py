@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from task_families.task_space import TaskSpace, _Space, real, slack, unit_grid
+from task_families.task_space import TaskSpace, _Space, check_real, grid_counts, real, slack
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class TaskCircle(_Space):
 
     def grid(self, shape: Sequence[int]) -> Tensor:
         """n equally spaced directions (n, 1); the end of the turn is not repeated."""
-        unit_grid(shape, self.names)
+        grid_counts(shape, self.names)
         return self.from_cube(torch.arange(shape[0]).double()[:, None] / shape[0]).to(self.low.dtype)
 
 
@@ -198,6 +198,7 @@ class TaskChoice(_Space):
     description = "the finite set of tasks"
 
     def __post_init__(self) -> None:
+        check_real("TaskChoice", "tasks", self.tasks)
         if self.tasks.dim() != 2 or not self.tasks.numel() or not bool(self.tasks.isfinite().all()):
             raise ValueError(
                 f"TaskChoice: expected finite tasks of shape (n, k) with n, k >= 1, got {tuple(self.tasks.shape)}"
@@ -232,7 +233,7 @@ class TaskChoice(_Space):
 
     def grid(self, shape: Sequence[int]) -> Tensor:
         """All tasks (n, k), whatever the shape."""
-        unit_grid(shape, self.names)
+        grid_counts(shape, self.names)
         return self.tasks
 
 
@@ -305,13 +306,10 @@ class TaskProduct(_Space):
 
     def grid(self, shape: Sequence[int]) -> Tensor:
         """All combinations of the parts' grids."""
-        unit_grid([1] * self.size, self.names)
-        grids, begin = [], 0
+        counts, grids, begin = grid_counts(shape, self.names), [], 0
         for part in self.parts:
-            grids.append(part.grid(tuple(shape)[begin : begin + part.size]))
+            grids.append(part.grid(counts[begin : begin + part.size]))
             begin += part.size
-        if begin != len(shape):
-            raise ValueError(f"grid: expected {self.size} counts, got {tuple(shape)}")
         return torch.stack([torch.cat(rows) for rows in itertools.product(*grids)])
 
     def sample(self, n: int, kind: str, generator: torch.Generator) -> Tensor:

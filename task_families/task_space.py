@@ -31,6 +31,19 @@ def real(psi: Tensor, low: Tensor) -> Tensor:
     return psi if psi.is_floating_point() else psi.to(low.dtype)
 
 
+def check_real(space: str, name: str, value: object) -> None:
+    """Refuse what a space cannot be made of.
+
+    Raises:
+        ValueError: a list, or a tensor of whole numbers, whose dtype would be that of all tasks.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        what = f"one of {value.dtype}" if isinstance(value, Tensor) else f"{value!r:.60}"
+        raise ValueError(
+            f"{space}: expected {name} as a tensor of real numbers, as in torch.tensor([0.0, 1.0]), got {what}"
+        )
+
+
 def slack(psi: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """(k,) how far outside [low, high] a coordinate of psi may lie: TOLERANCE, and what rounding may have done.
 
@@ -284,8 +297,8 @@ def unwrapped(space: TaskSpace, wanted: Tensor) -> tuple[Tensor, Tensor]:
     return nearest, torch.where(distance <= SAME_PLACE, wanted, nearest)
 
 
-def unit_grid(shape: Sequence[int], names: tuple[str, ...]) -> Tensor:
-    """Regular points (prod(shape), k) of [-1, 1]^k in float64, corners included, the last coordinate fastest.
+def grid_counts(shape: Sequence[int], names: tuple[str, ...]) -> list[int]:
+    """Points of a grid along each task parameter.
 
     Raises:
         ValueError: not one count per task parameter, or a count below 1.
@@ -294,6 +307,15 @@ def unit_grid(shape: Sequence[int], names: tuple[str, ...]) -> Tensor:
         raise ValueError(
             f"grid: expected {len(names)} positive counts, one for each of {', '.join(names)}; got {tuple(shape)}"
         )
-    counts = [whole_number("grid", n) for n in shape]
+    return [whole_number("grid", n) for n in shape]
+
+
+def unit_grid(shape: Sequence[int], names: tuple[str, ...]) -> Tensor:
+    """Regular points (prod(shape), k) of [-1, 1]^k in float64, corners included, the last coordinate fastest.
+
+    Raises:
+        ValueError: see `grid_counts`.
+    """
+    counts = grid_counts(shape, names)
     axes = [torch.linspace(-1, 1, n, dtype=torch.float64).tolist() if n > 1 else [0.0] for n in counts]
     return torch.tensor(list(itertools.product(*axes)), dtype=torch.float64)

@@ -28,7 +28,10 @@ class FunctionPolicy:
             rows = obs
             if self._psi is not None:
                 rows = torch.cat([obs, self._psi.to(obs)[:, None].expand(*obs.shape[:2], -1)], dim=-1)
-            action = torch.as_tensor(self._function(rows.flatten(0, 1))).to(obs)
+            answer = self._function(rows.flatten(0, 1))
+            if answer is None:
+                raise AdapterError("policy: expected actions, got None; does the function return them?")
+            action = torch.as_tensor(answer).to(obs)
             expected = (obs[..., 0].numel(), noise.shape[-1])
             if action.shape != expected:
                 raise AdapterError(

@@ -52,6 +52,8 @@ class Compare(Command):
         """See `Command`."""
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"out: {self.out} is a file; name a folder")
+        if not all(name.strip() for name in self.names):
+            raise ValueError(f"names: expected a name for every run, got {self.names}")
         if self.names and len(self.names) != len(self.runs):
             raise ValueError(
                 f"names: expected one for each of {len(self.runs)} runs, in their order, got {len(self.names)}"

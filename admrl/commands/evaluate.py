@@ -120,7 +120,7 @@ class Evaluate(Command):
     def prepare(self) -> Prepared:
         """The runs, locked, the tasks and the reference."""
         from admrl.evaluation.evaluate_runs import check_runs
-        from admrl.evaluation.gap_files import check_same_settings, gaps_file
+        from admrl.evaluation.gap_files import check_same_settings, check_same_tasks, gaps_file
         from admrl.evaluation.parallel import lock_runs
         from admrl.evaluation.reference import Reference
         from admrl.evaluation.task_lists import choose_tasks
@@ -137,6 +137,7 @@ class Evaluate(Command):
         for run in () if self.only_cells else runs:
             file = gaps_file(run.path, self.name or tasks.name)
             check_same_settings(file, config, self.seed, self.decompose)
+            check_same_tasks(file, run.family.box, tasks.psi)
         choice = self._choose(runs, len(tasks.psi), config)
         create_all(runs)
         lock_runs(runs)

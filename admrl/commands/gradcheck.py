@@ -58,6 +58,10 @@ class Gradcheck(Command):
     def check(self) -> None:
         """See `Command`."""
         check_own_family(self.family)
+        if not self.estimators or len(set(self.estimators)) < len(self.estimators):
+            raise ValueError(
+                f"estimators: expected one or more, each once, got {' '.join(self.estimators) or 'none'}"
+            )
         for name in self.estimators:
             check_name("estimators", name, ESTIMATOR_NAMES)
         check_seed(self.seed)
@@ -79,7 +83,9 @@ class Gradcheck(Command):
                 f"estimators: the reward of {run.family.name} has no gradient; expected resolve alone, which differs "
                 f"returns, got {' '.join(self.estimators)}"
             )
-        psi = torch.tensor([self.psi or run.state.records[-1].psi])
+        if self.psi is None and not run.state.records:
+            raise ValueError(f"psi: expected a task, got none, and {self.run} has finished none yet")
+        psi = torch.tensor([run.state.records[-1].psi if self.psi is None else self.psi])
         psi = run.family.box.check(psi.to(run.family.box.low))
         config, num_rows, spaces = run.info.config, len(run.learner.data[0]), Spaces.of(run.family)
         choice = choose(self.device, lambda: check_sizes(config, self.truth_replicates, num_rows, spaces))

@@ -57,6 +57,7 @@ def solve_zero_shot(run: Run, psi: Tensor, num_updates: int, seed: int, name: st
     """The policy that is optimal for a task (1, k) in a run's model, with a progress display.
 
     Args:
+        psi: checked by the caller; it may lie outside the box.
         name: of the display.
     """
     virtual = run.virtual
@@ -70,6 +71,7 @@ def solve_zero_shot(run: Run, psi: Tensor, num_updates: int, seed: int, name: st
             num_iterations,
             virtual,
             [stream(seed, Purpose.FILM_POLICY)],
+            allow_outside=True,
             reporter=JobReporter(name, display.handle),
         )
 

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Self
 
 from admrl.commands.command import (
     Command,
-    at_least,
     check_own_family,
     check_own_search,
     file_name,
     value_of,
 )
 from admrl.commands.flags import in_flags
-from admrl.config.checks import check_config, check_saving, check_seed
+from admrl.config.checks import check_config, check_saving, check_seed, check_threads
 from admrl.config.presets import PRESETS, fitted
 from admrl.config.training import MetaTrainConfig
 from admrl.devices.names import AUTO, CPU, check_device_name
@@ -95,7 +94,7 @@ class Train(Command):
 
     def check(self) -> None:
         """See `Command`."""
-        at_least(self, num_threads=1)
+        check_threads(self.num_threads)
         check_device_name(self.device)
         check_own_family(self.family)
         check_saving(self.checkpoint_seconds, self.keep_checkpoints)

@@ -12,9 +12,9 @@ import tyro
 
 from admrl.baselines import config as baselines
 from admrl.baselines.config import PRESETS, BaselineConfig
-from admrl.commands.command import Command, at_least, check_own_family, value_of
+from admrl.commands.command import Command, check_own_family, value_of
 from admrl.commands.flags import in_flags
-from admrl.config.checks import check_saving, check_seed
+from admrl.config.checks import check_saving, check_seed, check_threads
 from admrl.config.methods import ALGORITHMS, TITLES
 from admrl.config.presets import Whole, round_counts
 from admrl.devices.names import CPU, check_device_name
@@ -108,7 +108,7 @@ class BaselineOptions(Command):
 
     def check(self) -> None:
         """See `Command`."""
-        at_least(self, num_threads=1)
+        check_threads(self.num_threads)
         check_device_name(self.device)
         check_own_family(self.family)
         check_saving(self.checkpoint_seconds, self.keep_checkpoints)

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from task_families.choices import check_name
 
 MAX_LAYERS, MAX_WIDTH, MAX_PARAMETERS = 20, 100_000, 100_000_000  # of a network
+MOST_THREADS = 1024
 
 
 def check_all(checks: Iterable[Callable[[], object]]) -> None:
@@ -167,3 +168,13 @@ def check_saving(checkpoint_seconds: float, keep_checkpoints: int) -> None:
         raise ValueError(f"checkpoint_seconds: expected 0 to 1e6, got {checkpoint_seconds:g}")
     if not 1 <= keep_checkpoints <= 10_000:
         raise ValueError(f"keep_checkpoints: expected 1 to 10000, got {keep_checkpoints}")
+
+
+def check_threads(num_threads: int) -> None:
+    """Refuse numbers of threads that no machine has, of which a process would die without a word.
+
+    Raises:
+        ValueError: names the argument, the allowed range and the value.
+    """
+    if not 1 <= num_threads <= MOST_THREADS:
+        raise ValueError(f"num_threads: expected 1 to {MOST_THREADS}, got {num_threads}")

@@ -169,7 +169,7 @@ def per_task(config: MetaTrainConfig) -> MetaTrainConfig:
         if number % num:
             nearest = max(1, round(number / num)) * num
             raise ValueError(
-                f"{name}: expected a multiple of config.tasks_per_round ({num}), got {number}; nearest: {nearest}"
+                f"{name}: expected a multiple of `config.tasks_per_round` ({num}), got {number}; nearest: {nearest}"
             )
         return number // num
 
@@ -285,8 +285,8 @@ def check_screening(config: MetaTrainConfig, horizon: int) -> None:
     """The sample count of the selector "screened", see `check_lanes`, and its number of candidates."""
     if config.search.num_candidates < config.tasks_per_round:
         raise ValueError(
-            f"config.search.num_candidates: expected at least config.tasks_per_round ({config.tasks_per_round}), got "
-            f"{config.search.num_candidates}"
+            f"config.search.num_candidates: expected at least `config.tasks_per_round` ({config.tasks_per_round}), "
+            f"got {config.search.num_candidates}"
         )
     name, num_samples = "config.search.num_screen_samples", config.search.num_screen_samples
     check_lanes(name, num_samples, horizon, config.dynamics.num_members)
@@ -297,7 +297,7 @@ def check_population(config: MetaTrainConfig, horizon: int) -> None:
     search, num = config.search, config.tasks_per_round
     if search.population_size < num:
         raise ValueError(
-            f"config.search.population_size: expected at least config.tasks_per_round ({num}), because a round's "
+            f"config.search.population_size: expected at least `config.tasks_per_round` ({num}), because a round's "
             f"tasks are chosen among the candidates; got {search.population_size}"
         )
     if not search.num_probe_episodes and search.population_signal != "random":

@@ -55,9 +55,11 @@ def check_folder_name(folder: Path) -> None:
         ValueError: Minari has no such names, or it is there already, or nothing is around it.
     """
     if not NAME.fullmatch(folder.name):
+        stem = re.sub(r"-v\d+$", "", folder.name)
+        number = folder.name[len(stem) :] or "-v0"
         raise ValueError(
-            f"out: expected a folder whose name ends in a version, as Minari names data sets, e.g. "
-            f"{re.sub(r'[^-_a-zA-Z0-9]', '-', folder.name) or 'data'}-v0, got {folder}"
+            "out: expected a folder named as Minari names data sets, letters, digits, - and _ with a version at the "
+            f"end, e.g. {re.sub(r'[^-_a-zA-Z0-9]+', '-', stem).strip('-') or 'data'}{number}, got {folder}"
         )
     check_new_folder(folder)
 

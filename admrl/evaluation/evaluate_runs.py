@@ -78,6 +78,8 @@ def check_runs(
     if not runs:
         raise ValueError("runs: expected at least one run folder, got none")
     check_config(config)
+    if unknown := [run for run in runs if not isinstance(run, EvaluableRun)]:
+        raise ValueError(f"runs: expected runs, as load_run returns them, got {unknown[0]!r:.80}")
     first = runs[0]
     for run in runs:
         if (run.info.family, run.info.variant) != (first.info.family, first.info.variant):
@@ -135,6 +137,11 @@ def evaluate_adapters(
         ValueError: no adapter, two of one name, impossible counts, or tasks without a reference.
         AdapterError: see `adapt_and_score`.
     """
+    if unknown := [a for a in adapters if not hasattr(a, "begin")]:
+        raise ValueError(
+            f"adapters: expected each to be an Adapter, got {unknown[0]!r:.80}; StaticAdapter.of_function makes one "
+            "of a function of observations"
+        )
     names = [adapter.name for adapter in adapters]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"adapters: expected at least one, each with a name of its own; got {names}")

@@ -7,9 +7,15 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.gap_table import GapTable
+from admrl.number_text import counted
 from admrl.runs.config_file import CONFIG
+from admrl.streams import unit_keys
+from task_families.task_space import TaskSpace
 
 FOLDER = "gaps"
 
@@ -55,6 +61,44 @@ def load_tables(paths: Sequence[Path], name: str | None = None) -> list[GapTable
     return [GapTable.load(file) for file in files]
 
 
+def _table_there(file: Path) -> GapTable:
+    """
+    Raises:
+        ValueError: it is no table, and stands where one is to go.
+    """
+    try:
+        return GapTable.load(file)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; nothing was changed. Remove it, or give this evaluation another `name`"
+        ) from error
+
+
+def check_same_tasks(file: Path, box: TaskSpace, psi: Tensor) -> None:
+    """A finished table is not replaced by one that lacks some of its tasks.
+
+    Args:
+        psi: (M, k) of the new table.
+
+    Raises:
+        ValueError: there are others in the table of that name.
+    """
+    if not file.exists():
+        return
+    there = torch.from_numpy(_table_there(file).psi).to(psi)
+    same = there.shape[1] == psi.shape[1]
+    lacking = len(there) if not same else len({*_keys(box, there)} - {*_keys(box, psi)})
+    if lacking:
+        raise ValueError(
+            f"{file} holds {counted(lacking, 'task')} that this evaluation lacks; nothing was changed. Give this one "
+            "another `name`"
+        )
+
+
+def _keys(box: TaskSpace, psi: Tensor) -> list[tuple[int, ...]]:
+    return unit_keys(box.to_unit(psi))
+
+
 def check_same_settings(file: Path, config: EvaluationConfig, seed: int, decompose: bool = False) -> None:
     """A finished table is only replaced by one that was made with the same settings, and has as much in it.
 
@@ -63,7 +107,7 @@ def check_same_settings(file: Path, config: EvaluationConfig, seed: int, decompo
     """
     if not file.exists():
         return
-    table = GapTable.load(file)
+    table = _table_there(file)
     there = table.provenance
     if table.oracle_return is not None and not decompose:
         raise ValueError(

@@ -37,7 +37,7 @@ class TaskList:
 
 
 def grid_tasks(family: TaskFamily, shape: Sequence[int]) -> TaskList:
-    """A regular grid over the box, corners included.
+    """A regular grid over the box, corners included; of a finite set, all its tasks, whatever the counts.
 
     Raises:
         ValueError: not one positive count per task parameter, or too many tasks.
@@ -46,7 +46,19 @@ def grid_tasks(family: TaskFamily, shape: Sequence[int]) -> TaskList:
         raise ValueError(
             f"grid: {prod(shape):.3g} tasks are more than {MAX_TASKS}; choose fewer per task parameter"
         )
-    return TaskList("grid-" + "x".join(map(str, shape)), family.box.grid(shape), tuple(shape))
+    psi = family.box.grid(shape)
+    if len(psi) > MAX_TASKS:
+        raise ValueError(
+            f"grid: {len(psi)} tasks, as finite sets come whole, are more than {MAX_TASKS}; list some in a file"
+        )
+    return TaskList("grid-" + "x".join(map(str, shape)), psi, _counts(psi, shape))
+
+
+def _counts(psi: Tensor, shape: Sequence[int]) -> tuple[int, ...]:
+    """Points along each task parameter: as asked for, unless a finite set among the parts has its own number."""
+    if prod(shape) >= len(psi) >= max(shape):
+        return tuple(shape)
+    return tuple(len(torch.unique(coordinate)) for coordinate in psi.T)
 
 
 def named_tasks(family: TaskFamily, name: str) -> TaskList:
@@ -123,9 +135,13 @@ def choose_tasks(
     """What the command line asked for: a grid, a named set or a file.
 
     Raises:
-        ValueError: see `grid_tasks`, `named_tasks` and `read_tasks`.
+        ValueError: a grid beside another set; or see `grid_tasks`, `named_tasks` and `read_tasks`.
     """
     if grid is not None:
+        if tasks != "paper":
+            raise ValueError(
+                f"grid: it is in place of `tasks`, got both, {tuple(grid)} and {tasks}; leave one out"
+            )
         return grid_tasks(family, grid)
     if Path(tasks).suffix or Path(tasks).is_file():
         return read_tasks(family, Path(tasks), allow_outside=allow_outside)

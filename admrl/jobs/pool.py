@@ -12,6 +12,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,10 @@ from admrl.jobs.interruption import Interruptible, check_interruption, deferred_
 from admrl.jobs.reporter import Reporter
 
 _queue: Any = None
+
+
+class WorkerDied(RuntimeError):
+    """A process of `run_jobs` was killed, or ended without an exception. What finished jobs wrote is there."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ def run_jobs(jobs: Sequence[Job], num_workers: int, console: Console) -> list[An
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; a second one ends all processes at once.
+        WorkerDied: a process was killed, as the system does where memory runs out.
     """
     totals: dict[str, int] = {}  # jobs of one name share a row
     for job in jobs:
@@ -71,6 +77,11 @@ def run_jobs(jobs: Sequence[Job], num_workers: int, console: Console) -> list[An
                 for future in done:
                     future.result()
         return [future.result() for future in futures]
+    except BrokenProcessPool as error:
+        raise WorkerDied(
+            "one of the processes was killed, or ended by itself; if memory ran out, take fewer at a time, or "
+            "smaller batches. Jobs that were finished are kept: the same command goes on after them"
+        ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 

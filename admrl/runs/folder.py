@@ -30,7 +30,9 @@ from admrl.runs.checkpoints import Checkpoint, CheckpointStore
 from admrl.runs.config_file import (
     COMMANDS,
     CONFIG,
+    CURVE,
     SELECTOR_SOURCE,
+    TASKS,
     create_run,
     read_config,
     resume_command,
@@ -266,6 +268,11 @@ class RunFolder(ABC, Generic[Info, State]):
             raise ValueError(
                 f"{path}: its checkpoint was written by an earlier version; use that one, or train again"
             )
+        elif (told := _told_of(path)) is not None:
+            raise ValueError(
+                f"{path}: its checkpoints are gone, while {told} tells of what was trained; nothing was changed. Put "
+                "the folder checkpoints back, or train again into another folder"
+            )
         run.notes = [*([lock.note] if lock is not None and lock.note is not None else []), *notes, *damage]
         if info is not before and run.ended_by is not None:
             raise ValueError(f"{cls.length}: the run {path} cannot be made longer: {run.ended_by}")
@@ -354,3 +361,11 @@ class RunFolder(ABC, Generic[Info, State]):
                     f"{self.path}: checkpoint {checkpoint.number} is of another run: {name} is {found!r:.40}, "
                     f"config.json says {asked!r}; put the right one back, or train again"
                 )
+
+
+def _told_of(path: Path) -> str | None:
+    """The file of a run that tells of what a checkpoint held: all of them are written after one."""
+    for name in (TASKS, CURVE):
+        if (path / name).is_file() and (path / name).read_bytes().strip() not in (b"", b"[]"):
+            return name
+    return None

@@ -35,9 +35,9 @@ class Objective:
     def __post_init__(self) -> None:
         check_name("objective", self.name, OBJECTIVES)
         if not 0 < self.alpha <= 1:
-            raise ValueError(f"objective: expected alpha in (0, 1], got {self.alpha}")
+            raise ValueError(f"alpha: expected above 0 and at most 1, got {self.alpha}")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"objective: expected a positive temperature, got {self.temperature}")
+            raise ValueError(f"temperature: expected a positive number, got {self.temperature}")
 
     def value(self, gap: Tensor) -> Tensor:
         """gap (..., n) -> (...); nan where a gap is missing."""

@@ -188,7 +188,8 @@ def find_worst(
 
     Raises:
         ValueError: a budget below 1 or below num_probes, a top below 1, gaps of a wrong shape, no gap known, or a
-            min_gain that is not positive or of a search that cannot state an expected improvement.
+            min_gain, difference, min_distance or confidence out of range, or a min_gain of a search that cannot state
+            an expected improvement.
     """
     budget, batch, top = (
         whole_number(name, n) for name, n in (("budget", budget), ("batch", batch), ("top", top))
@@ -196,6 +197,14 @@ def find_worst(
     if (num_probes := whole_number("num_probes", num_probes, 0)) > budget:
         raise ValueError(f"num_probes: expected at most {budget}, the budget, got {num_probes}")
     check_min_gain(min_gain, search)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence:g}")
+    if not math.isfinite(min_distance):
+        raise ValueError(f"min_distance: expected a finite number, got {min_distance:g}")
+    if difference is not None and not 0 < difference <= 1:
+        raise ValueError(
+            f"difference: expected above 0 and at most 1, or None (no gradient), got {difference:g}"
+        )
     probes = space.sample(num_probes, "uniform", generator).split(batch) if num_probes else ()
     record = _Record(space)
     for psi, tell in _batches(search, probes, budget, batch, min_gain):
@@ -342,7 +351,7 @@ class _Record:
                 high=high,
                 num_replicates=len(replicates[i]),
                 gradient_norm=norm,
-                gradient_error=None if errors is None else float(errors[i]),
+                gradient_error=None if errors is None or norm is None else float(errors[i]),
             )
             tasks.append(task)
         return sorted(tasks, key=lambda task: -task.gap)
@@ -356,6 +365,10 @@ def evaluate(gap: Gap, psi: Tensor) -> tuple[Tensor, Tensor | None]:
     """
     answer = gap(psi)
     value, gradient = answer if isinstance(answer, tuple) else (answer, None)
+    if value is None:
+        raise ValueError(
+            f"gap: expected numbers for {len(psi)} tasks, got None; does the function return them?"
+        )
     value = torch.as_tensor(value).detach().double()
     if value.dim() == 1:
         value = value[:, None]
@@ -380,7 +393,8 @@ def central_difference(gap: Gap, space: TaskSpace, psi: Tensor, step: float) -> 
     """d gap / d unit at psi (n, k) from 2 k neighbours each, one-sided at the border, all in one call.
 
     Returns:
-        slopes (n, k), and the largest standard error of each (n,) if there are replicates.
+        slopes (n, k), 0 where the step leads to no other task (kinds, whole numbers), nan if it does so in no
+        coordinate; and the largest standard error of each (n,) if there are replicates.
     """
     unit, eye = space.to_unit(psi.double())[:, None], torch.eye(space.size, dtype=torch.float64)
     neighbours = torch.cat([unit + step * eye, unit - step * eye], dim=1)  # (n, 2 k, k)
@@ -390,12 +404,13 @@ def central_difference(gap: Gap, space: TaskSpace, psi: Tensor, step: float) -> 
     up, down = replicates.unflatten(0, shape).unbind(1)  # (n, k, R)
     ahead, behind = space.to_unit(reached).unflatten(0, shape).unbind(1)
     distance = (ahead - behind).diagonal(dim1=1, dim2=2)
-    is_apart = distance > 0  # a finite set may have no neighbour that way
-    slope = torch.where(is_apart, (up.mean(-1) - down.mean(-1)) / distance, 0.0)
+    moves = distance > 0
+    slope = torch.where(moves, (up.mean(-1) - down.mean(-1)) / distance, 0.0)
+    slope[~moves.any(-1)] = torch.nan
     if replicates.shape[1] < 2:
         return slope, None
     variance = (up.var(-1) + down.var(-1)) / replicates.shape[1]
-    return slope, torch.where(is_apart, variance.sqrt() / distance, 0.0).amax(-1)
+    return slope, torch.where(moves, variance.sqrt() / distance, 0.0).amax(-1)
 
 
 def projected_norm(space: TaskSpace, unit: Tensor, slope: Tensor) -> float:

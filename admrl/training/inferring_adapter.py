@@ -53,12 +53,16 @@ class InferringAdapter(ModelBasedAdapter):
         super().__init__(run, config, reporter=reporter)
         self.name, self.sees = f"{self.name}, psi inferred", frozenset({"rewards"})
         self._num_inferring = num_episodes
+        if config.num_stages < 1:
+            raise ValueError(
+                "infer_psi: before the first stage nothing was seen that psi could be inferred from; expected "
+                f"`config.num_stages` of 1 or more, got {config.num_stages}"
+            )
         most = config.num_stages * config.num_stage_samples // run.family.horizon
         if not 1 <= num_episodes <= most:
             raise ValueError(
                 f"infer_psi: expected 1 to {most} episodes, as many as `config.num_stages` {config.num_stages} of "
-                f"`config.num_stage_samples` {config.num_stage_samples} have, got {num_episodes}; before the first "
-                "stage nothing was seen"
+                f"`config.num_stage_samples` {config.num_stage_samples} have, got {num_episodes}"
             )
         if run.family.psi_changes_dynamics:
             raise ValueError(

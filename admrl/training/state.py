@@ -131,13 +131,10 @@ def new_state(
     purposes = (Purpose.SEARCH, Purpose.MODEL, Purpose.TRAINING)
     search_generator, model_generator, generator = (stream(seed, purpose) for purpose in purposes)
     learner = ModelLearner.make(family, config.dynamics, config.fit, model_generator, dtype=dtype)
-    first = (
-        family.first_psi if config.first_psi is None else torch.tensor(config.first_psi).to(family.first_psi)
-    )
     search = make_search(
         selector,
         family.box,
-        family.box.check(first),
+        _first_task(family, config.first_psi),
         step_size=config.step_size,
         generator=search_generator,
         config=config.search,
@@ -179,3 +176,17 @@ def check_mbpo_search(search: Search) -> None:
             f"config.learner: mbpo cannot serve this selector: {why}; choose slbo, or a selector without "
             "gradient, e.g. uniform, gaussian, cem, cmaes or gp"
         )
+
+
+def _first_task(family: TaskFamily, asked: tuple[float, ...] | None) -> Tensor:
+    """(1, k) where the training starts.
+
+    Raises:
+        ValueError: no task of the family; names the setting, if it was given.
+    """
+    if asked is None:
+        return family.box.check(family.first_psi)
+    try:
+        return family.box.check(torch.tensor(asked).to(family.first_psi))
+    except ValueError as error:
+        raise ValueError(f"config.first_psi: {str(error).removeprefix('psi: ')}") from error

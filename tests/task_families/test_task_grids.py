@@ -2,9 +2,10 @@
 
 import itertools
 
+import pytest
 import torch
 
-from task_families import TaskBall, TaskBox, TaskProduct
+from task_families import TaskBall, TaskBox, TaskChoice, TaskProduct
 from task_families.task_space import unit_grid
 
 DOUBLE = torch.float64
@@ -37,3 +38,15 @@ def test_points_of_a_float32_space_lie_in_it():
         assert grid.dtype == torch.float32
         assert torch.equal(ball.project(grid), grid)
         ball.check(grid)
+
+
+@pytest.mark.parametrize("counts", [(), (2, 3, 2), (2, 2, 2, 2, 2, 2), (5, 1, 1, 0, 2)])
+def test_a_product_says_how_many_counts_it_takes(counts):
+    """Of all its parts, not of the part where they run out."""
+    kinds = TaskChoice(torch.eye(3), ("wood", "ice", "sand"), ("1",) * 3)
+    floors = TaskChoice(torch.arange(5.0)[:, None], ("floor",), ("1",))
+    space = TaskProduct((floors, kinds, TaskBox(torch.zeros(1), torch.ones(1), ("slope",), ("1",))))
+    assert len(space.grid((5, 1, 1, 1, 2))) == 5 * 3 * 2
+    message = r"expected 5 positive counts, one for each of floor, wood, ice, sand, slope; got \("
+    with pytest.raises(ValueError, match=message + ", ".join(map(str, counts))):
+        space.grid(counts)

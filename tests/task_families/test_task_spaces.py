@@ -173,6 +173,15 @@ def test_the_ends_of_the_turn_are_near():
         (lambda: TaskChoice(torch.zeros(2, 1), ("a",), ("1",)), "different tasks"),
         (lambda: TaskProduct(()), "at least one space"),
         (lambda: TaskProduct((BOX, TaskCircle())), "one dtype"),
+        (lambda: TaskBox([0, 0], [1, 1], ("x", "y"), ("m", "m")), r"low as a tensor of real.* got \[0, 0\]"),
+        (
+            lambda: TaskBox(torch.zeros(1), torch.tensor([3]), ("x",), ("m",)),
+            r"high as .* got one of torch\.int64",
+        ),
+        (
+            lambda: TaskChoice(torch.arange(4)[:, None], ("n",), ("1",)),
+            r"tasks as .* got one of torch\.int64",
+        ),
     ],
 )
 def test_empty_and_inverted_spaces_are_refused(make_space, message):

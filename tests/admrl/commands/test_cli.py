@@ -95,12 +95,18 @@ def test_a_reader_that_leaves_is_no_error_to_report():
         (["train", "--config.num-tasks", "-3"], "--config.num-tasks: expected 1 to 100000, got -3"),
         (["train", "--config.slbo.num-samples", "-200"], "--config.slbo.num-samples: expected"),
         (["train", "--config.slbo.num-samples", "4001"], "nearest: 4000"),
-        (["train", "--config.first-psi", "3", "1.5"], "target velocity = 3 m/s"),
+        (["train", "--config.first-psi", "3", "1.5"], "--config.first-psi: target velocity = 3 m/s"),
         (
             ["train", "--config.first-psi", "1", "1.5", "1"],
-            "expected 2 numbers a task (target velocity, target height), got 3",
+            "--config.first-psi: expected 2 numbers a task (target velocity, target height), got 3",
         ),
-        (["train", "--num-threads", "0"], "--num-threads: expected 1 or more"),
+        (
+            ["train", "--config.tasks-per-round", "7"],
+            "--config.num-tasks: expected a multiple of --config.tasks-per-round (7)",
+        ),
+        (["train", "--num-threads", "0"], "--num-threads: expected 1 to 1024, got 0"),
+        (["train", "--num-threads", "100000"], "--num-threads: expected 1 to 1024, got 100000"),
+        (["train-baseline", "rl2", "--num-threads", "100000"], "--num-threads: expected 1 to 1024"),
         (["train", "--config.search.objective", "cvr"], "did you mean 'cvar'"),
         (
             [
@@ -116,7 +122,11 @@ def test_a_reader_that_leaves_is_no_error_to_report():
         ),
         (["evaluate", "nowhere"], "not a run folder"),
         (["evaluate", "nowhere", "--objective", "wrst"], "did you mean 'worst'"),
-        (["evaluate", "nowhere", "--alpha", "0"], "alpha in (0, 1], got 0"),
+        (["evaluate", "nowhere", "--alpha", "0"], "--alpha: expected above 0 and at most 1, got 0"),
+        (
+            ["evaluate", "nowhere", "--temperature", "nan"],
+            "--temperature: expected a positive number, got nan",
+        ),
         (["search-worst", "nowhere"], "not a run folder"),
         (
             ["search-worst", "nowhere", "--search", "defalt"],
@@ -130,6 +140,11 @@ def test_a_reader_that_leaves_is_no_error_to_report():
         ),
         (["search-worst", "nowhere", "--difference", "-1"], "--difference: expected 0"),
         (["evaluate"], "at least one run folder"),
+        (["train", "--out", "x" * 300], "xxx: File name too long; choose another path"),
+        (["train", "--resume", "x" * 300], "xxx/config.json: File name too long"),
+        (["evaluate", "x" * 300], "xxx/config.json: File name too long"),
+        (["heatmap", "nowhere", "--out", "x" * 300 + ".png"], "xxx.png: File name too long"),
+        (["compare", "a", "b", "--names", "a", ""], "--names: expected a name for every run, got ('a', '')"),
         (["heatmap", "nowhere"], "run: admrl evaluate nowhere"),
         (["compare", "nowhere"], "run: admrl evaluate nowhere"),
         (["compare"], "at least one run folder"),

@@ -86,6 +86,15 @@ def test_it_runs_without_this_package(run, tmp_path):
     assert act.shape == (3, 2) and (act == act[0]).all()
 
 
+def test_a_task_outside_the_box_is_exported_where_that_is_asked_for(run, tmp_path, capsys):
+    """It passed the check of the options, and was refused by the solver."""
+    file = tmp_path / "policy.pt"
+    run_command(
+        Export(run.path, psi=(5, 0), format="torchscript", out=file, num_updates=1, allow_outside=True)
+    )
+    assert "at psi = (5, 0)" in capsys.readouterr().out and file.is_file()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

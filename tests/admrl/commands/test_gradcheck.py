@@ -14,6 +14,8 @@ from admrl.gradient.check import GradientCheck, Truth
     ("arguments", "message"),
     [
         (["--estimators", "resolv"], "did you mean 'resolve'"),
+        (["--estimators"], "estimators: expected one or more, each once, got none"),
+        (["--estimators", "resolve", "causal", "resolve"], "each once, got resolve causal resolve"),
         (["--draws", "0"], "draws: expected 1 or more, got 0"),
         (["--truth-replicates", "1"], "truth_replicates: expected 2 or more"),
         ([], "not a run folder"),

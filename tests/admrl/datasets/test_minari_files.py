@@ -135,8 +135,10 @@ def test_what_fails_leaves_nothing(tmp_path, monkeypatch, failure):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("hopper", "ends in a version.*e.g. hopper-v0, got"),
-        ("a b-v0", "e.g. a-b-v0-v0"),
+        ("hopper", "with a version at the end, e.g. hopper-v0, got"),
+        ("a b-v3", "e.g. a-b-v3, got"),
+        ("lift ö-v0", "e.g. lift-v0, got"),
+        ("...", "e.g. data-v0, got"),
         ("there-v0", "there-v0 already exists"),
         ("nowhere/some-v0", "the folder .*nowhere does not exist"),
     ],

@@ -9,9 +9,10 @@ import pytest
 import torch
 from table_tools import toy_table
 
+from admrl.baselines.static import StaticAdapter
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.presets import PRESETS
-from admrl.evaluation.evaluate_runs import evaluate_gaps
+from admrl.evaluation.evaluate_runs import evaluate_adapters, evaluate_gaps
 from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.scoring import best_known_returns, score_policy
 from admrl.runs.versions import versions
@@ -254,3 +255,27 @@ def test_a_task_has_the_same_generators_in_every_grid(run):
 def test_impossible_evaluations_are_refused_before_any_work(run, grid, changes, message):
     with pytest.raises(ValueError, match=message):
         evaluate_gaps([run], grid, replace(SMALL, **changes))
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        (lambda run: [str(run.path)], "runs: expected runs, as load_run returns them, got '"),
+        (lambda run: [], "expected at least one run folder"),
+    ],
+)
+def test_runs_are_runs(run, runs, message):
+    """A path was an AttributeError."""
+    with pytest.raises(ValueError, match=message):
+        evaluate_gaps(runs(run), (2, 2), SMALL)
+
+
+def test_adapters_are_adapters_and_policies_answer(run):
+    config = replace(SMALL, num_reference_stages=0)
+    with pytest.raises(
+        ValueError, match=r"each to be an Adapter, got .*StaticAdapter\.of_function makes one"
+    ):
+        evaluate_adapters(run.family, [lambda obs: obs], (2, 2), config)
+    silent = StaticAdapter.of_function("silent", lambda obs: None)
+    with pytest.raises(ValueError, match="policy: expected actions, got None"):
+        evaluate_adapters(run.family, [silent], (2, 2), config)

@@ -1,11 +1,20 @@
 """The papers' test sets, and lists from files."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
+from table_tools import toy_table
 
+from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.task_lists import choose_tasks, grid_tasks, named_tasks, read_tasks
 from admrl.streams import unit_keys
-from task_families import make
+from task_families import TaskBox, TaskChoice, TaskProduct, make
+
+FOUR = TaskChoice(torch.tensor([[-2.0, 1.2], [-2.0, 2.0], [2.0, 1.2], [2.0, 2.0]]), ("v", "h"), ("m/s", "m"))
+FLOORS = TaskChoice(torch.arange(4.0)[:, None], ("floor",), ("1",))
+SLOPE = TaskBox(torch.zeros(1), torch.ones(1), ("slope",), ("1",))
 
 
 @pytest.mark.parametrize(
@@ -93,3 +102,35 @@ def test_a_task_outside_is_named_by_its_row(tmp_path):
     )
     with pytest.raises(ValueError, match=r"tasks\.csv, row 5: psi: target velocity = 9 m/s"):
         read_tasks(make("hopper2d"), str(tmp_path / "tasks.csv"))
+
+
+@pytest.mark.parametrize(
+    ("space", "counts", "grid_shape"),
+    [
+        (FOUR, (6, 6), (2, 2)),
+        (FOUR, (1, 1), (2, 2)),
+        (TaskProduct((FLOORS, SLOPE)), (2, 1), (4, 1)),
+        (TaskProduct((FLOORS, SLOPE)), (4, 1), (4, 1)),
+    ],
+)
+def test_a_table_of_a_finite_sets_grid_can_be_read_again(tmp_path, space, counts, grid_shape):
+    """A finite set comes whole, whatever the counts; a table that said otherwise was written, and then refused."""
+    tasks = grid_tasks(SimpleNamespace(box=space), counts)
+    assert len(tasks.psi) == 4 and tasks.grid_shape == grid_shape
+    toy_table(psi=tasks.psi.double().numpy(), grid_shape=tasks.grid_shape).save(tmp_path / "gaps.json")
+    loaded = GapTable.load(tmp_path / "gaps.json")
+    assert loaded.grid_shape == grid_shape
+    np.testing.assert_array_equal(loaded.psi, tasks.psi)
+
+
+def test_a_grid_of_finite_sets_can_be_too_many_tasks():
+    many = TaskChoice(torch.arange(150.0)[:, None], ("floor",), ("1",))
+    with pytest.raises(ValueError, match="22500 tasks, as finite sets come whole, are more than 10000"):
+        grid_tasks(SimpleNamespace(box=TaskProduct((many, many))), (2, 2))
+
+
+def test_a_grid_and_a_list_are_not_given_together(tmp_path):
+    """The list was left aside without a word."""
+    (tmp_path / "tasks.csv").write_text("1, 1.5")
+    with pytest.raises(ValueError, match="grid: it is in place of `tasks`, got both"):
+        choose_tasks(make("hopper2d"), (2, 2), str(tmp_path / "tasks.csv"))

@@ -57,6 +57,20 @@ def test_a_damaged_checkpoint_is_set_aside_and_training_goes_on(tmp_path, clean)
     assert "using an earlier checkpoint" in (path / "events.jsonl").read_text()
 
 
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(tmp_path, clean):
+    """It did, without a word, and removed its data."""
+    original, _, _ = clean()
+    path = shutil.copytree(original, tmp_path / "run")
+    shutil.rmtree(path / "checkpoints")
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    for open_run in (Run.open, Run.resume):
+        with pytest.raises(ValueError, match=r"checkpoints are gone, while tasks\.json tells .*nothing was changed"):
+            open_run(path)
+    assert {file: file.read_bytes() for file in path.rglob("*") if file in before} == before
+    (path / "tasks.json").write_text("[]\n")  # killed within its first task, before anything was saved
+    assert Run.open(path).state.records == []
+
+
 def test_all_checkpoints_damaged_is_an_error_that_names_one(tmp_path, clean):
     path = shutil.copytree(clean()[0], tmp_path / "run")
     for file in path.glob("checkpoints/*.ckpt"):

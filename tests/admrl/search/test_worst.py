@@ -9,7 +9,7 @@ from search_tools import BOX, DOUBLE, generator, two_hills
 
 from admrl.search import RandomSearch, find_worst, make_search, mass_bound
 from admrl.search.worst import central_difference, mean_interval, projected_norm
-from task_families import TaskBall, TaskChoice, TaskCircle, TaskProduct, make
+from task_families import TaskBall, TaskBox, TaskChoice, TaskCircle, TaskProduct, make
 
 
 def test_mass_bound_by_hand_and_in_practice():
@@ -181,13 +181,49 @@ def test_a_circle_has_no_border():
     torch.testing.assert_close(slope, torch.tensor([[math.pi, 1.5, 2.0]]).double(), atol=1e-3, rtol=0)
 
 
-def test_a_finite_set_has_no_slope():
-    """Its tasks have no neighbours within the step: not a slope of 0 with an error of 1e11."""
-    space = TaskChoice(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 3.0]]), ("x", "y"), ("m", "m"))
-    slope, error = central_difference(
-        lambda p: p.sum(1, keepdim=True) + torch.tensor([0.0, 0.1]), space, space.tasks, 0.05
-    )
-    assert slope.abs().max() == 0 and error.abs().max() == 0
+def test_differences_of_kinds_and_whole_numbers_are_left_out():
+    """A step to the same task was divided by 1e-12: a standard error of 1e12."""
+    floors = TaskChoice(torch.arange(5.0)[:, None].double(), ("floor",), ("1",))
+    slope = TaskBox(torch.zeros(1).double(), torch.ones(1).double(), ("slope",), ("1",))
+
+    def replicates(p):
+        return p.sum(-1, keepdim=True) + torch.tensor([-1.0, 1.0]).double()
+
+    psi = torch.tensor([[3.0, 0.5]]).double()
+    found, error = central_difference(replicates, TaskProduct((floors, slope)), psi, 0.1)
+    torch.testing.assert_close(found, torch.tensor([[0.0, 0.5]]).double())
+    torch.testing.assert_close(error, 2**0.5 / torch.tensor([0.2]).double())
+    assert central_difference(replicates, floors, psi[:, :1], 0.1)[0].isnan().all(), "no step, no slope"
+    torch.testing.assert_close(central_difference(replicates, floors, psi[:, :1], 0.5)[0].item(), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"confidence": 95}, "confidence: expected a number between 0 and 1, got 95"),
+        ({"min_distance": math.nan}, "min_distance: expected a finite number, got nan"),
+        ({"difference": -0.1}, r"difference: expected above 0 and at most 1, or None .*, got -0\.1"),
+    ],
+)
+def test_options_are_refused_before_the_search(options, message):
+    """The confidence was refused after the whole budget, the others not at all."""
+    search = make_search("uniform", BOX, generator=generator())
+    with pytest.raises(ValueError, match=message):
+        find_worst(
+            lambda psi: psi.sum(-1), BOX, search, budget=4, num_probes=2, generator=generator(), **options
+        )
+    assert len(search.history) == 0
+
+
+def test_a_gap_that_returns_nothing_is_named():
+    with pytest.raises(ValueError, match=r"gap: expected numbers for 1 tasks, got None"):
+        find_worst(
+            lambda psi: None,
+            BOX,
+            make_search("uniform", BOX, generator=generator()),
+            budget=1,
+            generator=generator(),
+        )
 
 
 def test_intervals_of_the_mean_by_hand():

@@ -57,9 +57,11 @@ def test_it_declares_rewards_and_keeps_the_protocol(tmp_path):
 def test_what_is_impossible_is_refused(tmp_path):
     family = make("linear_quadratic")
     run = exact_run(family, family.dynamics)
-    for k, config in ((1, replace(LQ, num_stages=0)), (2, LQ), (0, LQ)):
-        with pytest.raises(ValueError, match=r"infer_psi: expected 1 to \d+ episodes"):
-            InferringAdapter(run, config, k)
+    for k in (2, 0):
+        with pytest.raises(ValueError, match=r"infer_psi: expected 1 to 1 episodes"):
+            InferringAdapter(run, LQ, k)
+    with pytest.raises(ValueError, match=r"expected `config.num_stages` of 1 or more, got 0"):
+        InferringAdapter(run, replace(LQ, num_stages=0), 1)
     family.psi_changes_dynamics = True
     with pytest.raises(ValueError, match="dynamics of linear_quadratic depend on psi"):
         InferringAdapter(run, LQ, 1)

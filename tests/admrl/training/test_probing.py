@@ -217,7 +217,7 @@ def test_every_selector_writes_the_map(tmp_path):
             {"search": replace(PROBES, population_size=3), "tasks_per_round": 4, "num_tasks": 8},
             "population_size",
         ),
-        ({"num_tasks": 1}, r"config.num_tasks: expected a multiple of config.tasks_per_round \(2\)"),
+        ({"num_tasks": 1}, r"config.num_tasks: expected a multiple of `config.tasks_per_round` \(2\)"),
         ({"search": replace(PROBES, num_probe_episodes=0)}, "num_probe_episodes: expected 1 or more"),
         ({"search": replace(PROBES, num_probe_samples=500)}, "num_probe_samples: .* nearest: 400"),
         ({"search": replace(PROBES, population_signal="hinsight")}, "did you mean 'hindsight'"),

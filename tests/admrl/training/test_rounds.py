@@ -83,7 +83,7 @@ def whole(tmp_path_factory):
                 gradient=replace(SMALL.gradient, num_samples=1600, num_extra_episodes=4),
                 search=replace(SMALL.search, num_candidates=3),
             ),
-            "num_candidates: expected at least config.tasks_per_round",
+            "num_candidates: expected at least `config.tasks_per_round`",
         ),
     ],
 )
