@@ -64,7 +64,9 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(tmp_path, clean):
     shutil.rmtree(path / "checkpoints")
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
     for open_run in (Run.open, Run.resume):
-        with pytest.raises(ValueError, match=r"checkpoints are gone, while tasks\.json tells .*nothing was changed"):
+        with pytest.raises(
+            ValueError, match=r"checkpoints are gone, while tasks\.json tells .*nothing was changed"
+        ):
             open_run(path)
     assert {file: file.read_bytes() for file in path.rglob("*") if file in before} == before
     (path / "tasks.json").write_text("[]\n")  # killed within its first task, before anything was saved
