@@ -12,6 +12,7 @@ import tyro
 from admrl.commands.command import Command, check_own_family
 from admrl.config.checks import check_config, check_seed
 from admrl.config.data_fit import DataFitConfig
+from admrl.storage.files import check_place
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -109,8 +110,7 @@ class FitDynamics(Command):
         check_config(self.config)
         if self.out.exists():
             raise ValueError(f"out: {self.out} already exists; choose another, or remove it")
-        if not self.out.parent.is_dir():
-            raise ValueError(f"out: the folder {self.out.parent} does not exist; make it first")
+        check_place(self.out)
 
     def prepare(self) -> Logged:
         """The data."""

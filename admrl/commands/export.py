@@ -12,6 +12,7 @@ import tyro
 from admrl.commands.command import Command, CommandFailed, at_least, check_own_family
 from admrl.config.checks import check_seed
 from admrl.number_text import number
+from admrl.storage.files import check_place
 from task_families.choices import check_name
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ class Export(Command):
                 f"out: expected a file ending in {suffix} for format {self.format}, got {self.out}; the formats are "
                 + ", ".join(f"{name} ({end})" for name, end in FORMATS.items())
             )
-        if self.out is not None and not self.out.parent.is_dir():
-            raise ValueError(f"out: the folder {self.out.parent} does not exist; make it first")
+        if self.out is not None:
+            check_place(self.out)
         missing = [p for p in ("onnx", "onnxruntime") if find_spec(p) is None]
         if self.format == "onnx" and missing:
             raise ValueError(

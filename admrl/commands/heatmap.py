@@ -11,6 +11,7 @@ import tyro
 from admrl.commands.command import Command
 from admrl.commands.outside import with_folders
 from admrl.config.evaluation import PARTS
+from admrl.storage.files import check_place
 from task_families.choices import check_name
 
 if TYPE_CHECKING:
@@ -52,8 +53,7 @@ class Heatmap(Command):
             raise ValueError(f"out: expected a file ending in {', '.join(FORMATS)}, got {self.out}")
         if self.out.is_dir():
             raise ValueError(f"out: {self.out} is a folder; name a file")
-        if not self.out.parent.is_dir():
-            raise ValueError(f"out: the folder {self.out.parent} does not exist; make it first")
+        check_place(self.out)
 
     def prepare(self) -> tuple[list[GapTable], int]:
         """The tables, and which of their sample counts is drawn."""

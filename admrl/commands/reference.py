@@ -13,6 +13,7 @@ from admrl.config.checks import check_config, check_seed
 from admrl.config.evaluation import REFERENCE_METHODS, ReferenceConfig
 from admrl.config.presets import Whole, round_counts
 from admrl.number_text import counted, number
+from admrl.storage.files import check_place
 from dynamics.config import DynamicsConfig
 from task_families.choices import check_name
 
@@ -63,8 +64,8 @@ class ReferenceReturns(Command):
         check_config(self.config)
         if self.out is not None and self.out.suffix != ".json":
             raise ValueError(f"out: expected a file ending in .json, got {self.out}")
-        if self.out is not None and not self.out.parent.is_dir():
-            raise ValueError(f"out: the folder {self.out.parent} does not exist; make it first")
+        if self.out is not None:
+            check_place(self.out)
 
     def prepare(self) -> Plan:
         """What is left to train."""

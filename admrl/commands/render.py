@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from admrl.commands.command import Command, CommandFailed, at_least, check_own_family
 from admrl.config.checks import check_seed
 from admrl.number_text import number
+from admrl.storage.files import check_place
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,8 +71,7 @@ class Render(Command):
         check_own_family(self.family)
         if file.suffix not in FORMATS:
             raise ValueError(f"out: expected a file ending in {' or '.join(FORMATS)}, got {file}")
-        if not file.parent.is_dir():
-            raise ValueError(f"out: the folder {file.parent} does not exist; make it first")
+        check_place(file)
         if file.suffix == ".mp4" and find_spec("imageio_ffmpeg") is None:
             raise ValueError(
                 f'out: {file}: mp4 needs an encoder; pip install "admrl[video]", or write {file.stem}.gif instead'

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -103,7 +104,9 @@ def read_npz(file: Path) -> Logged:
     """
     try:
         with file.open("rb") as handle:  # numpy leaves a damaged one open
-            opened = np.load(handle, allow_pickle=False)
+            is_zip = is_zipfile(handle)
+            handle.seek(0)
+            opened = np.load(handle, allow_pickle=False) if is_zip else None
             arrays = {name: opened[name] for name in opened.files} if isinstance(opened, NpzFile) else None
     except FileNotFoundError as error:
         raise ValueError(f"{file}: there is no such file") from error
@@ -112,7 +115,9 @@ def read_npz(file: Path) -> Logged:
             f"{file}: expected arrays of numbers as numpy.savez writes them: {error}"
         ) from error
     if arrays is None:
-        raise DamagedFileError(f"{file}: expected arrays by name, as numpy.savez writes them, got one array")
+        raise DamagedFileError(
+            f"{file}: expected arrays by name, as numpy.savez writes them (.npz), got another sort of file"
+        )
     return Logged.checked(str(file), arrays)
 
 

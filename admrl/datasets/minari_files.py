@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from admrl.datasets.logged import Logged
-from admrl.storage.files import TEMPORARY, DamagedFileError, storage_error
+from admrl.storage.files import TEMPORARY, DamagedFileError, check_place, storage_error
 
 MISSING = 'Minari data sets need minari and h5py: pip install "admrl[minari]"'
 NAME = re.compile(r"[-_\w]+-v\d+")
@@ -71,8 +71,7 @@ def check_new_folder(folder: Path) -> None:
     """
     if folder.exists() or folder.is_symlink():
         raise ValueError(f"out: {folder} already exists; choose another, or remove it")
-    if not folder.parent.is_dir():
-        raise ValueError(f"out: the folder {folder.parent} does not exist; make it first")
+    check_place(folder)
 
 
 @contextmanager

@@ -109,6 +109,22 @@ def without_nan(data: Any) -> Any:
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
+def check_place(path: Path) -> None:
+    """Before the work: a file or folder of that name can be made. Nothing is.
+
+    Raises:
+        ValueError: the folder that it is to be in does not exist, or may not be written to.
+    """
+    if not path.parent.is_dir():
+        raise ValueError(f"out: the folder {path.parent} does not exist; make it first")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ValueError(
+            f"out: nothing can be written into the folder {path.parent}: {error.strerror}; choose another"
+        ) from error
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, if they are not there.
 
