@@ -243,7 +243,7 @@ def _names(candidates: Sequence[Candidate]) -> list[str]:
 
 def _episodes(c: Candidate) -> np.ndarray:
     """(1, 1, N)"""
-    return np.array([[[math.nan if x is None else x for x in c.episode_return]]])
+    return np.array([[[math.nan if x is None else x for x in c.episode_return]]], dtype=float)
 
 
 def training_folder(work: Path, method: str, seed: int, settings: dict[str, Any], psi: Sequence[Any]) -> Path:

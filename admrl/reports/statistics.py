@@ -32,8 +32,8 @@ Statistic = Callable[[np.ndarray], np.ndarray]  # (..., S, M) -> (...)
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with an interval; nan ends if there is a single run, or too few policy seeds to leave one out (of the
-    corrected worst gap, two)."""
+    """An estimate with an interval; nan ends if there is a single run, or too few policy seeds to leave one out (two,
+    of the corrected worst gap)."""
 
     value: float
     low: float

@@ -30,19 +30,20 @@ class RunRecords:
     @property
     def psi(self) -> np.ndarray:
         """(n, k) tasks in order."""
-        return np.array([t["psi"] for t in self.tasks])
+        return np.array([t["psi"] for t in self.tasks], dtype=float)
 
     @property
     def gradients(self) -> np.ndarray:
         """(n, k) total task gradients per task parameter; nan where there was none."""
         missing = [math.nan] * self.psi.shape[1]
-        return np.array([(t.get("gradient") or {}).get("total") or missing for t in self.tasks])
+        found = [(t.get("gradient") or {}).get("total") or missing for t in self.tasks]
+        return np.array(found, dtype=float)
 
     @property
     def split_half(self) -> np.ndarray:
         """(n,) cosine of the gradients of two halves of the data; nan where there was none."""
         values = [t.get("split_half_cosine") for t in self.tasks]
-        return np.array([math.nan if v is None else v for v in values])
+        return np.array([math.nan if v is None else v for v in values], dtype=float)
 
 
 def read_records(path: Path) -> RunRecords:
@@ -62,8 +63,11 @@ def read_records(path: Path) -> RunRecords:
                 plain_number(x, f"psi of task {i}")
         metrics = _columns(path / METRICS_FILE)
         gap_map = _rows(path / GAP_MAP)
-        return RunRecords(str(config["selector"]), int(config["seed"]), tasks, metrics, gap_map)
-    except (ValueError, TypeError, KeyError) as error:
+        records = RunRecords(str(config["selector"]), int(config["seed"]), tasks, metrics, gap_map)
+        for numbers in ("psi", "gradients", "split_half"):
+            getattr(records, numbers)  # a damaged one says so here, not in the middle of a report
+        return records
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path}: damaged records ({error})") from error
 
 

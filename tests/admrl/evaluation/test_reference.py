@@ -44,6 +44,13 @@ def hopper_tasks(*psi):
     return TaskList("list", torch.tensor(psi).to(make("hopper2d").box.low))
 
 
+def test_returns_that_are_whole_numbers_of_any_size():
+    """numpy has no whole numbers of 31 digits, and made objects of them."""
+    reference = Reference("hopper2d", "released").extended([candidate(returns=(10**30, 10**30))])
+    best, _ = reference.optimal_returns(make("hopper2d"), hopper_tasks([0.0, 1.5]).psi)
+    np.testing.assert_allclose(best, [1e30])
+
+
 def test_the_best_candidate_is_chosen_on_other_episodes_than_it_is_reported_from():
     family = make("hopper2d")
     reference = Reference("hopper2d", "released").extended(

@@ -121,3 +121,25 @@ def test_records_take_only_numbers(tmp_path, psi):
     (tmp_path / "tasks.json").write_text(json.dumps([{"psi": [0.5]}, {"psi": psi}]))
     with pytest.raises(ValueError, match="psi of task 2: expected a number"):
         read_records(tmp_path)
+
+
+HUGE = 10**30  # a whole number that numpy has no dtype for, but real ones
+
+
+def test_records_keep_whole_numbers_of_any_size_as_real_ones(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"selector": "uniform", "seed": 0}))
+    task = {"psi": [HUGE], "gradient": {"total": [HUGE]}, "split_half_cosine": HUGE}
+    (tmp_path / "tasks.json").write_text(json.dumps([task]))
+    records = read_records(tmp_path)
+    for numbers in (records.psi, records.gradients, records.split_half):
+        assert numbers.dtype == float and numbers.ravel().tolist() == [1e30]
+
+
+@pytest.mark.parametrize(
+    "damage", [{"gradient": {"total": ["a"]}}, {"gradient": [1]}, {"split_half_cosine": "a"}, {"psi": [1, 2]}]
+)
+def test_damaged_records_are_refused_when_they_are_read(tmp_path, damage):
+    (tmp_path / "config.json").write_text(json.dumps({"selector": "uniform", "seed": 0}))
+    (tmp_path / "tasks.json").write_text(json.dumps([{"psi": [0.5]}, {"psi": [0.5], **damage}]))
+    with pytest.raises(ValueError, match="damaged records"):
+        read_records(tmp_path)
