@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -104,7 +103,7 @@ def read_npz(file: Path) -> Logged:
     """
     try:
         with file.open("rb") as handle:  # numpy leaves a damaged one open
-            is_zip = is_zipfile(handle)
+            is_zip = handle.read(2) == b"PK"
             handle.seek(0)
             opened = np.load(handle, allow_pickle=False) if is_zip else None
             arrays = {name: opened[name] for name in opened.files} if isinstance(opened, NpzFile) else None
