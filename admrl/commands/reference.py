@@ -112,17 +112,12 @@ class ReferenceReturns(Command):
             ) from None
         reference = plan.merge()
         returns, source = reference.optimal_returns(plan.family, plan.tasks.psi)
-        methods = dict[str, float]()
-        for name, share in tasks_by_source(source).items():
-            methods[name.split()[0]] = methods.get(name.split()[0], 0.0) + share
+        methods = tasks_by_source(source, called=lambda name: name.split()[0])
         mean, least, largest = (number(float(x)) for x in (returns.mean(), returns.min(), returns.max()))
         console.print(
             f"{plan.file}, revision {reference.revision}: {len(reference.candidates)} candidates. A* of these "
             f"{counted(len(returns), 'task')}: mean {mean}, from {least} to {largest}, "
             "best from "
-            + ", ".join(
-                f"{name} ({round(methods[name], 2):g} tasks)"
-                for name in sorted(methods, key=lambda m: -methods[m])
-            )
+            + ", ".join(f"{name} ({round(share, 2):g} tasks)" for name, share in methods.items())
             + f"\nnext: admrl evaluate RUN... {shlex.join(['--reference', str(plan.file)])}",
         )

@@ -14,7 +14,7 @@ from admrl.commands.command import Command, CommandFailed, at_least, check_own_f
 from admrl.commands.flags import in_flags
 from admrl.commands.outside import create_all, fitted_to, open_together
 from admrl.commands.render import Render
-from admrl.config.checks import check_config, check_seed
+from admrl.config.checks import check_config, check_reported, check_seed
 from admrl.config.evaluation import EvaluationConfig
 from admrl.config.search import SCALES, SEARCHES
 from task_families.choices import check_name
@@ -116,12 +116,7 @@ class SearchWorst(Command):
             raise ValueError(
                 f"num_probes: expected at most the budget of {self.budget}, got {self.num_probes}"
             )
-        if not math.isfinite(self.min_distance):
-            raise ValueError(f"min_distance: expected a finite number, got {self.min_distance:g}")
-        if not 0 <= self.difference <= 1:
-            raise ValueError(f"difference: expected 0 (no gradient) to 1, got {self.difference:g}")
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence: expected a number between 0 and 1, got {self.confidence:g}")
+        check_reported(self.min_distance, self.difference or None, self.confidence)
         if self.config.num_reference_stages == 0:
             raise ValueError(
                 "config.num_reference_stages: expected 1 or more, got 0: without a reference every gap compares a "

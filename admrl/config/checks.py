@@ -170,6 +170,20 @@ def check_saving(checkpoint_seconds: float, keep_checkpoints: int) -> None:
         raise ValueError(f"keep_checkpoints: expected 1 to 10000, got {keep_checkpoints}")
 
 
+def check_reported(min_distance: float, difference: float | None, confidence: float) -> None:
+    """What a search reports: `admrl.search.find_worst` and the command say it alike.
+
+    Raises:
+        ValueError: names the argument, the allowed range and the value.
+    """
+    if not math.isfinite(min_distance):
+        raise ValueError(f"min_distance: expected a finite number, got {min_distance:g}")
+    if difference is not None and not 0 < difference <= 1:
+        raise ValueError(f"difference: expected 0 or None (no gradient), or up to 1, got {difference:g}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence:g}")
+
+
 def check_threads(num_threads: int) -> None:
     """Refuse numbers of threads that no machine has, of which a process would die without a word.
 

@@ -8,7 +8,7 @@ one independent repetition of everything random in a gap, A*'s episodes included
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -233,13 +233,17 @@ def best_known(
     return BestKnown(by_seed.mean(0), by_seed, tuple(sources))
 
 
-def tasks_by_source(sources: Sequence[str]) -> dict[str, float]:
+def tasks_by_source(sources: Sequence[str], called: Callable[[str], str] = str) -> dict[str, float]:
     """How many of some tasks each candidate gave A* of, from `BestKnown.source`, most first; several share a task
-    alike."""
+    alike.
+
+    Args:
+        called: what a candidate is counted as, e.g. its method.
+    """
     tasks: dict[str, float] = {}
     for source in sources:
         names = source.split(BETWEEN)
-        for name in names:
+        for name in map(called, names):
             tasks[name] = tasks.get(name, 0.0) + 1 / len(names)
     return dict(sorted(tasks.items(), key=lambda item: -item[1]))
 

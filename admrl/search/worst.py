@@ -13,6 +13,7 @@ import torch
 from scipy.stats import t as student_t
 from torch import Tensor
 
+from admrl.config.checks import check_reported
 from admrl.number_text import counted, number, to_error, with_error
 from admrl.search.base import Search, project_unit, unit_scale
 from admrl.storage.files import write_json
@@ -178,7 +179,7 @@ def find_worst(
         confirm: evaluates the reported tasks anew, in one call, with fresh noise; None: they keep the gaps of the
             search.
         difference: half-step, in unit coordinates, of the central differences of `confirm` (or `gap`) that give the
-            gradient: 2 k further evaluations a task, in one call. None: the gradient that `gap` returns, if it does.
+            gradient: 2 k further evaluations a task, in one call. None or 0: the gradient that `gap` returns, if it does.
         confidence: of intervals and bound.
         min_gain: stop before the budget, after the probes or any batch, once the largest expected improvement
             (`Search.expected_improvement`) is less than this, in the unit of the gap. It is a model's word, not a
@@ -197,14 +198,8 @@ def find_worst(
     if (num_probes := whole_number("num_probes", num_probes, 0)) > budget:
         raise ValueError(f"num_probes: expected at most {budget}, the budget, got {num_probes}")
     check_min_gain(min_gain, search)
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence:g}")
-    if not math.isfinite(min_distance):
-        raise ValueError(f"min_distance: expected a finite number, got {min_distance:g}")
-    if difference is not None and not 0 < difference <= 1:
-        raise ValueError(
-            f"difference: expected above 0 and at most 1, or None (no gradient), got {difference:g}"
-        )
+    difference = difference or None
+    check_reported(min_distance, difference, confidence)
     probes = space.sample(num_probes, "uniform", generator).split(batch) if num_probes else ()
     record = _Record(space)
     for psi, tell in _batches(search, probes, budget, batch, min_gain):

@@ -202,7 +202,7 @@ def test_differences_of_kinds_and_whole_numbers_are_left_out():
     [
         ({"confidence": 95}, "confidence: expected a number between 0 and 1, got 95"),
         ({"min_distance": math.nan}, "min_distance: expected a finite number, got nan"),
-        ({"difference": -0.1}, r"difference: expected above 0 and at most 1, or None .*, got -0\.1"),
+        ({"difference": -0.1}, r"difference: expected 0 or None .*, got -0\.1"),
     ],
 )
 def test_options_are_refused_before_the_search(options, message):
