@@ -179,7 +179,8 @@ def find_worst(
         confirm: evaluates the reported tasks anew, in one call, with fresh noise; None: they keep the gaps of the
             search.
         difference: half-step, in unit coordinates, of the central differences of `confirm` (or `gap`) that give the
-            gradient: 2 k further evaluations a task, in one call. None or 0: the gradient that `gap` returns, if it does.
+            gradient: 2 k further evaluations a task, in one call. None or 0: the gradient that `gap` returns, if it
+            does.
         confidence: of intervals and bound.
         min_gain: stop before the budget, after the probes or any batch, once the largest expected improvement
             (`Search.expected_improvement`) is less than this, in the unit of the gap. It is a model's word, not a
