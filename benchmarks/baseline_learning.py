@@ -16,8 +16,8 @@ episodes that no training saw. Per family:
                            after one
     rl2                    after 0, 1, 2, 3 episodes of exploration; on bandits beside Thompson sampling, the arm of
                            the largest posterior mean (greedy) and the best fixed arm, in the same episodes
-    half_cheetah_fwd_back  both directions, after the exploration episodes and after twice as many, and how far
-                           the posteriors of the two tasks lie apart
+    half_cheetah_fwd_back  both directions, after one inner step, one episode (RL2), or the exploration episodes
+                           (PEARL: also after twice as many, and how far the posteriors of the two tasks lie apart)
 """
 
 from __future__ import annotations
@@ -186,7 +186,8 @@ def judge(run: BaselineRun, args: argparse.Namespace) -> Numbers:
 def judge_inner_loop(run: InnerLoopRun, args: argparse.Namespace) -> Numbers:
     """All numbers of a run of a method with an inner loop."""
     episodes = run.info.config.num_adapt_samples // run.family.horizon
-    table = episode_returns(run, run.adapter(), episodes, args, NUM_INNER_STEPS).mean((0, 1, 3))
+    by_task = episode_returns(run, run.adapter(), episodes, args, NUM_INNER_STEPS).mean((0, 3))
+    table = by_task.mean(0)
     found: Numbers = {
         "run": str(run.path),
         "algorithm": run.info.algorithm,
@@ -197,6 +198,8 @@ def judge_inner_loop(run: InnerLoopRun, args: argparse.Namespace) -> Numbers:
         "samples of an inner step": run.info.config.num_adapt_samples,
         "A_0 and after each inner step": table.tolist(),
     }
+    if run.family.name == "half_cheetah_fwd_back":
+        found["A_n by task"] = by_task[:, 1].tolist()
     if run.family.name == "point_robot":
         low, high = bounds(run, args)
         found |= {"random": low, "optimal": high, "share of the way": (table[1] - low) / (high - low)}
@@ -249,7 +252,8 @@ def arm_rule(num_arms: int, samples: bool) -> StaticAdapter:
 def judge_recurrent(run: RecurrentRun, args: argparse.Namespace) -> Numbers:
     """All numbers of a run of RL2."""
     family = run.family
-    table = episode_returns(run, run.adapter(), 1, args, NUM_TRIAL_EPISODES).mean((0, 1, 3))
+    by_task = episode_returns(run, run.adapter(), 1, args, NUM_TRIAL_EPISODES).mean((0, 3))
+    table = by_task.mean(0)
     found: Numbers = {
         "run": str(run.path),
         "algorithm": run.info.algorithm,
@@ -267,7 +271,7 @@ def judge_recurrent(run: RecurrentRun, args: argparse.Namespace) -> Numbers:
         found["best fixed arm"] = float(run.state.test_psi.mean(0).max()) * family.horizon
         found["best arm of every task"] = float(run.state.test_psi.max(1).values.mean()) * family.horizon
     if family.name == "half_cheetah_fwd_back":
-        found["A_n by task"] = returns(run, run.adapter(), 1, args).tolist()
+        found["A_n by task"] = by_task[:, 1].tolist()
     if family.name == "point_robot":
         low, high = bounds(run, args)
         found |= {"random": low, "optimal": high, "share of the way": (table[1] - low) / (high - low)}

@@ -85,8 +85,8 @@ def job(family, config, arguments, seed):
     model_generator, *generators = spawn_generators(torch.Generator().manual_seed(seed), 2)
     learner = ModelLearner.make(family, config.dynamics, config.fit, model_generator)
     method, samples = make_method(family, config), SampleCounts()
-    psi = family.first_psi if config.first_psi is None else family.box.check(torch.tensor(config.first_psi))
-    solution = method.begin(learner.model, psi[None], generators)
+    psi = family.box.check(family.first_psi if config.first_psi is None else torch.tensor(config.first_psi))
+    solution = method.begin(learner.model, psi, generators)
     rows, begin = [], time.perf_counter()
     for stage in range(arguments.stages + 1):
         if stage:

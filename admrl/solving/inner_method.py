@@ -41,7 +41,11 @@ class InnerMethod(Protocol[S]):
     """Whether its policies are tested without noise of their own."""
 
     def begin(self, model: DynamicsEnsemble, psi: Tensor, generators: Sequence[torch.Generator]) -> S:
-        """Untrained policies of tasks psi (M, k), each from its own generator."""
+        """Untrained policies of tasks psi (M, k), each from its own generator.
+
+        Raises:
+            ValueError: psi of another shape, or not one generator per task.
+        """
 
     def solve(
         self,

@@ -37,6 +37,7 @@ from admrl.solving.health import MIN_SHARE, fit_or_restore, usable_steps
 from admrl.solving.rollouts import branched_rollout
 from admrl.solving.sac import Batch, Optimizers, Sac, stacked, tanh_gaussian
 from admrl.solving.samples import SampleCounts
+from admrl.solving.solution import check_tasks
 from admrl.solving.virtual_training import OnStep
 from dynamics.dataset import TransitionData
 from dynamics.ensemble import DynamicsEnsemble
@@ -117,6 +118,7 @@ class Mbpo:
 
     def begin(self, model: DynamicsEnsemble, psi: Tensor, generators: Sequence[torch.Generator]) -> Agents:
         """See `InnerMethod`."""
+        check_tasks(psi, generators)
         family, config = self.family, sac_config(self.config)
         sizes = (family.obs_size, family.act_size, 0)
         sac = stacked([Sac(*sizes, config, family.gamma, g) for g in generators])

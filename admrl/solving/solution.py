@@ -123,12 +123,29 @@ def untrained(
     Args:
         normalizer: of observations, for all tasks or for each of the M its own.
         bounds: the policies act in their units.
+
+    Raises:
+        ValueError: see `check_tasks`.
     """
+    check_tasks(psi, generators)
     mean, std = _moments(normalizer)
     policy = with_actions(policy.with_normalizer(mean, std), bounds, mean)
     value = ValueFunction.make(mean, std, config.value)
     theta = policy.init(generators, dtype=mean.dtype).to(mean.device)
     return Solution(psi.to(mean), policy, theta, value, value.init(len(psi)))
+
+
+def check_tasks(psi: Tensor, generators: Sequence[torch.Generator]) -> None:
+    """Tasks (M, k), a generator each: with further axes rewards would be broadcast, not refused.
+
+    Raises:
+        ValueError: another shape, or not one generator per task.
+    """
+    if psi.dim() != 2 or len(psi) != len(generators):
+        raise ValueError(
+            f"psi: expected shape (M, k) with a generator for each of the M tasks, got {tuple(psi.shape)} and "
+            f"{len(generators)}"
+        )
 
 
 def with_actions(policy: GaussianPolicy, bounds: ActionBounds, like: Tensor) -> GaussianPolicy:

@@ -288,3 +288,11 @@ def test_a_number_of_samples_that_makes_no_whole_branches_is_refused():
         ValueError, match=r"config\.num_samples: expected a multiple of 15 .* got 100; nearest: 105"
     ):
         Mbpo.make(FAMILY, config, config.virtual, "config.num_samples")
+
+
+@pytest.mark.parametrize("learner", ["slbo", "mbpo"])
+@pytest.mark.parametrize(("psi", "num_generators"), [(PSI[None], 1), (PSI[0], 1), (PSI, 3)])
+def test_tasks_of_another_shape_are_refused_before_anything_is_broadcast(learner, psi, num_generators):
+    method = make_method(FAMILY, replace(CONFIG, learner=learner))
+    with pytest.raises(ValueError, match=r"psi: expected shape \(M, k\) with a generator for each"):
+        method.begin(exact_learner().model, psi, [seeded(m) for m in range(num_generators)])
