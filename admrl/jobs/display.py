@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -23,6 +25,7 @@ from admrl.jobs.progress import Progress, ProgressFile
 from admrl.number_text import count, number
 
 REPORT_EVERY = 5  # steps; a row needs no more
+NUMBER = r"-?\d[\d.,]*(e[-+]?\d+)?|\bnan\b|-?\binf\b"
 
 
 class TextConsole(Console):
@@ -53,6 +56,15 @@ class _ShortenedColumn(ProgressColumn):
         return text
 
 
+@dataclass(frozen=True)
+class _Held:
+    """An event of which the first was told, and not yet those after it."""
+
+    kind: str  # the message without its numbers
+    times: int
+    message: str  # the last
+
+
 class Display:
     """Progress rows by job name. In a terminal they move; elsewhere every phase is a line."""
 
@@ -76,6 +88,7 @@ class Display:
             for name, total in jobs.items()
         }
         self._shown: dict[str, dict[str, float]] = {name: {} for name in jobs}
+        self._held: dict[str, _Held] = {}
         self._num_done, self._num_steps, self._file = 0, sum(jobs.values()), ProgressFile()
 
     def __enter__(self) -> Display:
@@ -83,10 +96,13 @@ class Display:
         return self
 
     def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
+        for job in list(self._held):
+            self._tell_held(job)
         self._progress.stop()
 
     def phase(self, job: str, name: str) -> None:
         """The job begins a phase."""
+        self._tell_held(job)
         self._progress.start_task(self._rows[job])
         self._progress.update(self._rows[job], phase=name)
         self._note(name)
@@ -102,8 +118,21 @@ class Display:
         self._note(str(self._progress.tasks[self._rows[job]].fields["phase"]))
 
     def event(self, job: str, message: str) -> None:
-        """The job has something to say."""
+        """The job has something to say. What comes again and again, but for its numbers, is told at first, and in the
+        end how often it came and how the last one was."""
+        held, kind = self._held.get(job), re.sub(NUMBER, "0", message)
+        if held is not None and held.kind == kind:
+            self._held[job] = _Held(kind, held.times + 1, message)
+            return
+        self._tell_held(job)
+        self._held[job] = _Held(kind, 0, message)
         self._console.print(f"{job}: {message}", style="yellow")
+
+    def _tell_held(self, job: str) -> None:
+        held = self._held.pop(job, None)
+        if held is not None and held.times:
+            more = f"{held.times} more like it, the last: " if held.times > 1 else ""
+            self._console.print(f"{job}: {more}{held.message}", style="yellow")
 
     def _note(self, phase: str) -> None:
         """How far all jobs together are."""
