@@ -72,6 +72,7 @@ def extreme_eigenpairs(
 
     Raises:
         ValueError: k, num_steps < 1, another `end`, or `like` is not a floating tensor or pytree.
+        RuntimeError: called inside of a torch.func transform.
     """
     _require_no_transform()
     k, num_steps = whole_number("k", k, 1, "6 is the default"), whole_number("num_steps", num_steps, 1, "100")
@@ -258,6 +259,7 @@ def stochastic_trace(
     Raises:
         ValueError: counts below 1, a `like` with batch axes, or f not finite on a Ritz value (say, the logarithm of a
             negative one).
+        RuntimeError: called inside of a torch.func transform.
     """
     _require_no_transform()
     num_probes = whole_number("num_probes", num_probes, 1, "32 is the default")
@@ -294,7 +296,7 @@ def log_determinant(
     near singular: the logarithm needs many steps there, which `tail` shows.
 
     Raises:
-        ValueError: as there; also for a Ritz value <= 0, which proves that A is not positive definite.
+        ValueError, RuntimeError: as there; also for a Ritz value <= 0, which proves that A is not positive definite.
     """
     return stochastic_trace(
         matvec, like, torch.log, num_probes=num_probes, num_steps=num_steps, generator=generator

@@ -67,8 +67,8 @@ class BaselineOptions(Command):
     variant: str = "released"
     """The family's variant."""
     seed: int = 0
-    """Seed of everything but the tasks of tests and of PEARL's and SAC's trainings, which are the published ones, or
-    drawn once."""
+    """Seed of everything but the tasks of tests, and of trainings on a fixed set of tasks (all but those of MAML,
+    ProMP and RL2): these are the published ones, or the same for every seed."""
     out: Path | None = None
     """Run folder; must not exist or be empty. Default: runs/FAMILY-ALGORITHM-SEED."""
     resume: Path | None = None

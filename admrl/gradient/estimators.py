@@ -162,7 +162,8 @@ def task_gradient(
         on_real: is given every real rollout that was drawn, at the end.
 
     Raises:
-        ValueError: an unknown estimator, rollouts of different tasks, or too few lanes for two halves.
+        ValueError: an unknown estimator, rollouts of different tasks, or too few lanes for two halves; one that
+            differentiates a reward without a gradient, or the mean step of a model whose steps are drawn.
     """
     check_name("config.estimator", evidence.config.estimator, ESTIMATOR_NAMES)
     check_differentiable(evidence.family, evidence.config)
