@@ -19,7 +19,6 @@ Differs from the paper:
    that all selectors have equal real budgets; the virtual samples of the gradient are its own and are counted.
 2. A gradient whose two halves of the data contradict each other (cosine <= 0) is not followed; its two parts
    that need no solve (optimal - adapted) are, and the run says so.
-
 3. With `tasks_per_round` B > 1, lines 3 to 12 are done for B tasks at once: one model and one D, B policies, the
    real samples of a round divided by its tasks.
 
