@@ -174,7 +174,7 @@ def check_mbpo_search(search: Search) -> None:
     if why is not None:
         raise ValueError(
             f"config.learner: mbpo cannot serve this selector: {why}; choose slbo, or a selector without "
-            "gradient, e.g. uniform, gaussian, cem, cmaes or gp"
+            "gradient, e.g. uniform, gaussian, cem, cmaes or replay"
         )
 
 

@@ -1,6 +1,8 @@
 """Runs of the learner "mbpo": stopped and gone on with, judged through the adapter, and what cannot be combined."""
 
+import re
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -167,3 +169,14 @@ def test_branches_of_another_length_need_samples_that_fit(tmp_path):
     config = replace(CONFIG, mbpo=replace(CONFIG.mbpo, rollout_length=3))
     with pytest.raises(ValueError, match=r"config\.virtual\.num_samples: expected a multiple of 6 .* got 80"):
         new_state(make("point_robot"), "uniform", config, 0)
+
+
+def test_the_selectors_that_a_refusal_names_are_taken():
+    family, config = make("point_robot"), replace(CONFIG, slbo=replace(CONFIG.slbo, num_samples=80))
+    with pytest.raises(ValueError, match="mbpo cannot serve") as refused:
+        new_state(family, "adversarial", config, 0)
+    named = re.findall(r"\w+", str(refused.value).rpartition("e.g.")[2].replace(" or ", " "))
+    assert len(named) > 3
+    for selector in named:
+        if selector != "cmaes" or find_spec("cma"):
+            new_state(family, selector, config, 0)
