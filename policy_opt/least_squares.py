@@ -259,7 +259,9 @@ def lsmr(
         max_steps: per system; None is 10 n.
 
     Derivatives are those of x with respect to b, the damping and what `matvec` and `rmatvec` close over, for constant
-    rank; of every order where `matvec` is a `LinearOperator`, which gives A' and the space of x itself. Raises:
+    rank; of every order where `matvec` is a `LinearOperator`, which gives A' and the space of x itself.
+
+    Raises:
         ValueError: as `conjugate_gradient`, and for a negative damping.
     """
     settings = Settings(rtol, atol, max_steps, None)
