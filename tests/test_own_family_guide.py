@@ -18,6 +18,14 @@ from task_families.opengl import backend
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "own_family.md").read_text(encoding="utf-8")
+SMALL_STUDY = """
+[reference]
+config = { num_stages = 1, num_iterations = 1, num_model_steps = 2, num_updates = 2, num_samples = 600 }
+
+[evaluation]
+config = { num_policy_seeds = 2, num_episodes = 2, num_updates = 1, num_samples = 1200 }
+"""
+STUDIED = ("population-0", "population-1", "uniform-0", "uniform-1")
 PACKAGES = ("admrl", "dynamics", "policy_opt", "task_families")
 
 
@@ -26,10 +34,15 @@ def blocks(language):
 
 
 def save_files(folder):
-    """The blocks that begin with the name of a file."""
-    for block in blocks("python"):
-        if named := re.match(r"# (\w+\.py)\n", block):
-            (folder / named[1]).write_text(block)
+    """The blocks that begin with the name of a file; a study at the sizes of a smoke test."""
+    for block in blocks("python") + blocks("toml"):
+        if named := re.match(r"# (\w+\.(?:py|toml))\n", block):
+            (folder / named[1]).write_text(block if named[1].endswith(".py") else smaller_study(block))
+
+
+def smaller_study(text):
+    assert "grid = [9]\n" in text and text.count("[evaluation]\n") == 1
+    return text.replace("grid = [9]", 'grid = [2]\npreset = "smoke"').replace("[evaluation]\n", SMALL_STUDY)
 
 
 def commands():
@@ -96,7 +109,8 @@ def installed(tmp_path):
 
 @pytest.mark.slow
 def test_the_family_goes_through_every_command_from_a_wheel(tmp_path, installed):
-    """In another folder, with smoke sizes: trained, killed, resumed, evaluated, drawn, searched, checked, filmed."""
+    """In another folder, with smoke sizes: trained, killed, resumed, evaluated, drawn, searched, checked, filmed, and
+    a study of two methods and two seeds on two workers."""
     pytest.importorskip("setuptools", minversion="77")
     folder = tmp_path / "project"
     folder.mkdir()
@@ -121,7 +135,8 @@ def test_the_family_goes_through_every_command_from_a_wheel(tmp_path, installed)
     )
     assert found.stdout.startswith(str(installed))
     told, (first, *rest) = commands(), commands()
-    assert {words[1] for words in told} == {*SIZES, "heatmap", "compare"} - {"train-baseline"}
+    assert {words[1] for words in told} == {*SIZES, "heatmap", "compare", "study"} - {"train-baseline"}
+    assert [words[3:] for words in told if words[1] == "study"] == [["--num-workers", "2"]]
     kill_command([*first[1:], *SIZES["train"]], folder / "runs" / "mine", last=5, cwd=folder, env=environment)
     assert "tasks.py:CartPole" in _refused(start(["evaluate", "runs/mine"]))
     run(["train", "--resume", "runs/mine", "--family", "tasks.py:CartPole"])
@@ -133,6 +148,8 @@ def test_the_family_goes_through_every_command_from_a_wheel(tmp_path, installed)
             run(words[1:], *([] if "--resume" in words else SIZES.get(name, [])))
     made = ["gap.png", "both.png", "worst/worst.json", "runs/mine/gradcheck.json", "report/report.html"]
     made += ["film.gif"] * _has_pictures() + ["runs/cart_pole-PD/gaps/with-mine.json"]
+    made += [f"runs/methods/runs/tasks-CartPole/{run}/gaps/methods.json" for run in STUDIED]
+    made += ["runs/methods/report/tasks-CartPole/report.html"]
     assert [file for file in made if not (folder / file).is_file()] == []
     (folder / "tasks.py").write_text((folder / "tasks.py").read_text() + "\n# changed\n")
     assert "has changed since the run was made" in _refused(
