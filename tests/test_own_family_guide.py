@@ -143,7 +143,7 @@ def test_the_family_goes_through_every_command_from_a_wheel(tmp_path, installed)
     for words in rest:
         name, words = words[1], ["2" if word == "9" else word for word in words]  # of the grid
         if name == "train":
-            words = [*words[:-1], "4"]  # a task more than the three of the preset
+            words = [*words[:-1], "6"]  # a round more than the two of the preset
         if name != "render" or _has_pictures():
             run(words[1:], *([] if "--resume" in words else SIZES.get(name, [])))
     made = ["gap.png", "both.png", "worst/worst.json", "runs/mine/gradcheck.json", "report/report.html"]

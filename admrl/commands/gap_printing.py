@@ -13,6 +13,7 @@ from admrl.commands.text_table import print_table
 from admrl.evaluation.gap_table import GapTable, WorstCase
 from admrl.evaluation.scoring import tasks_by_source
 from admrl.number_text import UNKNOWN, Scale, count, counted, interval, number, with_error
+from admrl.reports.statistics import mean, paired_difference
 from admrl.search.objective import Objective
 
 
@@ -166,6 +167,31 @@ def print_intervals(tables: Sequence[GapTable], console: Console, j: int = 0) ->
             console.print(
                 f"{table.method}: 95 % intervals: mean gap {mean}; worst gap, whichever task it is at, {worst}",
             )
+
+
+def print_difference(a: GapTable, b: GapTable, console: Console, j: int = 0) -> None:
+    """Gaps of one run minus another's with the same policy seeds, and whether that is more than the policies' luck.
+
+    Nothing is printed where their luck cannot be told: one policy seed, or no task with both gaps.
+    """
+    known = ~(np.isnan(a.mean_gap(j)) | np.isnan(b.mean_gap(j)))
+    if len(a.gap) < 2 or not known.any():
+        return
+    x, y = a.gap[:, known, j], b.gap[:, known, j]  # (R, M)
+    found = {
+        "mean gap": paired_difference(x, y, mean).interval,
+        "worst gap": paired_difference(x, y, lambda gap: gap.mean(-2).max(-1)).interval,
+    }
+    shown = (f"{what} {number(d.value, 2)} ({interval(d.low, d.high)})" for what, d in found.items())
+    told = [
+        f"{a.method if d.high < 0 else b.method} has the smaller {what}"
+        for what, d in found.items()
+        if d.high < 0 or d.low > 0
+    ]
+    console.print(
+        f"{a.method} - {b.method}, 95 % intervals: {', '.join(shown)}: {', '.join(told) or 'not told apart'}. Each "
+        "was trained once; what other trainings would give is not in these intervals."
+    )
 
 
 def print_notes(tables: Sequence[GapTable], console: Console) -> None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from admrl.commands.command import Command, at_least, check_own_family
 from admrl.commands.flags import in_flags
 from admrl.commands.train import Train
-from admrl.config.checks import check_seed, nearest_divisor
+from admrl.config.checks import check_seed
 from admrl.config.evaluation import EvaluationConfig
-from admrl.config.presets import PRESETS, fitted, fitted_evaluation
+from admrl.config.presets import PRESETS, fitted, fitted_evaluation, preset_config
 from task_families.choices import check_name
 
 if TYPE_CHECKING:
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from admrl.config.training import MetaTrainConfig
     from admrl.training.run import Run
 
-SELECTORS = ("adversarial", "uniform")
+SELECTORS = ("population", "uniform")
 # of a training at laptop size; docs/performance.md says what they do
 STEPS_PER_LANE, NUM_MODEL_STEPS = 40, 50
+ROUND_SAMPLES = 2400  # virtual steps per update and task, where a round has several tasks
 EVALUATIONS = {
     "smoke": EvaluationConfig(
         num_episodes=4, num_updates=2, num_samples=800, num_reference_stages=1, num_reference_updates=2
@@ -37,9 +38,9 @@ EVALUATIONS = {
 
 @dataclass(frozen=True)
 class Quickstart(Command):
-    """Adversarial and uniform meta-training on a family, by default Hopper2D, and one figure with the gaps of both.
+    """Meta-training on chosen and on uniform tasks of a family, by default Hopper2D, and one figure with both gaps.
 
-    Trains twice with equal real budgets, the same seed and the same initial policies, evaluates both on a common
+    Trains twice with equal real budgets and the same seed, evaluates both on a common
     grid of tasks, prints a table and draws quickstart.png. Real MuJoCo; 4 to 8 minutes on two idle cores.
     """
 
@@ -75,7 +76,7 @@ class Quickstart(Command):
 
         family = new_family(self.family, "released")
         family.box.grid(self._grid(family.box.size))  # refuses one that does not fit, before any training
-        config, notes = training_sizes(self.preset, family.horizon)
+        sizes = {selector: training_sizes(self.preset, family.horizon, selector) for selector in SELECTORS}
         runs = [
             prepare_run(
                 self.out / selector,
@@ -86,9 +87,10 @@ class Quickstart(Command):
                 seed=self.seed,
                 config=config,
             )
-            for selector in SELECTORS
+            for selector, (config, _) in sizes.items()
         ]
-        runs[0].notes += [in_flags(note, Train) for note in notes]
+        for run in runs:
+            run.notes += [in_flags(note, Train) for note in sizes[run.info.selector][1]]
         return runs
 
     def _grid(self, num_parameters: int) -> tuple[int, ...]:
@@ -124,9 +126,10 @@ class Quickstart(Command):
             console.print(
                 f"{self.num_workers} workers on {num_cores()} core(s): this will take longer", style="yellow"
             )
-        for note in runs[0].notes:
-            console.print(note)
-        console.print("1/2 meta-training, equal budgets, the same seed and initial policies")
+        for run in runs:
+            for note in run.notes:
+                console.print(f"{run.info.selector}: {note}")
+        console.print("1/2 meta-training, equal real budgets, the same seed")
         named = NamedFamily(self.family if runs[0].info.source else None)
         jobs = [
             Job(r.info.selector, train_job, (r.path, named), r.steps_left, saves_itself=True) for r in runs
@@ -148,7 +151,7 @@ class Quickstart(Command):
         return words
 
     def _evaluate(self, runs: list[Run], console: Console) -> Path:
-        from admrl.commands.gap_printing import print_notes, print_tables
+        from admrl.commands.gap_printing import print_difference, print_notes, print_tables
         from admrl.evaluation.evaluate_runs import check_runs
         from admrl.evaluation.parallel import Plan, evaluate_in_parallel, lock_runs
         from admrl.reports.heatmap import plot_gap_heatmap
@@ -168,17 +171,23 @@ class Quickstart(Command):
         plan = Plan(tasks, config, self.seed, load)
         tables = evaluate_in_parallel(trained, plan, self.num_workers, console, name=tasks.name)
         print_tables(tables, console)
+        print_difference(tables[0], tables[1], console)
         print_notes(tables, console)
         figure = self.out / "quickstart.png"
         plot_gap_heatmap(tables, figure)
         return figure
 
 
-def training_sizes(preset: str, horizon: int) -> tuple[MetaTrainConfig, list[str]]:
-    """The preset for a horizon, at laptop size with lanes that go on; and what was rounded, for the user."""
-    config, notes = fitted(PRESETS[preset], preset, horizon)
+def training_sizes(preset: str, horizon: int, selector: str) -> tuple[MetaTrainConfig, list[str]]:
+    """The preset for a horizon, smaller at laptop size, with lanes that go on; what was rounded, for the user."""
+    config = preset_config(preset, selector)
     if preset == "laptop":
-        steps = nearest_divisor(STEPS_PER_LANE, horizon)
-        virtual = replace(config.virtual, steps_per_lane=steps, num_model_steps=NUM_MODEL_STEPS)
+        num_samples = ROUND_SAMPLES if config.tasks_per_round > 1 else config.virtual.num_samples
+        virtual = replace(
+            config.virtual,
+            steps_per_lane=STEPS_PER_LANE,
+            num_model_steps=NUM_MODEL_STEPS,
+            num_samples=num_samples,
+        )
         config = replace(config, virtual=virtual)
-    return config, notes
+    return fitted(config, config, horizon, preset)

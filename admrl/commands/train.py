@@ -16,7 +16,7 @@ from admrl.commands.command import (
 )
 from admrl.commands.flags import in_flags
 from admrl.config.checks import check_config, check_saving, check_seed, check_threads
-from admrl.config.presets import PRESETS, fitted
+from admrl.config.presets import PRESETS, fitted, preset_config
 from admrl.config.training import MetaTrainConfig
 from admrl.devices.names import AUTO, CPU, check_device_name
 from admrl.runs.trackers import check_trackers
@@ -46,18 +46,19 @@ ALLOWED_WITH_RESUME = (
 
 @dataclass(frozen=True)
 class Train(Command):
-    """Meta-train on a family of tasks (Alg. 1): adversarially chosen tasks, or random ones for comparison."""
+    """Meta-train on a family of tasks (Alg. 1): on the worst that a search finds, or random ones for comparison."""
 
     family: str = "hopper2d"
     """Task family (docs/task_families.md), or your own, whose code is then run: FILE.py:NAME, MODULE:NAME, or a name
     that an installed package has registered."""
-    selector: str = "adversarial"
-    """How the next task is chosen: adversarial (the paper's), uniform, gaussian, screened, population, default, ...;
-    see docs/search.md. Settings: --config.search.* Or your own search, whose code is then run: FILE.py:NAME,
-    MODULE:NAME, or a name that an installed package has registered."""
+    selector: str = "population"
+    """How the next tasks are chosen: population (several at once), adversarial (the paper's), uniform, gaussian,
+    screened, default, ...; see docs/search.md. Settings: --config.search.* Or your own search, whose code is then
+    run: FILE.py:NAME, MODULE:NAME, or a name that an installed package has registered."""
     preset: str = "laptop"
     """Where the settings start from: smoke (seconds), laptop (minutes) or paper (hours). --config.* change them.
-    Sample counts are rounded to the family's horizon, and the run says so."""
+    For population they are of rounds of four tasks (smoke: two) at the same real budget. Sample counts are rounded
+    to the family's horizon, and the run says so."""
     variant: str = "released"
     """The constants of the released code, or what the paper prints where it differs ("paper")."""
     seed: int = 0
@@ -83,14 +84,16 @@ class Train(Command):
     device: str = CPU
     """Where the model and the policies are trained: cpu, cuda, cuda:1, or auto, the faster one for these sizes. The
     simulator runs on the CPU. No file depends on it: --resume may name another; see docs/performance.md."""
-    config: MetaTrainConfig = field(default_factory=lambda: PRESETS["laptop"])
+    config: MetaTrainConfig = field(default_factory=lambda: preset_config("laptop", Train.selector))
 
     @classmethod
     def defaults(cls, arguments: list[str]) -> Self:
-        """The settings of the preset that is named."""
+        """The settings of the preset and the selector that are named."""
         preset = value_of("--preset", arguments, "laptop")
         check_name("preset", preset, tuple(PRESETS))
-        return cls(preset=preset, config=PRESETS[preset])
+        return cls(
+            preset=preset, config=preset_config(preset, value_of("--selector", arguments, cls.selector))
+        )
 
     def check(self) -> None:
         """See `Command`."""
@@ -108,6 +111,8 @@ class Train(Command):
                 )
             return
         allowed = {name: getattr(self, name) for name in ALLOWED_WITH_RESUME}
+        if self.config == preset_config("laptop", self.selector):  # where nothing was set
+            allowed["config"] = self.config
         if self != replace(type(self)(), **allowed):
             others = ", ".join(f"`{name}`" for name in ALLOWED_WITH_RESUME[1:])
             raise ValueError(
@@ -122,7 +127,8 @@ class Train(Command):
 
         if self.resume is None:
             family = make(self.family, variant=self.variant)
-            config, notes = fitted(self.config, self.preset, family.horizon)
+            default = preset_config(self.preset, self.selector)
+            config, notes = fitted(self.config, default, family.horizon, self.preset)
             choice = self._choose(config, self.selector, lambda: family)
             new = prepare_run(
                 self.out or Path("runs") / f"{family.name}-{file_name(self.selector)}-{self.seed}",

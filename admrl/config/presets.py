@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from admrl.config.checks import nearest_divisor
 from admrl.config.evaluation import EvaluationConfig
+from admrl.config.search import SearchConfig
 from admrl.config.training import (
     MetaTrainConfig,
     ResolveConfig,
@@ -50,9 +51,41 @@ _SMOKE = MetaTrainConfig(
         polish_steps=1,
         resolve=ResolveConfig(num_updates=1, num_replicates=2, num_episodes=2, num_virtual_episodes=1),
     ),
+    search=SearchConfig(population_size=4, num_probe_iterations=1, num_probe_samples=800),
 )
 PRESETS = {"smoke": _SMOKE, "laptop": _LAPTOP, "paper": _PAPER}
-"""smoke: seconds, proves the installation; laptop: minutes; paper: Table 1 and App. C, hours."""
+"""One task after another. smoke: seconds, proves the installation; laptop: minutes; paper: Table 1, App. C, hours."""
+
+
+class Rounds(NamedTuple):
+    """The sizes of a preset in rounds of several tasks, at its real budget (task families of two parameters)."""
+
+    tasks_per_round: int
+    num_tasks: int
+    num_stage_samples: int
+    num_gradient_samples: int
+
+
+_ROUNDS = {
+    "smoke": Rounds(2, 4, 800, 1600),
+    "laptop": Rounds(4, 16, 4000, 6400),
+    "paper": Rounds(4, 28, 9600, 12_800),
+}
+
+
+def preset_config(preset: str, selector: str) -> MetaTrainConfig:
+    """A preset as it is for a selector: population trains on several tasks at once, all others on one."""
+    config = PRESETS[preset]
+    if selector != "population":
+        return config
+    rounds = _ROUNDS[preset]
+    return replace(
+        config,
+        num_tasks=rounds.num_tasks,
+        tasks_per_round=rounds.tasks_per_round,
+        slbo=replace(config.slbo, num_samples=rounds.num_stage_samples),
+        gradient=replace(config.gradient, num_samples=rounds.num_gradient_samples),
+    )
 
 
 class Whole(NamedTuple):
@@ -62,9 +95,16 @@ class Whole(NamedTuple):
     least: int = 1
 
 
-def fitted(config: MetaTrainConfig, preset: str, horizon: int) -> tuple[MetaTrainConfig, list[str]]:
-    """The configuration with those sample counts that are the preset's rounded to whole episodes of the horizon; and
-    what was changed, for the user. Counts of the user's own stay, fit or not."""
+def fitted(
+    config: MetaTrainConfig, default: MetaTrainConfig, horizon: int, preset: str
+) -> tuple[MetaTrainConfig, list[str]]:
+    """The configuration with those sample counts that are the default's rounded to whole episodes of the horizon; and
+    what was changed, for the user. Counts of the user's own stay, fit or not.
+
+    Args:
+        default: what the user began with.
+        preset: its name, for the user.
+    """
     members, num_tasks = config.dynamics.num_members, config.tasks_per_round
     units = {
         "virtual.num_samples": Whole(horizon * members),
@@ -73,13 +113,13 @@ def fitted(config: MetaTrainConfig, preset: str, horizon: int) -> tuple[MetaTrai
         "search.num_screen_samples": Whole(horizon * members),
         "search.num_probe_samples": Whole(horizon * members),
     }
-    config, notes = round_counts(config, PRESETS[preset], units, f"preset {preset}, horizon {horizon}")
-    virtual, steps = config.virtual, PRESETS[preset].virtual.steps_per_lane
+    config, notes = round_counts(config, default, units, f"preset {preset}, horizon {horizon}")
+    virtual, steps = config.virtual, default.virtual.steps_per_lane
     if steps is not None and virtual.steps_per_lane == steps and horizon % steps:
         fits = nearest_divisor(steps, horizon)
         config = replace(config, virtual=replace(virtual, steps_per_lane=fits))
         notes.append(f"preset {preset}, horizon {horizon}: `config.virtual.steps_per_lane` {steps} -> {fits}")
-    longest = PRESETS[preset].fit.num_horizon
+    longest = default.fit.num_horizon
     if config.fit.num_horizon == longest > horizon:
         config = replace(config, fit=replace(config.fit, num_horizon=horizon))
         notes.append(f"preset {preset}, horizon {horizon}: `config.fit.num_horizon` {longest} -> {horizon}")

@@ -41,7 +41,7 @@ def check_pooled(sources: Sequence[ModelSource], config: EvaluationConfig) -> No
     first = sources[0]
     check_lanes("config.num_reference_samples", config.num_reference_samples, first.family.horizon)
     for source in sources:
-        if _architecture(source) != _architecture(first):
+        if _architecture(source, config) != _architecture(first, config):
             raise ValueError(
                 f"{first.path} and {source.path} have different models or policies, so they cannot share the "
                 "built-in reference run; make one with `admrl reference` and pass it as `reference`, or set "
@@ -49,10 +49,11 @@ def check_pooled(sources: Sequence[ModelSource], config: EvaluationConfig) -> No
             )
 
 
-def _architecture(source: ModelSource) -> tuple[object, ...]:
+def _architecture(source: ModelSource, config: EvaluationConfig) -> tuple[object, ...]:
+    """What the sources must have in common; samples per update are the evaluation's, whatever the training's were."""
     shapes = tuple(tuple(p.shape) for p in source.learner.model.parameters())
-    policy = source.policy
-    return shapes, source.virtual, policy.hidden_sizes, policy.fixed_log_std
+    policy, virtual = source.policy, replace(source.virtual, num_samples=config.num_samples)
+    return shapes, virtual, policy.hidden_sizes, policy.fixed_log_std
 
 
 def num_pooled_steps(source: ModelSource, config: EvaluationConfig) -> int:

@@ -52,8 +52,8 @@ def double():
         yield
 
 
-def train(path, device="cpu", config=TINY, **options):
+def train(path, device="cpu", config=TINY, selector="adversarial", **options):
     """A run of `admrl train`."""
-    family = "linear_quadratic"
-    run_command(Train(family=family, preset="smoke", out=path, config=config, device=device, **options))
+    family, preset = "linear_quadratic", "smoke"
+    run_command(Train(family, selector, preset, out=path, config=config, device=device, **options))
     return path

@@ -21,7 +21,7 @@ from admrl.commands.evaluate import Evaluate
 from admrl.commands.quickstart import Quickstart
 from admrl.commands.session import thread_warning
 from admrl.commands.train import Train
-from admrl.config.presets import PRESETS
+from admrl.config.presets import PRESETS, preset_config
 from admrl.evaluation.evaluate_runs import evaluate_gaps
 from admrl.evaluation.gap_table import GapTable
 from admrl.evaluation.worst_gap import RunGap
@@ -206,12 +206,12 @@ def test_train_evaluate_heatmap(tmp_path):
         assert (out / name).exists(), name
     config = json.loads((out / "config.json").read_text())
     assert config["seed"] == 3 and config["versions"]["mujoco"]
-    assert len(json.loads((out / "tasks.json").read_text())) == PRESETS["smoke"].num_tasks
+    assert len(json.loads((out / "tasks.json").read_text())) == preset_config("smoke", "population").num_tasks
     small = ["--config.num-updates", "2", "--config.num-samples", "800", "--config.num-episodes", "4"]
     small += ["--config.num-reference-samples", "400", "--config.num-reference-updates", "2"]
     result = admrl("evaluate", str(out), "--grid", "2", "2", *small)
     assert result.returncode == 0, result.stderr
-    assert "adversarial" in result.stdout and "worst gap" in result.stdout
+    assert "population" in result.stdout and "worst gap" in result.stdout
     for options, message in (
         (["--grid", "6"], "expected 2 positive counts"),
         (["--grid", "2", "2", "--config.num-episodes", "5"], "another `name`"),
@@ -301,10 +301,10 @@ def test_interrupting_says_how_to_go_on_and_resuming_finishes(tmp_path):
     done = len(json.loads((out / "tasks.json").read_text()))
     assert 1 <= done < 100_000
     config = json.loads((out / "config.json").read_text())
-    config["config"]["num_tasks"] = done + 1  # no need to wait for all of them
+    config["config"]["num_tasks"] = done + 2  # a round: no need to wait for all of them
     (out / "config.json").write_text(json.dumps(config))
     assert admrl("train", "--resume", str(out)).returncode == 0
-    assert len(json.loads((out / "tasks.json").read_text())) == done + 1
+    assert len(json.loads((out / "tasks.json").read_text())) == done + 2
     rows = (out / "metrics.csv").read_text().splitlines()[1:]
     steps = [int(row.split(",")[0]) for row in rows]
     assert steps == list(range(1, len(rows) + 1)), "no row twice, none missing"
@@ -314,7 +314,7 @@ def test_preset_sets_the_defaults_and_options_override_them():
     train = parse(["train", "--preset", "paper", "--config.num-tasks", "7"])
     assert isinstance(train, Train)
     assert train.config.dynamics.hidden_sizes == (1000, 1000) and train.config.num_tasks == 7
-    assert parse(["train"]).config == PRESETS["laptop"]
+    assert parse(["train", "--selector", "uniform"]).config == PRESETS["laptop"]
     assert isinstance(parse(["quickstart"]), Quickstart)
     assert parse(["evaluate", "a", "b", "--grid", "3", "4"]).grid == (3, 4)
     assert isinstance(parse(["evaluate", "a"]), Evaluate)

@@ -129,7 +129,7 @@ def test_too_little_memory_is_refused_before_anything_is_written(tmp_path, train
     monkeypatch.setitem(FREE, "standin", lambda device: 1000)
     before = files(trained)
     for setting, command in (
-        ("config.virtual.num_samples", Train(preset="smoke", out=tmp_path / "new", device="standin")),
+        ("config.search.num_probe_samples", Train(preset="smoke", out=tmp_path / "new", device="standin")),
         ("config.virtual.num_samples", Train(resume=trained, num_tasks=5, device="standin")),
         ("config.tasks_per_batch", Evaluate(runs=(trained,), grid=(2, 1), config=CONFIG, device="standin")),
         ("truth_replicates", Gradcheck(run=trained, device="standin")),

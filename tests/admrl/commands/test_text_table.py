@@ -12,7 +12,12 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from admrl.commands.compare import print_summary
-from admrl.commands.gap_printing import print_notes, print_objective, print_tables
+from admrl.commands.gap_printing import (
+    print_difference,
+    print_notes,
+    print_objective,
+    print_tables,
+)
 from admrl.commands.gradcheck import print_check
 from admrl.commands.text_table import print_table
 from admrl.gradient.check import GradientCheck, Truth
@@ -30,7 +35,7 @@ def printed(show, *arguments, width=80):
     console = Console(width=width, markup=False, file=io.StringIO())
     show(*arguments, console)
     text = console.file.getvalue()
-    assert max(map(cell_len, text.splitlines())) <= width
+    assert max(map(cell_len, text.splitlines()), default=0) <= width
     assert "\u2026" not in text
     return text
 
@@ -103,6 +108,24 @@ def test_the_notes_say_once_what_all_methods_see_and_that_nothing_is_known_of_a_
         (unknown, f"A* is unknown; {end}all: psi."),
     ):
         assert note in " ".join(printed(print_notes, shown).split())
+
+
+def test_a_difference_is_told_only_beyond_the_luck_of_the_policies():
+    """Gaps of b are those of a and 3, 4, 5 more with the three policy seeds: 4, and t(2) / sqrt(3) around it."""
+    a, b = any_tables(["a", "b"], num_seeds=1)
+    more = np.array([3.0, 4.0, 5.0])[:, None, None]
+    return_ = np.repeat(a.episode_return[:1], 3, axis=0)  # as if the policies of a had no luck
+    first, second = replace(a, episode_return=return_), replace(b, episode_return=return_ - more[..., None])
+    half = 4.303 / 3**0.5
+    text = squeezed(printed(print_difference, first, second, width=60))
+    low, high = map(float, re.search(r"meangap-4\(-([0-9.]+)to-([0-9.]+)\)", text).groups())
+    assert (low, high) == (pytest.approx(4 + half, abs=0.1), pytest.approx(4 - half, abs=0.1))
+    assert "a,seed0hasthesmallermeangap,a,seed0hasthesmallerworstgap" in text
+    assert "a,seed0hasthesmallermeangap" in squeezed(printed(print_difference, second, first))
+    lucky = replace(second, episode_return=return_ - (more - 4)[..., None])
+    assert "nottoldapart" in squeezed(printed(print_difference, first, lucky))
+    one = [replace(table, episode_return=table.episode_return[:1]) for table in (first, second)]
+    assert printed(print_difference, *one) == ""
 
 
 @pytest.mark.parametrize("size", SIZES)

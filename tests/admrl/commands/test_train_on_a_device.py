@@ -66,7 +66,7 @@ def test_what_was_begun_there_is_finished_on_the_cpu(phase, tmp_path, on_cpu, st
         pass
 
     command = Train(
-        family="linear_quadratic", preset="smoke", out=tmp_path / "run", config=TINY, device="standin"
+        "linear_quadratic", "adversarial", "smoke", out=tmp_path / "run", config=TINY, device="standin"
     )
     run = command.prepare()
 

@@ -5,26 +5,37 @@ from dataclasses import replace
 import pytest
 
 from admrl.baselines.config import PRESETS as BASELINE_PRESETS
-from admrl.baselines.config import WHOLE_EPISODES, check_baseline, preset_config
+from admrl.baselines.config import WHOLE_EPISODES, check_baseline
+from admrl.baselines.config import preset_config as baseline_preset
+from admrl.cli import parse
 from admrl.commands.flags import in_flags
 from admrl.commands.train import Train
 from admrl.commands.train_baseline import TrainBaseline
 from admrl.config.checks import check_config
 from admrl.config.evaluation import EvaluationConfig
-from admrl.config.presets import PRESETS, Whole, fitted, fitted_evaluation, round_counts
-from admrl.config.training import check_population, check_sample_counts, check_screening
+from admrl.config.presets import PRESETS, Whole, fitted, fitted_evaluation, preset_config, round_counts
+from admrl.config.training import (
+    MetaTrainConfig,
+    check_population,
+    check_sample_counts,
+    check_screening,
+    num_gradient_episodes,
+    per_task,
+)
 from task_families import make
 
 
 @pytest.mark.parametrize("horizon", [1, 7, 20, 150, 200, 333, 1000])
+@pytest.mark.parametrize("selector", ["population", "adversarial"])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_fits_every_horizon(preset, horizon):
-    config, notes = fitted(PRESETS[preset], preset, horizon)
+def test_every_preset_fits_every_horizon(preset, selector, horizon):
+    default = preset_config(preset, selector)
+    config, notes = fitted(default, default, horizon, preset)
     check_sample_counts(config, horizon)
     check_screening(config, horizon)
     check_population(config, horizon)
-    assert bool(notes) == (config != PRESETS[preset])
-    assert fitted(config, preset, horizon)[0] == config
+    assert bool(notes) == (config != default)
+    assert fitted(config, default, horizon, preset)[0] == config
     if horizon == 200:
         assert not notes  # what they were made for
     evaluation, _ = fitted_evaluation(EvaluationConfig(num_stages=1), horizon, 4)
@@ -32,8 +43,43 @@ def test_every_preset_fits_every_horizon(preset, horizon):
     assert evaluation.num_stage_samples % horizon == evaluation.num_reference_samples % horizon == 0
 
 
+def _real_samples(config: MetaTrainConfig, horizon: int) -> int:
+    """Alg. 1 with two task parameters: stages, two real rollouts, further episodes; the first round has one rollout,
+    of theta*, and no further episodes."""
+    rounds, task, num = (
+        config.num_tasks // config.tasks_per_round,
+        per_task(config).gradient,
+        config.tasks_per_round,
+    )
+    stages = config.num_first_stages + (rounds - 1) * config.slbo.num_stages
+    further = num * horizon * num_gradient_episodes(task, 2)
+    return (
+        stages * config.slbo.num_samples + num * (2 * rounds - 1) * task.num_samples + (rounds - 1) * further
+    )
+
+
+@pytest.mark.parametrize(("preset", "budget"), [("smoke", 12_800), ("laptop", 132_000), ("paper", 704_000)])
+def test_rounds_have_the_real_budget_of_single_tasks(preset, budget):
+    single, rounds = preset_config(preset, "adversarial"), preset_config(preset, "population")
+    assert single == PRESETS[preset] and single.tasks_per_round == 1 < rounds.tasks_per_round
+    assert _real_samples(single, 200) == budget
+    assert abs(_real_samples(rounds, 200) / budget - 1) < 0.01
+
+
+def test_the_command_line_takes_the_sizes_of_the_selector():
+    assert parse(["train"]).config == preset_config("laptop", "population")
+    assert parse(["train", "--preset", "paper"]).config == preset_config("paper", "population")
+    assert parse(["train", "--selector=uniform"]).config == PRESETS["laptop"]
+    resumed = ["train", "--resume", "runs/mine"]
+    for words in ([], ["--selector", "search.py:Mine"], ["--selector", "population"]):
+        parse([*resumed, *words]).check()
+    for words in (["--preset", "smoke"], ["--selector", "uniform", "--config.num-tasks", "7"]):
+        with pytest.raises(ValueError, match="a run goes on with its own settings"):
+            parse([*resumed, *words]).check()
+
+
 def test_what_is_rounded_and_said():
-    config, notes = fitted(PRESETS["laptop"], "laptop", 150)
+    config, notes = fitted(PRESETS["laptop"], PRESETS["laptop"], 150, "laptop")
     members = config.dynamics.num_members
     unit = 150 * members
     expected = max(1, round(4000 / unit)) * unit
@@ -50,7 +96,7 @@ def test_counts_of_the_users_own_stay_and_all_of_them_are_complained_about():
     own = replace(
         laptop, slbo=replace(laptop.slbo, num_samples=4001), virtual=replace(laptop.virtual, num_samples=4003)
     )
-    config, _ = fitted(own, "laptop", 150)
+    config, _ = fitted(own, PRESETS["laptop"], 150, "laptop")
     assert (config.slbo.num_samples, config.virtual.num_samples) == (4001, 4003)
     with pytest.raises(ValueError) as error:
         check_sample_counts(config, 150)
@@ -73,7 +119,7 @@ def test_settings_outside_their_ranges_are_named_together():
 def test_baselines_are_rounded_too(preset):
     family = make("hopper2d")
     family.horizon = 150
-    default = preset_config(preset, "hopper2d", "pearl")
+    default = baseline_preset(preset, "hopper2d", "pearl")
     with pytest.raises(ValueError) as error:
         check_baseline(default, "pearl", family)
     bad = [name for name in WHOLE_EPISODES if getattr(default, name) % 150]

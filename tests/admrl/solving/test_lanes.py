@@ -276,11 +276,10 @@ def test_only_divisors_of_the_horizon_and_a_patience_that_sees_a_return():
     check_sample_counts(replace(laptop, virtual=replace(laptop.virtual, patience=1)), 200)
 
 
-def test_a_presets_steps_are_fitted_to_the_horizon(monkeypatch):
+def test_the_defaults_steps_are_fitted_to_the_horizon():
     own = replace(PRESETS["laptop"], virtual=replace(PRESETS["laptop"].virtual, steps_per_lane=40))
-    monkeypatch.setitem(PRESETS, "laptop", own)
-    config, notes = fitted(own, "laptop", 150)
+    config, notes = fitted(own, own, 150, "laptop")
     assert config.virtual.steps_per_lane == 50
     assert any("`config.virtual.steps_per_lane` 40 -> 50" in note for note in notes)
     mine = replace(own, virtual=replace(own.virtual, steps_per_lane=30))
-    assert fitted(mine, "laptop", 150)[0].virtual.steps_per_lane == 30
+    assert fitted(mine, own, 150, "laptop")[0].virtual.steps_per_lane == 30
