@@ -42,14 +42,14 @@ CONFIG = EvaluationConfig(
 OPPOSITE = torch.tensor([[-0.8, -0.8], [0.8, 0.8]])
 
 
-def small_run(path):
-    """A finished run of `admrl train` on the point robot."""
+def small_run(path, **virtual):
+    """A finished run of `admrl train` on the point robot, with settings of virtual training."""
     smoke = PRESETS["smoke"]
     config = replace(
         smoke,
         num_tasks=1,
         slbo=replace(smoke.slbo, num_samples=80),
-        virtual=replace(smoke.virtual, num_samples=80),
+        virtual=replace(smoke.virtual, **{"num_samples": 80, **virtual}),
         gradient=replace(smoke.gradient, num_samples=80),
     )
     run = prepare_run(

@@ -111,6 +111,17 @@ def test_runs_without_a_reference_run_are_treated_alike(tmp_path):
     assert gaps.shape == (2, 2) and bool((gaps.std(1) > 0).all())
 
 
+def test_runs_of_other_samples_per_update_share_the_reference_run(tmp_path):
+    """The evaluation has a number of its own; of model steps it has none."""
+    config = replace(ZERO_SHOT, num_reference_stages=1, num_reference_samples=40, num_reference_updates=2)
+    run, twice = small_run(tmp_path / "run-0"), small_run(tmp_path / "twice-0", num_samples=160)
+    first, second = evaluate_gaps([run, twice], (2, 1), config)
+    np.testing.assert_array_equal(first.optimal_return, second.optimal_return)
+    assert first.provenance.reference["kind"] == "best of the runs evaluated together"
+    with pytest.raises(ValueError, match="have different models or policies"):
+        evaluate_gaps([run, small_run(tmp_path / "steps-0", num_model_steps=6)], (2, 1), config)
+
+
 def test_what_chose_the_worst_tasks_does_not_confirm_them(tmp_path, monkeypatch):
     """Stored episodes are the same in every call: with them, the confirmed gap of the chosen task is too large."""
     run, asked = small_run(tmp_path / "run"), []
