@@ -83,7 +83,7 @@ def test_a_training_and_its_evaluation(tmp_path, encoding):
         "--preset",
         "smoke",
         "--config.num-tasks",
-        "1",
+        "2",
         "--out",
         "gär ±",
     ]

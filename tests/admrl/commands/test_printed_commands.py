@@ -191,14 +191,14 @@ def test_a_command_that_is_copied_runs(folder, monkeypatch, capsys):
 
     small = ["--config.num-updates", "1", "--config.num-samples", "800", "--config.num-episodes", "2"]
     small += ["--config.num-reference-stages", "0", "--config.num-policy-seeds", "1", "--num-workers", "1"]
-    train = ["admrl", "train", "--family", "point_robot", "--preset", "smoke", "--config.num-tasks", "1"]
+    train = ["admrl", "train", "--family", "point_robot", "--preset", "smoke", "--config.num-tasks", "2"]
     evaluate = run(*train, "--out", str(folder / "a run"))
     evaluate = [*evaluate[: evaluate.index("--grid")], "--grid", "2", "2"]  # fewer tasks
     compare = run(*evaluate, *small)
     run(*compare)
     assert (folder / "report" / "report.html").is_file()
     table = load_tables([folder / "a run"])[0]
-    assert table.method == "adversarial"
+    assert table.method == "population"
     assert load_run(folder / "a run").finished
     renamed = replace(table, method=HARD)
     renamed.save(folder / "t.json")
