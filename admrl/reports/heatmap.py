@@ -40,7 +40,8 @@ def plot_gap_heatmap(tables: Sequence[GapTable], path: Path | str, j: int = 0, *
 
     Every cell shows its mean gap and, below, the standard error over policy seeds; the worst task has a frame,
     missing cells are hatched, and small numbers mark the tasks of the training in their order. A 3-D grid has a row
-    of maps for every value of its third coordinate; other sets of tasks are drawn as a dot for each task.
+    of maps for every value of its third coordinate; other sets of tasks are drawn as a dot for each task, over the
+    task parameter if there is one alone.
 
     Args:
         tables: one per method, of the same family and tasks.
@@ -99,13 +100,16 @@ def _draw(panels: Sequence[Panel], table: GapTable, j: int, note: str, path: Pat
     if table.not_covered:
         note += f"; ± leaves out {table.not_covered}"
     grid = table.grid_shape
+    visited = any(p.visited is not None and len(p.visited) for p in panels)
     if grid is None or len(grid) not in (2, 3) or min(grid) < 2:
         figure = _dots(panels, table, label)
+        if visited and table.psi.shape[1] == 1:
+            note += "; strokes: tasks of the training"
     else:
         figure = _maps(panels, table, grid, label)
         if table.psi.shape[1] == 3:
             note += f"; rows: {axis_label(table, 2)}"
-        elif any(p.visited is not None and len(p.visited) for p in panels):
+        elif visited:
             note += "; boxes: tasks of the training, in order"
     figure.supxlabel(fit(note, figure.get_figwidth(), 8), fontsize=8, color="0.35")
     save_figure(figure, Path(path))
@@ -174,8 +178,8 @@ def _maps(panels: Sequence[Panel], table: GapTable, grid: tuple[int, ...], label
 
 
 def _dots(panels: Sequence[Panel], table: GapTable, label: str) -> plt.Figure:
-    """A dot with an error bar for every task, tasks in the order of the list."""
-    num_tasks = len(table.psi)
+    """A dot with an error bar for every task: over the only task parameter, or in the order of the list."""
+    num_tasks, along = len(table.psi), table.psi.shape[1] == 1
     figure, axes = plt.subplots(
         len(panels),
         1,
@@ -185,18 +189,28 @@ def _dots(panels: Sequence[Panel], table: GapTable, label: str) -> plt.Figure:
         sharey=True,
         layout="constrained",
     )
-    x = np.arange(1, num_tasks + 1)
+    x = table.psi[:, 0] if along else np.arange(1, num_tasks + 1)
+    steps = np.diff(np.unique(x))
+    half = 0.45 * float(steps.min() if len(steps) else 1.0)
     for axis, panel in zip(axes[:, 0], panels, strict=True):
         axis.axhline(0, color="0.6", linewidth=0.8)
         axis.errorbar(x, panel.gap, panel.error, fmt="o", color="#0072b2", ms=4, capsize=2)
         worst = int(np.nanargmax(panel.gap))
         axis.plot(x[worst], panel.gap[worst], "s", ms=11, fillstyle="none", color=WORST, markeredgewidth=2)
         for m in np.flatnonzero(~np.isfinite(panel.gap)):
-            axis.axvspan(m + 0.55, m + 1.45, facecolor="0.92", hatch="///", edgecolor="0.6", linewidth=0)
+            axis.axvspan(
+                x[m] - half, x[m] + half, facecolor="0.92", hatch="///", edgecolor="0.6", linewidth=0
+            )
+        if along and panel.visited is not None:
+            bottom = axis.get_xaxis_transform()  # y in shares of the axis
+            axis.plot(
+                panel.visited[:, 0], np.zeros(len(panel.visited)), "|", color="0.1", ms=12, transform=bottom
+            )
         axis.set_title(fit(panel.title.replace("\n", ": ", 1), figure.get_figwidth() - 1.2, 9), fontsize=9)
         axis.grid(axis="y", color="0.9")
-    axes[-1, 0].set_xlabel("task, in the order of the list")
-    axes[-1, 0].set_xticks(x if num_tasks <= 40 else x[:: max(1, num_tasks // 20)])
+    axes[-1, 0].set_xlabel(axis_label(table, 0) if along else "task, in the order of the list")
+    if not along:
+        axes[-1, 0].set_xticks(x if num_tasks <= 40 else x[:: max(1, num_tasks // 20)])
     scale = number_axis(axes[0, 0].yaxis, np.ravel([p.gap for p in panels]))  # shared
     figure.supylabel(scale.label(label.replace(", ", ",\n")), fontsize=9)
     return figure

@@ -76,6 +76,24 @@ def drawn(monkeypatch, tables, path, **options):
     return figure
 
 
+def test_a_single_task_parameter_is_the_axis(tmp_path, monkeypatch):
+    """Gaps over the parameter, wherever the tasks are in the list; those of the training as strokes."""
+    table = toy_table(
+        psi=np.array([[0.3], [-1.0], [1.0], [0.0]]),
+        task_names=("target position",),
+        task_units=("m",),
+        grid_shape=(4,),
+        visited_psi=np.array([[0.5], [-0.25]]),
+    )
+    (axis,) = drawn(monkeypatch, [table], tmp_path / "gap.png").axes
+    assert axis.get_xlabel() == "target position (m)"
+    dots, strokes = (next(line for line in axis.lines if line.get_marker() == mark) for mark in "o|")
+    np.testing.assert_allclose(dots.get_xydata(), np.stack([table.psi[:, 0], table.mean_gap()], 1))
+    np.testing.assert_array_equal(strokes.get_xdata(), [0.5, -0.25])
+    (plain,) = drawn(monkeypatch, [toy_table(grid_shape=None)], tmp_path / "list.png").axes
+    assert plain.get_xlabel() == "task, in the order of the list"
+
+
 def texts(artist):
     return [t.get_text() for t in artist.findobj(Text) if t.get_visible() and t.get_text()]
 
