@@ -71,9 +71,10 @@ def advantages(
     sound = rollout.next_obs.isfinite().all(-1)
     reward = torch.where(sound, reward, 0.0)
     ended = rollout.terminated | rollout.truncated
+    ended[..., :-1] |= ~sound[..., 1:]  # an episode that breaks down ends a step earlier
     nothing = torch.zeros_like(reward)
     reward_to_go = gae(reward, nothing, nothing, ended, ended, gamma=gamma, gae_lambda=1.0)
-    features = baseline_features(obs, episode_times(ended))
+    features = torch.where(sound[..., None], baseline_features(obs, episode_times(ended)), 0.0)
     w = fit_baseline(features.flatten(1, 2), reward_to_go.flatten(1), ridge)
     value = torch.einsum("mntf,mf->mnt", features, w)
     advantage = gae(

@@ -2,7 +2,8 @@
 
 `preset_config(preset, family, algorithm)`: `paper` has the sizes of ProMP's released run scripts, for MAML those of
 AdMRL's comparison, for MAESN those of its release; `laptop` and `smoke` are ours. [ours] marks a number that no paper
-states.
+states. AdMRL's MAML visits 150 tasks and counts 80 million samples; `paper` draws new tasks in every iteration
+(`num_tasks`) and samples twice as many.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ class InnerLoopConfig:
     num_iterations: int = field(default=500, metadata={"range": (1, 1_000_000)})
     """Outer updates. AdMRL's MAML: 500; ProMP: 1001; the robustness study's MAML: 300."""
     meta_batch: int = field(default=40, metadata={"range": (1, 10_000)})
-    """Tasks of an outer update. ProMP, AdMRL's MAML: 40; the robustness study: 20."""
+    """Tasks of an outer update. ProMP, AdMRL's MAML: 40; the robustness study: 20. maesn: different ones of its
+    training tasks; all, where there are fewer."""
     num_tasks: int | None = field(default=None, metadata={"range": (1, 100_000)})
     """Training tasks, drawn once by the run's seed; an iteration draws of them with replacement. None: all, drawn
     anew in every iteration. The robustness study varies it. MAESN has its own."""

@@ -4,7 +4,8 @@
     g = mean J' grad L',  F = mean J' F' J,  x = (F + damping I)^-1 g,  step = x sqrt(2 max_kl / x'(F + damping I)x)
 
 with J the derivative of the inner loop and F' the Fisher matrix of the adapted policy. F is the Hessian of the mean
-KL' exactly: grad KL' = 0 where the samples come from, so that the second derivative of theta_k does not enter. The
+KL' exactly: grad KL' = 0 where the samples come from, so that the second derivative of theta_k does not enter. (Of a
+simulation that broke down, the last step counts in F alone, and the bound is kept by the line search.) The
 step is shortened until L' grows and the KL' bound holds; after `num_trials` theta stays as it is.
 
 Differs from the paper: the released code has products with the Hessian of KL' by finite differences of its gradient.

@@ -26,10 +26,10 @@ def task_sets(family: TaskFamily, config: Any) -> tuple[Tensor, Tensor]:
     return train[: config.num_tasks], test[: config.num_test_tasks]
 
 
-def test_tasks(family: TaskFamily, num_tasks: int) -> Tensor:
-    """Tasks (K, k) of a learning curve: the published test tasks, at most so many, or drawn once."""
+def test_tasks(family: TaskFamily, num_tasks: int, seed: int = TASK_SEED) -> Tensor:
+    """Tasks (K, k) of a learning curve: the published test tasks, at most so many, or drawn once, by a seed."""
     published = family.published_tasks(TASK_SEED)
-    psi = family.box.fixed(num_tasks, TASK_SEED) if published is None else published[1]
+    psi = family.box.fixed(num_tasks, seed) if published is None else published[1]
     return psi[:num_tasks]
 
 

@@ -27,7 +27,7 @@ from admrl.evaluation.adapter import Adapter
 from admrl.jobs.reporter import Reporter
 from admrl.methods.sizes import MethodSizes
 from admrl.methods.state import MethodState
-from admrl.methods.tasks import test_tasks
+from admrl.methods.tasks import TASK_SEED, test_tasks
 from admrl.offline.adapter import MacawAdapter
 from admrl.offline.agent import MacawAgent
 from admrl.offline.buffers import Batch, Buffers, OfflineData, joined
@@ -39,7 +39,7 @@ from admrl.offline.config import (
     check_size,
 )
 from admrl.offline.data_files import read_all
-from admrl.offline.recording import record, training_tasks
+from admrl.offline.recording import DATA_TEST_SEED, record, training_tasks
 from admrl.streams import Purpose, stream
 from policy_opt.capture import RECORDERS, CapturedSteps
 from task_families.family import TaskFamily
@@ -161,7 +161,7 @@ def new_macaw(family: TaskFamily, algorithm: str, config: MacawConfig, seed: int
         agent=agent,
         optimizer=make_optimizer(agent),
         generator=stream(seed, Purpose.BASELINE),
-        test_psi=test_tasks(family, config.num_test_tasks),
+        test_psi=test_tasks(family, config.num_test_tasks, DATA_TEST_SEED if config.data else TASK_SEED),
     )
 
 

@@ -1,8 +1,8 @@
 """Settings of RL2 and their presets. Free of torch, so that the command line can describe them.
 
-`preset_config(preset, family)`: `paper` has the sizes of Duan et al. (2016) for bandits and of ProMP's released RL2
-elsewhere; `laptop` and `smoke` are ours. [ours] marks a number that no paper states. varibad: the PyTorch RL2 of
-Zintgraf et al. (2020).
+`preset_config(preset, family)`: `paper` has the sizes of Duan et al. (2016) for bandits; elsewhere iterations, tasks
+and trials of ProMP's released RL2, and network and PPO of varibad. `laptop` and `smoke` are ours. [ours] marks a
+number that no paper states. varibad: the PyTorch RL2 of Zintgraf et al. (2020).
 """
 
 from __future__ import annotations

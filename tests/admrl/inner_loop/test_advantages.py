@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from admrl.inner_loop.advantages import (
+    advantages,
     baseline_features,
     episode_times,
     fit_baseline,
@@ -101,6 +102,21 @@ def test_a_simulation_that_broke_down_ends_a_step_earlier():
     mean = float((batch.weight * batch.advantage).sum())
     square = float((batch.weight * batch.advantage.square()).sum())
     assert (mean, square) == (pytest.approx(0, abs=1e-12), pytest.approx(1, abs=1e-6))
+
+
+@pytest.mark.parametrize("gae_lambda", [1.0, 0.9])
+def test_what_broke_down_says_nothing_about_the_steps_before(gae_lambda):
+    """Every lane breaks down in its last step: the same as data without that step, for baseline and advantages."""
+    whole, T = rollout_of(8), 7
+    whole.terminated[..., -1], whole.next_obs[..., -1, :] = True, torch.nan
+    short = Rollout(*(x[:, :, :T].clone() for x in vars(whole).values()))
+    short.terminated[..., -1] = True
+    reward = 5 + torch.randn(1, 2, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    settings = {"gamma": 0.9, "gae_lambda": gae_lambda, "ridge": 1e-5}
+    found, weight = advantages(whole.obs, whole, reward, **settings)
+    expected, _ = advantages(short.obs, short, reward[..., :T], **settings)
+    torch.testing.assert_close(found.view(2, 8)[:, :T], expected.view(2, T), rtol=0, atol=1e-12)
+    assert weight.view(2, 8)[:, T].tolist() == [0, 0]
 
 
 def test_equal_advantages_are_no_division_by_zero():

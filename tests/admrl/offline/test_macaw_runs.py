@@ -13,12 +13,14 @@ from fault_tools import SignalAt
 from method_tools import content, kill_at, prepared, trained
 
 from admrl.baselines import AdapterError, adapt_and_score, check_adapter
+from admrl.baselines.config import preset_config as baseline_preset
 from admrl.config.evaluation import EvaluationConfig
 from admrl.evaluation.adapter import Experience, tasks_for
 from admrl.evaluation.scoring import simulate
 from admrl.jobs.interruption import Interrupted, deferred_signals
 from admrl.jobs.reporter import Silent
 from admrl.methods.state import train
+from admrl.methods.tasks import task_sets
 from admrl.offline.adapter import MacawAdapter
 from admrl.offline.buffers import Batch
 from admrl.offline.config import paper_config, preset_config
@@ -77,6 +79,18 @@ def test_recorded_buffers_are_kept_when_the_recording_stops(tmp_path, signum):
     assert half.state.data.num_tasks == 12 and half.state.real_samples == 12 * 100
     assert half.state.data.task_sizes().tolist() == [100] * 12
     assert content(half) == content(whole)
+
+
+@pytest.mark.parametrize("family", ["ant2d", "hopper2d", "walker2d", "point_robot"])
+def test_no_test_task_is_one_of_the_buffers(family):
+    """Whether they are recorded here, or of a run of a method that draws its tasks once."""
+    family = make(family)
+    config = preset_config("laptop", family.name, "macaw")
+    recorded = new_macaw(family, "macaw", config, 0)
+    other = new_macaw(family, "macaw", replace(config, data=("runs/pearl",)), 0)
+    theirs, _ = task_sets(family, baseline_preset("laptop", family.name, "pearl"))
+    for test_psi, train_psi in ((recorded.test_psi, recorded.train_psi), (other.test_psi, theirs)):
+        assert len(test_psi) and not bool((test_psi[:, None] == train_psi).all(-1).any())
 
 
 def test_buffers_of_another_run_are_used_and_stand_in_the_settings(tmp_path):
