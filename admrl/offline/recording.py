@@ -15,9 +15,7 @@ from task_families.family import TaskFamily
 from task_families.simulator import spawn_generators
 
 TRAINING_SEED = TASK_SEED + 1  # so that training tasks do not depend on how many test tasks there are
-DATA_TEST_SEED = (
-    TASK_SEED + 2
-)  # of test tasks beside data of another training, whose tasks may be of TASK_SEED
+DATA_TEST_SEED = TASK_SEED + 2  # of test tasks where the data may be of tasks of TASK_SEED
 
 
 def training_tasks(family: TaskFamily, num_tasks: int) -> Tensor:
