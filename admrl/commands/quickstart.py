@@ -41,7 +41,7 @@ class Quickstart(Command):
     """Meta-training on chosen and on uniform tasks of a family, by default Hopper2D, and one figure with both gaps.
 
     Trains twice with equal real budgets and the same seed, evaluates both on a common grid of tasks, prints a table
-    and draws quickstart.png. Real MuJoCo; 6 to 8 minutes on two idle cores.
+    and draws quickstart.png. Real MuJoCo; 7 minutes on two idle cores.
     """
 
     out: Path = Path("quickstart")
